@@ -1,0 +1,1 @@
+"""Benchmarks, and the one table of cases that they share with the tests."""

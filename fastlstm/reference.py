@@ -1,0 +1,191 @@
+"""THE definition of the op: one LSTM layer in one direction, forward and hand-derived backward, one step at a time.
+
+    (i, f, g, o) = (σ, σ, tanh, σ)(x_t W_xᵀ + bias + h_{t-1} W_hhᵀ)
+    c_t = f ⊙ c_{t-1} + i ⊙ g
+    h_t = o ⊙ tanh(c_t)                     with projection: h_t = (o ⊙ tanh(c_t)) W_hrᵀ
+
+Every backend is judged against this file in float64. It is written to be read: no speed, no in-place update, so that torch
+can also differentiate through it (double backward rests on that). Rows of all steps lie one after the other, step by step:
+dense input is the packed layout with B rows at every step. For half types h is rounded when it is stored, and the
+recurrence reads the rounded h; all arithmetic and the cell state are float32.
+
+Shapes: T steps, B batch, N rows (T·B when dense), I input, V vocabulary, H hidden, P width of h (H without projection).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+HALF_TYPES = (torch.bfloat16, torch.float16)
+
+
+def forward(
+    x: Tensor | None,
+    ids: Tensor | None,
+    w_x: Tensor,
+    bias: Tensor | None,
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    batch_sizes: Tensor | None,
+    offsets: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    save: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run the whole sequence: hidden states h, cell states c, activated gates, and the last states h_n, c_n.
+
+    x: (T, B, I) or (N, I), or ids: (T, B) or (N,) with w_x the table (V, 4H); w_x: (4H, I); bias: (4H,); w_hh: (4H, P);
+    w_hr: (P, H); h0: (B, P); c0: (B, H); batch_sizes: (T,) rows per step, None when dense; offsets: first row of each step
+    (not needed here); reset: (T, B) or (N,), true where the incoming state is zero; reverse: steps run T-1 … 0;
+    save: 0 keeps neither c nor gates, 1 both, 2 only c (what is not kept has shape (0,)).
+    """
+    dtype, cell = w_hh.dtype, cell_type(w_hh.dtype)
+    xg = input_gates(x, ids, w_x, bias).to(cell)
+    resets = None if reset is None else reset.reshape(-1, 1)
+    h_state, c_state = h0.to(cell), c0.to(cell)
+    h, c, gates = {}, {}, {}
+    for t, rows, n in steps(x if ids is None else ids, batch_sizes, reverse):
+        h_prev, c_prev = h_state[:n], c_state[:n]
+        if resets is not None:
+            h_prev, c_prev = h_prev.masked_fill(resets[rows], 0), c_prev.masked_fill(resets[rows], 0)
+        i, f, g, o = activate(xg[rows] + h_prev @ w_hh.to(cell).t())
+        c[t] = f * c_prev + i * g
+        y = o * torch.tanh(c[t])
+        h[t] = (y if w_hr is None else y @ w_hr.to(cell).t()).to(dtype)
+        gates[t] = torch.cat([i, f, g, o], 1).to(dtype)
+        # rows beyond n have ended (forward) or not begun (reverse): they keep their state
+        h_state, c_state = torch.cat([h[t].to(cell), h_state[n:]]), torch.cat([c[t], c_state[n:]])
+    lead = (x if ids is None else ids).shape[: 2 if batch_sizes is None else 1]
+    none = w_hh.new_empty(0)
+    return (
+        _stack(h, lead, w_hh.new_empty(0, w_hh.shape[1])),
+        _stack(c, lead, c_state.new_empty(0, c0.shape[1])) if save else none.to(cell),
+        _stack(gates, lead, w_hh.new_empty(0, w_hh.shape[0])) if save == 1 else none,
+        h_state.to(dtype, copy=True),
+        c_state.clone(),
+    )
+
+
+def backward(
+    dh: Tensor | None,
+    dc: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    x: Tensor | None,
+    ids: Tensor | None,
+    w_x: Tensor,
+    bias: Tensor | None,
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    batch_sizes: Tensor | None,
+    offsets: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    save: int,
+    h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the recurrence: dxg at the pre-activations, d_hr at the projected h, dh0 and dc0.
+
+    dh, dc: shaped as h, c; dh_n: (B, P); dc_n: (B, H); each may be None, meaning zero. h, c, gates: what forward returned
+    with this `save`, 1 or 2 (2: the gates are computed again). Returns dxg (T, B, 4H) or (N, 4H); d_hr shaped as h, or (0,)
+    without projection; dh0 (B, P); dc0 (B, H). Gradients of weights and of x follow from dxg and d_hr by one product each.
+    """
+    dtype, cell = w_hh.dtype, cell_type(w_hh.dtype)
+    w_rec, lead = w_hh.to(cell), h.shape[:-1]
+    flat = [None if v is None else v.reshape(lead.numel(), v.shape[-1]).to(cell) for v in (dh, dc, h, c)]
+    dh, dc, h, c = flat
+    xg = input_gates(x, ids, w_x, bias).to(cell) if save == 2 else None
+    gates = None if save == 2 else gates.reshape(lead.numel(), w_hh.shape[0]).to(cell)
+    resets = None if reset is None else reset.reshape(-1, 1)
+    dh_state = torch.zeros_like(h0, dtype=cell) if dh_n is None else dh_n.to(cell)
+    dc_state = torch.zeros_like(c0, dtype=cell) if dc_n is None else dc_n.to(cell)
+    order = list(steps(x if ids is None else ids, batch_sizes, reverse))
+    dxg, d_hr = {}, {}
+    for k in reversed(range(len(order))):
+        t, rows, n = order[k]
+        c_prev = _previous(c, c0.to(cell), order, k)
+        keep = None if resets is None else ~resets[rows]
+        if keep is not None:
+            c_prev = c_prev.masked_fill(~keep, 0)
+        if gates is None:
+            h_prev = _previous(h, h0.to(cell), order, k)
+            h_prev = h_prev if keep is None else h_prev.masked_fill(~keep, 0)
+            i, f, g, o = activate(xg[rows] + h_prev @ w_rec.t())
+        else:
+            i, f, g, o = gates[rows].chunk(4, 1)
+        d_hr[t] = dh_state[:n] if dh is None else dh_state[:n] + dh[rows]
+        dy = d_hr[t] if w_hr is None else d_hr[t] @ w_hr.to(cell)
+        tanh_c = torch.tanh(c[rows])
+        d_cell = dc_state[:n] + dy * o * (1 - tanh_c**2)
+        d_cell = d_cell if dc is None else d_cell + dc[rows]
+        parts = (
+            d_cell * g * i * (1 - i),
+            d_cell * c_prev * f * (1 - f),
+            d_cell * i * (1 - g**2),
+            dy * tanh_c * o * (1 - o),
+        )
+        dxg[t] = torch.cat(parts, 1)
+        dh_prev, dc_prev = dxg[t] @ w_rec, d_cell * f
+        if keep is not None:
+            dh_prev, dc_prev = dh_prev.masked_fill(~keep, 0), dc_prev.masked_fill(~keep, 0)
+        dh_state, dc_state = torch.cat([dh_prev, dh_state[n:]]), torch.cat([dc_prev, dc_state[n:]])
+    return (
+        _stack(dxg, lead, dh_state.new_empty(0, w_hh.shape[0])).to(dtype),
+        w_hh.new_empty(0) if w_hr is None else _stack(d_hr, lead, dh_state.new_empty(0, w_hh.shape[1])).to(dtype),
+        dh_state.to(dtype),
+        dc_state.clone(),
+    )
+
+
+def cell_type(dtype: torch.dtype) -> torch.dtype:
+    """The type of cell states and arithmetic: float32 for half types, else the type itself."""
+    return torch.float32 if dtype in HALF_TYPES else dtype
+
+
+def input_gates(x: Tensor | None, ids: Tensor | None, w_x: Tensor, bias: Tensor | None) -> Tensor:
+    """The input's share of the pre-activations of every row: (N, 4H), in the cell type."""
+    cell = cell_type(w_x.dtype)
+    if ids is not None:
+        return w_x.to(cell)[ids.reshape(-1)]
+    xg = x.reshape(x.shape[:-1].numel(), x.shape[-1]).to(cell) @ w_x.to(cell).t()
+    return xg if bias is None else xg + bias.to(cell)
+
+
+def activate(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gates i, f, g, o (n, H) of the pre-activations z (n, 4H)."""
+    i, f, g, o = z.chunk(4, 1)
+    return torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+
+
+def steps(rows_of: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Iterator[tuple[int, slice, int]]:
+    """Each step in the order of processing: its time t, its rows among all N, and how many rows it has."""
+    sizes = [rows_of.shape[1]] * rows_of.shape[0] if batch_sizes is None else batch_sizes.tolist()
+    starts = [0]
+    for n in sizes:
+        starts.append(starts[-1] + n)
+    for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
+        yield t, slice(starts[t], starts[t + 1]), sizes[t]
+
+
+def _previous(values: Tensor, initial: Tensor, order: list[tuple[int, slice, int]], k: int) -> Tensor:
+    """The state that came into the k-th processed step: rows of the step before, or of the initial state."""
+    n = order[k][2]
+    if k == 0:
+        return initial[:n]
+    _, before, m = order[k - 1]
+    return torch.cat([values[before][:n], initial[m:n]]) if m < n else values[before][:n]
+
+
+def _stack(by_step: dict[int, Tensor], lead: torch.Size, empty: Tensor) -> Tensor:
+    """All rows in the order of time, shaped (T, B, ·) or (N, ·)."""
+    rows = torch.cat([by_step[t] for t in sorted(by_step)]) if by_step else empty
+    return rows.reshape(*lead, rows.shape[-1])
