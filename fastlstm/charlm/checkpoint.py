@@ -1,0 +1,163 @@
+"""Checkpoints: one safetensors file, written so that a crash at any moment leaves the old one or the new one, whole.
+
+Tensors carry the model's own parameter names; those of a run that can be resumed (optimiser, generators, hidden state)
+start with `train/`. The metadata has one key, `charlm`, with a JSON object:
+
+    version     of this format
+    config      the options of the run
+    vocabulary  {"symbols": "…", "bytes": false}
+    corpus      {"name", "sha256", "size", "symbols"}
+    metrics     iteration, epoch, val_nats, best_nats, …
+    run         what else a resumed run needs (only in last.safetensors)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .errors import CharLMError
+from .vocab import Vocabulary
+
+VERSION = 1
+KEY = "charlm"
+TRAIN = "train/"
+
+
+@dataclass
+class Checkpoint:
+    """What a file holds. weights: the model's tensors; train: a run's other tensors, without their prefix."""
+
+    config: dict[str, Any]
+    vocab: Vocabulary
+    corpus: dict[str, Any]
+    metrics: dict[str, Any]
+    weights: dict[str, Tensor]
+    train: dict[str, Tensor] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint in place of the file at `path`, atomically and durably."""
+    record = {
+        "version": VERSION,
+        "config": checkpoint.config,
+        "vocabulary": {"symbols": checkpoint.vocab.symbols, "bytes": checkpoint.vocab.bytes},
+        "corpus": checkpoint.corpus,
+        "metrics": checkpoint.metrics,
+        "run": checkpoint.run,
+    }
+    tensors = {**checkpoint.weights, **{TRAIN + name: value for name, value in checkpoint.train.items()}}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    replace(path, save(tensors, {KEY: json.dumps(record, ensure_ascii=True)}))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write, fsync, rename, fsync the folder: the old file stays whole until the new one is."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        kept = "; the previous one is untouched" if path.exists() else ""
+        raise CharLMError(
+            f"cannot save {path} ({len(content) / 1e6:.1f} MB): {error.strerror or error}{kept}; "
+            "make room or choose another --checkpoint-dir"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # Windows cannot open a folder to sync it
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(path: Path, with_train: bool = False) -> Checkpoint:
+    """Load a checkpoint into main memory. with_train: also what a resumed run needs."""
+    if not path.is_file():
+        raise CharLMError(f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, "pt") as stream:
+            record = _record(path, (stream.metadata() or {}).get(KEY))
+            names = [name for name in stream.keys() if with_train or not name.startswith(TRAIN)]  # noqa: SIM118
+            tensors = {name: stream.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise CharLMError(
+            f"{path} is no checkpoint, or it is damaged ({error}): expected a safetensors file that `fastlstm train` "
+            "wrote"
+        ) from error
+    except OSError as error:
+        raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
+    return _unpack(path, record, tensors)
+
+
+def _record(path: Path, text: str | None) -> dict[str, Any]:
+    if text is None:
+        raise CharLMError(
+            f"{path} is a safetensors file, but not one that `fastlstm train` wrote: it has no {KEY!r} metadata"
+        )
+    try:
+        record = json.loads(text)
+        version = record["version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CharLMError(f"{path} is damaged: its {KEY!r} metadata cannot be read") from error
+    if version > VERSION:
+        raise CharLMError(
+            f"{path} has checkpoint format {version}; this fastlstm knows up to {VERSION}: upgrade with "
+            "pip install -U fastlstm"
+        )
+    return record
+
+
+def _unpack(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+    try:
+        vocabulary = record["vocabulary"]
+        return Checkpoint(
+            config=record["config"],
+            vocab=Vocabulary(vocabulary["symbols"], vocabulary["bytes"]),
+            corpus=record["corpus"],
+            metrics=record["metrics"],
+            weights={name: value for name, value in tensors.items() if not name.startswith(TRAIN)},
+            train={name[len(TRAIN) :]: value for name, value in tensors.items() if name.startswith(TRAIN)},
+            run=record["run"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CharLMError(f"{path} is damaged: its metadata lacks {error}") from error
+
+
+def locate(name: str) -> Path:
+    """The checkpoint a user means: a file, a run's folder (its best), or a model that comes with the package."""
+    path = Path(name)
+    if path.is_dir():
+        for file in ("best.safetensors", "last.safetensors"):
+            if (path / file).is_file():
+                return path / file
+        raise CharLMError(f"the folder {name} holds neither best.safetensors nor last.safetensors")
+    shipped = Path(__file__).parent / "data" / f"{name}.safetensors"
+    if not path.exists() and shipped.is_file() and os.sep not in name:
+        return shipped
+    if not path.exists():
+        models = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.safetensors")))
+        raise CharLMError(
+            f"there is no checkpoint {name}: expected a .safetensors file, the folder of a run"
+            + (f", or a model that comes with fastlstm ({models})" if models else "")
+        )
+    return path

@@ -1,0 +1,1 @@
+"""The tool's part of the command line; fastlstm/cli.py puts it together."""

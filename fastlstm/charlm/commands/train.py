@@ -1,0 +1,104 @@
+"""`fastlstm train`: its options are the fields of TrainConfig."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from ..config import PRESETS, TrainConfig
+
+_TYPES = {"str": str, "bool": bool, "int": int, "float": float}
+
+
+def _parameter(name: str, kind: type, default: Any, text: str, panel: str, *aliases: str) -> inspect.Parameter:
+    """One option of the command. Its value is None where it was not given, so that presets and resumed runs stand."""
+    flag = "--" + name.replace("_", "-")
+    if kind is not bool and default != "":
+        text += f" [dim]\\[{default}][/]"
+    info = typer.Option(flag, *aliases, help=text, rich_help_panel=panel, show_default=False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
+    )
+
+
+def _signature() -> inspect.Signature:
+    corpus = inspect.Parameter(
+        "corpus",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None,
+        annotation=Annotated[
+            str | None,
+            typer.Argument(
+                help="A text file, a folder of them, or a built-in corpus: names, python, shakespeare",
+                show_default=False,
+            ),
+        ],
+    )
+    run = "Run"
+    extra = [
+        _parameter("checkpoint_dir", str, "runs/CORPUS", "folder of the run: best and last checkpoint, log.jsonl", run),
+        _parameter("preset", str, "char-rnn", f"where the other defaults come from: {', '.join(PRESETS)}", run),
+        _parameter("resume", bool, "", "go on with the run in --checkpoint-dir, exactly where it was saved", run),
+        _parameter("overwrite", bool, "", "throw away a run that is in --checkpoint-dir", run),
+        _parameter("init_from", str, "", "start with the weights of this checkpoint", run),
+        _parameter("device", str, "auto", "auto, cpu, cuda", run),
+        _parameter("tensorboard", bool, "", "also write TensorBoard files into --checkpoint-dir", run),
+    ]
+    options = [
+        _parameter(
+            item.name,
+            _TYPES[item.type],
+            item.default,
+            item.metadata["help"],
+            item.metadata["panel"],
+            *item.metadata["aliases"],
+        )
+        for item in fields(TrainConfig)
+    ]
+    return inspect.Signature([corpus, *options, *extra])
+
+
+def train(corpus: str | None = None, **given: Any) -> None:
+    """Train a character model. The defaults are char-rnn's.
+
+    Writes best.safetensors, last.safetensors and log.jsonl into the folder of the run.
+    """
+    from ..progress import NATS_PER_BIT, Reporter, Several, Terminal
+    from ..train import train as run
+
+    console = Console(highlight=False)
+    terminal = Terminal(console)
+    options = {name: value for name, value in given.items() if value is not None}
+    reporters: list[Reporter] = [terminal]
+    if options.pop("tensorboard", False):
+        from ..tensorboard import TensorBoard
+
+        reporters.append(TensorBoard())
+    try:
+        result = run(corpus, reporter=Several(*reporters), **options)
+    finally:
+        terminal.stop()
+    console.print(
+        Text.assemble(
+            (f"{result.reason}: ", "bold"),
+            f"{result.iteration:,} iterations, best validation loss ",
+            (f"{result.nats:.4f} nats", "bold green"),
+            f" ({result.nats / NATS_PER_BIT:.4f} bits) a character\n",
+            f"  {result.best}\n  {result.last}\n  {result.folder / 'log.jsonl'}\n",
+            ("try it: ", "dim"),
+            f"fastlstm sample {result.folder}",
+        ),
+        soft_wrap=True,
+    )
+
+
+train.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(train)

@@ -1,0 +1,169 @@
+"""A corpus: ids of a text, its vocabulary, its hash, and, where it is a list, the start of every item.
+
+Two passes over the source: one finds the characters and the hash, one writes the ids. Above `MAPPED` bytes the ids
+go to an unlinked file that is mapped into memory, so that the system keeps in memory only what is being read.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from . import builtin
+from .errors import CharLMError, count
+from .reading import TextSource
+from .vocab import Vocabulary, codes
+
+MAPPED = 32 << 20  # bytes on disk above which the ids are memory-mapped
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a corpus is read. A change of any of these makes another corpus.
+
+    encoding: of text; bytes: raw bytes instead; lines: one item a line, blank lines and outer blanks dropped;
+    unique: items that came before are dropped (lines only).
+    """
+
+    encoding: str = "utf-8"
+    bytes: bool = False
+    lines: bool = False
+    unique: bool = False
+
+
+@dataclass
+class Corpus:
+    """What a model learns from.
+
+    name: as the user gave it; ids: (N,) unsigned; starts: (K + 1,) int64, item k is ids[starts[k]:starts[k + 1]], its
+    newline last; sha256: of the bytes on disk; size: bytes on disk; notes: for the user.
+    """
+
+    name: str
+    ids: np.ndarray
+    vocab: Vocabulary
+    reading: Reading
+    sha256: str
+    size: int
+    source: TextSource
+    starts: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def item(self, index: int) -> str:
+        """The text of one item, without its newline."""
+        return self.vocab.decode(self.ids[self.starts[index] : self.starts[index + 1] - 1])
+
+    def text(self, start: int = 0, stop: int | None = None) -> str:
+        return self.vocab.decode(self.ids[start:stop])
+
+    def changed(self) -> list[Path]:
+        """Files that changed on disk since they were read."""
+        return self.source.changed()
+
+
+def load(name: str, reading: Reading, vocab: Vocabulary | None = None, folder: Path | None = None) -> Corpus:
+    """Read a corpus.
+
+    name: file, folder or built-in name; vocab: encode with this one (an unknown character is an error) rather than
+    the text's own; folder: where a large corpus may keep its ids while in use, the system's temporary one by default.
+    """
+    source, note = builtin.find(name, None if reading.bytes else reading.encoding)
+    symbols = "".join(_symbols(source, reading))
+    sha256, length = source.sha256, source.size
+    if not symbols:
+        raise CharLMError(f"{name} is empty: there is nothing to learn")
+    if vocab is None:
+        vocab = Vocabulary.of_bytes() if reading.bytes else Vocabulary(symbols)
+    else:
+        vocab.encode(symbols, name)
+    ids, starts = _encode(_text(source, reading), vocab, reading.lines, length, folder)
+    if source.sha256 != sha256:
+        raise CharLMError(f"{name} changed while it was being read; start again when it is at rest")
+    return Corpus(name, ids, vocab, reading, sha256, length, source, starts, [note] if note else [])
+
+
+def _symbols(source: TextSource, reading: Reading) -> list[str]:
+    """Every character that occurs, in order of code point; runs the source to its end."""
+    seen = np.zeros(0x110000, bool)
+    small = np.zeros(256, np.int64)
+    for chunk in source.chunks():
+        points = codes(chunk)
+        if points.dtype == np.uint8:
+            small += np.bincount(points, minlength=256)
+        else:
+            seen[points] = True
+    seen[:256] |= small > 0
+    if reading.lines:
+        seen[[10, 13]] = seen.any(), False
+    return [chr(point) for point in np.flatnonzero(seen)]
+
+
+def _text(source: TextSource, reading: Reading) -> Iterator[str]:
+    if not reading.lines:
+        yield from source.chunks()
+        return
+    seen: set[int] = set()  # hashes of the items: 8 bytes each rather than the text
+    for block in _line_blocks(source):
+        items = [item for item in map(str.strip, block) if item]
+        if reading.unique:
+            items = [item for item in items if not ((key := hash(item)) in seen or seen.add(key))]
+        if items:
+            yield "\n".join(items) + "\n"
+
+
+def _line_blocks(source: TextSource) -> Iterator[list[str]]:
+    """Lists of whole lines, across the seams of chunks and files."""
+    rest = ""
+    for chunk in source.chunks():
+        lines = (rest + chunk).split("\n")
+        rest = lines.pop()
+        yield lines
+    yield [rest]
+
+
+def _encode(
+    text: Iterator[str], vocab: Vocabulary, lines: bool, size: int, folder: Path | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Ids of all of a text and, with `lines`, where its lines start."""
+    newline = vocab.symbols.find("\n")
+    starts, total = [np.zeros(1, np.int64)], 0
+    parts: list[np.ndarray] = []
+    store = tempfile.TemporaryFile(dir=folder, prefix=".ids-") if size > MAPPED else None  # noqa: SIM115
+    for chunk in text:
+        ids = vocab.encode(chunk)
+        if lines:
+            starts.append(np.flatnonzero(ids == newline) + (total + 1))
+        total += len(ids)
+        if store is None:
+            parts.append(ids)
+        else:
+            _write(store, ids, folder)
+    where = np.concatenate(starts) if lines else None
+    if store is None:
+        return np.concatenate(parts) if parts else np.zeros(0, vocab.dtype), where
+    store.flush()
+    return np.memmap(store, vocab.dtype, "r", shape=(total,)), where
+
+
+def _write(store, ids: np.ndarray, folder: Path | None) -> None:
+    try:
+        store.write(ids)
+    except OSError as error:
+        where = folder or tempfile.gettempdir()
+        raise CharLMError(
+            f"cannot keep the encoded corpus in {where}: {error.strerror}; free some space there"
+        ) from error
+
+
+def describe(corpus: Corpus) -> str:
+    """`1,115,394 characters, 65 distinct`."""
+    unit = "byte" if corpus.vocab.bytes else "character"
+    items = "" if corpus.starts is None else f" in {count(len(corpus.starts) - 1, 'item')}"
+    return f"{count(len(corpus), unit)}{items}, {len(corpus.vocab):,} in the vocabulary"

@@ -1,0 +1,53 @@
+"""The model: characters → LSTM layers → scores of the next character."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import fastlstm
+
+State = tuple[Tensor, Tensor]  # h and c, (layers, B, H) each
+
+
+class CharModel(nn.Module):
+    """Scores of the next character after every character.
+
+    symbols: V; hidden_size: H; num_layers: L; embedding_dim: 0 for one-hot input; dropout: after every layer.
+    """
+
+    def __init__(self, symbols: int, hidden_size: int, num_layers: int, embedding_dim: int = 0, dropout: float = 0.0):
+        super().__init__()
+        between = dropout if num_layers > 1 else 0.0
+        self.rnn = fastlstm.TokenLSTM(symbols, embedding_dim or None, hidden_size, num_layers, dropout=between)
+        self.drop = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden_size, symbols)
+
+    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """ids: (T, B) int64 → scores (T, B, V) and the state after the last step."""
+        h, state = self.rnn(ids, state)
+        return self.out(self.drop(h)), state
+
+    def zero_state(self, batch: int) -> State:
+        weight = self.out.weight
+        shape = (self.rnn.num_layers, batch, self.out.in_features)
+        return weight.new_zeros(shape), weight.new_zeros(shape)
+
+
+def initialise(model: CharModel, scale: float) -> None:
+    """char-rnn's start: every parameter uniform in ±scale (0: as the layers drew it), forget gates open (bias 1)."""
+    with torch.no_grad():
+        if scale:
+            for parameter in model.parameters():
+                parameter.uniform_(-scale, scale)
+        H = model.out.in_features
+        for name, parameter in model.rnn.named_parameters():
+            if ".bias_ih" in name:
+                parameter[H : 2 * H] = 1.0
+            elif ".bias_hh" in name and not scale:
+                parameter[H : 2 * H] = 0.0
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of weights."""
+    return sum(parameter.numel() for parameter in model.parameters())
