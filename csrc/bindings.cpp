@@ -1,0 +1,132 @@
+// fastlstm._C: addresses, sizes and flags in, nothing of torch. Python owns all memory and has checked every size
+// (fastlstm/backends/cpu.py). The GIL is released while a kernel runs.
+#include <pthread.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+
+namespace py = pybind11;
+using namespace fastlstm::cpu;
+
+#if defined(FASTLSTM_WITH_CUDA)
+void bind_cuda(py::module_& m);
+#endif
+
+namespace {
+
+std::vector<const Kernels*> available() {
+  std::vector<const Kernels*> sets{&kernels_baseline};
+#if defined(FASTLSTM_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(&kernels_avx2);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw"))
+    sets.push_back(&kernels_avx512);
+#endif
+  return sets;
+}
+
+const Kernels* current = available().back();
+
+// OpenMP's threads do not survive a fork; a child that asked for them would wait for ever. It works on one thread.
+bool forked = false;
+int usable(int threads) { return forked ? 1 : threads; }
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// (T, B, H, P, batch_sizes, reset, reverse, rounding, threads)
+using ShapeTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, uintptr_t, uintptr_t, bool, int, int>;
+
+Shape shape_of(const ShapeTuple& v) {
+  return {std::get<0>(v), std::get<1>(v), std::get<2>(v), std::get<3>(v), at<const int64_t>(std::get<4>(v)),
+          at<const uint8_t>(std::get<5>(v)), std::get<6>(v), Rounding(std::get<7>(v)), usable(std::get<8>(v))};
+}
+
+template <class R>
+Forward<R> forward_args(const std::array<uintptr_t, 11>& p) {
+  return {at<R>(p[0]), at<R>(p[1]), at<R>(p[2]), at<R>(p[3]), at<R>(p[4]), at<R>(p[5]), at<const int64_t>(p[6]),
+          at<R>(p[7]), at<R>(p[8]), at<R>(p[9]), at<R>(p[10])};
+}
+
+template <class R>
+Backward<R> backward_args(const std::array<uintptr_t, 13>& p) {
+  return {at<R>(p[0]), at<R>(p[1]), at<R>(p[2]), at<R>(p[3]), at<R>(p[4]),  at<R>(p[5]),  at<R>(p[6]),
+          at<R>(p[7]), at<R>(p[8]), at<R>(p[9]), at<R>(p[10]), at<R>(p[11]), at<R>(p[12])};
+}
+
+void forward(const ShapeTuple& shape, const std::array<uintptr_t, 11>& pointers, bool is_double) {
+  py::gil_scoped_release release;
+  const Shape s = shape_of(shape);
+  if (is_double)
+    current->forward_f64(s, forward_args<double>(pointers));
+  else
+    current->forward_f32(s, forward_args<float>(pointers));
+}
+
+void backward(const ShapeTuple& shape, const std::array<uintptr_t, 13>& pointers, bool is_double) {
+  py::gil_scoped_release release;
+  const Shape s = shape_of(shape);
+  if (is_double)
+    current->backward_f64(s, backward_args<double>(pointers));
+  else
+    current->backward_f32(s, backward_args<float>(pointers));
+}
+
+// weights: w_ih, w_hh, b_ih, b_hh of each layer (biases 0 where absent)
+void stack(uintptr_t out, uintptr_t h_n, uintptr_t c_n, uintptr_t x, uintptr_t h0, uintptr_t c0,
+           const std::vector<uintptr_t>& weights, int64_t T, int64_t B, int64_t I, int64_t H, int threads) {
+  py::gil_scoped_release release;
+  std::vector<StackLayer> layers(weights.size() / 4);
+  for (size_t l = 0; l < layers.size(); ++l)
+    layers[l] = {at<float>(weights[4 * l]), at<float>(weights[4 * l + 1]), at<float>(weights[4 * l + 2]),
+                 at<float>(weights[4 * l + 3])};
+  current->stack_f32({at<float>(out), at<float>(h_n), at<float>(c_n), at<float>(x), at<float>(h0), at<float>(c0),
+                      layers.data(), int64_t(layers.size()), T, B, I, H, usable(threads)});
+}
+
+std::vector<std::string> isa_names() {
+  std::vector<std::string> names;
+  for (const Kernels* k : available()) names.emplace_back(k->name);
+  return names;
+}
+
+void set_isa(const std::string& name) {
+  for (const Kernels* k : available())
+    if (name == k->name) {
+      current = k;
+      return;
+    }
+  throw py::value_error("instruction set '" + name + "' is not available on this machine");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of fastlstm; use them through fastlstm.LSTM.";
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
+  m.def("forward", &forward);
+  m.def("backward", &backward);
+  m.def("stack", &stack);
+  m.def("isa_names", &isa_names, "Instruction sets that this machine can run, the weakest first.");
+  m.def("isa", [] { return std::string(current->name); }, "The instruction set in use.");
+  m.def("set_isa", &set_isa);
+  m.def("unary", [](uintptr_t x, uintptr_t y, int64_t n, int what, bool is_double) {
+    if (is_double)
+      current->unary_f64(at<double>(x), at<double>(y), n, what);
+    else
+      current->unary_f32(at<float>(x), at<float>(y), n, what);
+  });
+#if defined(FASTLSTM_WITH_CUDA)
+  bind_cuda(m);
+#endif
+}

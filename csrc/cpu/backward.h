@@ -1,0 +1,171 @@
+// Backward recurrence of one layer in one direction: from the gradients at h, c, h_n, c_n to those at the
+// pre-activations (dxg) and the initial state. Weight gradients are large products and are left to the caller.
+//
+// Per step, from the last processed to the first: dh = dh_out[t] + dz_next @ W_hh, then the cell's backward. dz is
+// carried in two padded buffers (a row is zero where no gradient passes: ended sequences, resets), dc in dc0.
+#pragma once
+#include "../cell.h"
+#include "math.h"
+#include "product.h"
+#include "team.h"
+
+namespace FASTLSTM_ISA {
+
+using fastlstm::LstmCell;
+
+template <class R>
+class BackwardPass {
+ public:
+  using Args = fastlstm::cpu::Backward<R>;
+  static constexpr int units = Panel<R>::units, width = Vec<R>::width;
+
+  BackwardPass(const Shape& shape, const Args& args)
+      : s(shape), a(args), steps(shape), w{nullptr, 4 * s.H, s.P}, proj{nullptr, s.P, args.w_hr ? s.H : 0},
+        stride(4 * s.H + 16 + width), dh_stride(s.P + 16 + width), w_data(w.matrix_size()),
+        proj_data(args.w_hr ? proj.matrix_size() : 0), carry_data(2 * s.B * stride),
+        dh_data(args.w_hr ? s.B * dh_stride : 0),
+        plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())), barrier(plan.threads) {
+    w.data = w_data.get();
+    proj.data = proj_data.get();
+  }
+
+  void run() {
+    run_team(plan, barrier, [this](int i) { thread(i); });
+  }
+
+ private:
+  struct Blocks {
+    Range hidden, state;  // panels over P (the product with W_hh) and, with projection, over H (with W_hr)
+  };
+
+  void thread(int i) {
+    pack(i);
+    const bool split = plan.split_rows;
+    const Range rows = split ? steps.rows_of(i, plan.threads) : Range{0, s.B};
+    const Range own = split ? rows : share(s.B, i, plan.threads);
+    const Blocks blocks = split ? Blocks{{0, w.blocks()}, {0, proj.blocks()}}
+                                : Blocks{share(w.blocks(), i, plan.threads), share(proj.blocks(), i, plan.threads)};
+    for (int64_t b = own.from; b < own.to; ++b) start_row(b);
+    barrier.wait();
+    for (int64_t k = 0; k < s.T; ++k) {
+      const int64_t t = steps.time(s.T - 1 - k), alive = steps.alive(t);
+      step(t, k, {rows.from, rows.to < alive ? rows.to : alive}, blocks);
+      meet();
+      finish_rows(t, k, {rows.from, rows.to < alive ? rows.to : alive}, blocks.hidden);
+    }
+  }
+
+  void meet() {
+    if (!plan.split_rows) barrier.wait();
+  }
+
+  void pack(int i) {
+    const Range mine = share(w.blocks(), i, plan.threads);
+    for (int64_t j = mine.from; j < mine.to; ++j) w.pack_panel(j, a.w_hh, 1, s.P);
+    const Range own = share(proj.blocks(), i, plan.threads);
+    for (int64_t j = own.from; j < own.to; ++j) proj.pack_panel(j, a.w_hr, 1, s.H);
+  }
+
+  // dz of row b as the k-th step (counted from the end) reads it
+  R* carried(int64_t k, int64_t b) { return carry_data.get() + ((k & 1) * s.B + b) * stride; }
+
+  void start_row(int64_t b) {
+    for (int side = 0; side < 2; ++side) std::memset(carried(side, b), 0, size_t(4 * s.H) * sizeof(R));
+    const size_t c_bytes = size_t(s.H) * sizeof(R), h_bytes = size_t(s.P) * sizeof(R);
+    if (a.dc_n)
+      std::memcpy(a.dc0 + b * s.H, a.dc_n + b * s.H, c_bytes);
+    else
+      std::memset(a.dc0 + b * s.H, 0, c_bytes);
+    if (a.dh_n && steps.length[size_t(b)] == 0)
+      std::memcpy(a.dh0 + b * s.P, a.dh_n + b * s.P, h_bytes);
+    else
+      std::memset(a.dh0 + b * s.P, 0, h_bytes);
+  }
+
+  void step(int64_t t, int64_t k, Range rows, Blocks blocks) {
+    alignas(64) R z[4 * kMaxRows * units];
+    for (int64_t j = blocks.hidden.from; j < blocks.hidden.to; ++j)
+      for_row_blocks(rows.from, rows.to, [&](int64_t b, int n) {
+        product_single<R>(n, carried(k, b), stride, w.data + j * w.panel_size(), 4 * s.H, z);
+        for (int m = 0; m < n; ++m) arrive(t, k, b + m, j * units, z + m * units);
+      });
+    if (!a.w_hr) return;
+    meet();
+    for (int64_t j = blocks.state.from; j < blocks.state.to; ++j)
+      for_row_blocks(rows.from, rows.to, [&](int64_t b, int n) {
+        product_single<R>(n, dh_data.get() + b * dh_stride, dh_stride, proj.data + j * proj.panel_size(), s.P, z);
+        for (int m = 0; m < n; ++m)
+          for (int u = 0; u < units && j * units + u < s.H; u += width)
+            cell(t, k, b + m, j * units + u, Vec<R>::load(z + m * units + u));
+      });
+  }
+
+  // The total gradient at h of one row, one block of columns; without projection the cell runs on it at once.
+  FASTLSTM_INLINE void arrive(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z) {
+    const int64_t row = steps.row(t, b);
+    const bool last = a.dh_n && steps.is_last(t, b);
+    for (int v = 0; v < Panel<R>::vectors; ++v) {
+      const int64_t u = u0 + v * width, n = s.P - u;
+      if (n <= 0) return;
+      Vec<R> dh = Vec<R>::load(z + v * width);
+      if (a.dh) dh += Vec<R>::load(a.dh + row * s.P + u, n);
+      if (last) dh += Vec<R>::load(a.dh_n + b * s.P + u, n);
+      if (a.w_hr) {
+        dh.store(a.d_hr + row * s.P + u, n);
+        dh.store(dh_data.get() + b * dh_stride + u, n);
+      } else {
+        cell(t, k, b, u, dh);
+      }
+    }
+  }
+
+  // One row, one register of units from u on.
+  FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u, Vec<R> dh) {
+    const int64_t row = steps.row(t, b), H = s.H, n = H - u;
+    const bool reset = steps.resets(t, b);
+    Vec<R> gate[4], dz[4], dc_prev;
+    for (int g = 0; g < 4; ++g) gate[g] = Vec<R>::load(a.gates + row * 4 * H + g * H + u, n);
+    R* dc_state = a.dc0 + b * H + u;
+    Vec<R> dc = Vec<R>::load(dc_state, n);
+    if (a.dc) dc += Vec<R>::load(a.dc + row * H + u, n);
+    Vec<R> c_prev(R(0));
+    if (!reset) {
+      const R* from = steps.is_first(t, b) ? a.c0 + b * H : a.c + steps.row(t + (s.reverse ? 1 : -1), b) * H;
+      c_prev = Vec<R>::load(from + u, n);
+    }
+    LstmCell::backward<Math>(gate, c_prev, Vec<R>::load(a.c + row * H + u, n), dh, dc, dz, dc_prev);
+    const Vec<R> zero(R(0));
+    (reset ? zero : dc_prev).store(dc_state, n);
+    R* carry = carried(k + 1, b) + u;
+    for (int g = 0; g < 4; ++g) {
+      dz[g].store(a.dxg + row * 4 * H + g * H + u, n);
+      (reset ? zero : dz[g]).store(carry + g * H, n);
+    }
+  }
+
+  // Rows whose first step this was: dh0 = dz @ W_hh.
+  void finish_rows(int64_t t, int64_t k, Range rows, Range blocks) {
+    const int64_t next_alive = s.reverse && t + 1 < s.T ? steps.alive(t + 1) : 0;
+    if (s.reverse ? rows.to <= next_alive : t != 0) return;
+    if (s.reverse && rows.from < next_alive) rows.from = next_alive;
+    alignas(64) R z[4 * kMaxRows * units];
+    for (int64_t j = blocks.from; j < blocks.to; ++j)
+      for_row_blocks(rows.from, rows.to, [&](int64_t b, int n) {
+        product_single<R>(n, carried(k + 1, b), stride, w.data + j * w.panel_size(), 4 * s.H, z);
+        for (int m = 0; m < n; ++m)
+          for (int u = 0; u < units && j * units + u < s.P; u += width)
+            Vec<R>::load(z + m * units + u).store(a.dh0 + (b + m) * s.P + j * units + u, s.P - j * units - u);
+      });
+  }
+
+  const Shape& s;
+  const Args& a;
+  Steps steps;
+  Packed<R> w, proj;
+  int64_t stride, dh_stride;
+  Buffer<R> w_data, proj_data, carry_data, dh_data;
+  Plan plan;
+  Barrier barrier;
+};
+
+}  // namespace FASTLSTM_ISA

@@ -1,0 +1,44 @@
+// Compiled once per instruction set (CMakeLists.txt sets FASTLSTM_ISA, FASTLSTM_ISA_NAME and the vector's bytes).
+#include "../kernels.h"
+
+#include "backward.h"
+#include "forward.h"
+#include "stack.h"
+
+namespace FASTLSTM_ISA {
+
+template <class R>
+static void forward(const Shape& shape, const fastlstm::cpu::Forward<R>& args) {
+  ForwardPass<R>(shape, args).run();
+}
+
+template <class R>
+static void backward(const Shape& shape, const fastlstm::cpu::Backward<R>& args) {
+  BackwardPass<R>(shape, args).run();
+}
+
+static void stack(const Stack& args) { StackPass(args).run(); }
+
+template <class R>
+static void unary(const R* x, R* y, int64_t n, int what) {
+  for (int64_t k = 0; k < n; k += Vec<R>::width) {
+    const Vec<R> v = Vec<R>::load(x + k, n - k);
+    (what == 0 ? Math::sigmoid(v) : Math::tanh(v)).store(y + k, n - k);
+  }
+}
+
+static constexpr auto kName = FASTLSTM_ISA_NAME;
+
+}  // namespace FASTLSTM_ISA
+
+namespace fastlstm::cpu {
+
+#define FASTLSTM_JOIN2(a, b) a##b
+#define FASTLSTM_JOIN(a, b) FASTLSTM_JOIN2(a, b)
+extern const Kernels FASTLSTM_JOIN(kernels_, FASTLSTM_ISA) = {
+    ::FASTLSTM_ISA::kName,            ::FASTLSTM_ISA::forward<float>,  ::FASTLSTM_ISA::forward<double>,
+    ::FASTLSTM_ISA::backward<float>,  ::FASTLSTM_ISA::backward<double>, ::FASTLSTM_ISA::stack,
+    ::FASTLSTM_ISA::unary<float>,     ::FASTLSTM_ISA::unary<double>,
+};
+
+}  // namespace fastlstm::cpu

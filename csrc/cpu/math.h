@@ -1,0 +1,93 @@
+// sigmoid and tanh for SIMD registers, and rounding to the half types.
+//
+// Both rest on expm1: y = n ln2 + r with |r| <= ln2 / 2, expm1(y) = 2^n expm1(r) + (2^n - 1), expm1(r) by its series.
+//   sigmoid(x) = 1 / (2 + expm1(-x)),   tanh(x) = e / (e + 2) with e = expm1(2x)
+// so that tanh keeps its relative accuracy near zero. Largest error found by tests/backends/test_cpu_math.py:
+// 4 units in the last place for |x| <= 80. NaN gives NaN; at +-inf: sigmoid 1 and below 1e-37, tanh +-1.
+#pragma once
+#include "simd.h"
+
+namespace FASTLSTM_ISA {
+
+template <class R>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr int degree = 7, mantissa = 23;
+  static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
+  static constexpr float ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
+  static constexpr int32_t one_bits = 0x3f800000;
+  static constexpr float sigmoid_limit = 87.0f, tanh_limit = 10.0f;
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr int degree = 13, mantissa = 52;
+  static constexpr double magic = 6755399441055744.0;
+  static constexpr double ln2_hi = 6.93145751953125e-1, ln2_lo = 1.42860682030941723212e-6;
+  static constexpr int64_t one_bits = 0x3ff0000000000000;
+  static constexpr double sigmoid_limit = 708.0, tanh_limit = 20.0;
+};
+
+constexpr double inverse_factorial(int n) { return n <= 1 ? 1.0 : inverse_factorial(n - 1) / n; }
+
+// 1/2! + r/3! + ... up to r^(degree - 2) / degree!, by Horner
+template <class R, int n>
+FASTLSTM_INLINE Vec<R> exp_tail(Vec<R> r) {
+  if constexpr (n == ExpConstants<R>::degree) {
+    return Vec<R>(R(inverse_factorial(n)));
+  } else {
+    return exp_tail<R, n + 1>(r) * r + Vec<R>(R(inverse_factorial(n)));
+  }
+}
+
+template <class R>
+FASTLSTM_INLINE Vec<R> expm1(Vec<R> y) {
+  using C = ExpConstants<R>;
+  using Int = typename Vec<R>::Int;
+  const Vec<R> shifted = y * Vec<R>(R(1.4426950408889634)) + Vec<R>(C::magic);
+  const Vec<R> n = shifted - Vec<R>(C::magic);
+  const Vec<R> r = (y - n * Vec<R>(C::ln2_hi)) - n * Vec<R>(C::ln2_lo);
+  const Vec<R> p = exp_tail<R, 2>(r) * (r * r) + r;
+  const Int bits = (((Int)shifted.v) << C::mantissa) + C::one_bits;
+  const Vec<R> scale((typename Vec<R>::Raw)bits);
+  return p * scale + (scale - Vec<R>(R(1)));
+}
+
+struct Math {
+  template <class R>
+  static FASTLSTM_INLINE Vec<R> sigmoid(Vec<R> x) {
+    const Vec<R> y = clamp(x, ExpConstants<R>::sigmoid_limit);
+    return Vec<R>(R(1)) / (Vec<R>(R(2)) + expm1(Vec<R>(R(0)) - y));
+  }
+  template <class R>
+  static FASTLSTM_INLINE Vec<R> tanh(Vec<R> x) {
+    const Vec<R> y = clamp(x, ExpConstants<R>::tanh_limit);
+    const Vec<R> e = expm1(y + y);
+    return e / (e + Vec<R>(R(2)));
+  }
+};
+
+// Round to nearest even to the bits that bfloat16 keeps.
+FASTLSTM_INLINE Vec<float> round_bfloat16(Vec<float> x) {
+  using Int = Vec<float>::Int;
+  const Int u = (Int)x.v;
+  const Int rounded = (u + 0x7fff + ((u >> 16) & 1)) & Int(Int{} - 65536);
+  return Vec<float>(x.v == x.v ? (Vec<float>::Raw)rounded : x.v);
+}
+
+// The same for float16: 11 significant bits, steps of 2^-24 below 2^-14, infinity from 65520 on.
+FASTLSTM_INLINE Vec<float> round_float16(Vec<float> x) {
+  using Int = Vec<float>::Int;
+  using Raw = Vec<float>::Raw;
+  const Int u = (Int)x.v;
+  const Raw magnitude = (Raw)(u & 0x7fffffff);
+  const Int sign = u & Int(Int{} + int32_t(0x80000000u));
+  const Raw normal = (Raw)((((Int)magnitude) + 0xfff + ((u >> 13) & 1)) & Int(Int{} - 8192));
+  const Raw small = (magnitude + 0.75f) - 0.75f;  // the spacing of floats in [0.5, 1) is 2^-24
+  Raw y = magnitude < 6.103515625e-05f ? small : normal;
+  y = y >= 65536.0f ? (Raw)(Int{} + 0x7f800000) : y;
+  y = (Raw)(((Int)y) | sign);
+  return Vec<float>(x.v == x.v ? y : x.v);
+}
+
+}  // namespace FASTLSTM_ISA

@@ -1,0 +1,134 @@
+// The matrix product inside the recurrence: a few rows times a packed panel of weights.
+//
+// A panel holds `Panel::units` columns for every k, one after the other: b[k][units]. The kernel keeps MR rows x units
+// sums in registers (6 x 16 floats with AVX2, 12 x 32 with AVX-512). For few rows that would leave the multipliers
+// waiting for each other's result, so NG independent panels ("groups") run side by side.
+#pragma once
+#include "simd.h"
+
+namespace FASTLSTM_ISA {
+
+#if FASTLSTM_VECTOR_BYTES == 64
+constexpr int kMaxRows = 12, kMaxSums = 24;  // of 32 registers
+#else
+constexpr int kMaxRows = 6, kMaxSums = 12;  // of 16 registers
+#endif
+
+template <class R>
+struct Panel {
+  static constexpr int vectors = 2;
+  static constexpr int units = vectors * Vec<R>::width;
+};
+
+// Groups that fit into the registers beside MR rows: 4, 2 or 1.
+constexpr int groups(int MR) { return MR * 8 <= kMaxSums ? 4 : MR * 4 <= kMaxSums ? 2 : 1; }
+
+// z[g][m][:] = sum_k a[m * lda + g * a_group + k] * b[g * b_group + k][:]   for g < NG, m < MR
+template <class R, int MR, int NG>
+__attribute__((noinline)) void product(const R* a, int64_t lda, int64_t a_group, const R* b, int64_t b_group,
+                                       int64_t K, R* z) {
+  constexpr int NV = Panel<R>::vectors, units = Panel<R>::units, width = Vec<R>::width;
+  typename Vec<R>::Raw sum[NG][MR][NV];
+#pragma GCC unroll 16
+  for (int g = 0; g < NG; ++g)
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 16
+      for (int n = 0; n < NV; ++n) sum[g][m][n] = typename Vec<R>::Raw{};
+  for (int64_t k = 0; k < K; ++k) {
+#pragma GCC unroll 16
+    for (int g = 0; g < NG; ++g) {
+      typename Vec<R>::Raw w[NV];
+#pragma GCC unroll 16
+      for (int n = 0; n < NV; ++n) w[n] = Vec<R>::load(b + g * b_group + k * units + n * width).v;
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) {
+        const auto x = Vec<R>(a[m * lda + g * a_group + k]).v;
+#pragma GCC unroll 16
+        for (int n = 0; n < NV; ++n) sum[g][m][n] += x * w[n];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int g = 0; g < NG; ++g)
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 16
+      for (int n = 0; n < NV; ++n) Vec<R>(sum[g][m][n]).store(z + (g * MR + m) * units + n * width);
+}
+
+template <class R>
+using Product = void (*)(const R*, int64_t, int64_t, const R*, int64_t, int64_t, R*);
+
+template <class R>
+Product<R> product_for(int rows) {
+  switch (rows) {
+#define FASTLSTM_ROWS(n) \
+  case n:                \
+    return product<R, n, groups(n)>;
+    FASTLSTM_ROWS(1) FASTLSTM_ROWS(2) FASTLSTM_ROWS(3) FASTLSTM_ROWS(4) FASTLSTM_ROWS(5) FASTLSTM_ROWS(6)
+#if FASTLSTM_VECTOR_BYTES == 64
+    FASTLSTM_ROWS(7) FASTLSTM_ROWS(8) FASTLSTM_ROWS(9) FASTLSTM_ROWS(10) FASTLSTM_ROWS(11) FASTLSTM_ROWS(12)
+#endif
+#undef FASTLSTM_ROWS
+  }
+  return nullptr;
+}
+
+// z[m][:] = a[m] @ one panel. With few rows K is cut into pieces that run side by side and are added up.
+template <class R>
+void product_single(int rows, const R* a, int64_t lda, const R* panel, int64_t K, R* z) {
+  constexpr int units = Panel<R>::units;
+  const int pieces = groups(rows);
+  const int64_t size = rows * units, part = K / pieces, left = K - part * pieces;
+  product_for<R>(rows)(a, lda, part, panel, part * units, part, z);
+  for (int g = 1; g < pieces; ++g)
+    for (int64_t i = 0; i < size; ++i) z[i] += z[g * size + i];
+  for (int64_t k = K - left; k < K; ++k)
+    for (int m = 0; m < rows; ++m)
+      for (int u = 0; u < units; ++u) z[m * units + u] += a[m * lda + k] * panel[k * units + u];
+}
+
+// Calls body(first_row, rows) for blocks of at most kMaxRows rows, all of nearly the same size.
+template <class Body>
+FASTLSTM_INLINE void for_row_blocks(int64_t from, int64_t to, Body body) {
+  const int64_t rows = to - from;
+  if (rows <= 0) return;
+  const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows, size = rows / blocks, larger = rows % blocks;
+  for (int64_t i = 0, row = from; i < blocks; ++i) {
+    const int n = int(size + (i < larger));
+    body(row, n);
+    row += n;
+  }
+}
+
+// A weight matrix in panels. Column j of the product lies in panel j / units; columns past the last are zero.
+// One panel takes K * units reals; `groups` matrices (the four gates) can share one block index.
+template <class R>
+struct Packed {
+  R* data = nullptr;
+  int64_t K = 0, columns = 0;
+  int64_t blocks() const { return (columns + Panel<R>::units - 1) / Panel<R>::units; }
+  int64_t panel_size() const { return K * Panel<R>::units; }
+  int64_t matrix_size() const { return blocks() * panel_size(); }
+
+  // panel[k][u] = w[(u0 + u) * row_stride + k * column_stride]
+  void pack_panel(int64_t block, const R* w, int64_t row_stride, int64_t column_stride) {
+    constexpr int units = Panel<R>::units;
+    R* panel = data + block * panel_size();
+    const int64_t u0 = block * units, n = columns - u0 < units ? columns - u0 : units;
+    if (column_stride == 1) {  // transposing: read rows of w, which are contiguous in k
+      for (int64_t k0 = 0; k0 < K; k0 += 16) {
+        const int64_t k1 = k0 + 16 < K ? k0 + 16 : K;
+        for (int64_t u = 0; u < units; ++u)
+          for (int64_t k = k0; k < k1; ++k) panel[k * units + u] = u < n ? w[(u0 + u) * row_stride + k] : R(0);
+      }
+      return;
+    }
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t u = 0; u < units; ++u)
+        panel[k * units + u] = u < n ? w[k * column_stride + (u0 + u) * row_stride] : R(0);
+  }
+};
+
+}  // namespace FASTLSTM_ISA

@@ -1,0 +1,97 @@
+// A register of reals, by the compiler's vector extensions: one text for every instruction set.
+// Compiled once per instruction set (FASTLSTM_VECTOR_BYTES 16, 32 or 64) inside a namespace of its own.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace FASTLSTM_ISA {
+
+template <class R>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  typedef float Vec __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+  typedef int32_t Int __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+  using Word = int32_t;
+};
+template <>
+struct Lanes<double> {
+  typedef double Vec __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+  typedef int64_t Int __attribute__((vector_size(FASTLSTM_VECTOR_BYTES)));
+  using Word = int64_t;
+};
+
+#define FASTLSTM_INLINE inline __attribute__((always_inline))
+
+// Vec<R> wraps the raw register so that V(1.0f) broadcasts, as it does for a plain float.
+template <class R>
+struct Vec {
+  using Raw = typename Lanes<R>::Vec;
+  using Int = typename Lanes<R>::Int;
+  static constexpr int width = FASTLSTM_VECTOR_BYTES / int(sizeof(R));
+  Raw v;
+  Vec() = default;
+  FASTLSTM_INLINE Vec(Raw raw) : v(raw) {}
+  FASTLSTM_INLINE explicit Vec(R x) : v(Raw{} + x) {}
+  static FASTLSTM_INLINE Vec load(const R* p) {
+    Vec r;
+    std::memcpy(&r.v, p, sizeof(r.v));
+    return r;
+  }
+  FASTLSTM_INLINE void store(R* p) const { std::memcpy(p, &v, sizeof(v)); }
+  // The first n lanes (the rest read as zero); n >= width is the plain load.
+  static FASTLSTM_INLINE Vec load(const R* p, int64_t n) {
+    if (n >= width) return load(p);
+    R lanes[width] = {};
+    for (int64_t k = 0; k < n; ++k) lanes[k] = p[k];
+    return load(lanes);
+  }
+  FASTLSTM_INLINE void store(R* p, int64_t n) const {
+    if (n >= width) return store(p);
+    R lanes[width];
+    store(lanes);
+    for (int64_t k = 0; k < n; ++k) p[k] = lanes[k];
+  }
+  friend FASTLSTM_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  friend FASTLSTM_INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  friend FASTLSTM_INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend FASTLSTM_INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+  FASTLSTM_INLINE Vec& operator+=(Vec b) {
+    v += b.v;
+    return *this;
+  }
+};
+
+// x limited to [-limit, limit]; NaN stays NaN (the comparison is false for it).
+template <class R>
+FASTLSTM_INLINE Vec<R> clamp(Vec<R> x, R limit) {
+#if FASTLSTM_VECTOR_BYTES == 64
+  if constexpr (sizeof(R) == 4)
+    return Vec<R>(_mm512_min_ps(_mm512_set1_ps(limit), _mm512_max_ps(_mm512_set1_ps(-limit), x.v)));
+  else
+    return Vec<R>(_mm512_min_pd(_mm512_set1_pd(limit), _mm512_max_pd(_mm512_set1_pd(-limit), x.v)));
+#elif FASTLSTM_VECTOR_BYTES == 32
+  if constexpr (sizeof(R) == 4)
+    return Vec<R>(_mm256_min_ps(_mm256_set1_ps(limit), _mm256_max_ps(_mm256_set1_ps(-limit), x.v)));
+  else
+    return Vec<R>(_mm256_min_pd(_mm256_set1_pd(limit), _mm256_max_pd(_mm256_set1_pd(-limit), x.v)));
+#else
+  const auto hi = Vec<R>(limit).v, lo = Vec<R>(-limit).v;
+  auto y = x.v < lo ? lo : x.v;
+  return Vec<R>(y > hi ? hi : y);
+#endif
+}
+
+template <class R>
+FASTLSTM_INLINE R sum(Vec<R> x) {
+  R lanes[Vec<R>::width];
+  x.store(lanes);
+  for (int half = Vec<R>::width / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+  return lanes[0];
+}
+
+}  // namespace FASTLSTM_ISA

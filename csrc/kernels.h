@@ -1,0 +1,93 @@
+// Entry points of the native CPU kernels: the shape, unit and aliasing rule of every pointer.
+//
+// Sizes: T steps, B rows (sequences), H hidden units, P = width of h (H, or the projection), N = rows of all steps
+// together (T * B, or the packed rows). Arrays are contiguous, row-major, of one real type R (float or double) and do
+// not overlap unless said. Gates are in torch's order i, f, g, o. Row (t, b) of a packed array is offset[t] + b.
+#pragma once
+#include <cstdint>
+
+namespace fastlstm::cpu {
+
+// How h is rounded when it is stored: the real type itself, bfloat16 or float16 (kept in a float).
+enum class Rounding : int { none = 0, bfloat16 = 1, float16 = 2 };
+
+struct Shape {
+  int64_t T, B, H, P;
+  const int64_t* batch_sizes;  // (T,) rows alive at each step, not increasing; null: B at every step
+  const uint8_t* reset;        // (N,) 1 = the state that comes into this step is zero; null: never
+  bool reverse;                // steps run T-1 ... 0
+  Rounding rounding;
+  int threads;                 // upper limit
+};
+
+template <class R>
+struct Forward {
+  // outputs
+  R* h;        // (N, P)
+  R* c;        // (N, H) or null
+  R* gates;    // (N, 4H) activated gates or null; may be the same memory as xg
+  R* h_n;      // (B, P)
+  R* c_n;      // (B, H)
+  // inputs
+  const R* xg;        // (N, 4H) input side of the pre-activations; with ids: the table (V, 4H)
+  const int64_t* ids; // (N,) rows of the table, checked by the caller; null: xg is used row by row
+  const R* w_hh;      // (4H, P)
+  const R* w_hr;      // (P, H) or null
+  const R* h0;        // (B, P)
+  const R* c0;        // (B, H)
+};
+
+template <class R>
+struct Backward {
+  // outputs
+  R* dxg;   // (N, 4H) gradient at the pre-activations; may be the same memory as gates
+  R* d_hr;  // (N, P) total gradient at the projected h, or null without projection
+  R* dh0;   // (B, P)
+  R* dc0;   // (B, H)
+  // inputs; a null gradient is zero
+  const R* dh;    // (N, P)
+  const R* dc;    // (N, H)
+  const R* dh_n;  // (B, P)
+  const R* dc_n;  // (B, H)
+  const R* gates; // (N, 4H)
+  const R* c;     // (N, H)
+  const R* c0;    // (B, H)
+  const R* w_hh;  // (4H, P)
+  const R* w_hr;  // (P, H) or null
+};
+
+// One layer of a stack for `stack`: torch's own parameters, read where they lie. Biases may be null.
+struct StackLayer {
+  const float *w_ih, *w_hh, *b_ih, *b_hh;
+};
+
+// Inference for small T * B: every layer in one call, weights read unpacked (row-dot products).
+struct Stack {
+  float* out;       // (T, B, H)
+  float *h_n, *c_n; // (L, B, H)
+  const float* x;   // (T, B, I)
+  const float *h0, *c0;  // (L, B, H) or null: zero
+  const StackLayer* layers;
+  int64_t L, T, B, I, H;
+  int threads;
+};
+
+// The kernels of one instruction set.
+struct Kernels {
+  const char* name;
+  void (*forward_f32)(const Shape&, const Forward<float>&);
+  void (*forward_f64)(const Shape&, const Forward<double>&);
+  void (*backward_f32)(const Shape&, const Backward<float>&);
+  void (*backward_f64)(const Shape&, const Backward<double>&);
+  void (*stack_f32)(const Stack&);
+  void (*unary_f32)(const float* x, float* y, int64_t n, int what);  // what: 0 sigmoid, 1 tanh; for the tests
+  void (*unary_f64)(const double* x, double* y, int64_t n, int what);
+};
+
+extern const Kernels kernels_baseline;
+#if defined(FASTLSTM_X86)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+}  // namespace fastlstm::cpu
