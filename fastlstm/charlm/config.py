@@ -54,6 +54,11 @@ class TrainConfig:
     seed: int = option(123, "Run", "seed of weights, dropout, shuffling and kept samples")
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value, kinds = getattr(self, item.name), _KINDS[item.type]
+            if type(value) not in kinds:
+                flag = "--" + item.name.replace("_", "-")
+                raise CharLMError(f"{flag} is {value!r}, expected {kinds[0].__name__}")
         for name, low, high in _BOUNDS:
             value = getattr(self, name)
             if not low <= value <= high:
@@ -71,6 +76,7 @@ class TrainConfig:
         return replace(self, lines=lines, split=self.split or ("lines" if lines else "streams"))
 
 
+_KINDS = {"str": (str,), "bool": (bool,), "int": (int,), "float": (float, int)}
 _CHOICES = {
     "split": ("", *SPLITS),
     "optimizer": ("rmsprop", "adam", "adamw"),

@@ -75,7 +75,7 @@ def load(name: str, reading: Reading, vocab: Vocabulary | None = None, folder: P
     the text's own; folder: where a large corpus may keep its ids while in use, the system's temporary one by default.
     """
     source, note = builtin.find(name, None if reading.bytes else reading.encoding)
-    symbols = "".join(_symbols(source, reading))
+    symbols = _symbols(_text(source, reading))
     sha256, length = source.sha256, source.size
     if not symbols:
         raise CharLMError(f"{name} is empty: there is nothing to learn")
@@ -89,20 +89,18 @@ def load(name: str, reading: Reading, vocab: Vocabulary | None = None, folder: P
     return Corpus(name, ids, vocab, reading, sha256, length, source, starts, [note] if note else [])
 
 
-def _symbols(source: TextSource, reading: Reading) -> list[str]:
-    """Every character that occurs, in order of code point; runs the source to its end."""
+def _symbols(text: Iterator[str]) -> str:
+    """Every character that occurs, in order of code point."""
     seen = np.zeros(0x110000, bool)
     small = np.zeros(256, np.int64)
-    for chunk in source.chunks():
+    for chunk in text:
         points = codes(chunk)
         if points.dtype == np.uint8:
             small += np.bincount(points, minlength=256)
         else:
             seen[points] = True
     seen[:256] |= small > 0
-    if reading.lines:
-        seen[[10, 13]] = seen.any(), False
-    return [chr(point) for point in np.flatnonzero(seen)]
+    return "".join(map(chr, np.flatnonzero(seen)))
 
 
 def _text(source: TextSource, reading: Reading) -> Iterator[str]:

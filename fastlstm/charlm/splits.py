@@ -160,7 +160,7 @@ def divide(corpus: Corpus, split: str, val_frac: float, batch_size: int, seq_len
 
 def _streams(corpus: Corpus, val_frac: float, B: int, T: int, seed: int) -> Data:
     batches = len(corpus) // (B * T)
-    train = min(int(batches * (1 - val_frac)), batches - 1)
+    train = min(int(batches * (1 - val_frac) + 1e-6), batches - 1)
     length = batches * T
     ids = corpus.ids[: B * length]
     origins = np.arange(B, dtype=np.int64) * length
@@ -170,7 +170,7 @@ def _streams(corpus: Corpus, val_frac: float, B: int, T: int, seed: int) -> Data
 
 
 def _contiguous(corpus: Corpus, val_frac: float, B: int, T: int, seed: int) -> Data:
-    n = int(len(corpus) * (1 - val_frac))
+    n = int(len(corpus) * (1 - val_frac) + 1e-6)  # 1 - 0.9 is a little less than 0.1
     length = (n - 1) // B
     streams = Streams(Running(corpus.ids[:n]), np.arange(B, dtype=np.int64) * length, length // T, T)
     context = min(WARM_UP, n)

@@ -1,0 +1,138 @@
+"""One file, whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastlstm.charlm import checkpoint
+from fastlstm.charlm.errors import CharLMError
+from fastlstm.charlm.train import load_model
+
+
+def rewrite(path, change):
+    """The same file with its metadata changed."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as stream:
+        record = json.loads(stream.metadata()["charlm"])
+    change(record)
+    save_file(load_file(path), path, {"charlm": json.dumps(record)})
+
+
+def test_what_a_checkpoint_holds(small_run):
+    best, last = small_run.best, small_run.last
+    saved = checkpoint.read(best)
+    assert set(saved.weights) == {
+        *(f"rnn.lstm.{kind}_l{layer}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh") for layer in (0, 1)),
+        "out.weight",
+        "out.bias",
+    }
+    assert saved.corpus["sha256"]
+    assert saved.config["hidden_size"] == 12
+    assert saved.metrics["val_nats"] == pytest.approx(small_run.nats)
+    assert not saved.train
+    assert checkpoint.read(last, with_train=True).train["h"].shape == (2, 4, 12)
+    assert b"pickle" not in best.read_bytes()
+    model, _ = load_model(str(best))
+    assert not model.training
+
+
+def test_writing_twice_gives_the_same_bytes(small_run):
+    saved = checkpoint.read(small_run.last, with_train=True)
+    for name in ("a", "b"):
+        checkpoint.write(small_run.folder / name, saved)
+    assert (small_run.folder / "a").read_bytes() == (small_run.folder / "b").read_bytes()
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_fault_while_saving_leaves_the_old_file(small_run, monkeypatch, call):
+    before = small_run.best.read_bytes()
+    saved = checkpoint.read(small_run.best)
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if call == "write":
+        real = open
+
+        def opened(path, mode="r", *args, **kwargs):
+            stream = real(path, mode, *args, **kwargs)
+            if "w" in mode:
+                stream.write(b"half a file")
+                return _Full(stream)
+            return stream
+
+        monkeypatch.setattr("builtins.open", opened)
+    else:
+        monkeypatch.setattr(os, call, fail)
+    with pytest.raises(CharLMError, match=r"cannot save .*best.safetensors .*No space left.*previous one is untouched"):
+        checkpoint.write(small_run.best, saved)
+    monkeypatch.undo()
+    assert small_run.best.read_bytes() == before
+    assert sorted(path.name for path in small_run.folder.iterdir() if path.name.startswith(".")) == []
+
+
+class _Full:
+    """A file on a full disk."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.stream.close()
+
+
+def test_damaged_and_foreign_files(small_run, tmp_path):
+    content = small_run.best.read_bytes()
+    cases = {
+        "cut": (content[: len(content) // 2], "is no checkpoint, or it is damaged"),
+        "empty": (b"", "is no checkpoint, or it is damaged"),
+        "noise": (os.urandom(1000), "is no checkpoint, or it is damaged"),
+        "pickled": (pickle.dumps({"a": 1}), "is no checkpoint, or it is damaged"),
+    }
+    for name, (data, message) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(CharLMError, match=message):
+            load_model(str(tmp_path / name))
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
+    with pytest.raises(CharLMError, match="not one that `fastlstm train` wrote"):
+        load_model(str(tmp_path / "foreign"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.update(version=99), "has checkpoint format 99; .* knows up to 1: upgrade"),
+        (lambda record: record.pop("vocabulary"), "its metadata lacks 'vocabulary'"),
+        (lambda record: record["config"].update(hidden_size=13), "do not fit its configuration"),
+        (lambda record: record["vocabulary"].update(symbols="aa"), "names a character twice"),
+        (lambda record: record["config"].update(flux=1), "no training option 'flux'"),
+        (lambda record: record["config"].update(hidden_size="x"), "--hidden-size is 'x', expected int"),
+    ],
+)
+def test_wrong_metadata(small_run, change, message):
+    rewrite(small_run.best, change)
+    with pytest.raises(CharLMError, match=message):
+        load_model(str(small_run.best))
+
+
+def test_where_a_model_is_looked_for(small_run, tmp_path):
+    assert checkpoint.locate(str(small_run.folder)) == small_run.best
+    with pytest.raises(CharLMError, match="there is no checkpoint nowhere: expected a .safetensors file"):
+        checkpoint.locate("nowhere")
+    (tmp_path / "void").mkdir()
+    with pytest.raises(CharLMError, match="holds neither best.safetensors nor last.safetensors"):
+        checkpoint.locate(str(tmp_path / "void"))

@@ -1,0 +1,154 @@
+"""Drawing text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastlstm.charlm import utf8
+from fastlstm.charlm.errors import CharLMError
+from fastlstm.charlm.model import CharModel
+from fastlstm.charlm.sample import Drawing, choose, draw, stream
+from fastlstm.charlm.vocab import Vocabulary
+
+VOCAB = Vocabulary("\nabcdefg")
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(3)
+    model = CharModel(len(VOCAB), 8, 2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model.eval()
+
+
+def test_same_seed_same_text(model):
+    one = draw(model, VOCAB, Drawing(length=200, seed=5))
+    assert draw(model, VOCAB, Drawing(length=200, seed=5)) == one
+    assert draw(model, VOCAB, Drawing(length=200, seed=6)) != one
+    assert len(one[0]) == 200
+
+
+def test_a_stream_does_not_depend_on_its_neighbours(model):
+    three = draw(model, VOCAB, Drawing(length=50, num=3, seed=5))
+    assert len(set(three)) == 3
+    assert draw(model, VOCAB, Drawing(length=50, num=1, seed=5)) == three[:1]
+
+
+def test_argmax_is_a_loop_over_the_model(model):
+    text = draw(model, VOCAB, Drawing(length=30, argmax=True, prime="ab"))[0]
+    expected = "ab"
+    with torch.no_grad():
+        for _ in range(30):
+            scores, _ = model(torch.from_numpy(VOCAB.encode(expected).astype(np.int64))[:, None])
+            expected += VOCAB.symbols[int(scores[-1, 0].argmax())]
+    assert text == expected[2:]
+    assert draw(model, VOCAB, Drawing(length=30, temperature=0, prime="ab")) == [text]
+
+
+def test_training_goes_on_as_if_nothing_had_been_drawn(model):
+    model.train()
+    before = torch.get_rng_state()
+    draw(model, VOCAB, Drawing(length=10))
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_frequencies_are_the_softmax():
+    """Chi-square of 20,000 draws; 5 degrees of freedom, far beyond the 99.99 % point only if wrong."""
+    scores = np.array([[2.0, 1.0, 0.0, -1.0, 0.5, -np.inf]])
+    n, temperature = 20_000, 0.7
+    generator = np.random.default_rng(0)
+    ids = choose(scores.repeat(n, 0), Drawing(temperature=temperature), generator.random(n))
+    weights = np.exp(scores[0] / temperature)
+    expected = n * weights / weights.sum()
+    seen = np.bincount(ids, minlength=6)
+    assert seen[5] == 0
+    assert ((seen - expected)[:5] ** 2 / expected[:5]).sum() < 25
+
+
+def test_top_k_and_top_p():
+    scores = np.log(np.array([[0.5, 0.2, 0.2, 0.1]])).repeat(1000, 0)
+    uniform = np.linspace(0, 1, 1000, endpoint=False)
+
+    def kept(**options):
+        return set(choose(scores, Drawing(**options), uniform).tolist())
+
+    assert kept() == {0, 1, 2, 3}
+    assert kept(top_k=1) == {0}
+    assert kept(top_k=2) == {0, 1}  # of equals the first
+    assert kept(top_p=0.5) == {0}
+    assert kept(top_p=0.51) == {0, 1}
+    assert kept(top_p=0.95) == {0, 1, 2, 3}
+    assert kept(top_k=3, top_p=0.9) == {0, 1, 2}  # 0.5, 0.7 and 1.0 of what top-k left
+
+
+def test_stop_ends_a_stream_and_is_left_out(model):
+    whole = draw(model, VOCAB, Drawing(length=400, num=4, seed=1))
+    stop = whole[0][60:63]
+    cut = draw(model, VOCAB, Drawing(length=400, num=4, seed=1, stop=stop))
+    assert cut == [text.split(stop)[0] for text in whole]
+
+
+def test_pieces_add_up_and_hold_back_the_start_of_a_stop(model):
+    whole = draw(model, VOCAB, Drawing(length=300, seed=2))[0]
+    stop = whole[100:104]
+    seen = ""
+    for (piece,) in stream(model, VOCAB, Drawing(length=300, seed=2, stop=stop)):
+        seen += piece
+        assert not (seen and stop.startswith(seen[-1]) and seen[-1] == stop[0] and whole.startswith(seen[:-1] + stop))
+    assert seen == whole.split(stop)[0]
+
+
+def test_a_vocabulary_without_newline_starts_anywhere():
+    torch.manual_seed(0)
+    model, vocab = CharModel(3, 4, 1).eval(), Vocabulary("abc")
+    firsts = {text[0] for text in draw(model, vocab, Drawing(length=5, num=40))}
+    assert firsts == {"a", "b", "c"}
+
+
+def test_a_prime_outside_the_vocabulary_is_named(model):
+    with pytest.raises(CharLMError, match="the prime has 1 character that the model never saw: 'é'"):
+        draw(model, VOCAB, Drawing(prime="abé"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"length": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"num": 0}, {"seed": -1}]
+)
+def test_bad_options(options):
+    (name, value), = options.items()
+    with pytest.raises(CharLMError, match=f"--{name.replace('_', '-')} is {value}, expected"):
+        Drawing(**options)
+
+
+def test_the_byte_table_is_utf8():
+    """Every character of Unicode passes; of all two-byte strings just those that Python decodes or that go on."""
+    for point in [*range(0x800), 0xFFF, 0x1000, 0xD7FF, 0xE000, 0xFFFD, 0x10000, 0x3FFFF, 0x40000, 0xFFFFF, 0x10FFFF]:
+        state = utf8.START
+        for byte in chr(point).encode():
+            assert utf8.ALLOWED[state, byte]
+            state = utf8.NEXT[state, byte]
+        assert state == utf8.START
+    for first in range(256):
+        for second in range(256):
+            allowed = utf8.ALLOWED[0, first] and utf8.ALLOWED[utf8.NEXT[0, first], second]
+            data = bytes([first, second])
+            try:
+                data.decode()
+                valid = True
+            except UnicodeDecodeError as error:
+                valid = "unexpected end" in error.reason
+            assert allowed == valid, data
+
+
+def test_byte_models_write_only_utf8():
+    torch.manual_seed(0)
+    vocab = Vocabulary.of_bytes()
+    model = CharModel(256, 8, 1).eval()  # untrained: every byte about as likely as another
+    for text in draw(model, vocab, Drawing(length=101, num=8, prime="né")):
+        assert "\ufffd" not in text
+        assert 101 <= len(text.encode()) <= 104
+        assert len(set(text)) > 30
