@@ -83,17 +83,17 @@ class BackwardPass {
   }
 
   void step(int64_t t, int64_t k, Range rows, Blocks blocks) {
-    alignas(64) R z[4 * kMaxRows * units];
+    alignas(64) R z[4 * kTileRows * units];
     for (int64_t j = blocks.hidden.from; j < blocks.hidden.to; ++j)
-      for_row_blocks(rows.from, rows.to, [&](int64_t b, int n) {
-        product_single<R>(n, carried(k, b), stride, w.data + j * w.panel_size(), 4 * s.H, z);
+      for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
+        tile_product_deep<R>(n, carried(k, b), stride, w.data + j * w.panel_size(), 4 * s.H, z);
         for (int m = 0; m < n; ++m) arrive(t, k, b + m, j * units, z + m * units);
       });
     if (!a.w_hr) return;
     meet();
     for (int64_t j = blocks.state.from; j < blocks.state.to; ++j)
-      for_row_blocks(rows.from, rows.to, [&](int64_t b, int n) {
-        product_single<R>(n, dh_data.get() + b * dh_stride, dh_stride, proj.data + j * proj.panel_size(), s.P, z);
+      for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
+        tile_product_deep<R>(n, dh_data.get() + b * dh_stride, dh_stride, proj.data + j * proj.panel_size(), s.P, z);
         for (int m = 0; m < n; ++m)
           for (int u = 0; u < units && j * units + u < s.H; u += width)
             cell(t, k, b + m, j * units + u, Vec<R>::load(z + m * units + u));
@@ -148,10 +148,10 @@ class BackwardPass {
     const int64_t next_alive = s.reverse && t + 1 < s.T ? steps.alive(t + 1) : 0;
     if (s.reverse ? rows.to <= next_alive : t != 0) return;
     if (s.reverse && rows.from < next_alive) rows.from = next_alive;
-    alignas(64) R z[4 * kMaxRows * units];
+    alignas(64) R z[4 * kTileRows * units];
     for (int64_t j = blocks.from; j < blocks.to; ++j)
-      for_row_blocks(rows.from, rows.to, [&](int64_t b, int n) {
-        product_single<R>(n, carried(k + 1, b), stride, w.data + j * w.panel_size(), 4 * s.H, z);
+      for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
+        tile_product_deep<R>(n, carried(k + 1, b), stride, w.data + j * w.panel_size(), 4 * s.H, z);
         for (int m = 0; m < n; ++m)
           for (int u = 0; u < units && j * units + u < s.P; u += width)
             Vec<R>::load(z + m * units + u).store(a.dh0 + (b + m) * s.P + j * units + u, s.P - j * units - u);

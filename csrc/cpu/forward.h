@@ -104,14 +104,10 @@ class ForwardPass {
   }
 
   void step(int64_t t, int64_t k, Range rows, Range blocks, Range proj_blocks) {
-    alignas(64) R z[4 * kMaxRows * units];
+    alignas(64) R z[4 * kTileRows * units];
     for (int64_t j = blocks.from; j < blocks.to; ++j)
-      for_row_blocks(rows.from, rows.to, [&](int64_t b, int n) {
-        const Product<R> multiply = product_for<R>(n);
-        const int together = groups(n);
-        for (int g = 0; g < 4; g += together)
-          multiply(carried(k, b), stride, 0, w.data + (4 * j + g) * w.panel_size(), w.panel_size(), s.P,
-                   z + g * n * units);
+      for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
+        tile_product4<R>(n, carried(k, b), stride, w.data + 4 * j * w.panel_size(), w.panel_size(), s.P, z, n * units);
         for (int m = 0; m < n; ++m) cell(t, k, b + m, j * units, z + m * units, n * units);
       });
     if (a.w_hr) project(t, k, rows, proj_blocks);
@@ -146,11 +142,11 @@ class ForwardPass {
 
   // h = (o tanh c) @ W_hr^T
   void project(int64_t t, int64_t k, Range rows, Range blocks) {
-    alignas(64) R z[4 * kMaxRows * units];
+    alignas(64) R z[4 * kTileRows * units];
     meet();
     for (int64_t j = blocks.from; j < blocks.to; ++j)
-      for_row_blocks(rows.from, rows.to, [&](int64_t b, int n) {
-        product_single<R>(n, raw_data.get() + b * raw_stride, raw_stride, proj.data + j * proj.panel_size(), s.H, z);
+      for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
+        tile_product_deep<R>(n, raw_data.get() + b * raw_stride, raw_stride, proj.data + j * proj.panel_size(), s.H, z);
         for (int m = 0; m < n; ++m)
           for (int u = 0; u < units && j * units + u < s.P; u += width) {
             const int64_t column = j * units + u;

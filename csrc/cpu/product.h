@@ -23,10 +23,10 @@ struct Panel {
 // Groups that fit into the registers beside MR rows: 4, 2 or 1.
 constexpr int groups(int MR) { return MR * 8 <= kMaxSums ? 4 : MR * 4 <= kMaxSums ? 2 : 1; }
 
-// z[g][m][:] = sum_k a[m * lda + g * a_group + k] * b[g * b_group + k][:]   for g < NG, m < MR
+// z[g * z_group + m * units + :] (+)= sum_k a[m * lda + g * a_group + k] * b[g * b_group + k][:]   for g < NG, m < MR
 template <class R, int MR, int NG>
 __attribute__((noinline)) void product(const R* a, int64_t lda, int64_t a_group, const R* b, int64_t b_group,
-                                       int64_t K, R* z) {
+                                       int64_t K, R* z, int64_t z_group, bool accumulate) {
   constexpr int NV = Panel<R>::vectors, units = Panel<R>::units, width = Vec<R>::width;
   typename Vec<R>::Raw sum[NG][MR][NV];
 #pragma GCC unroll 16
@@ -34,7 +34,8 @@ __attribute__((noinline)) void product(const R* a, int64_t lda, int64_t a_group,
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 16
-      for (int n = 0; n < NV; ++n) sum[g][m][n] = typename Vec<R>::Raw{};
+      for (int n = 0; n < NV; ++n)
+        sum[g][m][n] = accumulate ? Vec<R>::load(z + g * z_group + m * units + n * width).v : typename Vec<R>::Raw{};
   for (int64_t k = 0; k < K; ++k) {
 #pragma GCC unroll 16
     for (int g = 0; g < NG; ++g) {
@@ -54,18 +55,18 @@ __attribute__((noinline)) void product(const R* a, int64_t lda, int64_t a_group,
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 16
-      for (int n = 0; n < NV; ++n) Vec<R>(sum[g][m][n]).store(z + (g * MR + m) * units + n * width);
+      for (int n = 0; n < NV; ++n) Vec<R>(sum[g][m][n]).store(z + g * z_group + m * units + n * width);
 }
 
 template <class R>
-using Product = void (*)(const R*, int64_t, int64_t, const R*, int64_t, int64_t, R*);
+using Product = void (*)(const R*, int64_t, int64_t, const R*, int64_t, int64_t, R*, int64_t, bool);
 
 template <class R>
-Product<R> product_for(int rows) {
+Product<R> product_for(int rows, bool grouped) {
   switch (rows) {
 #define FASTLSTM_ROWS(n) \
   case n:                \
-    return product<R, n, groups(n)>;
+    return grouped ? product<R, n, groups(n)> : product<R, n, 1>;
     FASTLSTM_ROWS(1) FASTLSTM_ROWS(2) FASTLSTM_ROWS(3) FASTLSTM_ROWS(4) FASTLSTM_ROWS(5) FASTLSTM_ROWS(6)
 #if FASTLSTM_VECTOR_BYTES == 64
     FASTLSTM_ROWS(7) FASTLSTM_ROWS(8) FASTLSTM_ROWS(9) FASTLSTM_ROWS(10) FASTLSTM_ROWS(11) FASTLSTM_ROWS(12)
@@ -75,31 +76,59 @@ Product<R> product_for(int rows) {
   return nullptr;
 }
 
-// z[m][:] = a[m] @ one panel. With few rows K is cut into pieces that run side by side and are added up.
-template <class R>
-void product_single(int rows, const R* a, int64_t lda, const R* panel, int64_t K, R* z) {
-  constexpr int units = Panel<R>::units;
-  const int pieces = groups(rows);
-  const int64_t size = rows * units, part = K / pieces, left = K - part * pieces;
-  product_for<R>(rows)(a, lda, part, panel, part * units, part, z);
-  for (int g = 1; g < pieces; ++g)
-    for (int64_t i = 0; i < size; ++i) z[i] += z[g * size + i];
-  for (int64_t k = K - left; k < K; ++k)
-    for (int m = 0; m < rows; ++m)
-      for (int u = 0; u < units; ++u) z[m * units + u] += a[m * lda + k] * panel[k * units + u];
+// Calls body(first, count) for pieces of [from, to) of at most `most`, all of nearly the same size.
+template <class Body>
+FASTLSTM_INLINE void for_pieces(int64_t from, int64_t to, int64_t most, Body body) {
+  if (to <= from) return;
+  const int64_t n = to - from, pieces = (n + most - 1) / most, size = n / pieces, larger = n % pieces;
+  for (int64_t i = 0, at = from; i < pieces; ++i) {
+    const int64_t count = size + (i < larger);
+    body(at, int(count));
+    at += count;
+  }
 }
 
-// Calls body(first_row, rows) for blocks of at most kMaxRows rows, all of nearly the same size.
-template <class Body>
-FASTLSTM_INLINE void for_row_blocks(int64_t from, int64_t to, Body body) {
-  const int64_t rows = to - from;
-  if (rows <= 0) return;
-  const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows, size = rows / blocks, larger = rows % blocks;
-  for (int64_t i = 0, row = from; i < blocks; ++i) {
-    const int n = int(size + (i < larger));
-    body(row, n);
-    row += n;
+// Rows whose sums for one panel (four gates) lie in the cache together: reading a panel once serves them all.
+constexpr int kTileRows = 48;
+// Depth of a piece of a panel that stays in the first-level cache while the rows of a tile pass over it.
+template <class R>
+constexpr int64_t kDepth = (FASTLSTM_VECTOR_BYTES == 64 ? 24576 : 16384) / (Panel<R>::units * int64_t(sizeof(R)));
+
+// z[m][:] = a[m] @ panel for the rows of a tile
+template <class R>
+void tile_product(int rows, const R* a, int64_t lda, const R* panel, int64_t K, R* z) {
+  constexpr int units = Panel<R>::units;
+  const int64_t depth = rows <= kMaxRows ? K : kDepth<R>;
+  for_pieces(0, K, depth, [&](int64_t k, int count) {
+    for_pieces(0, rows, kMaxRows, [&](int64_t m, int n) {
+      product_for<R>(n, false)(a + m * lda + k, lda, 0, panel + k * units, 0, count, z + m * units, 0, k > 0);
+    });
+  });
+}
+
+// The same for four panels, `panel_size` apart: z[g * z_gate + m * units + :]
+template <class R>
+void tile_product4(int rows, const R* a, int64_t lda, const R* panels, int64_t panel_size, int64_t K, R* z,
+                   int64_t z_gate) {
+  const int together = rows <= kMaxRows ? groups(rows) : 1;
+  for (int g = 0; g < 4; g += together) {
+    if (together == 1)
+      tile_product<R>(rows, a, lda, panels + g * panel_size, K, z + g * z_gate);
+    else
+      product_for<R>(rows, true)(a, lda, 0, panels + g * panel_size, panel_size, K, z + g * z_gate, z_gate, false);
   }
+}
+
+// The same as tile_product for a long K (a multiple of 4): with few rows its quarters run side by side, then are added.
+template <class R>
+void tile_product_deep(int rows, const R* a, int64_t lda, const R* panel, int64_t K, R* z) {
+  constexpr int units = Panel<R>::units;
+  const int pieces = rows <= kMaxRows && K % 4 == 0 ? groups(rows) : 1;
+  if (pieces == 1) return tile_product<R>(rows, a, lda, panel, K, z);
+  const int64_t size = rows * units, part = K / pieces;
+  product_for<R>(rows, true)(a, lda, part, panel, part * units, part, z, size, false);
+  for (int g = 1; g < pieces; ++g)
+    for (int64_t i = 0; i < size; ++i) z[i] += z[g * size + i];
 }
 
 // A weight matrix in panels. Column j of the product lies in panel j / units; columns past the last are zero.

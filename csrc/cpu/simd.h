@@ -35,7 +35,8 @@ struct Vec {
   Raw v;
   Vec() = default;
   FASTLSTM_INLINE Vec(Raw raw) : v(raw) {}
-  FASTLSTM_INLINE explicit Vec(R x) : v(Raw{} + x) {}
+  // x - 0 is x, bit for bit, so this compiles to one broadcast (0 + x would not: it turns -0 into 0)
+  FASTLSTM_INLINE explicit Vec(R x) : v(x - Raw{}) {}
   static FASTLSTM_INLINE Vec load(const R* p) {
     Vec r;
     std::memcpy(&r.v, p, sizeof(r.v));
