@@ -48,8 +48,15 @@ T* at(uintptr_t address) {
 using ShapeTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, uintptr_t, uintptr_t, bool, int, int>;
 
 Shape shape_of(const ShapeTuple& v) {
-  return {std::get<0>(v), std::get<1>(v), std::get<2>(v), std::get<3>(v), at<const int64_t>(std::get<4>(v)),
-          at<const uint8_t>(std::get<5>(v)), std::get<6>(v), Rounding(std::get<7>(v)), usable(std::get<8>(v))};
+  return {std::get<0>(v),
+          std::get<1>(v),
+          std::get<2>(v),
+          std::get<3>(v),
+          at<const int64_t>(std::get<4>(v)),
+          at<const uint8_t>(std::get<5>(v)),
+          std::get<6>(v),
+          Rounding(std::get<7>(v)),
+          usable(std::get<8>(v))};
 }
 
 template <class R>
@@ -60,7 +67,7 @@ Forward<R> forward_args(const std::array<uintptr_t, 11>& p) {
 
 template <class R>
 Backward<R> backward_args(const std::array<uintptr_t, 13>& p) {
-  return {at<R>(p[0]), at<R>(p[1]), at<R>(p[2]), at<R>(p[3]), at<R>(p[4]),  at<R>(p[5]),  at<R>(p[6]),
+  return {at<R>(p[0]), at<R>(p[1]), at<R>(p[2]), at<R>(p[3]),  at<R>(p[4]),  at<R>(p[5]), at<R>(p[6]),
           at<R>(p[7]), at<R>(p[8]), at<R>(p[9]), at<R>(p[10]), at<R>(p[11]), at<R>(p[12])};
 }
 

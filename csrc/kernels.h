@@ -17,24 +17,24 @@ struct Shape {
   const uint8_t* reset;        // (N,) 1 = the state that comes into this step is zero; null: never
   bool reverse;                // steps run T-1 ... 0
   Rounding rounding;
-  int threads;                 // upper limit
+  int threads;  // upper limit
 };
 
 template <class R>
 struct Forward {
   // outputs
-  R* h;        // (N, P)
-  R* c;        // (N, H) or null
-  R* gates;    // (N, 4H) activated gates or null; may be the same memory as xg
-  R* h_n;      // (B, P)
-  R* c_n;      // (B, H)
+  R* h;      // (N, P)
+  R* c;      // (N, H) or null
+  R* gates;  // (N, 4H) activated gates or null; may be the same memory as xg
+  R* h_n;    // (B, P)
+  R* c_n;    // (B, H)
   // inputs
-  const R* xg;        // (N, 4H) input side of the pre-activations; with ids: the table (V, 4H)
-  const int64_t* ids; // (N,) rows of the table, checked by the caller; null: xg is used row by row
-  const R* w_hh;      // (4H, P)
-  const R* w_hr;      // (P, H) or null
-  const R* h0;        // (B, P)
-  const R* c0;        // (B, H)
+  const R* xg;         // (N, 4H) input side of the pre-activations; with ids: the table (V, 4H)
+  const int64_t* ids;  // (N,) rows of the table, checked by the caller; null: xg is used row by row
+  const R* w_hh;       // (4H, P)
+  const R* w_hr;       // (P, H) or null
+  const R* h0;         // (B, P)
+  const R* c0;         // (B, H)
 };
 
 template <class R>
@@ -45,15 +45,15 @@ struct Backward {
   R* dh0;   // (B, P)
   R* dc0;   // (B, H)
   // inputs; a null gradient is zero
-  const R* dh;    // (N, P)
-  const R* dc;    // (N, H)
-  const R* dh_n;  // (B, P)
-  const R* dc_n;  // (B, H)
-  const R* gates; // (N, 4H)
-  const R* c;     // (N, H)
-  const R* c0;    // (B, H)
-  const R* w_hh;  // (4H, P)
-  const R* w_hr;  // (P, H) or null
+  const R* dh;     // (N, P)
+  const R* dc;     // (N, H)
+  const R* dh_n;   // (B, P)
+  const R* dc_n;   // (B, H)
+  const R* gates;  // (N, 4H)
+  const R* c;      // (N, H)
+  const R* c0;     // (B, H)
+  const R* w_hh;   // (4H, P)
+  const R* w_hr;   // (P, H) or null
 };
 
 // One layer of a stack for `stack`: torch's own parameters, read where they lie. Biases may be null.
@@ -63,9 +63,9 @@ struct StackLayer {
 
 // Inference for small T * B: every layer in one call, weights read unpacked (row-dot products).
 struct Stack {
-  float* out;       // (T, B, H)
-  float *h_n, *c_n; // (L, B, H)
-  const float* x;   // (T, B, I)
+  float* out;            // (T, B, H)
+  float *h_n, *c_n;      // (L, B, H)
+  const float* x;        // (T, B, I)
   const float *h0, *c0;  // (L, B, H) or null: zero
   const StackLayer* layers;
   int64_t L, T, B, I, H;

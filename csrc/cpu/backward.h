@@ -20,11 +20,19 @@ class BackwardPass {
   static constexpr int units = Panel<R>::units, width = Vec<R>::width;
 
   BackwardPass(const Shape& shape, const Args& args)
-      : s(shape), a(args), steps(shape), w{nullptr, 4 * s.H, s.P}, proj{nullptr, s.P, args.w_hr ? s.H : 0},
-        stride(4 * s.H + 16 + width), dh_stride(s.P + 16 + width), w_data(w.matrix_size()),
-        proj_data(args.w_hr ? proj.matrix_size() : 0), carry_data(2 * s.B * stride),
+      : s(shape),
+        a(args),
+        steps(shape),
+        w{nullptr, 4 * s.H, s.P},
+        proj{nullptr, s.P, args.w_hr ? s.H : 0},
+        stride(4 * s.H + 16 + width),
+        dh_stride(s.P + 16 + width),
+        w_data(w.matrix_size()),
+        proj_data(args.w_hr ? proj.matrix_size() : 0),
+        carry_data(2 * s.B * stride),
         dh_data(args.w_hr ? s.B * dh_stride : 0),
-        plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())), barrier(plan.threads) {
+        plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
+        barrier(plan.threads) {
     w.data = w_data.get();
     proj.data = proj_data.get();
   }

@@ -30,11 +30,19 @@ class ForwardPass {
   static constexpr int units = Panel<R>::units, width = Vec<R>::width;
 
   ForwardPass(const Shape& shape, const Args& args)
-      : s(shape), a(args), steps(shape), w{nullptr, s.P, s.H}, proj{nullptr, s.H, args.w_hr ? s.P : 0},
-        stride(s.P + 16 + width), raw_stride(s.H + 16 + width), w_data(4 * w.matrix_size()),
-        proj_data(args.w_hr ? proj.matrix_size() : 0), carry_data(2 * s.B * stride),
+      : s(shape),
+        a(args),
+        steps(shape),
+        w{nullptr, s.P, s.H},
+        proj{nullptr, s.H, args.w_hr ? s.P : 0},
+        stride(s.P + 16 + width),
+        raw_stride(s.H + 16 + width),
+        w_data(4 * w.matrix_size()),
+        proj_data(args.w_hr ? proj.matrix_size() : 0),
+        carry_data(2 * s.B * stride),
         raw_data(args.w_hr ? s.B * raw_stride : 0),
-        plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())), barrier(plan.threads) {
+        plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
+        barrier(plan.threads) {
     w.data = w_data.get();
     proj.data = proj_data.get();
   }

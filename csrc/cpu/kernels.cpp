@@ -36,9 +36,9 @@ namespace fastlstm::cpu {
 #define FASTLSTM_JOIN2(a, b) a##b
 #define FASTLSTM_JOIN(a, b) FASTLSTM_JOIN2(a, b)
 extern const Kernels FASTLSTM_JOIN(kernels_, FASTLSTM_ISA) = {
-    ::FASTLSTM_ISA::kName,            ::FASTLSTM_ISA::forward<float>,  ::FASTLSTM_ISA::forward<double>,
-    ::FASTLSTM_ISA::backward<float>,  ::FASTLSTM_ISA::backward<double>, ::FASTLSTM_ISA::stack,
-    ::FASTLSTM_ISA::unary<float>,     ::FASTLSTM_ISA::unary<double>,
+    ::FASTLSTM_ISA::kName,           ::FASTLSTM_ISA::forward<float>,   ::FASTLSTM_ISA::forward<double>,
+    ::FASTLSTM_ISA::backward<float>, ::FASTLSTM_ISA::backward<double>, ::FASTLSTM_ISA::stack,
+    ::FASTLSTM_ISA::unary<float>,    ::FASTLSTM_ISA::unary<double>,
 };
 
 }  // namespace fastlstm::cpu

@@ -25,8 +25,8 @@ constexpr int groups(int MR) { return MR * 8 <= kMaxSums ? 4 : MR * 4 <= kMaxSum
 
 // z[g * z_group + m * units + :] (+)= sum_k a[m * lda + g * a_group + k] * b[g * b_group + k][:]   for g < NG, m < MR
 template <class R, int MR, int NG>
-__attribute__((noinline)) void product(const R* a, int64_t lda, int64_t a_group, const R* b, int64_t b_group,
-                                       int64_t K, R* z, int64_t z_group, bool accumulate) {
+__attribute__((noinline)) void product(const R* a, int64_t lda, int64_t a_group, const R* b, int64_t b_group, int64_t K,
+                                       R* z, int64_t z_group, bool accumulate) {
   constexpr int NV = Panel<R>::vectors, units = Panel<R>::units, width = Vec<R>::width;
   typename Vec<R>::Raw sum[NG][MR][NV];
 #pragma GCC unroll 16
@@ -67,9 +67,10 @@ Product<R> product_for(int rows, bool grouped) {
 #define FASTLSTM_ROWS(n) \
   case n:                \
     return grouped ? product<R, n, groups(n)> : product<R, n, 1>;
-    FASTLSTM_ROWS(1) FASTLSTM_ROWS(2) FASTLSTM_ROWS(3) FASTLSTM_ROWS(4) FASTLSTM_ROWS(5) FASTLSTM_ROWS(6)
+    FASTLSTM_ROWS(1)
+    FASTLSTM_ROWS(2) FASTLSTM_ROWS(3) FASTLSTM_ROWS(4) FASTLSTM_ROWS(5) FASTLSTM_ROWS(6)
 #if FASTLSTM_VECTOR_BYTES == 64
-    FASTLSTM_ROWS(7) FASTLSTM_ROWS(8) FASTLSTM_ROWS(9) FASTLSTM_ROWS(10) FASTLSTM_ROWS(11) FASTLSTM_ROWS(12)
+        FASTLSTM_ROWS(7) FASTLSTM_ROWS(8) FASTLSTM_ROWS(9) FASTLSTM_ROWS(10) FASTLSTM_ROWS(11) FASTLSTM_ROWS(12)
 #endif
 #undef FASTLSTM_ROWS
   }

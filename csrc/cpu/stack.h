@@ -55,8 +55,14 @@ class StackPass {
     const size_t bytes = size_t(units.to - units.from) * sizeof(float);
     const int64_t at = (l * s.B + b) * s.H + units.from;
     float* h = hidden(l, 0) + b * s.H + units.from;
-    if (s.h0) std::memcpy(h, s.h0 + at, bytes); else std::memset(h, 0, bytes);
-    if (s.c0) std::memcpy(s.c_n + at, s.c0 + at, bytes); else std::memset(s.c_n + at, 0, bytes);
+    if (s.h0)
+      std::memcpy(h, s.h0 + at, bytes);
+    else
+      std::memset(h, 0, bytes);
+    if (s.c0)
+      std::memcpy(s.c_n + at, s.c0 + at, bytes);
+    else
+      std::memset(s.c_n + at, 0, bytes);
   }
 
   void copy(float* to, const float* from, Range units) {

