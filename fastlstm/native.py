@@ -18,11 +18,17 @@ def _attempt() -> tuple[ModuleType | None, str | None]:
     try:
         from fastlstm import _C
     except ImportError as error:
-        return None, f"the native module is not there ({error}); reinstall fastlstm with a C++17 compiler and make sure the build succeeds"
+        return (
+            None,
+            f"the native module is not there ({error}); reinstall fastlstm with a C++17 compiler at hand",
+        )
     wanted = os.environ.get("FASTLSTM_ISA")
     if wanted:
         if wanted not in _C.isa_names():
-            return None, f"FASTLSTM_ISA is '{wanted}', this machine runs {', '.join(_C.isa_names())}; choose one of them"
+            return (
+                None,
+                f"FASTLSTM_ISA is '{wanted}', this machine runs {', '.join(_C.isa_names())}; choose one of them",
+            )
         _C.set_isa(wanted)
     return _C, None
 

@@ -54,7 +54,9 @@ def _check_ids(ids: Tensor, vocabulary: int) -> None:
     low, high = torch.aminmax(ids)
     if low < 0 or high >= vocabulary:
         bad = int(low if low < 0 else high)
-        raise IndexError(f"ids hold {bad}, expected 0 to {vocabulary - 1} (the table has {vocabulary} rows); check the vocabulary")
+        raise IndexError(
+            f"ids hold {bad}, expected 0 to {vocabulary - 1} (the table has {vocabulary} rows); check the vocabulary"
+        )
 
 
 def _input_side(x: Tensor, w_x: Tensor, bias: Tensor | None) -> Tensor:
@@ -85,13 +87,18 @@ def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, 
     if save == 1:
         gates = xg if ids is None else torch.empty((*rows, 4 * H), dtype=real)
     h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
-    pointers = [_address(v) for v in (h, c if save else None, gates if save == 1 else None, h_n, c_n, xg, ids, w_hh, w_hr, h0, c0)]
+    pointers = [
+        _address(v)
+        for v in (h, c if save else None, gates if save == 1 else None, h_n, c_n, xg, ids, w_hh, w_hr, h0, c0)
+    ]
     shape = _shape(_steps(source, batch_sizes), h0, H, batch_sizes, reset, reverse, dtype)
     native.load().forward(shape, pointers, real == torch.float64)
     return h.to(dtype), c, gates.to(dtype), h_n.to(dtype), c_n
 
 
-def backward(dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates):
+def backward(
+    dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates
+):
     """Run the backward recurrence; arguments and returns as in `fastlstm.reference.backward`."""
     dtype = w_hh.dtype
     real = torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,122 @@
+"""The CPU backend against the definition, on every instruction set of this machine and with one and two threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import judge
+import pytest
+import torch
+
+from benchmarks import cases
+from fastlstm import native
+from fastlstm.backends import cpu
+
+pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+ISAS = native.load().isa_names() if native.why_not() is None else []
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest):
+    """Force one instruction set for a test."""
+    module, before = native.load(), native.load().isa()
+    module.set_isa(request.param)
+    yield request.param
+    module.set_isa(before)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest):
+    """Run with this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("case", cases.SHORT, ids=lambda case: case.id)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_short_table(case: cases.Case, dtype: torch.dtype, isa: str, threads: int) -> None:
+    judge.check_backend(cpu, case, dtype)
+    assert native.load().isa() == isa
+
+
+@pytest.mark.parametrize("case", cases.FULL, ids=lambda case: case.id)
+def test_full_table(case: cases.Case) -> None:
+    judge.check_backend(cpu, case, torch.float32)
+
+
+@pytest.mark.parametrize("case", cases.SHORT, ids=lambda case: case.id)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_types(case: cases.Case, dtype: torch.dtype) -> None:
+    judge.check_backend(cpu, case, dtype)
+
+
+@pytest.mark.parametrize("case", cases.SHORT, ids=lambda case: case.id)
+def test_recomputed_gates(case: cases.Case) -> None:
+    judge.check_backend(cpu, case, torch.float32, save=2)
+
+
+def _layer(T: int, B: int, H: int) -> tuple:
+    """Arguments of a dense forward call."""
+    x, w_x, bias, w_hh = (
+        torch.randn(T, B, H),
+        torch.randn(4 * H, H) / 8,
+        torch.randn(4 * H) / 8,
+        torch.randn(4 * H, H) / 8,
+    )
+    return x, None, w_x, bias, w_hh, None, torch.randn(B, H), torch.randn(B, H), None, None, None, False, 1
+
+
+@pytest.mark.parametrize("shape", [(40, 50, 129), (40, 1, 300), (3, 200, 65), (70, 3, 520)], ids=str)
+def test_bits_repeat(shape: tuple[int, int, int], threads: int) -> None:
+    args = _layer(*shape)
+    first, second = cpu.forward(*args), cpu.forward(*args)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_forward_from_several_python_threads() -> None:
+    args = _layer(50, 8, 65)
+    expected, found = cpu.forward(*args)[0], []
+    workers = [threading.Thread(target=lambda: found.append(cpu.forward(*args)[0])) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 4
+    assert all(torch.equal(h, expected) for h in found)
+
+
+def test_fork_after_use_does_not_hang() -> None:
+    args = _layer(20, 64, 128)
+    expected = cpu.forward(*args)[0]
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        native_h = torch.empty_like(expected)  # plain kernel call: torch's own products may hang after a fork
+        h_n, c_n = torch.empty(64, 128), torch.empty(64, 128)
+        pointers = [v.data_ptr() for v in (native_h, native_h, native_h, h_n, c_n)]
+        pointers = [pointers[0], 0, 0, *pointers[3:], args[0].data_ptr(), 0, args[4].data_ptr(), 0]
+        xg = torch.zeros(20, 64, 512)
+        pointers[5] = xg.data_ptr()
+        pointers += [args[6].data_ptr(), args[7].data_ptr()]
+        native.load().forward((20, 64, 128, 128, 0, 0, False, 0, 2), pointers, False)
+        os.write(writing, b"done")
+        os._exit(0)
+    os.close(writing)
+    import select
+
+    ready, _, _ = select.select([reading], [], [], 30)
+    if not ready:
+        os.kill(child, 9)
+    os.waitpid(child, 0)
+    assert ready
+    assert os.read(reading, 4) == b"done"
+
+
+def test_ids_out_of_range_are_named() -> None:
+    args = list(_layer(3, 2, 7))
+    args[0], args[1], args[2], args[3] = None, torch.tensor([[0, 1], [2, 9], [0, 0]]), torch.randn(5, 28), None
+    with pytest.raises(IndexError, match="ids hold 9, expected 0 to 4"):
+        cpu.forward(*args)
