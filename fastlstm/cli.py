@@ -14,7 +14,7 @@ import fastlstm
 from .charlm.commands import train as train_command
 from .charlm.commands import use as use_commands
 from .charlm.errors import CharLMError
-from .charlm.train import Interrupted
+from .charlm.runs import Interrupted
 
 app = typer.Typer(
     help="Character models on fused LSTM kernels: train one, sample from it, see what this machine can run.",

@@ -130,12 +130,16 @@ def held_out(ids: np.ndarray, context: int, streams: int) -> Held:
 
 @dataclass
 class Data:
-    """A corpus, divided. train_items, val_items: the numbers of the items on either side, for `lines`."""
+    """A corpus, divided. train_spans, val_spans: where either text lies in it, (K, 2) starts and stops."""
 
     train: Streams
     val: Held
-    train_items: np.ndarray | None = None
-    val_items: np.ndarray | None = None
+    train_spans: np.ndarray
+    val_spans: np.ndarray
+
+
+def _spans(starts: np.ndarray, stops: np.ndarray | int) -> np.ndarray:
+    return np.stack(np.broadcast_arrays(starts, stops), -1)
 
 
 def divide(corpus: Corpus, split: str, val_frac: float, batch_size: int, seq_length: int, seed: int) -> Data:
@@ -166,7 +170,10 @@ def _streams(corpus: Corpus, val_frac: float, B: int, T: int, seed: int) -> Data
     origins = np.arange(B, dtype=np.int64) * length
     zero = np.zeros(B, np.int64)
     held = Held(ids, origins + train * T, zero, zero + (batches - train) * T)
-    return Data(Streams(Running(ids), origins, train, T), held)
+    train_spans = _spans(origins, origins + train * T)
+    return Data(
+        Streams(Running(ids), origins, train, T), held, train_spans, _spans(train_spans[:, 1], origins + length)
+    )
 
 
 def _contiguous(corpus: Corpus, val_frac: float, B: int, T: int, seed: int) -> Data:
@@ -174,7 +181,8 @@ def _contiguous(corpus: Corpus, val_frac: float, B: int, T: int, seed: int) -> D
     length = (n - 1) // B
     streams = Streams(Running(corpus.ids[:n]), np.arange(B, dtype=np.int64) * length, length // T, T)
     context = min(WARM_UP, n)
-    return Data(streams, held_out(corpus.ids[n - context :], context, B))
+    held = held_out(corpus.ids[n - context :], context, B)
+    return Data(streams, held, np.array([[0, n]]), np.array([[n, len(corpus)]]))
 
 
 def _lines(corpus: Corpus, val_frac: float, B: int, T: int, seed: int) -> Data:
@@ -191,7 +199,8 @@ def _lines(corpus: Corpus, val_frac: float, B: int, T: int, seed: int) -> Data:
     before = order[n_val : n_val + 1 + WARM_UP]
     context = _gather(corpus, before)[-WARM_UP:]
     held = _gather(corpus, order[:n_val])
-    return Data(streams, held_out(np.concatenate([context, held]), len(context), B), train, val)
+    held = held_out(np.concatenate([context, held]), len(context), B)
+    return Data(streams, held, *(_spans(corpus.starts[part], corpus.starts[part + 1]) for part in (train, val)))
 
 
 def _gather(corpus: Corpus, items: np.ndarray) -> np.ndarray:

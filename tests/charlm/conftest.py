@@ -8,7 +8,7 @@ import pytest
 import torch
 from babbling import SMALL, babble
 
-from fastlstm.charlm import config, train
+from fastlstm.charlm import TrainResult, config, train
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +36,9 @@ def text(tmp_path) -> Path:
 
 
 @pytest.fixture
-def small_run(text, tmp_path) -> train.TrainResult:
+def small_run(text, tmp_path) -> TrainResult:
     """A finished run of a tiny model."""
-    return train.train(str(text), tmp_path / "run", **SMALL)
+    return train(str(text), tmp_path / "run", **SMALL)
 
 
 @pytest.fixture

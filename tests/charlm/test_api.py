@@ -23,9 +23,8 @@ def foreign_imports(tree: ast.AST, depth: int) -> list[str]:
             inside = node.level and node.level <= depth + 1
             if not inside and (node.level or (node.module or "").split(".")[0] == "fastlstm"):
                 found.append("." * node.level + (node.module or ""))
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fastlstm":
-            if node.attr.startswith("_") and not node.attr.startswith("__"):
-                found.append(f"fastlstm.{node.attr}")
+        elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("fastlstm._"):
+            found += [] if node.attr == "__version__" else [ast.unparse(node)]
     return found
 
 
@@ -36,7 +35,8 @@ def test_only_the_public_api(path):
 
 
 @pytest.mark.parametrize(
-    "line", ["import fastlstm.ops", "from fastlstm import ops", "from ..nn import LSTM", "fastlstm._C", "from ... import x"]
+    "line",
+    ["import fastlstm.ops", "from fastlstm import ops", "from ..nn import LSTM", "fastlstm._C", "from ... import x"],
 )
 def test_the_rule_bites(line):
     assert foreign_imports(ast.parse(line), 0)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fastlstm.charlm import checkpoint
 from fastlstm.charlm.errors import CharLMError
-from fastlstm.charlm.train import load_model
+from fastlstm.charlm.lm import CharLM
 
 
 def rewrite(path, change):
@@ -40,8 +40,7 @@ def test_what_a_checkpoint_holds(small_run):
     assert not saved.train
     assert checkpoint.read(last, with_train=True).train["h"].shape == (2, 4, 12)
     assert b"pickle" not in best.read_bytes()
-    model, _ = load_model(str(best))
-    assert not model.training
+    assert not CharLM.load(best).model.training
 
 
 def test_writing_twice_gives_the_same_bytes(small_run):
@@ -106,10 +105,10 @@ def test_damaged_and_foreign_files(small_run, tmp_path):
     for name, (data, message) in cases.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(CharLMError, match=message):
-            load_model(str(tmp_path / name))
+            CharLM.load(tmp_path / name)
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
     with pytest.raises(CharLMError, match="not one that `fastlstm train` wrote"):
-        load_model(str(tmp_path / "foreign"))
+        CharLM.load(tmp_path / "foreign")
 
 
 @pytest.mark.parametrize(
@@ -126,13 +125,13 @@ def test_damaged_and_foreign_files(small_run, tmp_path):
 def test_wrong_metadata(small_run, change, message):
     rewrite(small_run.best, change)
     with pytest.raises(CharLMError, match=message):
-        load_model(str(small_run.best))
+        CharLM.load(small_run.best)
 
 
 def test_where_a_model_is_looked_for(small_run, tmp_path):
     assert checkpoint.locate(str(small_run.folder)) == small_run.best
-    with pytest.raises(CharLMError, match="there is no checkpoint nowhere: expected a .safetensors file"):
+    with pytest.raises(CharLMError, match=r"there is no checkpoint nowhere: expected a .safetensors file"):
         checkpoint.locate("nowhere")
     (tmp_path / "void").mkdir()
-    with pytest.raises(CharLMError, match="holds neither best.safetensors nor last.safetensors"):
+    with pytest.raises(CharLMError, match=r"holds neither best.safetensors nor last.safetensors"):
         checkpoint.locate(str(tmp_path / "void"))

@@ -116,10 +116,11 @@ def test_a_prime_outside_the_vocabulary_is_named(model):
 
 
 @pytest.mark.parametrize(
-    "options", [{"length": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"num": 0}, {"seed": -1}]
+    "options",
+    [{"length": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"num": 0}, {"seed": -1}],
 )
 def test_bad_options(options):
-    (name, value), = options.items()
+    ((name, value),) = options.items()
     with pytest.raises(CharLMError, match=f"--{name.replace('_', '-')} is {value}, expected"):
         Drawing(**options)
 

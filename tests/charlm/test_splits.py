@@ -11,7 +11,6 @@ from fastlstm.charlm.errors import CharLMError
 from fastlstm.charlm.splits import WARM_UP, divide, held_out
 
 
-
 @pytest.fixture
 def corpus(tmp_path):
     (tmp_path / "a.txt").write_text(babble(10_000))
@@ -25,7 +24,7 @@ def items(tmp_path):
 
 
 def test_streams_are_char_rnns(corpus):
-    """Against char-rnn's own recipe: cut to a multiple of B·T, targets one ahead (wrapping), B rows, columns in batches."""
+    """Against char-rnn's own recipe: cut to a multiple of B·T, targets one ahead (wrapping), B rows, T columns each."""
     B, T = 4, 50
     ids = corpus.ids[: len(corpus) // (B * T) * B * T].astype(int)
     targets = np.roll(ids, -1)
@@ -35,13 +34,15 @@ def test_streams_are_char_rnns(corpus):
     assert data.train.batches == int(total * 0.95)
     for k in range(data.train.batches):
         x, y = data.train.batch(0, k)
-        assert (x.T == rows[:, k * T : (k + 1) * T]).all()
-        assert (y.T == target_rows[:, k * T : (k + 1) * T]).all()
+        assert (rows[:, k * T : (k + 1) * T] == x.T).all()
+        assert (target_rows[:, k * T : (k + 1) * T] == y.T).all()
         assert x.flags.c_contiguous
     val = np.concatenate([np.stack([x, y], -1) for x, y, counted in data.val.chunks(37) if counted.all()])
-    assert (val[..., 0].T == rows[:, data.train.batches * T :]).all()
-    assert (val[..., 1].T == target_rows[:, data.train.batches * T :]).all()
+    assert (rows[:, data.train.batches * T :] == val[..., 0].T).all()
+    assert (target_rows[:, data.train.batches * T :] == val[..., 1].T).all()
     assert len(data.val) == rows[:, data.train.batches * T :].size
+    spans = np.concatenate([data.train_spans, data.val_spans])
+    assert sorted(position for span in spans for position in range(*span)) == list(range(len(ids)))
 
 
 def test_tinyshakespeare_has_char_rnns_423_and_23_batches():
@@ -57,6 +58,7 @@ def test_contiguous_keeps_the_end_unseen(corpus):
     last = max(int(o) for o in data.train.origins) + data.train.batches * 50
     assert last < n  # the last target is still training text
     assert len(data.val) == len(corpus) - n
+    assert (data.train_spans.tolist(), data.val_spans.tolist()) == ([[0, n]], [[n, len(corpus)]])
 
 
 @pytest.mark.parametrize("total", [2, 100, 129, 1000, 5000])
@@ -65,11 +67,7 @@ def test_contiguous_keeps_the_end_unseen(corpus):
 def test_held_out_scores_every_character_once(total, context, streams):
     ids = np.arange(context + total)
     held = held_out(ids, context, streams)
-    found = sorted(
-        int(target)
-        for _, y, counted in held.chunks(64)
-        for target in y[counted]
-    )
+    found = sorted(int(target) for _, y, counted in held.chunks(64) for target in y[counted])
     assert found == list(range(max(context, 1), context + total))
     assert len(held) == len(found)
     assert (held.skip[1:] == WARM_UP).all()
@@ -77,9 +75,10 @@ def test_held_out_scores_every_character_once(total, context, streams):
 
 def test_lines_do_not_overlap_and_shuffle_by_epoch(items):
     data = divide(items, "lines", 0.05, 5, 20, seed=7)
-    assert len(data.val_items) == 50
-    assert not set(data.val_items) & set(data.train_items)
-    assert len(data.train_items) + len(data.val_items) == 1000
+    train, val = ({items.text(*span) for span in spans.tolist()} for spans in (data.train_spans, data.val_spans))
+    assert len(val) == 50
+    assert not train & val
+    assert len(train) + len(val) == 1000
 
     def epoch(number, seed=7):
         split = divide(items, "lines", 0.05, 5, 20, seed).train
@@ -90,15 +89,13 @@ def test_lines_do_not_overlap_and_shuffle_by_epoch(items):
     assert first != second
     assert epoch(0) == first
     assert epoch(0, seed=8) != first
-    train = {items.item(k) for k in data.train_items}
-    assert set(first.splitlines()) == set(second.splitlines()) == train
-    val = items.vocab.decode(data.val.ids[-len(data.val) :])
-    assert set(val.splitlines()) == {items.item(k) for k in data.val_items}
+    assert set(first.splitlines(True)) == set(second.splitlines(True)) == train
+    assert set(items.vocab.decode(data.val.ids[-len(data.val) :]).splitlines(True)) == val
 
 
 def test_which_lines_validate_does_not_depend_on_the_seed(items):
     one, two = (divide(items, "lines", 0.05, 5, 20, seed) for seed in (1, 2))
-    assert (one.val_items == two.val_items).all()
+    assert (one.val_spans == two.val_spans).all()
 
 
 def test_processes_share_the_streams(corpus):
@@ -111,5 +108,7 @@ def test_processes_share_the_streams(corpus):
 def test_too_short(corpus):
     with pytest.raises(CharLMError, match=r"10,000 characters, too few .* 50 × 200 = 10,000: choose a smaller"):
         divide(corpus, "streams", 0.05, 50, 200, 0)
-    with pytest.raises(CharLMError, match=r"leaves 0 training batches and 9,000 characters to validate with --val-frac"):
+    with pytest.raises(
+        CharLMError, match=r"leaves 0 training batches and 9,000 characters to validate with --val-frac"
+    ):
         divide(corpus, "contiguous", 0.9, 4, 1000, 0)

@@ -69,7 +69,7 @@ def train(corpus: str | None = None, **given: Any) -> None:
     Writes best.safetensors, last.safetensors and log.jsonl into the folder of the run.
     """
     from ..progress import NATS_PER_BIT, Reporter, Several, Terminal
-    from ..train import train as run
+    from ..runs import train as run
 
     console = Console(highlight=False)
     terminal = Terminal(console)

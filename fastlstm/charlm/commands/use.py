@@ -1,11 +1,22 @@
-"""`fastlstm sample` and what else is done with a trained model."""
+"""The commands that use a trained model, and what they share."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="a checkpoint, the folder of a run, or a model that comes along: names")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda", rich_help_panel="Run")]
 
 
 def register(app: typer.Typer) -> None:
-    from .sample import sample
+    from . import inspect, measure, sample, timeline
 
-    app.command()(sample)
+    app.command()(sample.sample)
+    app.command()(measure.evaluate)
+    app.command()(measure.score)
+    app.command(name="inspect")(inspect.inspect_model)
+    app.command()(timeline.timeline)

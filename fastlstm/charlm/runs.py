@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .corpus import Corpus, Reading, load
 from .errors import CharLMError
-from .model import CharModel
+from .lm import CharLM
 from .progress import Reporter
 from .ranks import Ranks
 from .trainer import Trainer
@@ -38,6 +38,10 @@ class TrainResult:
     nats: float
     seconds: float
     reason: str
+
+    def load(self) -> CharLM:
+        """The best model of the run."""
+        return CharLM.load(self.best)
 
 
 def train(
@@ -191,17 +195,3 @@ def _signals(trainer: Trainer):
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-
-
-def load_model(name: str, device: str = "cpu") -> tuple[CharModel, Checkpoint]:
-    """The model in a checkpoint, in eval mode. name: file, run folder, or a model that comes with the package."""
-    path = checkpoint.locate(name)
-    saved = checkpoint.read(path)
-    config = configs.from_json(saved.config)
-    model = CharModel(len(saved.vocab), config.hidden_size, config.num_layers, config.embedding_dim, config.dropout)
-    try:
-        model.load_state_dict({key: value.float() for key, value in saved.weights.items()})
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise CharLMError(f"{path} is damaged: its weights do not fit its configuration ({first})") from error
-    return model.eval().to(device), saved

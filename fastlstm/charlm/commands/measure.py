@@ -1,0 +1,114 @@
+"""`fastlstm evaluate` and `fastlstm score`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import CharLMError, count
+from ..evaluate import evaluate as measure
+from ..lm import CharLM, Scored
+from .use import ModelName
+
+PARTS = ("val", "train", "all")
+
+
+def evaluate(
+    model: ModelName,
+    text: Annotated[
+        str | None,
+        typer.Argument(help="a file, folder or built-in corpus [dim]\\[what the model learned][/]", show_default=False),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="val, train or all [dim]\\[val of its own corpus, all of another][/]", show_default=False),
+    ] = None,
+    orders: Annotated[int, typer.Option(help="longest n-gram of the baseline; 0 for no baseline")] = 6,
+) -> None:
+    """How well a model predicts a text: nats, bits, perplexity, beside n-grams of the same training text."""
+    lm = CharLM.load(model)
+    part = split or ("val" if text is None else "all")
+    if part not in PARTS:
+        raise CharLMError(f"--split is {part!r}, expected {', '.join(PARTS)}")
+    if text is not None and part != "all":
+        raise CharLMError(f"--split {part} divides the text the model learned; of another text, everything is scored")
+    console = Console(highlight=False)
+    held = lm.held(lm.corpus(text), part)
+    result = measure(lm.model, lm.vocab, held)
+    named = text or f"{lm.saved.corpus['name']}, {part} ({lm.config.split} split)"
+    console.print(Text.assemble((named, "bold"), f": {count(result.characters, 'character')}"))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for name in ("nats/char", "bits/char", "bits/byte", "perplexity"):
+        table.add_column(name, justify="right")
+
+    def row(name: str, nats: float, style: str = "") -> None:
+        bits = nats / math.log(2)
+        cells = (nats, bits, bits * result.characters / result.bytes, math.exp(nats))
+        table.add_row(name, *(f"{value:.4f}" for value in cells[:3]), f"{cells[3]:.3f}", style=style)
+
+    row("model", result.nats_per_char, "bold green")
+    note = ""
+    if orders > 0:
+        try:
+            for n, nats in enumerate(lm.baseline(held, orders), 1):
+                row(f"{n}-gram", nats)
+        except CharLMError as error:
+            note = f"no n-gram baseline: {error}"
+    console.print(table)
+    if note:
+        console.print(Text(note, "yellow"), soft_wrap=True)
+
+
+def score(
+    model: ModelName,
+    text: Annotated[Path, typer.Argument(help="a text file, - for standard input", show_default=False)],
+    num: Annotated[int, typer.Option(help="lines to show; 0 for all")] = 20,
+) -> None:
+    """The log-probability of each line, most surprising first, its characters coloured by their probability."""
+    lm = CharLM.load(model)
+    lines = [line for line in _lines(text, lm.config.encoding) if line.strip()]
+    if not lines:
+        raise CharLMError(f"{text} has no line to score")
+    scored = sorted(lm.score(lines), key=lambda one: -one.mean)
+    console = Console(highlight=False)
+    console.print(Text("nats/char  log p   line", "dim"))
+    for one in scored[: num or None]:
+        console.print(Text.assemble(f"{one.mean:9.3f} {-one.total:7.2f}  ", coloured(lm, one)), soft_wrap=True)
+    mean = sum(one.total for one in scored) / sum(len(one.nats) for one in scored)
+    legend = [(f" {low} ", _colour(-math.log(low))) for low in (0.9, 0.5, 0.2, 0.05, 0.01, 0.001)]
+    console.print(Text.assemble(f"{count(len(lines), 'line')}, {mean:.4f} nats a character; p", *legend, style="dim"))
+
+
+def _lines(path: Path, encoding: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding)
+    except OSError as error:
+        raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise CharLMError(f"{path} is not {encoding}: {error.reason} at byte {error.start:,}") from error
+    return text.splitlines()
+
+
+def _colour(nats: float) -> str:
+    """Green for what the model expected, through yellow to red for what it did not."""
+    level = min(1.0, nats / 6)  # 6 nats: p = 0.0025
+    red, green = int(255 * min(1.0, 2 * level)), int(200 * min(1.0, 2 - 2 * level))
+    return f"#{red:02x}{green:02x}40"
+
+
+def coloured(lm: CharLM, one: Scored) -> Text:
+    """A line in the colours of its characters' probabilities; of a byte model a character's bytes count together."""
+    text, at = Text(), 0
+    for symbol in one.line:
+        width = len(lm.vocab.from_text(symbol))
+        text.append(symbol, _colour(float(one.nats[at : at + width].sum())))
+        at += width
+    return text.append("⏎", _colour(float(one.nats[at])))
