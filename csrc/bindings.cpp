@@ -101,6 +101,18 @@ void stack(uintptr_t out, uintptr_t h_n, uintptr_t c_n, uintptr_t x, uintptr_t h
                       layers.data(), int64_t(layers.size()), T, B, I, H, usable(threads)});
 }
 
+// sizes: N, V, width
+void sum_by_id(uintptr_t out, uintptr_t rows, uintptr_t ids, const std::array<int64_t, 3>& sizes, bool is_double,
+               int threads) {
+  py::gil_scoped_release release;
+  const auto id = at<const int64_t>(ids);
+  const auto [N, V, width] = sizes;
+  if (is_double)
+    current->sum_by_id_f64({at<double>(out), at<double>(rows), id, N, V, width, usable(threads)});
+  else
+    current->sum_by_id_f32({at<float>(out), at<float>(rows), id, N, V, width, usable(threads)});
+}
+
 std::vector<std::string> isa_names() {
   std::vector<std::string> names;
   for (const Kernels* k : available()) names.emplace_back(k->name);
@@ -124,6 +136,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("stack", &stack);
+  m.def("sum_by_id", &sum_by_id);
   m.def("isa_names", &isa_names, "Instruction sets that this machine can run, the weakest first.");
   m.def("isa", [] { return std::string(current->name); }, "The instruction set in use.");
   m.def("set_isa", &set_isa);

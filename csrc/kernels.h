@@ -72,6 +72,16 @@ struct Stack {
   int threads;
 };
 
+// out[id[n]] += rows[n] over all n in order; out (V, width) starts as given, rows (N, width). Each thread owns columns.
+template <class R>
+struct SumById {
+  R* out;
+  const R* rows;
+  const int64_t* ids;
+  int64_t N, V, width;
+  int threads;
+};
+
 // The kernels of one instruction set.
 struct Kernels {
   const char* name;
@@ -80,6 +90,8 @@ struct Kernels {
   void (*backward_f32)(const Shape&, const Backward<float>&);
   void (*backward_f64)(const Shape&, const Backward<double>&);
   void (*stack_f32)(const Stack&);
+  void (*sum_by_id_f32)(const SumById<float>&);
+  void (*sum_by_id_f64)(const SumById<double>&);
   void (*unary_f32)(const float* x, float* y, int64_t n, int what);  // what: 0 sigmoid, 1 tanh; for the tests
   void (*unary_f64)(const double* x, double* y, int64_t n, int what);
 };

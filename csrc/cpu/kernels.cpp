@@ -19,6 +19,21 @@ static void backward(const Shape& shape, const fastlstm::cpu::Backward<R>& args)
 
 static void stack(const Stack& args) { StackPass(args).run(); }
 
+// The gradient of a table of token rows. Columns are shared out, so every sum runs in the order of the rows.
+template <class R>
+static void sum_by_id(const fastlstm::cpu::SumById<R>& a) {
+  const int threads = a.N * a.width < (1 << 16) || omp_in_parallel() ? 1 : a.threads;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int part = 0; part < threads; ++part) {
+    const Range columns = share(a.width, part, threads);
+    for (int64_t n = 0; n < a.N; ++n) {
+      R* to = a.out + a.ids[n] * a.width;
+      const R* from = a.rows + n * a.width;
+      for (int64_t k = columns.from; k < columns.to; ++k) to[k] += from[k];
+    }
+  }
+}
+
 template <class R>
 static void unary(const R* x, R* y, int64_t n, int what) {
   for (int64_t k = 0; k < n; k += Vec<R>::width) {
@@ -36,9 +51,16 @@ namespace fastlstm::cpu {
 #define FASTLSTM_JOIN2(a, b) a##b
 #define FASTLSTM_JOIN(a, b) FASTLSTM_JOIN2(a, b)
 extern const Kernels FASTLSTM_JOIN(kernels_, FASTLSTM_ISA) = {
-    ::FASTLSTM_ISA::kName,           ::FASTLSTM_ISA::forward<float>,   ::FASTLSTM_ISA::forward<double>,
-    ::FASTLSTM_ISA::backward<float>, ::FASTLSTM_ISA::backward<double>, ::FASTLSTM_ISA::stack,
-    ::FASTLSTM_ISA::unary<float>,    ::FASTLSTM_ISA::unary<double>,
+    ::FASTLSTM_ISA::kName,
+    ::FASTLSTM_ISA::forward<float>,
+    ::FASTLSTM_ISA::forward<double>,
+    ::FASTLSTM_ISA::backward<float>,
+    ::FASTLSTM_ISA::backward<double>,
+    ::FASTLSTM_ISA::stack,
+    ::FASTLSTM_ISA::sum_by_id<float>,
+    ::FASTLSTM_ISA::sum_by_id<double>,
+    ::FASTLSTM_ISA::unary<float>,
+    ::FASTLSTM_ISA::unary<double>,
 };
 
 }  // namespace fastlstm::cpu

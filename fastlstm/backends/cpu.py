@@ -118,3 +118,27 @@ def backward(
     shape = _shape(_steps(h, batch_sizes), h0, H, batch_sizes, reset, reverse, dtype)
     native.load().backward(shape, [_address(v) for v in (*outputs, *inputs)], real == torch.float64)
     return dxg.to(dtype), d_hr.to(dtype), dh0.to(dtype), dc0
+
+
+def run_layers(weights: list[Tensor], num_layers: int, bias: bool, x: Tensor, hx: tuple[Tensor, Tensor]):
+    """Inference of all layers for a few steps in one native call; None where an argument does not allow it.
+
+    weights: torch's flat list; x: (T, B, I) float32; hx: (h0, c0), (L, B, H) each. Returns out and (h_n, c_n).
+    """
+    if native.why_not() is not None:
+        return None
+    h0, c0 = hx
+    for tensor in (*weights, h0, c0, x):
+        if tensor.dtype != torch.float32 or not tensor.is_contiguous() or tensor.device.type != "cpu":
+            return None
+    T, B, I = x.shape
+    H = h0.shape[2]
+    out, h_n, c_n = torch.empty((T, B, H)), torch.empty_like(h0), torch.empty_like(c0)
+    addresses = [w.data_ptr() for w in weights]
+    if not bias:
+        addresses = [a for k in range(num_layers) for a in (addresses[2 * k], addresses[2 * k + 1], 0, 0)]
+    native.load().stack(
+        out.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), x.data_ptr(), h0.data_ptr(), c0.data_ptr(),
+        addresses, T, B, I, H, torch.get_num_threads(),
+    )  # fmt: skip
+    return out, (h_n, c_n)

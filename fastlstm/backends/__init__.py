@@ -1,0 +1,19 @@
+"""The backends of the op, each a module with NAME, why_not, plan, forward and backward; loaded at first use."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module, util
+from types import ModuleType
+
+NAMES = ("cpu", "cuda", "triton", "hostsim", "reference")
+
+
+@lru_cache(maxsize=None)
+def load(name: str) -> ModuleType | None:
+    """Return the backend's module, or None where this installation does not have it."""
+    if name not in NAMES:
+        raise ValueError(f"backend is {name!r}, expected one of {', '.join((*NAMES, 'torch'))}")
+    if util.find_spec(f"fastlstm.backends.{name}") is None:
+        return None
+    return import_module(f"fastlstm.backends.{name}")

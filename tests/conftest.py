@@ -1,0 +1,25 @@
+"""Shared by all tests: the import path, one place for thread counts, and seeds that do not depend on the order of tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # `import judge` from any test folder
+sys.path.insert(0, str(Path(__file__).parent.parent))  # `import benchmarks.cases`
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores between the workers of pytest-xdist instead of giving all of them to each."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
