@@ -79,7 +79,7 @@ def expected(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor 
     inputs = _leaves(make(case, dtype, seed).to(torch.float64))
     grads = make_grads(case, dtype, seed + 1).to(torch.float64)
     h, c, gates, h_n, c_n = reference.forward(*inputs, case.reverse, 1)
-    torch.autograd.backward([h, c, h_n, c_n], list(grads))
+    _backward([h, c, h_n, c_n], list(grads))
     with torch.no_grad():
         dxg, d_hr, _, _ = reference.backward(*grads, *inputs, case.reverse, 1, h, c, gates)
     return _collect(inputs, h, c, h_n, c_n, dxg, d_hr if case.projection else None)
@@ -92,15 +92,24 @@ def yardstick(case: Case, dtype: torch.dtype, seed: int = 0, cells: bool = True)
     dh, dc, dh_n, dc_n = (g.to(dtype) for g in make_grads(case, dtype, seed + 1))
     xg = inputs.w_x[inputs.ids] if case.ids else F.linear(inputs.x, inputs.w_x, inputs.bias)
     xg.retain_grad()
+    d_hr = torch.zeros(*xg.shape[:-1], case.P, dtype=dtype)
     if cells or case.reset or case.projection:
-        h, c, h_n, c_n, d_hr = _loop(case, inputs, xg)
-        torch.autograd.backward([h, c, h_n, c_n], [dh, dc if cells else torch.zeros_like(dc), dh_n, dc_n])
-        d_hr = torch.cat([d_hr[t].grad for t in sorted(d_hr)]).reshape_as(h) if d_hr else torch.zeros_like(h)
+        h, c, h_n, c_n, steps = _loop(case, inputs, xg)
+        _backward([h, c, h_n, c_n], [dh, dc if cells else torch.zeros_like(dc), dh_n, dc_n])
+        d_hr = torch.cat([steps[t].grad for t in sorted(steps)]).reshape_as(h) if steps else d_hr
     else:
         h, h_n, c_n = _nn_lstm(case, inputs, xg)
-        c, d_hr = None, None
-        torch.autograd.backward([h, h_n, c_n], [dh, dh_n, dc_n])
-    return _collect(inputs, h, c, h_n, c_n, xg.grad, d_hr if case.projection else None)
+        c = None
+        _backward([h, h_n, c_n], [dh, dh_n, dc_n])
+    return _collect(
+        inputs, h, c, h_n, c_n, torch.zeros_like(xg) if xg.grad is None else xg.grad, d_hr if case.projection else None
+    )
+
+
+def _backward(outputs: list[Tensor], grads: list[Tensor]) -> None:
+    """Run backward from the outputs that depend on anything (with no rows, some do not)."""
+    pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if y.requires_grad]
+    torch.autograd.backward([y for y, _ in pairs], [g for _, g in pairs])
 
 
 def _leaves(inputs: Inputs) -> Inputs:

@@ -56,17 +56,17 @@ def test_backward_is_the_gradient(case: Case, save: int) -> None:
     torch.testing.assert_close(dh0, ref["dh0"])
     torch.testing.assert_close(dc0, ref["dc0"])
     if not case.ids:
-        flat = dxg.reshape(case.N, -1)
+        flat = dxg.reshape(case.N, 4 * case.H)
         torch.testing.assert_close(flat.t() @ inputs.x.reshape(case.N, case.I), ref["dw_x"])
         torch.testing.assert_close((dxg @ inputs.w_x).reshape_as(inputs.x), ref["dx"])
     else:
-        table = torch.zeros_like(inputs.w_x).index_add_(0, inputs.ids.flatten(), dxg.reshape(case.N, -1))
+        table = torch.zeros_like(inputs.w_x).index_add_(0, inputs.ids.flatten(), dxg.reshape(case.N, 4 * case.H))
         torch.testing.assert_close(table, ref["dw_x"])
     if case.projection:
         _, _, _, o = gates.reshape(case.N, 4, case.H).unbind(1) if save == 1 else (None,) * 4
         if save == 1:
             y = o * c.reshape(case.N, case.H).tanh()
-            torch.testing.assert_close(d_hr.reshape(case.N, -1).t() @ y, ref["dw_hr"])
+            torch.testing.assert_close(d_hr.reshape(case.N, case.P).t() @ y, ref["dw_hr"])
 
 
 def test_absent_gradients_are_zero() -> None:
@@ -105,10 +105,17 @@ def test_what_is_kept(save: int) -> None:
 def test_the_loop_yardstick_is_no_looser_than_nn_lstm(dtype: torch.dtype) -> None:
     """Where nn.LSTM can do the case, the loop that stands in for it has about its error."""
     for case in (c for c in SHORT if not (c.reset or c.projection) and c.T and c.B):
-        ref, own, loop = judge.expected(case, dtype), judge.yardstick(case, dtype, cells=False), judge.yardstick(case, dtype)
+        ref, own, loop = (
+            judge.expected(case, dtype),
+            judge.yardstick(case, dtype, cells=False),
+            judge.yardstick(case, dtype),
+        )
         for name in ("h", "h_n", "c_n"):
             floor = torch.finfo(dtype).eps
-            assert judge.error(loop[name], ref[name]) <= 2.5 * max(judge.error(own[name], ref[name]), floor), (case, name)
+            assert judge.error(loop[name], ref[name]) <= 2.5 * max(judge.error(own[name], ref[name]), floor), (
+                case,
+                name,
+            )
 
 
 def test_the_rule_can_fail() -> None:
