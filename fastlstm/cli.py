@@ -51,13 +51,15 @@ def normalise(argv: list[str]) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """The entry point; never returns."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    rank = os.environ.get("RANK")  # set by torchrun
     try:
         app(normalise(sys.argv[1:] if argv is None else argv))
     except Interrupted as error:
-        errors.print(str(error))
+        if not rank or rank == "0":
+            errors.print(str(error))
         sys.exit(130)
     except (CharLMError, fastlstm.BackendError) as error:
-        errors.print("error: ", style="bold red", end="")
+        errors.print(f"error (rank {rank}): " if rank else "error: ", style="bold red", end="")
         errors.print(str(error))
         sys.exit(2)
     except BrokenPipeError:  # `fastlstm sample … | head`

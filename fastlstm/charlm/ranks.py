@@ -71,6 +71,11 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
 
+    def lost(self, error: RuntimeError) -> bool:
+        """Whether an error says that another process is gone."""
+        text = f"{type(error).__name__} {error}".lower()
+        return self.size > 1 and any(word in text for word in ("gloo", "nccl", "distbackend", "distnetwork", "peer"))
+
     def close(self) -> None:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()

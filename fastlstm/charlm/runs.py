@@ -86,6 +86,13 @@ def train(
             runstate.restore(trainer, saved)
         with _signals(trainer):
             reason = trainer.run()
+    except RuntimeError as error:
+        if not ranks.lost(error):
+            raise
+        raise CharLMError(
+            "another process of this run ended or cannot be reached; what the last save holds is safe: start all of them "
+            "again with --resume"
+        ) from error
     finally:
         ranks.close()
     return _result(trainer, reason)
@@ -177,14 +184,17 @@ def _load(name: str, config: TrainConfig, vocab, folder: Path) -> Corpus:
 
 @contextmanager
 def _signals(trainer: Trainer):
-    """The first interrupt or termination lets the iteration finish and saves; a second interrupt ends at once."""
+    """The first interrupt or termination lets the iteration finish and saves; a second one ends at once.
+
+    Under torchrun a signal comes from the terminal and from torchrun, so there the second one changes nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before: dict[int, Callable | int | None] = {}
 
     def handle(number, frame) -> None:
-        if trainer.signalled:
+        if trainer.signalled and trainer.ranks.size == 1:
             raise KeyboardInterrupt
         trainer.signalled = True
 

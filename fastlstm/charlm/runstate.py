@@ -79,9 +79,9 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
         trainer.loss_sum.copy_(train["loss_sum"].mean())
         return
     trainer.loss_sum.copy_(train["loss_sum"][ranks.rank])
-    torch.set_rng_state(train["generator"][ranks.rank])
+    torch.set_rng_state(train["generator"][ranks.rank].clone())  # it reads from the start of the storage
     if "generator.cuda" in train and ranks.device.type == "cuda":
-        torch.cuda.set_rng_state(train["generator.cuda"][ranks.rank])
+        torch.cuda.set_rng_state(train["generator.cuda"][ranks.rank].clone())
 
 
 def check_corpus(saved: Checkpoint, corpus: Corpus) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -71,7 +72,9 @@ def train(corpus: str | None = None, **given: Any) -> None:
     from ..progress import NATS_PER_BIT, Reporter, Several, Terminal
     from ..runs import train as run
 
-    console = Console(highlight=False)
+    console = Console(
+        highlight=False, quiet=os.environ.get("RANK", "0") != "0"
+    )  # of several processes the first speaks
     terminal = Terminal(console)
     options = {name: value for name, value in given.items() if value is not None}
     reporters: list[Reporter] = [terminal]
