@@ -1,0 +1,179 @@
+"""The Triton backend: fused kernels on NVIDIA GPUs without a compiler on the user's machine. Triton loads at first use.
+
+Three kernel shapes, chosen by `planner.choose`: *resident* (W_hh stays in shared memory, one launch per sequence), *streamed*
+(W_hh re-read from L2, one launch per sequence), *step* (one launch per step). See docs/gpu-resources.md for what they
+compile to and docs/gpu-model.md for what they are predicted to cost.
+
+With TRITON_INTERPRET=1, set before Triton is imported, the same kernels run on CPU tensors, slowly: for tests.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import lru_cache
+from importlib import metadata, util
+
+import torch
+
+from fastlstm import gpu_model
+from fastlstm.backends.common import BackendError, Spec
+from fastlstm.backends.triton import planner
+from fastlstm.backends.triton.planner import Plan, force
+
+__all__ = ["NAME", "backward", "force", "forward", "plan", "warm_up", "why_not"]
+
+NAME = "triton"
+OLDEST = (3, 5)
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_INTERPRETER_DEVICE = gpu_model.KNOWN["A100"]  # what plans are made for when there is no GPU
+
+
+def why_not(spec: Spec) -> str | None:
+    """Return why these kernels cannot run this call, with what to do, or None."""
+    if spec.dtype not in _TYPES:
+        return f"dtype is {spec.dtype}; the triton backend takes float32, bfloat16 and float16"
+    return _missing() or _wrong_device(spec.device) or _too_large(spec)
+
+
+@lru_cache(maxsize=1)
+def _missing() -> str | None:
+    if util.find_spec("triton") is None:
+        return f"Triton is not installed; pip install 'triton>={OLDEST[0]}.{OLDEST[1]}' (Linux)"
+    version = metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        return f"Triton is {version}, {OLDEST[0]}.{OLDEST[1]} or newer is needed; upgrade torch or triton"
+    return None
+
+
+def interpreted() -> bool:
+    """Return whether kernels run in Triton's interpreter (TRITON_INTERPRET, read when Triton is first imported)."""
+    language = sys.modules.get("triton.language")
+    if language is None:
+        return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+    return "Interpreted" in type(language.standard.cdiv).__name__
+
+
+def _wrong_device(device: torch.device) -> str | None:
+    if device.type == "cpu":
+        if interpreted():
+            return None
+        gpu = "is a GPU" if torch.cuda.is_available() else "is no GPU"
+        return (
+            f"tensors are on the CPU (there {gpu}); the kernels run on CUDA tensors, or, to test them without one, with "
+            "TRITON_INTERPRET=1 set before Triton is imported"
+        )
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"tensors are on {device.type}; the triton backend takes CUDA tensors (NVIDIA)"
+    if interpreted():
+        return "TRITON_INTERPRET is set, so kernels would run in Triton's interpreter; unset it"
+    found = gpu(device)
+    if found.capability < 80:
+        return f"{found.name} has compute capability {found.capability / 10}, 8.0 or newer is needed"
+    return None
+
+
+def _too_large(spec: Spec) -> str | None:
+    if 4 * spec.H * spec.P >= planner.MAX_WEIGHTS:
+        return f"W_hh has {4 * spec.H * spec.P} elements, less than {planner.MAX_WEIGHTS} are supported"
+    found = _choose(spec)
+    return None if isinstance(found, Plan) else found
+
+
+def gpu(device: torch.device) -> gpu_model.Device:
+    """Return what the planner knows of a device; the interpreter's CPU stands in for an A100."""
+    if device.type == "cpu":
+        return _INTERPRETER_DEVICE
+    return _gpu(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@lru_cache(maxsize=None)
+def _gpu(index: int) -> gpu_model.Device:
+    p = torch.cuda.get_device_properties(index)
+    capability = 10 * p.major + p.minor
+    shared = getattr(p, "shared_memory_per_block_optin", None) or gpu_model.known(p.name, capability, 1, 0).shared_bytes
+    return gpu_model.known(p.name, capability, p.multi_processor_count, shared)
+
+
+def allows_tf32() -> bool:
+    """Return whether torch would let cuDNN's LSTM multiply float32 as TF32."""
+    rnn = getattr(torch.backends.cudnn, "rnn", None)
+    precision = getattr(rnn, "fp32_precision", None)
+    return torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
+
+
+def _choose(spec: Spec) -> Plan | str:
+    tf32 = spec.dtype == torch.float32 and allows_tf32()
+    return _cached_choice(gpu(spec.device), spec.H, spec.B, spec.dtype.itemsize, tf32, spec.projected, planner.forced())
+
+
+@lru_cache(maxsize=4096)
+def _cached_choice(device, H: int, B: int, itemsize: int, tf32: bool, projected: bool, forced: str | None) -> Plan | str:
+    with force(forced):
+        return planner.choose(device, H, B, planner.how(itemsize, tf32, device), projected=projected)
+
+
+def plan(spec: Spec) -> str:
+    """Return one line: which kernel, tile and warps would run, and why."""
+    where = " in Triton's interpreter" if interpreted() else ""
+    return str(_choose(spec)) + where
+
+
+def _of(spec: Spec) -> Plan:
+    found = _choose(spec)
+    if isinstance(found, str):
+        raise BackendError(f"backend 'triton' cannot run this call: {found}")
+    return found
+
+
+def _spec(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse: bool, save: int) -> Spec:
+    from fastlstm.backends.common import spec_of
+
+    return spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
+
+
+def _contiguous(*tensors):
+    return tuple(t.contiguous() if isinstance(t, torch.Tensor) else t for t in tensors)
+
+
+def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
+    """Run one layer in one direction; arguments and returns as in `fastlstm.reference.forward`."""
+    from fastlstm.backends.triton import launch
+
+    chosen = _of(_spec(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save))
+    tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
+    return launch.forward(chosen, *tensors, reverse, save)
+
+
+def backward(dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates):
+    """Run the backward recurrence; arguments and returns as in `fastlstm.reference.backward`."""
+    from fastlstm.backends.triton import launch
+
+    chosen = _of(_spec(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save))
+    grads = _contiguous(dh, dc, dh_n, dc_n)
+    tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
+    return launch.backward(chosen, *grads, *tensors, reverse, save, *_contiguous(h, c, gates))
+
+
+def warm_up(module: torch.nn.Module, x: torch.Tensor, training: bool = True) -> None:
+    """Compile everything that `module(x)` would run on this backend, without running it; later calls start at once.
+
+    module: a fastlstm.LSTM or TokenLSTM, or a model with them; x: any input of the type and batch size to come.
+    training: also compile the backward kernels. Compiled kernels are kept in Triton's cache folder.
+    """
+    from fastlstm import backend
+    from fastlstm.backends.triton import launch
+
+    with backend(NAME), launch.instead(launch.compile_only), torch.set_grad_enabled(training):
+        out = module(x)
+        if training:
+            leaves = [p for p in module.parameters() if p.requires_grad]
+            flat = [t for t in _tensors(out) if t.requires_grad]
+            if leaves and flat:
+                torch.autograd.grad(flat, leaves, [torch.zeros_like(t) for t in flat], allow_unused=True)
+
+
+def _tensors(value) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for part in value for t in _tensors(part)] if isinstance(value, (tuple, list)) else []

@@ -1,0 +1,247 @@
+"""From the op's tensors to kernel launches. Imported at first use, since it imports the kernels and so Triton.
+
+Dense and packed rows are the same here: (N, ·), with the first row of every step in `starts` when packed. Nothing waits for
+the device, and tensors are allocated only through torch, so that calls are stream-ordered and can be captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends.common import recompute_gates
+from fastlstm.backends.triton import resident, step, streamed
+from fastlstm.backends.triton.planner import Plan, Tile
+
+_start: ContextVar[Callable | None] = ContextVar("fastlstm_triton_start", default=None)
+
+
+@contextmanager
+def instead(start: Callable) -> Iterator[None]:
+    """Inside a `with` block, hand every launch (kernel, grid, args, options) to `start` and launch nothing."""
+    token = _start.set(start)
+    try:
+        yield
+    finally:
+        _start.reset(token)
+
+
+def compile_only(kernel, grid: tuple[int, ...], args: tuple, options: dict) -> None:
+    """Compile what a launch would run, for the current device; for `instead`."""
+    kernel.warmup(*args, grid=grid, **options)
+
+
+def _run(kernel, grid: tuple[int, ...], args: tuple, tile: Tile, constants: dict) -> None:
+    options = {**constants, "num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+    start = _start.get()
+    if start is None:
+        kernel[grid](*args, **options)
+    else:
+        start(kernel, grid, args, options)
+
+
+def _constants(plan: Plan, tile: Tile) -> dict:
+    size = {"HP": tile.BN} if plan.shape == "resident" else {"BN": tile.BN, "BK": tile.BK}
+    return {"BM": tile.BM, **size, "PRECISION": plan.precision, "STAGES": tile.stages}
+
+
+def _guard(tensor: Tensor):
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def _tiles(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _starts(offsets: Tensor | None, N: int) -> Tensor | None:
+    """(T + 1,) first row of each step and, last, N; made on the device of `offsets`."""
+    return None if offsets is None else torch.nn.functional.pad(offsets, (0, 1), value=N)
+
+
+def _bytes(reset: Tensor | None) -> Tensor | None:
+    return None if reset is None else reset.contiguous().view(torch.uint8)
+
+
+class _Step(NamedTuple):
+    """A step's first row among all N, and its number of rows; n 0 stands for no step."""
+
+    base: int
+    n: int
+
+
+def _order(T: int, B: int, batch_sizes: Tensor | None, reverse: bool) -> list[_Step]:
+    """All steps in the order of processing, with an empty one before the first and after the last."""
+    sizes = [B] * T if batch_sizes is None else batch_sizes.tolist()
+    found, base = [], 0
+    for n in sizes:
+        found.append(_Step(base, n))
+        base += n
+    found = found[::-1] if reverse else found
+    return [_Step(0, 0), *found, _Step(0, 0)]
+
+
+def forward(
+    plan: Plan,
+    x: Tensor | None,
+    ids: Tensor | None,
+    w_x: Tensor,
+    bias: Tensor | None,
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    batch_sizes: Tensor | None,
+    offsets: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    save: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run the op's forward as `plan` says; arguments and returns as in `fastlstm.reference.forward`."""
+    rows = x if ids is None else ids
+    T = rows.shape[0] if batch_sizes is None else batch_sizes.shape[0]
+    lead = tuple(rows.shape[: 2 if batch_sizes is None else 1])
+    (B, P), H = h0.shape, c0.shape[1]
+    N = T * B if batch_sizes is None else lead[0]
+    with _guard(w_hh):
+        h = w_hh.new_empty(*lead, P)
+        c = c0.new_empty((*lead, H) if save else (0,))
+        if N == 0:
+            return h, c, w_hh.new_empty((*lead, 4 * H) if save == 1 else (0,)), h0.clone(), c0.clone()
+        xg = w_x if ids is not None else _input_side(x.reshape(N, x.shape[-1]), w_x, bias)
+        gates = (xg.view(*lead, 4 * H) if ids is None else w_hh.new_empty(*lead, 4 * H)) if save == 1 else None
+        source = (xg, ids, w_hh, h0, c0)
+        out = (h, c if save else None, gates)
+        if plan.shape == "step":
+            h_n, c_n = _step_forward(plan, *source, w_hr, _order(T, B, batch_sizes, reverse), _bytes(reset), *out)
+        else:
+            h_n, c_n = _whole_forward(plan, *source, _starts(offsets, N), _bytes(reset), *out, T, reverse)
+        return h, c, w_hh.new_empty(0) if gates is None else gates, h_n, c_n
+
+
+def _input_side(x: Tensor, w_x: Tensor, bias: Tensor | None) -> Tensor:
+    """(N, 4H): the input's share of the pre-activations, one product for all steps."""
+    return x @ w_x.t() if bias is None else torch.addmm(bias, x, w_x.t())
+
+
+def _whole_forward(plan: Plan, xg, ids, w_hh, h0, c0, starts, reset, h, c, gates, T, reverse):  # noqa: PLR0913
+    """One launch for the whole sequence."""
+    (B, H), tile = c0.shape, plan.forward
+    h_n = torch.empty_like(h0)
+    grid = (_tiles(B, tile.BM),)
+    sizes = (T, B, H, int(reverse))
+    if plan.shape == "resident":
+        c_n = torch.empty_like(c0)
+        args = (xg, ids, w_hh, h0, c0, starts, reset, h, c, gates, h_n, c_n, *sizes)
+        _run(resident.forward, grid, args, tile, _constants(plan, tile))
+    else:
+        c_n = c0.clone()
+        args = (xg, ids, w_hh, h0, starts, reset, h, c, gates, h_n, c_n, *sizes)
+        _run(streamed.forward, grid, args, tile, _constants(plan, tile))
+    return h_n, c_n
+
+
+def _step_forward(plan: Plan, xg, ids, w_hh, h0, c0, w_hr, order, reset, h, c, gates):  # noqa: PLR0913
+    """One launch per step, and with projection one matrix product."""
+    (H, P), tile = (c0.shape[1], h0.shape[1]), plan.forward
+    flat, h_n, c_n = h.view(-1, P), h0.clone(), c0.clone()
+    y = h if w_hr is None else w_hh.new_empty(h0.shape[0], H)
+    constants = _constants(plan, tile)
+    for before, now, after in zip(order, order[1:], order[2:], strict=False):
+        grid = (_tiles(now.n, tile.BM), _tiles(H, tile.BN))
+        y_base = now.base if w_hr is None else 0
+        args = (xg, ids, w_hh, h0, h, reset, y, c, gates, c_n, *now, *before, y_base, H, P)
+        _run(step.forward, grid, args, tile, constants)
+        if w_hr is not None:
+            torch.mm(y[: now.n], w_hr.t(), out=flat[now.base : now.base + now.n])
+        if after.n < now.n:  # these rows end here
+            h_n[after.n : now.n] = flat[now.base + after.n : now.base + now.n]
+    return h_n, c_n
+
+
+def backward(
+    plan: Plan,
+    dh: Tensor | None,
+    dc: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    x: Tensor | None,
+    ids: Tensor | None,
+    w_x: Tensor,
+    bias: Tensor | None,
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    batch_sizes: Tensor | None,
+    offsets: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    save: int,
+    h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the op's backward as `plan` says; arguments and returns as in `fastlstm.reference.backward`."""
+    lead, (B, P), H = tuple(h.shape[:-1]), h0.shape, c0.shape[1]
+    T = lead[0] if batch_sizes is None else batch_sizes.shape[0]
+    N = h.numel() // P
+    with _guard(w_hh):
+        dxg = w_hh.new_empty(*lead, 4 * H)
+        d_hr = w_hh.new_empty((*lead, P) if w_hr is not None else (0,))
+        if N == 0:
+            d_states = (torch.zeros_like(h0) if dh_n is None else dh_n, torch.zeros_like(c0) if dc_n is None else dc_n)
+            return dxg, d_hr, *(d.clone() for d in d_states)
+        if save == 2:
+            gates = recompute_gates(x, ids, w_x, bias, w_hh, h0, batch_sizes, offsets, reset, reverse, h)
+        grads, saved = (dh, dc, dh_n, dc_n), (w_hh, c0, c, gates)
+        if plan.shape == "step":
+            order = _order(T, B, batch_sizes, reverse)
+            dh0, dc0 = _step_backward(plan, *grads, *saved, w_hr, h0, order, _bytes(reset), dxg, d_hr)
+        else:
+            starts = _starts(offsets, N)
+            dh0, dc0 = _whole_backward(plan, *grads, *saved, h0, starts, _bytes(reset), dxg, T, reverse)
+        return dxg, d_hr, dh0, dc0
+
+
+def _whole_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, h0, starts, reset, dxg, T, reverse):  # noqa: PLR0913
+    """One launch for the whole sequence."""
+    (B, H), tile = c0.shape, plan.backward
+    dh0 = torch.empty_like(h0)
+    grid = (_tiles(B, tile.BM),)
+    sizes = (T, B, H, int(reverse))
+    if plan.shape == "resident":
+        dc0 = torch.empty_like(c0)
+        args = (dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, dxg, dh0, dc0, *sizes)
+        _run(resident.backward, grid, args, tile, _constants(plan, tile))
+    else:
+        dc0 = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
+        args = (dh, dc, dh_n, w_hh, c0, c, gates, starts, reset, dxg, dh0, dc0, *sizes)
+        _run(streamed.backward, grid, args, tile, _constants(plan, tile))
+    return dh0, dc0
+
+
+def _step_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, w_hr, h0, order, reset, dxg, d_hr):  # noqa: PLR0913
+    """One launch per step and one more that leaves dh0; with projection two and a matrix product."""
+    (H, P), tile = (c0.shape[1], h0.shape[1]), plan.backward
+    dh0, dc0 = torch.empty_like(h0), torch.zeros_like(c0) if dc_n is None else dc_n.clone()
+    constants = _constants(plan, tile)
+    cell_constants = {"BM": tile.BM, "BN": tile.BN}
+    for k in reversed(range(len(order) - 1)):
+        before, now, later = order[k - 1] if k else _Step(0, 0), order[k], order[k + 1]
+        rows = max(now.n, later.n)
+        if w_hr is None:
+            args = (dh, dc, dh_n, w_hh, c0, c, gates, reset, dxg, dh0, dc0, *now, *before, *later, H)
+            _run(step.backward, (_tiles(rows, tile.BM), _tiles(H, tile.BN)), args, tile, constants)
+            continue
+        args = (dh, dh_n, w_hh, reset, dxg, d_hr, dh0, *now, *later, H, P)
+        _run(step.backward_projected, (_tiles(rows, tile.BM), _tiles(P, tile.BN)), args, tile, constants)
+        if now.n:
+            dy = torch.mm(d_hr.view(-1, P)[now.base : now.base + now.n], w_hr)
+            args = (dy, dc, c0, c, gates, reset, dxg, dc0, *now, *before, H)
+            _run(step.backward_cell, (_tiles(now.n, tile.BM), _tiles(H, tile.BN)), args, tile, cell_constants)
+    return dh0, dc0

@@ -1,0 +1,238 @@
+"""Which kernel shape and tile a call gets, in plain Python: no torch, no Triton, no GPU, so any device can be asked about.
+
+A tile is chosen from a short list per shape and way of multiplying; each entry of the list is compiled for every
+architecture by tools/gpu_resources.py, which is where "no spills" comes from. Shared memory is compared with the device's
+limit here, since Triton compiles past it. Among the shapes that fit, the cost model's fastest is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from math import ceil
+
+from fastlstm import gpu_model
+from fastlstm.gpu_model import Device, Work
+
+SHAPES = ("resident", "streamed", "step")
+MAX_WEIGHTS = 2**31  # offsets inside W_hh are 32-bit
+
+
+@dataclass(frozen=True)
+class Tile:
+    """BM rows; BN units (resident: all of them, padded to a power of two); BK terms of the sum per block of W_hh."""
+
+    BM: int
+    BN: int
+    BK: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs: shape, how operands are multiplied, the tiles of both directions, and why."""
+
+    shape: str
+    math: str  # "half", "tf32" or "ieee"
+    forward: Tile
+    backward: Tile
+    shared_bytes: int
+    us: float
+    reasons: tuple[str, ...]
+
+    @property
+    def precision(self) -> str:
+        """What tl.dot is told: tf32 or ieee (half types are multiplied exactly)."""
+        return "tf32" if self.math == "tf32" else "ieee"
+
+    def __str__(self) -> str:
+        t = self.forward
+        size = f"{t.BM} rows × {t.BN} units" + ("" if self.shape == "resident" else f", blocks of {t.BK}")
+        return f"triton {self.shape} ({self.math}): {size}, {t.warps} warps, {t.stages} stages; {'; '.join(self.reasons)}"
+
+
+# (padded H, warps): 4·HP² weights stay in shared memory
+_RESIDENT = {
+    "half": ((16, 4), (32, 4), (64, 8), (128, 16)),
+    "tf32": ((16, 4), (32, 4), (64, 8)),
+    "ieee": ((16, 4), (32, 4), (64, 8)),
+}
+_ROWS = {"half": 16, "tf32": 16, "ieee": 4}  # the smallest batch tile: tensor cores take 16 rows at a time
+# shape → math → (forward, backward) tiles, larger batch tiles later
+_TILED = {
+    "streamed": {
+        "half": (
+            (Tile(16, 64, 64, 8, 3), Tile(16, 32, 256, 8, 3)),
+            (Tile(32, 32, 64, 8, 3), Tile(32, 32, 128, 8, 3)),
+        ),
+        "tf32": ((Tile(16, 32, 32, 8, 3), Tile(16, 32, 128, 8, 3)),),
+        "ieee": ((Tile(4, 32, 32, 4, 3), Tile(4, 32, 64, 4, 3)),),
+    },
+    "step": {
+        "half": (
+            (Tile(16, 16, 128, 4, 3), Tile(16, 16, 256, 4, 3)),
+            (Tile(64, 32, 64, 8, 3), Tile(64, 32, 128, 8, 3)),
+        ),
+        "tf32": (
+            (Tile(16, 16, 64, 4, 3), Tile(16, 16, 128, 4, 3)),
+            (Tile(64, 32, 32, 8, 3), Tile(64, 32, 64, 8, 3)),
+        ),
+        "ieee": (
+            (Tile(4, 16, 64, 4, 3), Tile(4, 16, 64, 4, 3)),
+            (Tile(16, 32, 32, 8, 3), Tile(16, 32, 32, 8, 3)),
+        ),
+    },
+}
+
+_forced: ContextVar[str | None] = ContextVar("fastlstm_triton_shape", default=None)
+
+
+@contextmanager
+def force(shape: str | None) -> Iterator[None]:
+    """Use one kernel shape inside a `with` block: resident, streamed or step; None: choose as usual."""
+    if shape is not None and shape not in SHAPES:
+        raise ValueError(f"shape is {shape!r}, expected one of {', '.join(SHAPES)}")
+    token = _forced.set(shape)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def forced() -> str | None:
+    """Return the shape that `force` asks for, or None."""
+    return _forced.get()
+
+
+def how(itemsize: int, tf32: bool, device: Device) -> str:
+    """Return how products are made: "half", "tf32" or "ieee". tf32: float32 may be multiplied as TF32."""
+    if itemsize == 2:
+        return "half"
+    return "tf32" if tf32 and device.tf32 else "ieee"
+
+
+def choose(device: Device, H: int, B: int, math: str, *, projected: bool = False, training: bool = True) -> Plan | str:
+    """Return the plan for a layer of H units and B rows, or the reason why there is none.
+
+    math: see `how`; projected: h is projected, which only the step shape does; training: a backward follows.
+    """
+    options, reasons = [], []
+    for shape in SHAPES:
+        found = _rejection(shape, H, math, projected) or _fit(device, shape, H, B, math, training)
+        if isinstance(found, str):
+            reasons.append(f"{shape}: {found}")
+        else:
+            options.append(found)
+    if not options:
+        return "; ".join(reasons)
+    best = min(options, key=lambda plan: plan.us)
+    others = [f"{p.shape} {p.us:.1f}" for p in options if p is not best]
+    text = f"predicted {best.us:.1f} µs a step" + (f" ({', '.join(others)})" if others else "")
+    return replace(best, reasons=(text, *reasons))
+
+
+def _rejection(shape: str, H: int, math: str, projected: bool) -> str | None:
+    if _forced.get() not in (None, shape):
+        return f"{_forced.get()} was asked for"
+    if projected and shape != "step":
+        return "projection goes through step"
+    if shape == "resident" and _padded(math, H) is None:
+        return f"W_hh of H {H} does not stay on one multiprocessor"
+    return None
+
+
+def _padded(math: str, H: int) -> tuple[int, int] | None:
+    return next((pair for pair in _RESIDENT[math] if pair[0] >= H), None)
+
+
+def _fit(device: Device, shape: str, H: int, B: int, math: str, training: bool) -> Plan | str:
+    """The fastest tiles of a shape whose shared memory the device has, or what is missing."""
+    itemsize = 2 if math == "half" else 4
+    plans, least = [], None
+    for forward, backward in _candidates(shape, H, math):
+        shared = shared_bytes(shape, forward, itemsize, backward=False)
+        if training:
+            shared = max(shared, shared_bytes(shape, backward, itemsize, backward=True))
+        least = min(shared, least or shared)
+        if shared <= device.shared_bytes:
+            us = gpu_model.predict(work(shape, forward, H, B, math, device), device).us
+            plans.append(Plan(shape, math, forward, backward, shared, us, ()))
+    if not plans:
+        return f"needs {least} bytes of shared memory, {device.name} gives a block {device.shared_bytes}"
+    return min(plans, key=lambda plan: plan.us)
+
+
+def _candidates(shape: str, H: int, math: str) -> list[tuple[Tile, Tile]]:
+    if shape != "resident":
+        return list(_TILED[shape][math])
+    HP, warps = _padded(math, H)
+    tiles = [Tile(_ROWS[math], HP, HP, warps, stages) for stages in (2, 1)]
+    return [(tiles[0], tiles[0]), (tiles[0], tiles[1]), (tiles[1], tiles[1])]
+
+
+def shared_bytes(shape: str, tile: Tile, itemsize: int, backward: bool) -> int:
+    """An upper bound of a kernel's shared memory in bytes; the compiled number is below it (tests hold it to that)."""
+    sums = tile.BM * 4 * tile.BN * 4
+    if shape == "resident":
+        weights = 4 * tile.BN * tile.BN * itemsize
+        # forward: xg; backward: gates, and c, the c before it twice, dh and dc
+        loads = tile.BM * tile.BN * ((4 * itemsize + 16 + itemsize) if backward else 4 * itemsize)
+        return weights + (tile.stages - 1) * loads + sums + 1024
+    rows = 1 if backward else 4
+    blocks = tile.BK * rows * tile.BN * itemsize + tile.BM * tile.BK * itemsize
+    if shape == "streamed" and not backward:
+        blocks += tile.BM * 4 * tile.BN * itemsize
+    return max(tile.stages, 1) * blocks + sums + 1024
+
+
+def work(shape: str, tile: Tile, H: int, B: int, math: str, device: Device) -> Work:
+    """One forward step of a kernel, for the cost model."""
+    itemsize = 2 if math == "half" else 4
+    rate = "fma" if math == "ieee" else math
+    row_tiles = ceil(B / tile.BM)
+    hbm = gpu_model.activations(H, B, itemsize, training=True)
+    weights = 4 * H * H * itemsize
+    if shape == "resident":
+        HP = tile.BN
+        products = 4 * HP * HP * tile.BM
+        shared = (4 * HP * HP * itemsize) * (max(1, tile.BM // 4) if math == "ieee" else 1)
+        return Work(row_tiles, 0, shared, products, rate, tile.BM * HP, 10, 0 if tile.stages > 1 else 2, hbm)
+    unit_tiles = ceil(H / tile.BN)
+    padded = unit_tiles * tile.BN
+    if shape == "streamed":
+        l2 = weights + unit_tiles * tile.BM * H * itemsize
+        products = 4 * padded * H * tile.BM
+        barriers = unit_tiles * (ceil(H / tile.BK) + 12)
+        return Work(row_tiles, l2, l2, products, rate, tile.BM * padded, barriers, 2 + unit_tiles, hbm)
+    blocks = row_tiles * unit_tiles
+    l2 = 4 * tile.BN * H * itemsize + tile.BM * H * itemsize
+    products = 4 * tile.BN * H * tile.BM
+    return Work(blocks, l2, l2, products, rate, tile.BM * tile.BN, 12 + ceil(H / tile.BK), 4, hbm, launches=1)
+
+
+def committed() -> Iterator[tuple[Device, int, int, str]]:
+    """(device, H, B, math) of the list that the slow tests compile: every size class on every kind of device."""
+    for name in ("A100", "H100", "RTX 3090", "RTX 4090", "B200", "RTX 5090"):
+        device = gpu_model.KNOWN[name]
+        for math in ("half", "tf32", "ieee"):
+            for H in (1, 16, 32, 60, 64, 96, 128, 200, 256, 512, 768, 1024, 1536):
+                for B in (1, 16, 64, 128, 4096):
+                    yield device, H, B, math
+
+
+def variants(capability: int | None = None) -> list[tuple[str, str, Tile, str]]:
+    """Every (shape, math, tile, "forward" or "backward") that `choose` picks over `committed`, for one capability or all."""
+    found = {}
+    for device, H, B, math in committed():
+        if capability not in (None, device.capability):
+            continue
+        for shape in (None, *SHAPES):
+            with force(shape):
+                plan = choose(device, H, B, math)
+            if isinstance(plan, Plan):
+                found[plan.shape, math, plan.forward, "forward"] = None
+                found[plan.shape, math, plan.backward, "backward"] = None
+    return sorted(found, key=lambda v: (v[1], SHAPES.index(v[0]), v[3], v[2].BN, v[2].BM))

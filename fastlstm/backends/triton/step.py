@@ -1,0 +1,250 @@
+"""The step kernels: one launch per step, a grid over batch tiles and tiles of units, so that W_hh is read once per step.
+
+For large H, where one program cannot read all of W_hh in the time of a step, and for projection. The product and the cell
+are one kernel: z = xg + h_prev W_hhᵀ, then the cell on the registers that hold z. The launches of a step need nothing from
+the host, so a sequence can be captured in a CUDA graph. With projection the kernel leaves o ⊙ tanh(c) (forward) or the
+gradient at the projected h (backward), and torch's matrix product goes between the launches.
+
+Rows: a step's n rows begin at row `base` of all N; the step processed before it had n_before rows from row `before` on,
+the one after it n_later from `later`. Rows of this step beyond the neighbour's count begin (or end) here.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastlstm.backends.triton.math import dot, join_gates, round_to, sigmoid, split_gates, tanh
+
+
+@triton.jit(do_not_specialize=["base", "n", "before", "n_before", "y_base"])
+def forward(
+    xg_ptr,  # (N, 4H) pre-activations, or the table (V, 4H) when ids are given
+    ids_ptr,  # (N,) int64 or None
+    w_ptr,  # (4H, P)
+    h0_ptr,  # (B, P)
+    h_ptr,  # (N, P) h of the steps before
+    reset_ptr,  # (N,) uint8 or None
+    y_ptr,  # out: o ⊙ tanh(c), (n, H) from row y_base; h_ptr without projection
+    c_ptr,  # out (N, H) or None
+    gates_ptr,  # out (N, 4H) or None; may be xg_ptr
+    c_n_ptr,  # in and out (B, H): the running cell state
+    base,
+    n,
+    before,
+    n_before,
+    y_base,
+    H,
+    P,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    u0 = tl.program_id(1) * BN
+    u = u0 + tl.arange(0, BN)
+    unit = u0 + tl.arange(0, 4 * BN) % BN
+    column = tl.arange(0, 4 * BN) // BN * H + unit
+    live = rows < n
+    row = rows + base.to(tl.int64)
+    row_in = row
+    if ids_ptr is not None:
+        row_in = tl.load(ids_ptr + row, mask=live, other=0)
+    kept = live
+    if reset_ptr is not None:
+        kept = live & (tl.load(reset_ptr + row, mask=live, other=0) == 0)
+    gate_mask = live[:, None] & (unit < H)[None, :]
+    mask = live[:, None] & (u < H)[None, :]
+    at_state = rows.to(tl.int64)[:, None] * H + u[None, :]
+    x = tl.load(xg_ptr + row_in[:, None] * (4 * H) + column[None, :], mask=gate_mask, other=0.0)
+    c_prev = tl.load(c_n_ptr + at_state, mask=mask & kept[:, None], other=0.0)
+    h_prev = tl.where(rows < n_before, h_ptr + (rows + before.to(tl.int64)) * P, h0_ptr + rows.to(tl.int64) * P)
+    z = tl.zeros((BM, 4 * BN), dtype=tl.float32)
+    for k0 in tl.range(0, P, BK, num_stages=STAGES):
+        k = k0 + tl.arange(0, BK)
+        a = tl.load(h_prev[:, None] + k[None, :], mask=kept[:, None] & (k < P)[None, :], other=0.0)
+        b = tl.load(w_ptr + column[None, :] * P + k[:, None], mask=(k < P)[:, None] & (unit < H)[None, :], other=0.0)
+        z = dot(a, b, z, PRECISION)
+    i, f, g, o = split_gates(z + x.to(tl.float32), BM, BN)
+    i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+    c = f * c_prev + i * g
+    y = round_to(o * tanh(c), y_ptr.dtype.element_ty)
+    tl.store(y_ptr + (rows + y_base.to(tl.int64))[:, None] * H + u[None, :], y, mask=mask)
+    tl.store(c_n_ptr + at_state, c, mask=mask)
+    if c_ptr is not None:
+        tl.store(c_ptr + row[:, None] * H + u[None, :], c, mask=mask)
+    if gates_ptr is not None:
+        gates = round_to(join_gates(i, f, g, o, BM, BN), gates_ptr.dtype.element_ty)
+        tl.store(gates_ptr + row[:, None] * (4 * H) + column[None, :], gates, mask=gate_mask)
+
+
+@triton.jit
+def _incoming(
+    dxg_ptr, w_ptr, reset_ptr, dh_n_ptr, dh0_ptr, later, n, n_later, H, P, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """d_h (BM, BN) that comes into a step's h from the step after, or from dh_n; rows that ended leave it in dh0."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    u = tl.program_id(1) * BN + tl.arange(0, BN)
+    inside = (u < P)[None, :]
+    row_later = rows + later.to(tl.int64)
+    flows = rows < n_later
+    if reset_ptr is not None:
+        flows = flows & (tl.load(reset_ptr + row_later, mask=flows, other=0) == 0)
+    d_h = tl.zeros((BM, BN), dtype=tl.float32)
+    K = tl.where(n_later > 0, 4 * H, 0)
+    for k0 in tl.range(0, K, BK, num_stages=STAGES):
+        k = k0 + tl.arange(0, BK)
+        a_mask = flows[:, None] & (k < 4 * H)[None, :]
+        a = tl.load(dxg_ptr + row_later[:, None] * (4 * H) + k[None, :], mask=a_mask, other=0.0)
+        b = tl.load(w_ptr + k[:, None] * P + u[None, :], mask=(k < 4 * H)[:, None] & inside, other=0.0)
+        d_h = dot(a, b, d_h, PRECISION)
+    at_state = rows.to(tl.int64)[:, None] * P + u[None, :]
+    gone = (rows < n_later) & (rows >= n)
+    tl.store(dh0_ptr + at_state, round_to(d_h, dh0_ptr.dtype.element_ty), mask=gone[:, None] & inside)
+    if dh_n_ptr is not None:
+        joins = (rows >= n_later) & (rows < n)
+        d_h += tl.load(dh_n_ptr + at_state, mask=joins[:, None] & inside, other=0.0).to(tl.float32)
+    return d_h
+
+
+@triton.jit
+def _cell_backward(
+    dy, dc_ptr, c0_ptr, c_ptr, gates_ptr, reset_ptr, dxg_ptr, dc0_ptr, base, n, before, n_before, H,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """From dy (BM, BN), the gradient at o ⊙ tanh(c), to dxg and the running dc."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    u0 = tl.program_id(1) * BN
+    u = u0 + tl.arange(0, BN)
+    unit = u0 + tl.arange(0, 4 * BN) % BN
+    column = tl.arange(0, 4 * BN) // BN * H + unit
+    live = rows < n
+    row = rows + base.to(tl.int64)
+    kept = live
+    if reset_ptr is not None:
+        kept = live & (tl.load(reset_ptr + row, mask=live, other=0) == 0)
+    inside = (u < H)[None, :]
+    mask = live[:, None] & inside
+    gate_mask = live[:, None] & (unit < H)[None, :]
+    at = row[:, None] * H + u[None, :]
+    at_state = rows.to(tl.int64)[:, None] * H + u[None, :]
+    at_gates = row[:, None] * (4 * H) + column[None, :]
+    gates = tl.load(gates_ptr + at_gates, mask=gate_mask, other=0.0).to(tl.float32)
+    tanh_c = tanh(tl.load(c_ptr + at, mask=mask, other=0.0))
+    at_before = (rows + before.to(tl.int64))[:, None] * H + u[None, :]
+    c_prev = tl.load(c_ptr + at_before, mask=(kept & (rows < n_before))[:, None] & inside, other=0.0)
+    c_prev += tl.load(c0_ptr + at_state, mask=(kept & (rows >= n_before))[:, None] & inside, other=0.0)
+    d_cell = tl.load(dc0_ptr + at_state, mask=mask, other=0.0)
+    if dc_ptr is not None:
+        d_cell += tl.load(dc_ptr + at, mask=mask, other=0.0)
+    i, f, g, o = split_gates(gates, BM, BN)
+    d_cell += dy * o * (1.0 - tanh_c * tanh_c)
+    di = d_cell * g * i * (1.0 - i)
+    df = d_cell * c_prev * f * (1.0 - f)
+    dg = d_cell * i * (1.0 - g * g)
+    do = dy * tanh_c * o * (1.0 - o)
+    dxg = round_to(join_gates(di, df, dg, do, BM, BN), dxg_ptr.dtype.element_ty)
+    tl.store(dxg_ptr + at_gates, dxg, mask=gate_mask)
+    tl.store(dc0_ptr + at_state, tl.where(kept[:, None], d_cell * f, 0.0), mask=mask)
+
+
+@triton.jit(do_not_specialize=["base", "n", "before", "n_before", "later", "n_later"])
+def backward(
+    dh_ptr,  # (N, H) or None
+    dc_ptr,  # (N, H) or None
+    dh_n_ptr,  # (B, H) or None
+    w_ptr,  # (4H, H)
+    c0_ptr,  # (B, H)
+    c_ptr,  # (N, H)
+    gates_ptr,  # (N, 4H)
+    reset_ptr,  # (N,) uint8 or None
+    dxg_ptr,  # out (N, 4H); rows of the step after are read
+    dh0_ptr,  # out (B, H), of rows that began with the step after
+    dc0_ptr,  # in and out (B, H): the running gradient at c
+    base,
+    n,
+    before,
+    n_before,
+    later,
+    n_later,
+    H,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    dy = _incoming(
+        dxg_ptr, w_ptr, reset_ptr, dh_n_ptr, dh0_ptr, later, n, n_later, H, H, BM, BN, BK, PRECISION, STAGES
+    )  # fmt: skip
+    if dh_ptr is not None:
+        rows = tl.program_id(0) * BM + tl.arange(0, BM)
+        u = tl.program_id(1) * BN + tl.arange(0, BN)
+        mask = (rows < n)[:, None] & (u < H)[None, :]
+        dy += tl.load(dh_ptr + (rows + base.to(tl.int64))[:, None] * H + u[None, :], mask=mask, other=0.0).to(tl.float32)
+    _cell_backward(
+        dy, dc_ptr, c0_ptr, c_ptr, gates_ptr, reset_ptr, dxg_ptr, dc0_ptr, base, n, before, n_before, H, BM, BN
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["base", "n", "later", "n_later"])
+def backward_projected(
+    dh_ptr,  # (N, P) or None
+    dh_n_ptr,  # (B, P) or None
+    w_ptr,  # (4H, P)
+    reset_ptr,  # (N,) uint8 or None
+    dxg_ptr,  # (N, 4H); rows of the step after are read
+    d_hr_ptr,  # out (N, P), the gradient at this step's projected h
+    dh0_ptr,  # out (B, P), of rows that began with the step after
+    base,
+    n,
+    later,
+    n_later,
+    H,
+    P,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    d_h = _incoming(
+        dxg_ptr, w_ptr, reset_ptr, dh_n_ptr, dh0_ptr, later, n, n_later, H, P, BM, BN, BK, PRECISION, STAGES
+    )  # fmt: skip
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    u = tl.program_id(1) * BN + tl.arange(0, BN)
+    mask = (rows < n)[:, None] & (u < P)[None, :]
+    at = (rows + base.to(tl.int64))[:, None] * P + u[None, :]
+    if dh_ptr is not None:
+        d_h += tl.load(dh_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(d_hr_ptr + at, round_to(d_h, d_hr_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["base", "n", "before", "n_before"])
+def backward_cell(
+    dy_ptr,  # (n, H) gradient at o ⊙ tanh(c) of this step
+    dc_ptr,  # (N, H) or None
+    c0_ptr,  # (B, H)
+    c_ptr,  # (N, H)
+    gates_ptr,  # (N, 4H)
+    reset_ptr,  # (N,) uint8 or None
+    dxg_ptr,  # out (N, 4H)
+    dc0_ptr,  # in and out (B, H): the running gradient at c
+    base,
+    n,
+    before,
+    n_before,
+    H,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    u = tl.program_id(1) * BN + tl.arange(0, BN)
+    mask = (rows < n)[:, None] & (u < H)[None, :]
+    dy = tl.load(dy_ptr + rows.to(tl.int64)[:, None] * H + u[None, :], mask=mask, other=0.0).to(tl.float32)
+    _cell_backward(
+        dy, dc_ptr, c0_ptr, c_ptr, gates_ptr, reset_ptr, dxg_ptr, dc0_ptr, base, n, before, n_before, H, BM, BN
+    )  # fmt: skip

@@ -1,0 +1,181 @@
+"""The streamed kernels: one launch for the whole sequence, W_hh read from L2 in tiles at every step; any H.
+
+One program per batch tile walks through time; h (forward) and dxg (backward) of the step before come back from memory,
+behind a barrier of the block. Within a step the tiles of units and the blocks of the sum form one loop, so that loads for
+the next tile of units are under way while a tile's cell runs. What a step reads of its own making was written before the
+barrier, and the loads that run ahead stay inside the step. c (forward) and dc (backward) run in c_n and dc0.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastlstm.backends.triton.math import dot, join_gates, round_to, sigmoid, split_gates, step_rows, tanh, tile_steps
+
+
+@triton.jit(do_not_specialize=["T", "B", "reverse"])
+def forward(
+    xg_ptr,  # (N, 4H) pre-activations, or the table (V, 4H) when ids are given
+    ids_ptr,  # (N,) int64 or None
+    w_ptr,  # (4H, H)
+    h0_ptr,  # (B, H)
+    starts_ptr,  # (T + 1,) int64 first row of each step, or None when dense
+    reset_ptr,  # (N,) uint8 or None
+    h_ptr,  # out (N, H), read again at the next step
+    c_ptr,  # out (N, H) or None
+    gates_ptr,  # out (N, 4H) or None; may be xg_ptr
+    h_n_ptr,  # out (B, H)
+    c_n_ptr,  # in: c0, out: c_n (B, H)
+    T,
+    B,
+    H,
+    reverse,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    state_row = rows.to(tl.int64) * H
+    tiles = tl.cdiv(H, BN) * tl.cdiv(H, BK)
+    steps = tile_steps(starts_ptr, T, tl.program_id(0) * BM)
+    for s in tl.range(0, steps, num_stages=1):
+        base, n = step_rows(starts_ptr, s, steps, B, reverse)
+        before, n_before = step_rows(starts_ptr, s - 1, steps, B, reverse)
+        _, n_next = step_rows(starts_ptr, s + 1, steps, B, reverse)
+        live = rows < n
+        row = base + rows
+        row_in = row
+        if ids_ptr is not None:
+            row_in = tl.load(ids_ptr + row, mask=live, other=0)
+        kept = live
+        if reset_ptr is not None:
+            kept = live & (tl.load(reset_ptr + row, mask=live, other=0) == 0)
+        h_prev = tl.where(rows < n_before, h_ptr + (before + rows) * H, h0_ptr + state_row)
+        z = tl.zeros((BM, 4 * BN), dtype=tl.float32)
+        u0, k0 = 0, 0
+        for _ in tl.range(0, tiles, num_stages=STAGES):
+            begin = k0 == 0
+            end = k0 + BK >= H
+            k = k0 + tl.arange(0, BK)
+            unit = u0 + tl.arange(0, 4 * BN) % BN
+            column = tl.arange(0, 4 * BN) // BN * H + unit
+            gate_mask = live[:, None] & (unit < H)[None, :]
+            x = tl.load(xg_ptr + row_in[:, None] * (4 * H) + column[None, :], mask=gate_mask & begin, other=0.0)
+            a = tl.load(h_prev[:, None] + k[None, :], mask=kept[:, None] & (k < H)[None, :], other=0.0)
+            b = tl.load(w_ptr + column[None, :] * H + k[:, None], mask=(k < H)[:, None] & (unit < H)[None, :], other=0.0)
+            z = dot(a, b, tl.where(begin, x.to(tl.float32), z), PRECISION)
+            if end:
+                u = u0 + tl.arange(0, BN)
+                mask = live[:, None] & (u < H)[None, :]
+                at_state = state_row[:, None] + u[None, :]
+                c_prev = tl.load(c_n_ptr + at_state, mask=mask & kept[:, None], other=0.0)
+                i, f, g, o = split_gates(z, BM, BN)
+                i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+                c = f * c_prev + i * g
+                h = round_to(o * tanh(c), h_ptr.dtype.element_ty)
+                at = row[:, None] * H + u[None, :]
+                tl.store(h_ptr + at, h, mask=mask)
+                tl.store(h_n_ptr + at_state, h, mask=mask & (rows >= n_next)[:, None])
+                tl.store(c_n_ptr + at_state, c, mask=mask)
+                if c_ptr is not None:
+                    tl.store(c_ptr + at, c, mask=mask)
+                if gates_ptr is not None:
+                    gates = round_to(join_gates(i, f, g, o, BM, BN), gates_ptr.dtype.element_ty)
+                    tl.store(gates_ptr + row[:, None] * (4 * H) + column[None, :], gates, mask=gate_mask)
+            u0 += tl.where(end, BN, 0)
+            k0 = tl.where(end, 0, k0 + BK)
+        tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=["T", "B", "reverse"])
+def backward(
+    dh_ptr,  # (N, H) or None
+    dc_ptr,  # (N, H) or None
+    dh_n_ptr,  # (B, H) or None
+    w_ptr,  # (4H, H)
+    c0_ptr,  # (B, H)
+    c_ptr,  # (N, H)
+    gates_ptr,  # (N, 4H)
+    starts_ptr,  # (T + 1,) int64 first row of each step, or None when dense
+    reset_ptr,  # (N,) uint8 or None
+    dxg_ptr,  # out (N, 4H), read again at the next step
+    dh0_ptr,  # out (B, H)
+    dc0_ptr,  # in: dc_n, out: dc0 (B, H)
+    T,
+    B,
+    H,
+    reverse,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    state_row = rows.to(tl.int64) * H
+    steps = tile_steps(starts_ptr, T, tl.program_id(0) * BM)
+    for back in tl.range(0, steps + 1, num_stages=1):  # the last round only makes dh0
+        s = steps - 1 - back
+        base, n = step_rows(starts_ptr, s, steps, B, reverse)
+        before, n_before = step_rows(starts_ptr, s - 1, steps, B, reverse)
+        later, n_later = step_rows(starts_ptr, s + 1, steps, B, reverse)
+        live = rows < n
+        row = base + rows
+        kept = live
+        flows = rows < n_later  # rows into which a gradient comes from the step after
+        if reset_ptr is not None:
+            kept = live & (tl.load(reset_ptr + row, mask=live, other=0) == 0)
+            flows = flows & (tl.load(reset_ptr + later + rows, mask=flows, other=0) == 0)
+        K = tl.where(n_later > 0, 4 * H, 1)  # nothing to sum in the first round
+        tiles = tl.cdiv(H, BN) * tl.cdiv(K, BK)
+        d_h = tl.zeros((BM, BN), dtype=tl.float32)
+        u0, k0 = 0, 0
+        for _ in tl.range(0, tiles, num_stages=STAGES):
+            end = k0 + BK >= K
+            k = k0 + tl.arange(0, BK)
+            u = u0 + tl.arange(0, BN)
+            a_mask = flows[:, None] & (k < 4 * H)[None, :]
+            a = tl.load(dxg_ptr + (later + rows)[:, None] * (4 * H) + k[None, :], mask=a_mask, other=0.0)
+            b = tl.load(w_ptr + k[:, None] * H + u[None, :], mask=(k < 4 * H)[:, None] & (u < H)[None, :], other=0.0)
+            d_h = dot(a, b, tl.where(k0 == 0, 0.0, d_h), PRECISION)
+            if end:
+                unit = u0 + tl.arange(0, 4 * BN) % BN
+                column = tl.arange(0, 4 * BN) // BN * H + unit
+                inside = (u < H)[None, :]
+                mask = live[:, None] & inside
+                at = row[:, None] * H + u[None, :]
+                at_state = state_row[:, None] + u[None, :]
+                gate_mask = live[:, None] & (unit < H)[None, :]
+                at_gates = row[:, None] * (4 * H) + column[None, :]
+                gates = tl.load(gates_ptr + at_gates, mask=gate_mask, other=0.0).to(tl.float32)
+                tanh_c = tanh(tl.load(c_ptr + at, mask=mask, other=0.0))
+                known = kept & (rows < n_before)
+                c_prev = tl.load(c_ptr + (before + rows)[:, None] * H + u[None, :], mask=known[:, None] & inside, other=0.0)
+                started = kept & (rows >= n_before)
+                c_prev += tl.load(c0_ptr + at_state, mask=started[:, None] & inside, other=0.0)
+                gone = (rows < n_later) & (rows >= n)
+                tl.store(dh0_ptr + at_state, round_to(d_h, dh0_ptr.dtype.element_ty), mask=gone[:, None] & inside)
+                dy = d_h
+                if dh_n_ptr is not None:
+                    joins = live & (rows >= n_later)
+                    dy += tl.load(dh_n_ptr + at_state, mask=joins[:, None] & inside, other=0.0).to(tl.float32)
+                if dh_ptr is not None:
+                    dy += tl.load(dh_ptr + at, mask=mask, other=0.0).to(tl.float32)
+                d_cell = tl.load(dc0_ptr + at_state, mask=mask, other=0.0)
+                if dc_ptr is not None:
+                    d_cell += tl.load(dc_ptr + at, mask=mask, other=0.0)
+                i, f, g, o = split_gates(gates, BM, BN)
+                d_cell += dy * o * (1.0 - tanh_c * tanh_c)
+                di = d_cell * g * i * (1.0 - i)
+                df = d_cell * c_prev * f * (1.0 - f)
+                dg = d_cell * i * (1.0 - g * g)
+                do = dy * tanh_c * o * (1.0 - o)
+                dxg = round_to(join_gates(di, df, dg, do, BM, BN), dxg_ptr.dtype.element_ty)
+                tl.store(dxg_ptr + at_gates, dxg, mask=gate_mask)
+                tl.store(dc0_ptr + at_state, tl.where(kept[:, None], d_cell * f, 0.0), mask=mask)
+            u0 += tl.where(end, BN, 0)
+            k0 = tl.where(end, 0, k0 + BK)
+        tl.debug_barrier()
