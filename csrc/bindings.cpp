@@ -60,9 +60,9 @@ Shape shape_of(const ShapeTuple& v) {
 }
 
 template <class R>
-Forward<R> forward_args(const std::array<uintptr_t, 11>& p) {
+Forward<R> forward_args(const std::array<uintptr_t, 12>& p) {
   return {at<R>(p[0]), at<R>(p[1]), at<R>(p[2]), at<R>(p[3]), at<R>(p[4]), at<R>(p[5]), at<const int64_t>(p[6]),
-          at<R>(p[7]), at<R>(p[8]), at<R>(p[9]), at<R>(p[10])};
+          at<R>(p[7]), at<R>(p[8]), at<R>(p[9]), at<R>(p[10]), at<R>(p[11])};
 }
 
 template <class R>
@@ -71,7 +71,7 @@ Backward<R> backward_args(const std::array<uintptr_t, 13>& p) {
           at<R>(p[7]), at<R>(p[8]), at<R>(p[9]), at<R>(p[10]), at<R>(p[11]), at<R>(p[12])};
 }
 
-void forward(const ShapeTuple& shape, const std::array<uintptr_t, 11>& pointers, bool is_double) {
+void forward(const ShapeTuple& shape, const std::array<uintptr_t, 12>& pointers, bool is_double) {
   py::gil_scoped_release release;
   const Shape s = shape_of(shape);
   if (is_double)

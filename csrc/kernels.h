@@ -31,6 +31,7 @@ struct Forward {
   // inputs
   const R* xg;         // (N, 4H) input side of the pre-activations; with ids: the table (V, 4H)
   const int64_t* ids;  // (N,) rows of the table, checked by the caller; null: xg is used row by row
+  const R* bias;       // (4H,) added to xg, or null
   const R* w_hh;       // (4H, P)
   const R* w_hr;       // (P, H) or null
   const R* h0;         // (B, P)

@@ -44,14 +44,39 @@ def direction(lstm, k: int, rows: Rows, table: Tensor | None, h0: Tensor, c0: Te
     return h, h_n, c_n
 
 
-def quick_stack(lstm, rows: Rows, hx: tuple[Tensor, Tensor]):
-    """All layers of a small inference call in one native call, or None where that does not apply."""
-    x = rows.data
-    if torch.is_grad_enabled() or rows.batch_sizes is not None or torch.compiler.is_compiling():
+def quick_stack(lstm, x: Tensor, hx: tuple[Tensor, Tensor] | None):
+    """All layers of a small inference call in one native call, or None where that does not apply.
+
+    x: (T, B, I) with T * B <= 4. Every condition is checked here, before anything else, because for one step the checks
+    and dispatch of the general path cost more than the kernels.
+    """
+    if x.dim() != 3 or lstm.batch_first or lstm.bidirectional or lstm.proj_size or (lstm.training and lstm.dropout):
         return None
-    if x.dtype != torch.float32 or x.device.type != "cpu" or lstm.bidirectional or lstm.proj_size:
+    T, B, I = x.shape
+    if not 0 < T * B <= 4 or I != lstm.input_size or dispatch.forced() not in (None, "cpu") or not _plain(x):
         return None
-    if (lstm.training and lstm.dropout) or x.shape[0] * x.shape[1] > 4 or dispatch.forced() not in (None, "cpu"):
-        return None
-    cpu = backends.load("cpu")
-    return cpu.run_layers(lstm._flat_weights, lstm.num_layers, lstm.bias, x, hx)
+    weights, L, H = lstm._flat_weights, lstm.num_layers, lstm.hidden_size
+    tensors = weights if hx is None else (*weights, *hx)
+    for tensor in tensors:
+        if tensor.dtype is not torch.float32 or not tensor.is_contiguous() or tensor.device.type != "cpu":
+            return None
+    if hx is not None and (hx[0].shape != (L, B, H) or hx[1].shape != (L, B, H)):
+        return None  # the general path says what is wrong
+    found = backends.load("cpu").run_layers(weights, L, lstm.bias, x, hx, H)
+    if found is not None:
+        dispatch.note_plan("cpu: all layers in one call, weights read where they lie")
+    return found
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether x is an ordinary float32 CPU tensor outside autocast, tracing and torch.func."""
+    return (
+        type(x) is Tensor
+        and x.dtype is torch.float32
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._functorch.maybe_current_level()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+    )

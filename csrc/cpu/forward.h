@@ -135,6 +135,8 @@ class ForwardPass {
       if (n <= 0) return;
       Vec<R> gate[4], c, h;
       for (int g = 0; g < 4; ++g) gate[g] = Vec<R>::load(z + g * gate_stride + u) + Vec<R>::load(x + g * H + u, n);
+      if (a.bias)
+        for (int g = 0; g < 4; ++g) gate[g] += Vec<R>::load(a.bias + g * H + u0 + u, n);
       LstmCell::forward<Math>(gate, Vec<R>::load(c_state + u, n), c, h);
       c.store(c_state + u, n);
       if (!a.w_hr) {

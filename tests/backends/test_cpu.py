@@ -100,6 +100,7 @@ def test_fork_after_use_does_not_hang() -> None:
         pointers = [pointers[0], 0, 0, *pointers[3:], args[0].data_ptr(), 0, args[4].data_ptr(), 0]
         xg = torch.zeros(20, 64, 512)
         pointers[5] = xg.data_ptr()
+        pointers.insert(7, 0)
         pointers += [args[6].data_ptr(), args[7].data_ptr()]
         native.load().forward((20, 64, 128, 128, 0, 0, False, 0, 2), pointers, False)
         os.write(writing, b"done")

@@ -1,0 +1,92 @@
+#include "ptx.h"
+
+#include <cctype>
+#include <unordered_map>
+#include <utility>
+
+namespace hostsim {
+namespace {
+
+struct Decoded {
+  Ptx code;
+  Run run;
+};
+
+const Decoded& decode(const char* text) {
+  static std::unordered_map<const void*, Decoded> known;  // by address: one entry per place in the source
+  const auto found = known.find(text);
+  if (found != known.end()) return found->second;
+  Decoded made{parse(text), nullptr};
+  for (const auto find : {find_matrix, find_memory, find_scalar})
+    if (!made.run) made.run = find(made.code.opcode);
+  if (!made.run) engine().fault("PTX: the simulation does not know '" + std::string(text) + "'");
+  return known.emplace(text, made).first->second;
+}
+
+}  // namespace
+
+Ptx parse(const std::string& text) {
+  Ptx ptx;
+  size_t i = 0;
+  while (i < text.size() && !isspace(text[i]) && text[i] != ';') ptx.opcode += text[i++];
+  std::vector<std::string> group;
+  std::string word;
+  int depth = 0;
+  const auto end_word = [&] {
+    if (!word.empty()) group.push_back(word);
+    word.clear();
+  };
+  for (; i < text.size() && text[i] != ';'; ++i) {
+    const char c = text[i];
+    if (c == '{' || c == '[') ++depth;
+    else if (c == '}' || c == ']') --depth;
+    else if (c == ',') {
+      end_word();
+      if (!depth) ptx.groups.push_back(std::exchange(group, {}));
+    } else if (!isspace(c)) word += c;
+  }
+  end_word();
+  if (!group.empty()) ptx.groups.push_back(group);
+  return ptx;
+}
+
+const Operand& Frame::operand(size_t group, size_t item, const char* kinds) const {
+  const std::string& word = code.groups.at(group).at(item);
+  const size_t number = std::stoul(word.substr(1));
+  if (word[0] != '%' || number >= outs_ + ins_)
+    engine().fault("PTX: " + code.opcode + " at " + at(site) + " has no operand " + word);
+  const Operand& operand = number < outs_ ? out_[number] : in_[number - outs_];
+  if (!strchr(kinds, operand.kind))
+    engine().fault("PTX: " + code.opcode + " at " + at(site) + ": operand " + word + " is '" + operand.kind +
+                   "', expected one of '" + kinds + "'");
+  return operand;
+}
+
+uint64_t Frame::get(size_t group, size_t item, const char* kinds) const {
+  const std::string& word = code.groups.at(group).at(item);
+  if (word[0] != '%') return std::stoull(word);
+  return operand(group, item, kinds).value;
+}
+
+void Frame::set(size_t group, size_t item, const char* kinds, uint64_t value) const {
+  const Operand& o = operand(group, item, kinds);
+  if (!o.target) engine().fault("PTX: " + code.opcode + " at " + at(site) + " writes an input operand");
+  const size_t bytes = o.kind == 'h' ? 2 : o.kind == 'l' ? 8 : 4;
+  memcpy(o.target, &value, bytes);
+}
+
+void Frame::expect(std::initializer_list<size_t> widths) const {
+  bool right = code.groups.size() == widths.size();
+  size_t i = 0;
+  for (const size_t width : widths) right = right && code.groups[i++].size() == width;
+  if (!right) engine().fault("PTX: " + code.opcode + " at " + at(site) + " has operands of the wrong number");
+}
+
+void ptx(const char* text, const Operand* out, size_t outs, const Operand* in, size_t ins, const char* file, int line) {
+  const Decoded& decoded = decode(text);
+  engine().current->site = {file, line};
+  Frame frame(decoded.code, out, outs, in, ins, {file, line});
+  decoded.run(frame);
+}
+
+}  // namespace hostsim
