@@ -17,10 +17,10 @@
 #define FASTLSTM_ARCH 900
 #endif
 #define PTX_LIST(...) __VA_ARGS__
-#define PTX(text, outs, ins)                                                                                  \
-  do {                                                                                                        \
-    const auto ptx_outs = ::hostsim::operands(PTX_LIST outs);                                                 \
-    const auto ptx_ins = ::hostsim::operands(PTX_LIST ins);                                                   \
+#define PTX(text, outs, ins)                                                                                    \
+  do {                                                                                                          \
+    const auto ptx_outs = ::hostsim::operands(PTX_LIST outs);                                                   \
+    const auto ptx_ins = ::hostsim::operands(PTX_LIST ins);                                                     \
     ::hostsim::ptx(text, ptx_outs.data(), ptx_outs.size(), ptx_ins.data(), ptx_ins.size(), __FILE__, __LINE__); \
   } while (0)
 #define PTX_VALUE PTX
@@ -119,7 +119,8 @@ template <class Args>
 int launch(const char* name, void (*kernel)(Args), const LaunchShape& shape, void* stream, const Args& args) {
   (void)name;
   if (shape.shared_bytes > (48 << 10)) {
-    const auto code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes));
+    const auto code =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes));
     if (code != cudaSuccess) return int(code);
   }
   cudaLaunchAttribute attribute{};

@@ -40,7 +40,7 @@ uint3 thread_idx();
 uint3 block_idx();
 uint3 block_dim();
 uint3 grid_dim();
-void* dynamic_shared();                     // first byte of the block's dynamic shared memory
+void* dynamic_shared();                      // first byte of the block's dynamic shared memory
 uint32_t shared_address(const void* where);  // what __cvta_generic_to_shared gives; a fault if it is not shared memory
 
 void check_aligned(const void* where, size_t bytes);  // a vector access needs its own size as alignment
@@ -90,8 +90,9 @@ struct LaunchShape {
 
 // Queues (and, unless held, runs) a kernel whose only parameter is a trivially copyable struct. Returns 0, or an error
 // code whose text last_error() gives.
-int submit(const char* name, const LaunchShape& shape, void* stream, void (*entry)(const void* kernel, const void* args),
-           const void* kernel, const void* args, size_t args_bytes);
+int submit(const char* name, const LaunchShape& shape, void* stream,
+           void (*entry)(const void* kernel, const void* args), const void* kernel, const void* args,
+           size_t args_bytes);
 int submit_fill(void* memory, int byte, size_t bytes, void* stream);
 const char* last_error();
 

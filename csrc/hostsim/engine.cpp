@@ -2,9 +2,8 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <stdexcept>
 #include <map>
-
+#include <stdexcept>
 
 namespace hostsim {
 
@@ -253,8 +252,8 @@ std::string Engine::who_waits() const {
   for (const auto& block : blocks_)
     for (const Thread& t : block->threads) {
       if (t.state == State::done || t.state == State::ready) continue;
-      const std::string where = block->launch->name + ", block " + std::to_string(block->index) + ", in " + t.waits_in +
-                                " at " + at(t.site);
+      const std::string where =
+          block->launch->name + ", block " + std::to_string(block->index) + ", in " + t.waits_in + " at " + at(t.site);
       auto [slot, fresh] = places.try_emplace(where, int(t.index), 0);
       ++slot->second.second;
     }

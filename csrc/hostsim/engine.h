@@ -89,7 +89,7 @@ class Engine {
   GlobalMemory memory;
   StackPool stacks;
   Thread* current = nullptr;
-  uint64_t progress = 0;  // grows when a thread writes memory, passes a barrier or ends
+  uint64_t progress = 0;     // grows when a thread writes memory, passes a barrier or ends
   bool clock_jumps = false;  // a run in which all threads only wait gets later instead of ending as a deadlock
   uint64_t now = 0;          // nanoseconds, as far as %globaltimer is concerned
   std::string error;

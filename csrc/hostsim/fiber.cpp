@@ -9,7 +9,8 @@
 #error "the host simulation switches stacks in x86-64 assembly"
 #endif
 
-// Saves what a call must preserve, changes stacks, restores. rdi: where to save the stack pointer; rsi: the one to load.
+// Saves what a call must preserve, changes stacks, restores. rdi: where to save the stack pointer; rsi: the one to
+// load.
 asm(R"(
 .text
 .globl hostsim_switch

@@ -38,12 +38,15 @@ Ptx parse(const std::string& text) {
   };
   for (; i < text.size() && text[i] != ';'; ++i) {
     const char c = text[i];
-    if (c == '{' || c == '[') ++depth;
-    else if (c == '}' || c == ']') --depth;
+    if (c == '{' || c == '[')
+      ++depth;
+    else if (c == '}' || c == ']')
+      --depth;
     else if (c == ',') {
       end_word();
       if (!depth) ptx.groups.push_back(std::exchange(group, {}));
-    } else if (!isspace(c)) word += c;
+    } else if (!isspace(c))
+      word += c;
   }
   end_word();
   if (!group.empty()) ptx.groups.push_back(group);

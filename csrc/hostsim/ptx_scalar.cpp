@@ -63,10 +63,14 @@ struct Entry {
   Run run;
 };
 const Entry entries[] = {
-    {"cvt.f32.f16", half_to_float},           {"cvt.rn.f16.f32", float_to_half},
-    {"cvt.rn.bf16.f32", float_to_bfloat},     {"cvt.rna.tf32.f32", float_to_tf32},
-    {"ex2.approx.ftz.f32", exp2_approximate}, {"rcp.approx.ftz.f32", reciprocal_approximate},
-    {"mov.u64", move_64},                     {"trap", trap},
+    {"cvt.f32.f16", half_to_float},
+    {"cvt.rn.f16.f32", float_to_half},
+    {"cvt.rn.bf16.f32", float_to_bfloat},
+    {"cvt.rna.tf32.f32", float_to_tf32},
+    {"ex2.approx.ftz.f32", exp2_approximate},
+    {"rcp.approx.ftz.f32", reciprocal_approximate},
+    {"mov.u64", move_64},
+    {"trap", trap},
 };
 
 }  // namespace

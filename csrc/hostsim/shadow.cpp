@@ -21,9 +21,7 @@ const char* verb(const Access& a) {
 }
 
 // Where in the source: inline PTX knows its line, for other accesses the address lets addr2line find it.
-std::string place(const Access& a) {
-  return a.pc ? text(" [pc %p]", a.pc) : " at " + at(engine().current->site);
-}
+std::string place(const Access& a) { return a.pc ? text(" [pc %p]", a.pc) : " at " + at(engine().current->site); }
 
 std::string who(const Stamp& s) {
   return text("block %d thread %d%s", int(s.block), int(s.thread),
@@ -49,8 +47,7 @@ void check_bytes(Region& r, size_t offset, const Access& a) {
     if (a.kind == Kind::write)
       r.bytes[i] = Byte::written;
     else if (r.bytes[i] == Byte::unwritten)
-      engine().fault(
-          text("uninitialised: reads '%s' at byte %zu, which nobody wrote", r.name.c_str(), i) + place(a));
+      engine().fault(text("uninitialised: reads '%s' at byte %zu, which nobody wrote", r.name.c_str(), i) + place(a));
   }
 }
 

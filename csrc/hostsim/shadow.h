@@ -1,10 +1,10 @@
 // Shadow memory: what is known of every byte a kernel may touch, and who touched it last.
 //
-// A `Region` is one allocation (a tensor, the shared memory of a block, a kernel's parameters). Per byte it knows whether
-// a value was ever written and whether an asynchronous copy is still on its way; per two bytes the last writer and the
-// last readers. Two accesses race when one writes, not both are atomic, and nothing orders them: the same thread; a
-// barrier of the block or of the warp between them; a release that the later block acquired (one clock per block); or
-// the end of a launch.
+// A `Region` is one allocation (a tensor, the shared memory of a block, a kernel's parameters). Per byte it knows
+// whether a value was ever written and whether an asynchronous copy is still on its way; per two bytes the last writer
+// and the last readers. Two accesses race when one writes, not both are atomic, and nothing orders them: the same
+// thread; a barrier of the block or of the warp between them; a release that the later block acquired (one clock per
+// block); or the end of a launch.
 #pragma once
 #include <cstdint>
 #include <map>

@@ -1,0 +1,112 @@
+"""Builds the host simulation with g++ when a test first asks for it.
+
+The simulation's own files (csrc/hostsim) are compiled plainly; kernels are compiled with -fsanitize=thread, which makes
+every memory access call a hook that the simulation provides. Objects are cached in build/hostsim by the content of all
+files they can depend on, so a changed kernel is never run stale.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[3]
+CSRC = ROOT / "csrc"
+BUILD = Path(os.environ.get("FASTLSTM_BUILD", ROOT / "build")) / "hostsim"
+_PLAIN = ["-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+_KERNEL = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+_KERNEL += ["-x", "c++", "-fsanitize=thread", "-fno-threadsafe-statics", "-DFASTLSTM_HOSTSIM"]
+
+
+def why_not() -> str | None:
+    """Return why the simulation cannot be built here, or None."""
+    if not (CSRC / "hostsim" / "engine.h").exists():
+        return f"the sources in {CSRC} are not there; the simulation runs from a checkout of the repository"
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return f"the simulation switches stacks in x86-64 assembly and this machine is {platform.machine()}"
+    if shutil.which("g++") is None:
+        return "g++ is not on the path; install it"
+    if importlib.util.find_spec("pybind11") is None:
+        return "pybind11 is not installed; pip install pybind11"
+    return None
+
+
+def load(
+    name: str,
+    kernels: Sequence[Path],
+    bindings: Sequence[Path] = (),
+    *,
+    flags: Sequence[str] = (),
+    include: Path = CSRC,
+) -> ModuleType:
+    """Build (or find built) and import a simulation with these kernels.
+
+    kernels: files compiled with hooks; bindings: files compiled plainly, one of which defines bind_kernels;
+    flags: further compiler flags for both; include: the csrc folder to take headers from (a mutated copy, in tests).
+    Raises RuntimeError with the compiler's words.
+    """
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        library = _link(name, kernels, bindings, list(flags), include)
+    spec = importlib.util.spec_from_file_location(name, library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _link(name: str, kernels: Sequence[Path], bindings: Sequence[Path], flags: list[str], include: Path) -> Path:
+    import pybind11
+
+    plain = [*_PLAIN, f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", f"-I{include}"]
+    headers = _digest(sorted([*include.glob("*.h"), *(include / "cuda").glob("*.*h")]))
+    own = _digest(sorted((CSRC / "hostsim").glob("*.h")))
+    jobs = [
+        (f, [*plain, f"-DHOSTSIM_MODULE={name}"] if f.name == "module.cpp" else plain, own) for f in _simulation()
+    ]
+    jobs += [(f, [*plain, *flags], own + headers) for f in bindings]
+    jobs += [(f, [*_KERNEL, f"-I{include}", *flags], own + headers) for f in kernels]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        objects = list(pool.map(lambda job: _compile(*job), jobs))
+    key = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
+    library = BUILD / key / f"{name}.so"
+    if not library.exists():
+        library.parent.mkdir(exist_ok=True)
+        link_flags = [f for f in flags if f.startswith("--coverage")]
+        _run(["g++", "-shared", "-o", str(library), *map(str, objects), *link_flags])
+    return library
+
+
+def _simulation() -> list[Path]:
+    return sorted((CSRC / "hostsim").glob("*.cpp"))
+
+
+def _compile(source: Path, flags: list[str], headers: str) -> Path:
+    key = hashlib.sha256("\0".join([str(source), *flags, headers, source.read_text()]).encode()).hexdigest()[:16]
+    target = BUILD / f"{source.stem}-{key}.o"
+    if not target.exists():
+        partial = target.with_suffix(".partial.o")
+        _run(["g++", *flags, "-c", str(source), "-o", str(partial)])
+        partial.rename(target)
+    return target
+
+
+def _digest(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the host simulation could not be built:\n{' '.join(command)}\n{done.stderr[-4000:]}")
+
