@@ -1,9 +1,9 @@
 """One table of cases for tests, gradients and timings: what one call of the op can be asked to do, crossed with sizes.
 
 `SHORT` covers every triple of options once and the special shapes; `FULL` crosses all options with all sizes.
-`make(case, dtype)` draws the tensors of a case, `make_grads` the gradients that flow into its outputs. Values are drawn in
-float64 and rounded, so a case holds the same numbers in every type. With `canary=True` every input lies inside a larger
-buffer full of NaN (ids: far out of range), so that a read outside it shows in the result.
+`make(case, dtype)` draws the tensors of a case, `make_grads` the gradients that flow into its outputs. Values are drawn
+in float64 and rounded, so a case holds the same numbers in every type. With `canary=True` every input lies inside a
+larger buffer full of NaN (ids: far out of range), so that a read outside it shows in the result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Case:
     id: str
     T: int
     B: int
-    I: int  # noqa: E741 - the field's name for the input size
+    I: int
     H: int
     P: int
     V: int = 0

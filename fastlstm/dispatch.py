@@ -8,58 +8,72 @@ path cannot do (resets, cell states) goes to the first backend that can.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib import util
+from functools import cache
+from importlib import import_module, util
+from types import ModuleType
 
 from torch import Tensor
 
 from fastlstm import backends
-from fastlstm.backends.common import Spec, spec_of
+from fastlstm.backends.common import BackendError, Spec, spec_of
 
+__all__ = ["BackendError", "backend", "choose", "describe", "forced", "last_plan", "prefers_torch", "why_not"]
 
-class BackendError(RuntimeError):
-    """A forced backend cannot run this call, or no backend can."""
-
-
-def _from_environment() -> str | None:
-    name = os.environ.get("FASTLSTM_BACKEND") or None
-    if name is not None and name not in (*backends.NAMES, "torch"):
-        raise BackendError(f"FASTLSTM_BACKEND is '{name}', expected one of {', '.join((*backends.NAMES, 'torch'))}")
-    return name
-
-
-_forced: ContextVar[str | None] = ContextVar("fastlstm_backend", default=_from_environment())
-_last_plan: ContextVar[str] = ContextVar("fastlstm_last_plan", default="nothing has run yet")
+_FORCEABLE = (*backends.NAMES, "torch")
+_forced: ContextVar[str | None] = ContextVar("fastlstm_backend", default=None)
+_last: ContextVar[tuple[ModuleType, Spec] | str] = ContextVar("fastlstm_last_plan", default="nothing has run yet")
 
 
 @contextmanager
 def backend(name: str | None) -> Iterator[None]:
-    """Force a backend inside a `with` block: cpu, cuda, triton, hostsim, reference or torch; None: choose as usual."""
-    if name is not None and name not in (*backends.NAMES, "torch"):
-        raise ValueError(f"backend is {name!r}, expected one of {', '.join((*backends.NAMES, 'torch'))}")
-    token = _forced.set(name)
+    """Force a backend inside a `with` block: cpu, cuda, triton, hostsim, reference or torch; None: choose as usual.
+
+    Backward runs where forward ran, also when it is called outside the block or in another thread.
+    """
+    if name is not None and name not in _FORCEABLE:
+        raise ValueError(f"backend is {name!r}, expected one of {', '.join(_FORCEABLE)}")
+    token = _forced.set(name if name is not None else "")
     try:
         yield
     finally:
         _forced.reset(token)
 
 
+@contextmanager
+def again(name: str | None) -> Iterator[None]:
+    """Backward of a call: under the backend that was forced on its forward, if one was, in whatever thread it runs."""
+    if name is None:
+        yield
+    else:
+        with backend(name):
+            yield
+
+
 def forced() -> str | None:
-    """Return the name of the forced backend, or None."""
-    return _forced.get()
+    """Return the name of the forced backend, or None. A `with` block goes before FASTLSTM_BACKEND."""
+    name = _forced.get()
+    if name is not None:
+        return name or None
+    name = os.environ.get("FASTLSTM_BACKEND")
+    if name and name not in _FORCEABLE:
+        raise BackendError(f"FASTLSTM_BACKEND is '{name}', expected one of {', '.join(_FORCEABLE)}")
+    return name or None
 
 
 def last_plan() -> str:
-    """Return one line on what the last call in this context ran."""
-    return _last_plan.get()
+    """Return one line on what the last call in this context ran, beginning with the backend's name."""
+    last = _last.get()
+    return last if isinstance(last, str) else last[0].plan(last[1])
 
 
 def note_plan(text: str) -> None:
     """Remember what ran, for `last_plan`."""
-    _last_plan.set(text)
+    _last.set(text)
 
 
 def why_not(name: str, spec: Spec) -> str | None:
@@ -69,66 +83,98 @@ def why_not(name: str, spec: Spec) -> str | None:
 
 
 def _order(spec: Spec) -> tuple[str, ...]:
-    return ("cpu", "reference") if spec.device.type == "cpu" else ("cuda", "triton", "reference")
+    kinds = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+    return kinds.get(spec.device.type, ("reference",))
+
+
+@cache
+def _verify_module() -> ModuleType | None:
+    return import_module("fastlstm.verify") if util.find_spec("fastlstm.verify") else None
 
 
 def _verified(spec: Spec) -> str | None:
-    """Return the backend that `doctor --verify` recorded as right and fastest for this GPU, or None."""
-    if spec.device.type == "cpu" or util.find_spec("fastlstm.verify") is None:
-        return None
-    from fastlstm import verify
+    """Return what `doctor --verify` recorded as right and fastest for this GPU and call, or None."""
+    verify = _verify_module() if spec.device.type == "cuda" else None
+    return None if verify is None else verify.choice(spec.device, spec)
 
-    return verify.choice(spec.device, spec)
+
+@cache
+def _hint() -> None:
+    """Say once how to get the fast kernels on a GPU that no one has verified them on."""
+    logging.getLogger("fastlstm").warning(
+        "CUDA tensors run on torch's own LSTM: fastlstm's kernels have not been verified on this GPU model. "
+        "`fastlstm doctor --verify` (about a minute) checks and times them and remembers the result."
+    )
 
 
 def choose(spec: Spec) -> str:
     """Return the op backend for a call; raises BackendError with the reason where a forced one cannot run."""
-    name = _forced.get()
-    if name is not None and name != "torch":
+    name = forced()
+    if name == "torch":
+        raise BackendError(
+            "backend 'torch' was asked for and cannot run this call: torch's own LSTM runs whole modules without "
+            "resets, cell states or gates; use backend 'reference' or none"
+        )
+    if name is not None:
         reason = why_not(name, spec)
         if reason is not None:
             raise BackendError(f"backend '{name}' was asked for and cannot run this call: {reason}")
         return name
     verified = _verified(spec)
-    order = _order(spec) if verified is None else (verified, *_order(spec))
+    order = _order(spec) if verified in (None, "torch") else (verified, *_order(spec))
     return next(candidate for candidate in order if why_not(candidate, spec) is None)
 
 
 def prefers_torch(spec: Spec) -> bool:
     """Return whether a whole module call should take torch's own path (the caller knows that path can do it)."""
-    name = _forced.get()
+    name = forced()
     if name is not None:
         return name == "torch"
     if spec.device.type == "cpu":
         return why_not("cpu", spec) is not None
-    return _verified(spec) in (None, "torch")
+    if spec.device.type != "cuda":
+        return True
+    record = _verified(spec)
+    if record is None:
+        _hint()
+    return record in (None, "torch")
 
 
-def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
-    """Run the op's forward on the chosen backend."""
+def forward(
+    x: Tensor | None,
+    ids: Tensor | None,
+    w_x: Tensor,
+    bias: Tensor | None,
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    batch_sizes: Tensor | None,
+    offsets: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    save: int,
+) -> tuple[Tensor, ...]:
+    """Run the op's forward on the chosen backend; arguments and returns as in `fastlstm.reference`."""
     spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
     module = backends.load(choose(spec))
-    out = module.forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save)
-    _last_plan.set(module.plan(spec))
-    return out
+    _last.set((module, spec))
+    return module.forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save)
 
 
-def backward(
-    dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates
-):
-    """Run the op's backward on the chosen backend."""
-    inputs = (x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save)
+def backward(dh, dc, dh_n, dc_n, *rest) -> tuple[Tensor, ...]:
+    """Run the op's backward on the chosen backend; arguments and returns as in `fastlstm.reference`."""
+    x, ids, w_x, _, w_hh, w_hr, h0, _, batch_sizes, _, reset, reverse, save, _, _, _ = rest
     spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
-    return backends.load(choose(spec)).backward(dh, dc, dh_n, dc_n, *inputs, h, c, gates)
+    module = backends.load(choose(spec))
+    _last.set((module, spec))
+    return module.backward(dh, dc, dh_n, dc_n, *rest)
 
 
 def describe(spec: Spec) -> str:
-    """Return what would run for a call, one line, and why each other backend would not."""
+    """Return what each backend says of a call, one line each: its plan, or why it would not run."""
     lines = []
     for name in backends.NAMES:
         reason = why_not(name, spec)
         lines.append(backends.load(name).plan(spec) if reason is None else f"{name}: no, {reason}")
     return "\n".join(lines)
-
-
-__all__ = ["BackendError", "Tensor", "backend", "choose", "describe", "forced", "last_plan", "prefers_torch", "why_not"]

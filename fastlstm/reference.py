@@ -4,10 +4,10 @@
     c_t = f ⊙ c_{t-1} + i ⊙ g
     h_t = o ⊙ tanh(c_t)                     with projection: h_t = (o ⊙ tanh(c_t)) W_hrᵀ
 
-Every backend is judged against this file in float64. It is written to be read: no speed, no in-place update, so that torch
-can also differentiate through it (double backward rests on that). Rows of all steps lie one after the other, step by step:
-dense input is the packed layout with B rows at every step. For half types h is rounded when it is stored, and the
-recurrence reads the rounded h; all arithmetic and the cell state are float32.
+Every backend is judged against this file in float64. It is written to be read: no speed, no in-place update, so that
+torch can also differentiate through it (double backward rests on that). Rows of all steps lie one after the other, step
+by step: dense input is the packed layout with B rows at every step. For half types h is rounded when it is stored, and
+the recurrence reads the rounded h; all arithmetic and the cell state are float32.
 
 Shapes: T steps, B batch, N rows (T·B when dense), I input, V vocabulary, H hidden, P width of h (H without projection).
 """
@@ -39,10 +39,10 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the whole sequence: hidden states h, cell states c, activated gates, and the last states h_n, c_n.
 
-    x: (T, B, I) or (N, I), or ids: (T, B) or (N,) with w_x the table (V, 4H); w_x: (4H, I); bias: (4H,); w_hh: (4H, P);
-    w_hr: (P, H); h0: (B, P); c0: (B, H); batch_sizes: (T,) rows per step, None when dense; offsets: first row of each step
-    (not needed here); reset: (T, B) or (N,), true where the incoming state is zero; reverse: steps run T-1 … 0;
-    save: 0 keeps neither c nor gates, 1 both, 2 only c (what is not kept has shape (0,)).
+    x: (T, B, I) or (N, I), or ids: (T, B) or (N,) with w_x the table (V, 4H); w_x: (4H, I); bias: (4H,);
+    w_hh: (4H, P); w_hr: (P, H); h0: (B, P); c0: (B, H); batch_sizes: (T,) rows per step, None when dense;
+    offsets: first row of each step (not needed here); reset: (T, B) or (N,), true where the incoming state is zero;
+    reverse: steps run T-1 … 0; save: 0 keeps neither c nor gates, 1 both, 2 only c (what is not kept: shape (0,)).
     """
     dtype, cell = w_hh.dtype, cell_type(w_hh.dtype)
     xg = input_gates(x, ids, w_x, bias).to(cell)
@@ -61,11 +61,10 @@ def forward(
         # rows beyond n have ended (forward) or not begun (reverse): they keep their state
         h_state, c_state = torch.cat([h[t].to(cell), h_state[n:]]), torch.cat([c[t], c_state[n:]])
     lead = (x if ids is None else ids).shape[: 2 if batch_sizes is None else 1]
-    none = w_hh.new_empty(0)
     return (
         _stack(h, lead, w_hh.new_empty(0, w_hh.shape[1])),
-        _stack(c, lead, c_state.new_empty(0, c0.shape[1])) if save else none.to(cell),
-        _stack(gates, lead, w_hh.new_empty(0, w_hh.shape[0])) if save == 1 else none,
+        _stack(c, lead, c_state.new_empty(0, c0.shape[1])) if save else c_state.new_empty(0),
+        _stack(gates, lead, w_hh.new_empty(0, w_hh.shape[0])) if save == 1 else w_hh.new_empty(0),
         h_state.to(dtype, copy=True),
         c_state.clone(),
     )
@@ -95,9 +94,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the recurrence: dxg at the pre-activations, d_hr at the projected h, dh0 and dc0.
 
-    dh, dc: shaped as h, c; dh_n: (B, P); dc_n: (B, H); each may be None, meaning zero. h, c, gates: what forward returned
-    with this `save`, 1 or 2 (2: the gates are computed again). Returns dxg (T, B, 4H) or (N, 4H); d_hr shaped as h, or (0,)
-    without projection; dh0 (B, P); dc0 (B, H). Gradients of weights and of x follow from dxg and d_hr by one product each.
+    dh, dc: shaped as h, c; dh_n: (B, P); dc_n: (B, H); each may be None, meaning zero. h, c, gates: what forward
+    returned with this `save`, 1 or 2 (2: the gates are computed again). Returns dxg (T, B, 4H) or (N, 4H); d_hr shaped
+    as h, or (0,) without projection; dh0 (B, P); dc0 (B, H). Gradients of weights and of x follow by one product each.
     """
     dtype, cell = w_hh.dtype, cell_type(w_hh.dtype)
     w_rec, lead = w_hh.to(cell), h.shape[:-1]
@@ -141,7 +140,7 @@ def backward(
     return (
         _stack(dxg, lead, dh_state.new_empty(0, w_hh.shape[0])).to(dtype),
         w_hh.new_empty(0) if w_hr is None else _stack(d_hr, lead, dh_state.new_empty(0, w_hh.shape[1])).to(dtype),
-        dh_state.to(dtype),
+        dh_state.to(dtype, copy=True),
         dc_state.clone(),
     )
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: the import path, one place for thread counts, and seeds that do not depend on the order of tests."""
+"""Shared by all tests: the import path, thread counts, and seeds that do not depend on the order of tests."""
 
 from __future__ import annotations
 

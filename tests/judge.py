@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from benchmarks.cases import Case, Grads, Inputs, make, make_grads
+from benchmarks.cases import Case, Inputs, make, make_grads
 from fastlstm import reference
 
 LEAVES = ("x", "w_x", "bias", "w_hh", "w_hr", "h0", "c0")
@@ -87,7 +87,7 @@ def expected(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor 
 
 @lru_cache(maxsize=64)
 def yardstick(case: Case, dtype: torch.dtype, seed: int = 0, cells: bool = True) -> dict[str, Tensor | None]:
-    """The same, computed by torch in `dtype` on the CPU. `cells=False`: no gradient flows into c, so nn.LSTM can do it."""
+    """The same, by torch in `dtype` on the CPU. `cells=False`: no gradient flows into c, so nn.LSTM can do it."""
     inputs = _leaves(make(case, dtype, seed)._replace(c0=make(case, dtype, seed).c0.to(dtype)))
     dh, dc, dh_n, dc_n = (g.to(dtype) for g in make_grads(case, dtype, seed + 1))
     xg = inputs.w_x[inputs.ids] if case.ids else F.linear(inputs.x, inputs.w_x, inputs.bias)
@@ -117,7 +117,7 @@ def _leaves(inputs: Inputs) -> Inputs:
     return inputs._replace(**grown)
 
 
-def _collect(inputs: Inputs, h, c, h_n, c_n, dxg, d_hr) -> dict[str, Tensor | None]:  # noqa: ANN001
+def _collect(inputs: Inputs, h, c, h_n, c_n, dxg, d_hr) -> dict[str, Tensor | None]:
     found = {"h": h, "c": c, "h_n": h_n, "c_n": c_n, "dxg": dxg, "d_hr": d_hr}
     for name in LEAVES:
         leaf = getattr(inputs, name)
@@ -155,10 +155,7 @@ def _nn_lstm(case: Case, inputs: Inputs, xg: Tensor) -> tuple[Tensor, Tensor, Te
     order = _flip(case) if case.reverse else None
     rows = xg.reshape(case.N, 4 * case.H)
     rows = rows if order is None else rows[order]
-    if case.packed:
-        x = PackedSequence(rows, inputs.batch_sizes)
-    else:
-        x = rows.reshape(case.T, case.B, 4 * case.H)
+    x = PackedSequence(rows, inputs.batch_sizes) if case.packed else rows.reshape(case.T, case.B, 4 * case.H)
     out, (h_n, c_n) = lstm(x, (inputs.h0[None], inputs.c0[None]))
     h = (out.data if case.packed else out).reshape(case.N, case.H)
     h = h if order is None else h[order]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib import import_module, util
 from types import ModuleType
 
 NAMES = ("cpu", "cuda", "triton", "hostsim", "reference")
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(name: str) -> ModuleType | None:
     """Return the backend's module, or None where this installation does not have it."""
     if name not in NAMES:

@@ -1,4 +1,7 @@
-"""What every backend shares: the description of a call, and the helpers around the recurrence."""
+"""What every backend shares: the description of a call, the error of one that cannot run, and two helpers of backward.
+
+`fastlstm.checks` has checked the arguments of a call and made them contiguous before a backend sees them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from fastlstm.reference import HALF_TYPES, cell_type, input_gates
+
+__all__ = ["HALF_TYPES", "BackendError", "Spec", "cell_type", "h_previous", "recompute_gates", "spec_of"]
+
+_CHUNK = 1 << 20  # pre-activations that recompute_gates holds at once
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot run, or none can; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +30,7 @@ class Spec:
     T: int
     B: int
     N: int
-    I: int  # noqa: E741 - the field's name; 0 with ids
+    I: int
     V: int
     H: int
     P: int
@@ -43,81 +56,78 @@ def spec_of(
     save: int,
 ) -> Spec:
     """Describe a call from its arguments."""
-    source = ids if x is None else x
-    packed = batch_sizes is not None
-    T = batch_sizes.shape[0] if packed else source.shape[0]
-    B = h0.shape[0]
-    token = ids is not None
-    return Spec(
-        device=w_hh.device,
-        dtype=w_hh.dtype,
-        T=T,
-        B=B,
-        N=source.shape[0] if packed else T * B,
-        I=0 if token else x.shape[-1],
-        V=w_x.shape[0] if token else 0,
-        H=w_hh.shape[0] // 4,
-        P=w_hh.shape[1],
-        packed=packed,
-        token=token,
-        projected=w_hr is not None,
-        reverse=bool(reverse),
-        reset=reset is not None,
-        save=int(save),
-        training=save > 0,
-    )
+    rows = x if ids is None else ids
+    packed, token = batch_sizes is not None, ids is not None
+    T, B = batch_sizes.shape[0] if packed else rows.shape[0], h0.shape[0]
+    N = rows.shape[0] if packed else T * B
+    I, V = (0, w_x.shape[0]) if token else (w_x.shape[1], 0)
+    H, P = w_hh.shape[0] // 4, w_hh.shape[1]
+    flags = (packed, token, w_hr is not None, reverse, reset is not None)
+    return Spec(w_hh.device, w_hh.dtype, T, B, N, I, V, H, P, *flags, save, save > 0)
 
 
-def input_gates(x: Tensor | None, ids: Tensor | None, w_x: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the input side of the pre-activations, (T, B, 4H) or (N, 4H): one product, or rows of the table."""
-    if ids is not None:
-        return w_x[ids]
-    return torch.nn.functional.linear(x, w_x, bias)
-
-
-def previous_rows(
-    h0: Tensor, batch_sizes: Tensor | None, reset: Tensor | None, reverse: bool, T: int, N: int
+def h_previous(
+    h: Tensor, h0: Tensor, batch_sizes: Tensor | None, offsets: Tensor | None, reset: Tensor | None, reverse: bool
 ) -> Tensor:
-    """Return (N,) indices of every row's predecessor in cat(zero row, h0, rows of all steps)."""
-    B = h0.shape[0]
-    sizes = [B] * T if batch_sizes is None else batch_sizes.tolist()
-    offsets = [0]
-    for n in sizes:
-        offsets.append(offsets[-1] + n)
-    start = torch.arange(1, B + 1)
-    parts = []
-    for t, n in enumerate(sizes):
-        before = t + 1 if reverse else t - 1
-        inside = min(n, sizes[before]) if 0 <= before < T else 0
-        follow = torch.arange(inside) + (1 + B + offsets[before] if inside else 0)
-        parts.append(torch.cat([follow, start[inside:n]]))
-    index = (torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)).to(h0.device)
-    return index if reset is None else index.masked_fill(reset.reshape(N), 0)
+    """The h that every row's step read, (N, P): the step before it, h0 where its sequence begins, zero at a reset.
+
+    The general case; the dense one in `fastlstm.gradients` makes no copy.
+    """
+    P = h0.shape[1]
+    if batch_sizes is None:
+        before = torch.cat([h[1:], h0[None]] if reverse else [h0[None], h[:-1]])[: h.shape[0]]
+        before = before.reshape(before.shape[0] * before.shape[1], P)
+    else:
+        before = torch.cat([h, h0])[_previous_rows(h.shape[0], batch_sizes, offsets, reverse)]
+    return before if reset is None else before.masked_fill(reset.reshape(-1, 1), 0)
 
 
-def h_previous(h: Tensor, h0: Tensor, batch_sizes: Tensor | None, reset: Tensor | None, reverse: bool) -> Tensor:
-    """Return (N, P): the h that every row's step read. The general case; the dense one in ops.py makes no copy."""
-    P = h.shape[-1]
-    rows = h.reshape(-1, P)
-    T = h.shape[0] if batch_sizes is None else batch_sizes.shape[0]
-    index = previous_rows(h0, batch_sizes, reset, reverse, T, rows.shape[0])
-    return torch.cat([h0.new_zeros(1, P), h0, rows])[index]
+def _previous_rows(N: int, batch_sizes: Tensor, offsets: Tensor, reverse: bool) -> Tensor:
+    """(N,) for every packed row, the row of the step processed before it, or N + b where sequence b begins.
+
+    Built on the device of `offsets`, without waiting for it.
+    """
+    T, device = batch_sizes.shape[0], offsets.device
+    sizes = batch_sizes.to(device, non_blocking=True)
+    t = torch.repeat_interleave(torch.arange(T, device=device), sizes, output_size=N)
+    b = torch.arange(N, device=device) - offsets[t]
+    if not reverse:
+        return torch.where(t == 0, N + b, offsets[(t - 1).clamp(min=0)] + b)
+    later = (t + 1).clamp(max=T - 1)
+    begins = (t == T - 1) | (sizes[later] <= b)
+    return torch.where(begins, N + b, offsets[later] + b)
 
 
-def activate(z: Tensor) -> Tensor:
-    """Return the activated gates i, f, g, o of pre-activations (..., 4H)."""
-    i, f, g, o = z.chunk(4, -1)
-    return torch.cat([i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()], -1)
-
-
-def recompute_gates(x, ids, w_x, bias, w_hh, h0, batch_sizes, offsets, reset, reverse, h) -> Tensor:
-    """Return the activated gates from inputs and saved h (save=2): two products, no recurrence.
+def recompute_gates(
+    x: Tensor | None,
+    ids: Tensor | None,
+    w_x: Tensor,
+    bias: Tensor | None,
+    w_hh: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    offsets: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    h: Tensor,
+) -> Tensor:
+    """The activated gates (T, B, 4H) or (N, 4H) again, from the saved h (save=2): two products a chunk, no recurrence.
 
     Half types are computed in float32 and rounded once, as the forward kernels do.
     """
-    real = torch.float64 if w_hh.dtype == torch.float64 else torch.float32
-    wide = [None if v is None else v.to(real) for v in (x, w_x, bias, w_hh)]
-    z = input_gates(wide[0], ids, wide[1], wide[2])
-    before = h_previous(h, h0, batch_sizes, reset, reverse).to(real)
-    z = torch.addmm(z.reshape(-1, z.shape[-1]), before, wide[3].t()).view(z.shape)
-    return activate(z).to(w_hh.dtype)
+    H, cell = w_hh.shape[0] // 4, cell_type(w_hh.dtype)
+    before = h_previous(h, h0, batch_sizes, offsets, reset, reverse)
+    N = before.shape[0]
+    rows = ids.reshape(N) if x is None else x.reshape(N, x.shape[-1])
+    recurrent = w_hh.to(cell).t()
+    gates = h.new_empty(N, 4 * H)
+    step = max(1, _CHUNK // (4 * H))
+    for at in range(0, N, step):
+        part = slice(at, at + step)
+        z = input_gates(None if x is None else rows[part], None if ids is None else rows[part], w_x, bias)
+        z = torch.addmm(z, before[part].to(cell), recurrent).view(-1, 4, H)
+        z[:, :2].sigmoid_()
+        z[:, 2].tanh_()
+        z[:, 3].sigmoid_()
+        gates[part] = z.view(-1, 4 * H)
+    return gates.view(*h.shape[:-1], 4 * H)

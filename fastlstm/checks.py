@@ -1,0 +1,154 @@
+"""The one gate before the kernels: every argument of the op has the type, device and size that the others imply.
+
+Kernels take raw addresses, so nothing that fails here may reach one. What comes out is contiguous.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from fastlstm.reference import cell_type
+
+TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def inputs(
+    x: Tensor | None,
+    ids: Tensor | None,
+    w_x: Tensor,
+    bias: Tensor | None,
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    batch_sizes: Tensor | None,
+    offsets: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    save: int,
+) -> tuple:
+    """Return the arguments of `lstm_forward`, contiguous; raises RuntimeError naming the one that does not fit."""
+    if (x is None) == (ids is None):
+        raise RuntimeError("lstm_forward: exactly one of x and ids must be given; pass None for the other")
+    if save not in (0, 1, 2):
+        raise RuntimeError(f"lstm_forward: save is {save}, expected 0 (inference), 1 (keep c and gates) or 2 (keep c)")
+    if w_hh.dim() != 2 or w_hh.shape[0] % 4 or w_hh.numel() == 0:
+        raise RuntimeError(f"lstm_forward: w_hh has shape {list(w_hh.shape)}, expected (4H, P)")
+    if w_hh.dtype not in TYPES:
+        raise RuntimeError(f"lstm_forward: w_hh is {w_hh.dtype}, expected float32, float64, bfloat16 or float16")
+    for name, value in (("w_x", w_x), ("h0", h0), ("c0", c0)):
+        if value.dim() != 2:
+            raise RuntimeError(f"lstm_forward: {name} has {value.dim()} dimensions, expected 2")
+    H, P, dtype = w_hh.shape[0] // 4, w_hh.shape[1], w_hh.dtype
+    if w_hr is None and P != H:
+        raise RuntimeError(f"lstm_forward: w_hh has shape {list(w_hh.shape)}, expected (4H, H) without w_hr")
+    source, T, B = _rows(x, ids, h0, batch_sizes)
+    lead = source.shape[: 1 if batch_sizes is not None else 2]
+    device = w_hh.device
+    if ids is None:
+        _expect("x", x, (*lead, w_x.shape[-1]), dtype, device)
+        _expect("w_x", w_x, (4 * H, x.shape[-1]), dtype, device)
+    else:
+        _expect("ids", ids, lead, torch.int64, device)
+        _expect("w_x (the table)", w_x, (w_x.shape[0], 4 * H), dtype, device)
+        ids_in_range(ids, w_x.shape[0])
+        if bias is not None:
+            raise RuntimeError("lstm_forward: bias is given with ids, expected None; add it to the table")
+    _expect("bias", bias, (4 * H,), dtype, device)
+    _expect("w_hr", w_hr, (P, H), dtype, device)
+    _expect("h0", h0, (B, P), dtype, device)
+    _expect("c0", c0, (B, H), cell_type(dtype), device)
+    _expect("reset", reset, lead, torch.bool, device)
+    _check_packing(batch_sizes, offsets, T, B, lead, device)
+    tensors = (x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
+    return *(None if v is None else v.contiguous() for v in tensors), bool(reverse), int(save)
+
+
+def gradients(
+    dh: Tensor | None,
+    dc: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    checked: tuple,
+    h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+) -> tuple:
+    """Return what `lstm_backward` takes besides its `checked` inputs, contiguous; raises as `inputs` does."""
+    x, ids, _, _, w_hh, _, h0, c0, batch_sizes, _, _, _, save = checked
+    if save == 0:
+        raise RuntimeError("lstm_backward: save is 0, which keeps nothing for backward; run forward with save 1 or 2")
+    lead = (x if ids is None else ids).shape[: 1 if batch_sizes is not None else 2]
+    dtype, device, H = w_hh.dtype, w_hh.device, c0.shape[1]
+    _expect("h", h, (*lead, h0.shape[1]), dtype, device)
+    _expect("c", c, (*lead, H), c0.dtype, device)
+    _expect("gates", gates, (*lead, 4 * H) if save == 1 else (0,), dtype, device)
+    _expect("dh", dh, h.shape, dtype, device)
+    _expect("dc", dc, c.shape, c0.dtype, device)
+    _expect("dh_n", dh_n, h0.shape, dtype, device)
+    _expect("dc_n", dc_n, c0.shape, c0.dtype, device)
+    return tuple(None if v is None else v.contiguous() for v in (dh, dc, dh_n, dc_n, h, c, gates))
+
+
+def _rows(x: Tensor | None, ids: Tensor | None, h0: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, int, int]:
+    """What the rows are read from, T and B; raises where x or ids has the wrong number of dimensions."""
+    name, source, dims = ("x", x, 3) if ids is None else ("ids", ids, 2)
+    dims -= batch_sizes is not None
+    if source.dim() != dims:
+        kind = "dense" if batch_sizes is None else "packed"
+        raise RuntimeError(f"lstm_forward: {name} has {source.dim()} dimensions, expected {dims} for {kind} input")
+    if batch_sizes is None:
+        return source, source.shape[0], source.shape[1]
+    if batch_sizes.dim() != 1 or batch_sizes.numel() == 0:
+        raise RuntimeError(f"lstm_forward: batch_sizes has shape {list(batch_sizes.shape)}, expected (T,) with T > 0")
+    return source, batch_sizes.shape[0], h0.shape[0]
+
+
+def _expect(name: str, value: Tensor | None, shape: tuple, dtype: torch.dtype, device: torch.device) -> None:
+    if value is None:
+        return
+    if value.shape != shape:
+        raise RuntimeError(f"fastlstm: {name} has shape {list(value.shape)}, expected {list(shape)}")
+    if value.dtype != dtype:
+        raise RuntimeError(f"fastlstm: {name} is {value.dtype}, expected {dtype}")
+    if value.device != device:
+        raise RuntimeError(f"fastlstm: {name} is on {value.device}, expected {device} as w_hh")
+    if value.layout is not torch.strided:
+        raise RuntimeError(f"fastlstm: {name} has layout {value.layout}, expected a dense tensor; use .to_dense()")
+
+
+def ids_in_range(ids: Tensor, V: int) -> None:
+    """Ids lie in 0 … V - 1: an error on the CPU, an assertion on the device elsewhere, without waiting for it."""
+    if ids.numel() == 0:
+        return
+    low, high = torch.aminmax(ids)
+    if ids.device.type != "cpu":
+        torch._assert_async((low >= 0) & (high < V), f"ids outside 0 … {V - 1}")
+    elif low < 0 or high >= V:
+        bad = int(low if low < 0 else high)
+        raise IndexError(f"ids hold {bad}, expected 0 to {V - 1} (the table has {V} rows); check the vocabulary")
+
+
+def _check_packing(
+    batch_sizes: Tensor | None, offsets: Tensor | None, T: int, B: int, lead: torch.Size, device: torch.device
+) -> None:
+    if batch_sizes is None:
+        if offsets is not None:
+            raise RuntimeError("fastlstm: offsets is given without batch_sizes; pass both for packed input or neither")
+        return
+    _expect("batch_sizes", batch_sizes, (T,), torch.int64, torch.device("cpu"))
+    _expect("offsets", offsets, (T,), torch.int64, device)
+    sizes = batch_sizes.tolist()
+    falling = all(a >= b for a, b in itertools.pairwise(sizes))
+    if not falling or sizes[-1] < 1 or sizes[0] != B or sum(sizes) != lead[0]:
+        raise RuntimeError(
+            f"fastlstm: batch_sizes must fall from B = {B} to at least 1 and sum to the {lead[0]} rows of x or ids, "
+            f"got {sizes[:8]}{' …' if T > 8 else ''} with sum {sum(sizes)}"
+        )
+    if offsets is None:
+        raise RuntimeError("fastlstm: offsets is None with batch_sizes, expected their exclusive cumulative sum")
+    if device.type == "cpu" and not torch.equal(offsets, batch_sizes.cumsum(0) - batch_sizes):
+        raise RuntimeError("fastlstm: offsets is not the exclusive cumulative sum of batch_sizes")

@@ -1,0 +1,78 @@
+"""Gradients of weights and input from those of the recurrence: one product each, in plain torch operations.
+
+`lstm_backward` gives dxg, the gradient at the pre-activations of all steps, and d_hr, that at the projected h; what
+follows is linear in them. Torch can differentiate, batch and compile what is here, so double backward and torch.func
+need no further rule. Only what is asked for is computed.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastlstm.backends.common import cell_type, h_previous
+
+
+def of_weights(
+    wanted: tuple[bool, ...], dxg: Tensor, d_hr: Tensor, inputs: tuple, h: Tensor, c: Tensor, gates: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return dx, None (ids), dw_x, dbias, dw_hh, dw_hr, where wanted; `inputs` are those of `lstm_forward`."""
+    x, ids, w_x, _, w_hh, _, h0, _, batch_sizes, offsets, reset, reverse, _ = inputs
+    rows = dxg.reshape(dxg.shape[:-1].numel(), dxg.shape[-1])
+    dx = dw_x = dbias = dw_hh = dw_hr = None
+    if wanted[0]:
+        dx = (rows @ w_x).view(x.shape)
+    if wanted[2] and ids is None:
+        dw_x = rows.t() @ x.reshape(rows.shape[0], x.shape[-1])
+    elif wanted[2]:
+        dw_x = torch.ops.fastlstm.sum_by_id(rows, ids.reshape(rows.shape[0]), w_x.shape[0])
+    if wanted[3]:
+        dbias = rows.sum(0)
+    if wanted[4]:
+        dw_hh = _recurrent(dxg, h, h0, batch_sizes, offsets, reset, reverse)
+    if wanted[5]:
+        y = _before_projection(inputs, h, c, gates)
+        dw_hr = (d_hr.reshape(y.shape[0], d_hr.shape[-1]).to(y.dtype).t() @ y).to(w_hh.dtype)
+    return dx, None, dw_x, dbias, dw_hh, dw_hr
+
+
+def _recurrent(
+    dxg: Tensor,
+    h: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    offsets: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+) -> Tensor:
+    """dW_hh = dxgᵀ @ h_prev, (4H, P). Dense: shifted views, no copy, and the step that read h0 on its own."""
+    W, P = dxg.shape[-1], h.shape[-1]
+    if batch_sizes is not None or reset is not None or h.shape[0] == 0:
+        before = h_previous(h, h0, batch_sizes, offsets, reset, reverse)
+        return dxg.reshape(before.shape[0], W).t() @ before
+    later, earlier, first = (dxg[:-1], h[1:], dxg[-1]) if reverse else (dxg[1:], h[:-1], dxg[0])
+    rows = later.shape[0] * later.shape[1]
+    return torch.addmm(first.t() @ h0, later.reshape(rows, W).t(), earlier.reshape(rows, P))
+
+
+def _before_projection(inputs: tuple, h: Tensor, c: Tensor, gates: Tensor) -> Tensor:
+    """o ⊙ tanh(c) of every row, (N, H), in the cell type.
+
+    Where the result is to be differentiated again, o is computed again from what it depends on: the saved gates are
+    outputs without a gradient.
+    """
+    x, ids, w_x, bias, w_hh, _, h0, _, batch_sizes, offsets, reset, reverse, save = inputs
+    H, cell = c.shape[-1], cell_type(w_hh.dtype)
+    N = c.shape[:-1].numel()
+    if save == 1 and not torch.is_grad_enabled():
+        o = gates[..., 3 * H :].reshape(N, H).to(cell)
+    else:
+        before = h_previous(h, h0, batch_sizes, offsets, reset, reverse).to(cell)
+        if ids is None:
+            z = F.linear(x.reshape(N, x.shape[-1]).to(cell), w_x[3 * H :].to(cell))
+            z = z if bias is None else z + bias[3 * H :]
+        else:
+            z = w_x[:, 3 * H :].to(cell)[ids.reshape(N)]
+        o = torch.sigmoid(z + before @ w_hh[3 * H :].to(cell).t())
+    return o * torch.tanh(c.reshape(N, H))
