@@ -1,7 +1,7 @@
 // sigmoid and tanh for SIMD registers, and rounding to the half types.
 //
 // Both rest on expm1: y = n ln2 + r with |r| <= ln2 / 2, expm1(y) = 2^n expm1(r) + (2^n - 1), expm1(r) by its series.
-//   sigmoid(x) = 1 / (2 + expm1(-x)),   tanh(x) = e / (e + 2) with e = expm1(2x)
+//   sigmoid(x) = 1 / (1 + exp(-x)),   tanh(x) = e / (e + 2) with e = expm1(2x)
 // so that tanh keeps its relative accuracy near zero. Largest error found by tests/backends/test_cpu_math.py:
 // 4 units in the last place for |x| <= 80. NaN gives NaN; at +-inf: sigmoid 1 and below 1e-37, tanh +-1.
 #pragma once
@@ -40,29 +40,32 @@ FASTLSTM_INLINE Vec<R> exp_tail(Vec<R> r) {
   }
 }
 
+// y = n ln2 + r: sets scale = 2^n and returns expm1(r)
 template <class R>
-FASTLSTM_INLINE Vec<R> expm1(Vec<R> y) {
+FASTLSTM_INLINE Vec<R> reduced_expm1(Vec<R> y, Vec<R>& scale) {
   using C = ExpConstants<R>;
   using Int = typename Vec<R>::Int;
   const Vec<R> shifted = y * Vec<R>(R(1.4426950408889634)) + Vec<R>(C::magic);
   const Vec<R> n = shifted - Vec<R>(C::magic);
   const Vec<R> r = (y - n * Vec<R>(C::ln2_hi)) - n * Vec<R>(C::ln2_lo);
-  const Vec<R> p = exp_tail<R, 2>(r) * (r * r) + r;
   const Int bits = (((Int)shifted.v) << C::mantissa) + C::one_bits;
-  const Vec<R> scale((typename Vec<R>::Raw)bits);
-  return p * scale + (scale - Vec<R>(R(1)));
+  scale = Vec<R>((typename Vec<R>::Raw)bits);
+  return exp_tail<R, 2>(r) * (r * r) + r;
 }
 
 struct Math {
   template <class R>
   static FASTLSTM_INLINE Vec<R> sigmoid(Vec<R> x) {
-    const Vec<R> y = clamp(x, ExpConstants<R>::sigmoid_limit);
-    return Vec<R>(R(1)) / (Vec<R>(R(2)) + expm1(Vec<R>(R(0)) - y));
+    Vec<R> scale;
+    const Vec<R> p = reduced_expm1(Vec<R>(R(0)) - clamp(x, ExpConstants<R>::sigmoid_limit), scale);
+    return Vec<R>(R(1)) / (Vec<R>(R(1)) + (p * scale + scale));
   }
   template <class R>
   static FASTLSTM_INLINE Vec<R> tanh(Vec<R> x) {
     const Vec<R> y = clamp(x, ExpConstants<R>::tanh_limit);
-    const Vec<R> e = expm1(y + y);
+    Vec<R> scale;
+    const Vec<R> p = reduced_expm1(y + y, scale);
+    const Vec<R> e = p * scale + (scale - Vec<R>(R(1)));
     return e / (e + Vec<R>(R(2)));
   }
 };
