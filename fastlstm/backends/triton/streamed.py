@@ -55,18 +55,19 @@ def forward(
             kept = live & (tl.load(reset_ptr + row, mask=live, other=0) == 0)
         h_prev = tl.where(rows < n_before, h_ptr + (before + rows) * H, h0_ptr + state_row)
         z = tl.zeros((BM, 4 * BN), dtype=tl.float32)
-        u0, k0 = 0, 0
+        u0 = tl.full((), 0, tl.int32)
+        k0 = tl.full((), 0, tl.int32)
         for _ in tl.range(0, tiles, num_stages=STAGES):
-            begin = k0 == 0
             end = k0 + BK >= H
             k = k0 + tl.arange(0, BK)
             unit = u0 + tl.arange(0, 4 * BN) % BN
             column = tl.arange(0, 4 * BN) // BN * H + unit
             gate_mask = live[:, None] & (unit < H)[None, :]
-            x = tl.load(xg_ptr + row_in[:, None] * (4 * H) + column[None, :], mask=gate_mask & begin, other=0.0)
+            x_mask = (rows < tl.where(k0 == 0, n, 0))[:, None] & (unit < H)[None, :]  # once for a tile of units
+            x = tl.load(xg_ptr + row_in[:, None] * (4 * H) + column[None, :], mask=x_mask, other=0.0)
             a = tl.load(h_prev[:, None] + k[None, :], mask=kept[:, None] & (k < H)[None, :], other=0.0)
             b = tl.load(w_ptr + column[None, :] * H + k[:, None], mask=(k < H)[:, None] & (unit < H)[None, :], other=0.0)
-            z = dot(a, b, tl.where(begin, x.to(tl.float32), z), PRECISION)
+            z = dot(a, b, tl.where(k0 == 0, x.to(tl.float32), z), PRECISION)
             if end:
                 u = u0 + tl.arange(0, BN)
                 mask = live[:, None] & (u < H)[None, :]
@@ -132,7 +133,8 @@ def backward(
         K = tl.where(n_later > 0, 4 * H, 1)  # nothing to sum in the first round
         tiles = tl.cdiv(H, BN) * tl.cdiv(K, BK)
         d_h = tl.zeros((BM, BN), dtype=tl.float32)
-        u0, k0 = 0, 0
+        u0 = tl.full((), 0, tl.int32)
+        k0 = tl.full((), 0, tl.int32)
         for _ in tl.range(0, tiles, num_stages=STAGES):
             end = k0 + BK >= K
             k = k0 + tl.arange(0, BK)
