@@ -1,3 +1,140 @@
-"""The host simulation of the CUDA kernels (csrc/hostsim): runs them on the CPU, for tests only."""
+"""The CUDA kernels on a simulated GPU (csrc/hostsim): for tests only, never chosen by itself.
+
+`with settings(kernel="tile", seed=3):` says which kernel runs, on which device, and in which order threads run. A fault
+that the simulation finds is raised as a `Fault`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends import cuda_op
+from fastlstm.backends.common import BackendError, Spec, spec_of
+from fastlstm.backends.cuda_op import Plan
+from fastlstm.backends.hostsim import build
+from fastlstm.backends.hostsim.report import with_source
+
+__all__ = ["NAME", "Fault", "Settings", "backward", "forward", "library", "plan", "settings", "why_not"]
 
 NAME = "hostsim"
+
+
+class Fault(RuntimeError):
+    """The simulation found a fault in a kernel: a race, a bad address, a deadlock …"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the simulated device is and does. kernel: None lets the planner choose."""
+
+    kernel: str | None = None
+    seed: int = 0
+    tf32: bool = False
+    half_products: bool = False  # products of half types come in their own type, as from an old torch
+
+
+_settings = Settings()
+
+
+@contextmanager
+def settings(**changes) -> Iterator[None]:
+    """Change the simulation inside a `with` block; see `Settings`."""
+    global _settings
+    before = _settings
+    _settings = replace(before, **changes)
+    try:
+        yield
+    finally:
+        _settings = before
+
+
+@lru_cache(maxsize=4)
+def library(*flags: str) -> ModuleType:
+    """The simulation with the shipped kernels; flags: further compiler flags."""
+    cuda = build.CSRC / "cuda"
+    bindings = [cuda / "bindings_cuda.cpp"]
+    return build.load("hostsim_kernels", sorted(cuda.glob("*.cu")), bindings, flags=["-DFASTLSTM_HOSTSIM", *flags])
+
+
+class _Simulated:
+    """The simulation as a `cuda_op.Runtime` for one call; it knows of the tensors used in that call, and of no other."""
+
+    stream = 0
+
+    def __init__(self, module: ModuleType):
+        self.module = module
+        self.lib = module.cuda
+        self.status = torch.zeros(1, dtype=torch.int32)
+        self.tensors: list[Tensor] = []  # kept, so that no address is used twice
+
+    def __enter__(self) -> _Simulated:
+        self.module.forget()
+        self.module.seed(_settings.seed)
+        return self
+
+    def __exit__(self, kind, error, _) -> None:
+        self.module.forget()
+        if isinstance(error, RuntimeError) and not isinstance(error, BackendError):
+            raise Fault(with_source(str(error), self.module.__file__)) from None
+
+    def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
+        if tensor is None:
+            return 0
+        self.tensors.append(tensor)
+        bytes_ = tensor.numel() * tensor.element_size()
+        self.module.memory(tensor.data_ptr(), bytes_, name, mode != "in", mode != "out")
+        return tensor.data_ptr()
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        out.copy_(a.float() @ b.float())
+
+    def product_type(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype if _settings.half_products else torch.float32
+
+
+def why_not(spec: Spec) -> str | None:
+    """Return why the simulation cannot run this call, or None."""
+    if spec.device.type != "cpu":
+        return f"tensors are on {spec.device}; the simulation takes CPU tensors"
+    if spec.dtype not in cuda_op.TYPE_CODES:
+        return f"dtype is {spec.dtype}; the CUDA kernels take float32, bfloat16 and float16"
+    return build.why_not()
+
+
+def _choose(spec: Spec) -> Plan:
+    return Plan(_settings.kernel or "step", _settings.tf32)
+
+
+def plan(spec: Spec) -> str:
+    """Return one line on what would run."""
+    return f"hostsim: {_choose(spec).kernel}"
+
+
+def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
+    """Run one layer in one direction; arguments and returns as in `fastlstm.reference.forward`."""
+    tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
+    spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
+    with _Simulated(library()) as rt:
+        return cuda_op.forward(rt, _choose(spec), *tensors, reverse, save)
+
+
+def backward(
+    dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates
+):
+    """Run the backward recurrence; arguments and returns as in `fastlstm.reference.backward`."""
+    grads = _contiguous(dh, dc, dh_n, dc_n)
+    tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
+    spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
+    with _Simulated(library()) as rt:
+        return cuda_op.backward(rt, _choose(spec), *grads, *tensors, reverse, save, *_contiguous(h, c, gates))
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.contiguous() for t in tensors]

@@ -71,9 +71,7 @@ def _link(name: str, kernels: Sequence[Path], bindings: Sequence[Path], flags: l
     plain = [*_PLAIN, f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", f"-I{include}"]
     headers = _digest(sorted([*include.glob("*.h"), *(include / "cuda").glob("*.*h")]))
     own = _digest(sorted((CSRC / "hostsim").glob("*.h")))
-    jobs = [
-        (f, [*plain, f"-DHOSTSIM_MODULE={name}"] if f.name == "module.cpp" else plain, own) for f in _simulation()
-    ]
+    jobs = [(f, [*plain, f"-DHOSTSIM_MODULE={name}"] if f.name == "module.cpp" else plain, own) for f in _simulation()]
     jobs += [(f, [*plain, *flags], own + headers) for f in bindings]
     jobs += [(f, [*_KERNEL, f"-I{include}", *flags], own + headers) for f in kernels]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -109,4 +107,3 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the host simulation could not be built:\n{' '.join(command)}\n{done.stderr[-4000:]}")
-

@@ -1,0 +1,21 @@
+// Entry points of the CUDA kernels. Each launches on `stream` of the current device and returns 0 or a CUDA error code;
+// none allocates, waits or reads device memory on the host.
+#pragma once
+#include "args.h"
+
+namespace fastlstm::cuda {
+
+// Part of step s.begin, `rows` sequences running. `products`: type of hw, dy and dh_state (float, or the call's type).
+int step_forward(Type type, Type products, const ForwardArgs& args, int rows, void* stream);
+int step_backward_sum(Type type, Type products, const BackwardArgs& args, int rows, void* stream);
+int step_backward(Type type, Type products, const BackwardArgs& args, int rows, void* stream);
+
+// Steps [s.begin, s.end) in one launch; args.t comes from the planner.
+int tile_forward(Type type, const ForwardArgs& args, void* stream);
+int tile_backward(Type type, const BackwardArgs& args, void* stream);
+int persistent_forward(Type type, const ForwardArgs& args, void* stream);
+int persistent_backward(Type type, const BackwardArgs& args, void* stream);
+
+const char* describe_error(int code);
+
+}  // namespace fastlstm::cuda

@@ -1,0 +1,87 @@
+// What the kernels are told: shape, unit and aliasing rule of every pointer. Plain data, passed to a kernel by value.
+//
+// Sizes: T steps, B sequences, H hidden units, N rows of all steps together (T * B, or the packed rows). Steps are
+// counted as they are processed: step k is at time k, or T - 1 - k when `reverse`. Row (t, b) is row t * B + b, or
+// offsets[t] + b when packed. "type": the call's own type (float, half, bfloat16); cell states are always float.
+// Arrays are contiguous and do not overlap unless said.
+#pragma once
+#include <cstdint>
+
+namespace fastlstm::cuda {
+
+enum class Type : int { f32 = 0, tf32 = 1, f16 = 2, bf16 = 3 };
+
+struct Sequence {
+  int T, B, H;
+  int begin, end;  // steps of this launch
+  int reverse;     // 0 or 1
+  int64_t N;
+  const int64_t* offsets;  // (T,) first row of each time; null: dense
+  const uint8_t* reset;    // (N,) 1: the state that comes into this row is zero; null: never
+};
+
+// How a recurrent kernel is spread over blocks, warps and memory; made by the planner (plan.h says what each means).
+struct Tiling {
+  int unit_blocks;  // blocks that share the hidden units of the same sequences
+  int row_blocks;   // groups of sequences that never meet
+  int groups;       // groups of 8 units (backward: 16 columns) in a block
+  int k_splits;     // warps that share the products of one group
+  int row_tiles;    // tiles of 8 sequences in a block
+  int phase;        // row tiles between two barriers
+  int gate_splits;  // backward over several blocks: parts in which the gates are summed
+};
+
+struct ForwardArgs {
+  Sequence s;
+  Tiling t;
+  // outputs
+  void* h;      // (N, H) type
+  float* c;     // (N, H) or null
+  void* gates;  // (N, 4H) type, activated; or null. May be the same memory as xg
+  void* h_n;    // (B, H) type; `step`: comes in as the state, goes out as the new one. Others only write it
+  float* c_n;   // (B, H) comes in as the state, goes out as the new one
+  // inputs
+  const void* xg;      // (N, 4H) type: input side of the pre-activations; null with ids
+  const void* table;   // (V, 4H) type, with ids
+  const int64_t* ids;  // (N,) rows of the table
+  int64_t V;
+  const void* w_hh;  // (4H, H) type
+  const void* h0;    // (B, H) type
+  // `step` only
+  const void* hw;  // (B, 4H) float or type: h_prev @ w_hh^T
+  void* y;         // (B, H) type: o * tanh(c), in place of h and h_n, for a projection; else null
+  // `persistent` only
+  void* exchange;      // (N, exchange_width) type, every word unset: h as the blocks hand it on; may be h itself
+  int exchange_width;  // a multiple of 16 bytes
+  int* status;         // one word the host can read: why a kernel gave up (see Status)
+};
+
+struct BackwardArgs {
+  Sequence s;
+  Tiling t;
+  // outputs
+  void* dxg;        // (N, 4H) type
+  float* dh_state;  // (B, H) float (`step`: float or type): comes in as the gradient at h_n, goes out as that at h0
+  float* dc_state;  // (B, H) likewise for c
+  // inputs
+  const void* dh;     // (N, H) type or null
+  const float* dc;    // (N, H) or null
+  const void* gates;  // (N, 4H) type, activated
+  const float* c;     // (N, H)
+  const float* c0;    // (B, H)
+  const void* w_hh;   // (4H, H) type
+  // `step` only, for a projection to P
+  int P;
+  const void* dy;  // (B, H) float or type: gradient at o * tanh(c); null: dh + dh_state is it
+  void* d_hr;      // (N, P) type: dh + dh_state, written by step_backward_sum
+  // `persistent` only
+  void* exchange;  // (N, 4 * exchange_width) type, every word unset: gradients of the gates; may be dxg itself
+  int exchange_width;
+  float* partial;  // (end - begin, gate_splits, B, ceil16(H)) every word unset: partial sums of dh
+  int* status;
+};
+
+// Values of the status word; the host raises on them at the next call.
+enum Status : int { kFine = 0, kTimedOut = 1, kBadId = 2 };
+
+}  // namespace fastlstm::cuda

@@ -1,0 +1,95 @@
+// Python's view of the CUDA kernels: argument blocks whose pointers are integers, and one function per entry point.
+// Included in fastlstm._C when it is built with CUDA, and in the host simulation. Python owns all memory, has checked
+// every size (fastlstm/backends/cuda_op.py), and sets the current device.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "api.h"
+
+namespace py = pybind11;
+using namespace fastlstm::cuda;
+
+namespace {
+
+// A pointer member as an integer property.
+template <class Class, class Pointer>
+void pointer(py::class_<Class>& c, const char* name, Pointer Class::* member) {
+  c.def_property(
+      name, [member](const Class& self) { return reinterpret_cast<uintptr_t>(self.*member); },
+      [member](Class& self, uintptr_t address) { self.*member = reinterpret_cast<Pointer>(address); });
+}
+
+template <class Class>
+void sequence(py::class_<Class>& c) {
+  const auto number = [&](const char* name, int Sequence::* member) {
+    c.def_property(
+        name, [member](const Class& self) { return self.s.*member; },
+        [member](Class& self, int value) { self.s.*member = value; });
+  };
+  number("T", &Sequence::T), number("B", &Sequence::B), number("H", &Sequence::H);
+  number("begin", &Sequence::begin), number("end", &Sequence::end), number("reverse", &Sequence::reverse);
+  c.def_property("N", [](const Class& self) { return self.s.N; }, [](Class& self, int64_t n) { self.s.N = n; });
+  c.def_property(
+      "offsets", [](const Class& self) { return reinterpret_cast<uintptr_t>(self.s.offsets); },
+      [](Class& self, uintptr_t address) { self.s.offsets = reinterpret_cast<const int64_t*>(address); });
+  c.def_property(
+      "reset", [](const Class& self) { return reinterpret_cast<uintptr_t>(self.s.reset); },
+      [](Class& self, uintptr_t address) { self.s.reset = reinterpret_cast<const uint8_t*>(address); });
+  c.def_readwrite("t", &Class::t);
+}
+
+void bind_args(py::module_& m) {
+  py::class_<Tiling>(m, "Tiling").def(py::init([] { return Tiling{}; }));
+  py::class_<ForwardArgs> f(m, "ForwardArgs");
+  f.def(py::init([] { return ForwardArgs{}; }));
+  sequence(f);
+  pointer(f, "h", &ForwardArgs::h), pointer(f, "c", &ForwardArgs::c), pointer(f, "gates", &ForwardArgs::gates);
+  pointer(f, "h_n", &ForwardArgs::h_n), pointer(f, "c_n", &ForwardArgs::c_n), pointer(f, "xg", &ForwardArgs::xg);
+  pointer(f, "table", &ForwardArgs::table), pointer(f, "ids", &ForwardArgs::ids);
+  pointer(f, "w_hh", &ForwardArgs::w_hh), pointer(f, "h0", &ForwardArgs::h0), pointer(f, "hw", &ForwardArgs::hw);
+  pointer(f, "y", &ForwardArgs::y), pointer(f, "exchange", &ForwardArgs::exchange);
+  pointer(f, "status", &ForwardArgs::status);
+  f.def_readwrite("V", &ForwardArgs::V).def_readwrite("exchange_width", &ForwardArgs::exchange_width);
+
+  py::class_<BackwardArgs> b(m, "BackwardArgs");
+  b.def(py::init([] { return BackwardArgs{}; }));
+  sequence(b);
+  pointer(b, "dxg", &BackwardArgs::dxg), pointer(b, "dh_state", &BackwardArgs::dh_state);
+  pointer(b, "dc_state", &BackwardArgs::dc_state), pointer(b, "dh", &BackwardArgs::dh);
+  pointer(b, "dc", &BackwardArgs::dc), pointer(b, "gates", &BackwardArgs::gates), pointer(b, "c", &BackwardArgs::c);
+  pointer(b, "c0", &BackwardArgs::c0), pointer(b, "w_hh", &BackwardArgs::w_hh), pointer(b, "dy", &BackwardArgs::dy);
+  pointer(b, "d_hr", &BackwardArgs::d_hr), pointer(b, "exchange", &BackwardArgs::exchange);
+  pointer(b, "partial", &BackwardArgs::partial), pointer(b, "status", &BackwardArgs::status);
+  b.def_readwrite("P", &BackwardArgs::P).def_readwrite("exchange_width", &BackwardArgs::exchange_width);
+}
+
+void check(const char* what, int code) {
+  if (code) throw std::runtime_error(std::string(what) + ": " + describe_error(code));
+}
+
+// A launch of part of one step.
+template <class Args>
+auto step(const char* name, int (*run)(Type, Type, const Args&, int, void*)) {
+  return [name, run](int type, int products, Args& args, int k, int rows, uintptr_t stream) {
+    args.s.begin = k;
+    args.s.end = k + 1;
+    check(name, run(Type(type), Type(products), args, rows, reinterpret_cast<void*>(stream)));
+  };
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& parent) {
+  py::module_ m = parent.def_submodule("cuda", "Launchers of the CUDA kernels; use them through fastlstm.LSTM.");
+  bind_args(m);
+  m.def("step_forward", step("step_forward", step_forward));
+  m.def("step_backward_sum", step("step_backward_sum", step_backward_sum));
+  m.def("step_backward", step("step_backward", step_backward));
+}
+
+#if defined(FASTLSTM_HOSTSIM)
+void bind_kernels(py::module_& m) { bind_cuda(m); }
+#endif

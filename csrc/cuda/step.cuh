@@ -1,0 +1,120 @@
+// `step`: the pointwise part of one time step, between two matrix products that cuBLAS does. Runs for any H and B; the
+// choice where W_hh is too large to stay on the chip, and the only one with a projection.
+//
+// One thread per sequence and V neighbouring units (V = 4 where H and the pointers allow 4-wide access, else 1). A step
+// moves about 22 bytes per unit and sequence in half types; the launch itself, about 2 µs, bounds it below B * H of
+// some hundred thousand.
+#pragma once
+#include "rows.cuh"
+
+namespace fastlstm::cuda {
+
+constexpr int kStepThreads = 256;
+
+// Which sequence and units a thread has; false: none.
+template <int V>
+__device__ __forceinline__ bool step_place(int count, int width, int& b, int& u) {
+  const int64_t index = (int64_t(blockIdx.x) * kStepThreads + threadIdx.x) * V;
+  b = int(index / width);
+  u = int(index % width);
+  return b < count;
+}
+
+// The row of the input side: of xg, or of the table with ids. An id outside the table stops the launch.
+template <class T>
+__device__ __forceinline__ const T* input_row(const ForwardArgs& p, int64_t row) {
+  if (!p.ids) return static_cast<const T*>(p.xg) + row * 4 * p.s.H;
+  const int64_t id = p.ids[row];
+  if (id < 0 || id >= p.V) {
+    *p.status = kBadId;
+    PTX("trap;", (), ());
+  }
+  return static_cast<const T*>(p.table) + id * 4 * p.s.H;
+}
+
+// T: type of the call; S: type of the products hw.
+template <class T, class S, int V>
+__global__ void __launch_bounds__(kStepThreads) step_forward(ForwardArgs p) {
+  const int H = p.s.H;
+  const Rows rows = rows_of(p.s, p.s.begin);
+  int b, u;
+  if (!step_place<V>(rows.count, H, b, u)) return;
+  const int64_t row = rows.first + b;
+  const bool fresh = is_reset(p.s, rows, b);
+  const T* x = input_row<T>(p, row) + u;
+  const S* hw = static_cast<const S*>(p.hw) + int64_t(b) * 4 * H + u;
+  float z[4][V], c_prev[V], c[V], h[V];
+  for (int g = 0; g < 4; ++g) {
+    float product[V];
+    load_floats(x + g * H, z[g]);
+    load_floats(hw + g * H, product);
+    for (int v = 0; v < V; ++v) z[g][v] += fresh ? 0.0f : product[v];
+  }
+  float* state = p.c_n + int64_t(b) * H + u;
+  load_floats(state, c_prev);
+  for (int v = 0; v < V; ++v) {
+    float gate[4] = {z[0][v], z[1][v], z[2][v], z[3][v]};
+    LstmCell::forward<typename MathOf<T>::type>(gate, fresh ? 0.0f : c_prev[v], c[v], h[v]);
+    for (int g = 0; g < 4; ++g) z[g][v] = gate[g];
+  }
+  store_floats(state, c);
+  if (p.c) store_floats(p.c + row * H + u, c);
+  if (p.gates)
+    for (int g = 0; g < 4; ++g) store_floats(static_cast<T*>(p.gates) + row * 4 * H + g * H + u, z[g]);
+  if (p.y) return store_floats(static_cast<T*>(p.y) + int64_t(b) * H + u, h);
+  store_floats(static_cast<T*>(p.h) + row * H + u, h);
+  store_floats(static_cast<T*>(p.h_n) + int64_t(b) * H + u, h);
+}
+
+// The gradient that arrives at h from the later step (a reset has stopped it already) and from outside.
+template <class T, class S, int V>
+__device__ __forceinline__ void arriving_dh(const BackwardArgs& p, const Rows& rows, int b, int u, int width,
+                                            float (&dh)[V]) {
+  load_floats(reinterpret_cast<const S*>(p.dh_state) + int64_t(b) * width + u, dh);
+  float outside[V] = {};
+  if (p.dh) load_floats(static_cast<const T*>(p.dh) + (rows.first + b) * width + u, outside);
+  for (int v = 0; v < V; ++v) dh[v] += outside[v];
+}
+
+// With a projection: the total gradient at the projected h, (n, P), before the product with w_hr.
+template <class T, class S, int V>
+__global__ void __launch_bounds__(kStepThreads) step_backward_sum(BackwardArgs p) {
+  const Rows rows = rows_of(p.s, p.s.begin);
+  int b, u;
+  if (!step_place<V>(rows.count, p.P, b, u)) return;
+  float dh[V];
+  arriving_dh<T, S>(p, rows, b, u, p.P, dh);
+  store_floats(static_cast<T*>(p.d_hr) + (rows.first + b) * p.P + u, dh);
+}
+
+template <class T, class S, int V>
+__global__ void __launch_bounds__(kStepThreads) step_backward(BackwardArgs p) {
+  const int H = p.s.H;
+  const Rows rows = rows_of(p.s, p.s.begin), before = rows_of(p.s, p.s.begin - 1);
+  int b, u;
+  if (!step_place<V>(rows.count, H, b, u)) return;
+  const int64_t row = rows.first + b, at = row * H + u, state = int64_t(b) * H + u;
+  const bool fresh = is_reset(p.s, rows, b);
+  float dh[V], dc[V], outside[V] = {}, c[V], c_prev[V], z[4][V];
+  if (p.dy)
+    load_floats(static_cast<const S*>(p.dy) + state, dh);
+  else
+    arriving_dh<T, S>(p, rows, b, u, H, dh);
+  load_floats(p.dc_state + state, dc);
+  if (p.dc) load_floats(p.dc + at, outside);
+  load_floats(p.c + at, c);
+  load_floats(b < before.count ? p.c + (before.first + b) * H + u : p.c0 + state, c_prev);
+  for (int g = 0; g < 4; ++g) load_floats(static_cast<const T*>(p.gates) + row * 4 * H + g * H + u, z[g]);
+  for (int v = 0; v < V; ++v) {
+    const float gate[4] = {z[0][v], z[1][v], z[2][v], z[3][v]};
+    float dz[4], dc_prev;
+    LstmCell::backward<typename MathOf<T>::type>(gate, fresh ? 0.0f : c_prev[v], c[v], dh[v], dc[v] + outside[v], dz,
+                                                 dc_prev);
+    for (int g = 0; g < 4; ++g) z[g][v] = dz[g];
+    dc[v] = fresh ? 0.0f : dc_prev;
+  }
+  store_floats(p.dc_state + state, dc);
+  for (int g = 0; g < 4; ++g) store_floats(static_cast<T*>(p.dxg) + row * 4 * H + g * H + u, z[g]);
+}
+
+}  // namespace fastlstm::cuda
