@@ -62,8 +62,5 @@ def main(argv: list[str] | None = None) -> None:
         errors.print(f"error (rank {rank}): " if rank else "error: ", style="bold red", end="")
         errors.print(str(error))
         sys.exit(2)
-    except BrokenPipeError:  # `fastlstm sample … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -151,11 +151,11 @@ def locate(name: str) -> Path:
             if (path / file).is_file():
                 return path / file
         raise CharLMError(f"the folder {name} holds neither best.safetensors nor last.safetensors")
-    shipped = Path(__file__).parent / "data" / f"{name}.safetensors"
-    if not path.exists() and shipped.is_file() and os.sep not in name:
-        return shipped
+    shipped = {file.stem: file for file in (Path(__file__).parent / "data").glob("*.safetensors")}
+    if not path.exists() and name in shipped:
+        return shipped[name]
     if not path.exists():
-        models = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.safetensors")))
+        models = ", ".join(sorted(shipped))
         raise CharLMError(
             f"there is no checkpoint {name}: expected a .safetensors file, the folder of a run"
             + (f", or a model that comes with fastlstm ({models})" if models else "")

@@ -90,8 +90,8 @@ def train(
         if not ranks.lost(error):
             raise
         raise CharLMError(
-            "another process of this run ended or cannot be reached; what the last save holds is safe: start all of them "
-            "again with --resume"
+            "another process of this run ended or cannot be reached; what the last save holds is safe: start all of "
+            "them again with --resume"
         ) from error
     finally:
         ranks.close()

@@ -26,6 +26,7 @@ from .record import JsonLines
 from .sample import Drawing, draw
 from .splits import divide
 
+TIME_UP = "time is up"
 SAVE_SECONDS = 5.0  # evaluations save last.safetensors no more often than this, unless --checkpoint-every says when
 
 
@@ -102,6 +103,8 @@ class Trainer:
                 with self._off_the_clock():
                     self._keep_sample()
             self._decide(report)
+            if self.stopping == TIME_UP and not evaluate:
+                self._report(evaluate=True)
             self._save_if_due(evaluate)
         self.reporter.end(self)
         return self.stopping
@@ -138,7 +141,7 @@ class Trainer:
         elif progress.iteration >= self.total:
             self.stopping = "all epochs done"
         elif config.max_time and progress.seconds >= config.max_time:
-            self.stopping = "time is up"
+            self.stopping = TIME_UP
         elif config.patience and progress.stale >= config.patience:
             self.stopping = f"no better evaluation in {config.patience}"
 
@@ -158,7 +161,7 @@ class Trainer:
     def _report(self, evaluate: bool) -> None:
         """A line of the log, evaluated or not, and a look at whether the loss still makes sense."""
         progress = self.progress
-        loss = float(self.loss_sum) / progress.loss_count  # waits for the device
+        loss = float(self.loss_sum) / progress.loss_count if progress.loss_count else progress.train_nats
         shared = torch.tensor([loss, self._tick(), float(self.signalled)], dtype=torch.float64)
         loss, passed, signals = self.ranks.mean(shared.to(self.ranks.device)).tolist()
         progress.seconds += passed

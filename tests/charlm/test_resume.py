@@ -21,10 +21,14 @@ from fastlstm.charlm.progress import Reporter
 from fastlstm.charlm.trainer import Trainer
 
 GIVEN = {**SMALL, "dropout": 0.3, "checkpoint_every": 17, "sample_every": 40, "sample_length": 50, "log_every": 7}
-KINDS = [{}, {"optimizer": "adamw", "schedule": "cosine", "warmup": 30}, {"lines": True, "patience": 50, "max_epochs": 3}]
+KINDS = [
+    {},
+    {"optimizer": "adamw", "schedule": "cosine", "warmup": 30},
+    {"lines": True, "patience": 50, "max_epochs": 3},
+]
 
 
-class Crash(Exception):
+class CrashError(Exception):
     pass
 
 
@@ -50,7 +54,7 @@ def crash_at(monkeypatch, iteration: int) -> None:
 
     def step(self):
         if self.progress.iteration == iteration:
-            raise Crash
+            raise CrashError
         real(self)
 
     monkeypatch.setattr(Trainer, "step", step)
@@ -71,7 +75,7 @@ def test_resumed_after_crashes_anywhere(corpus, tmp_path, monkeypatch, kind):
     for number, iteration in enumerate((20, 34, 52, 120, 238)):
         with monkeypatch.context() as patch:
             crash_at(patch, iteration)
-            with pytest.raises(Crash):
+            with pytest.raises(CrashError):
                 train(corpus, folder, resume=number > 0, **given)
         torch.manual_seed(number)  # whatever the generator holds, the run has its own
     train(None, folder, resume=True)
@@ -96,7 +100,8 @@ def test_a_signal_saves_and_says_how_to_go_on(corpus, tmp_path, number):
 
     expected = outcome(train(corpus, tmp_path / "whole", **GIVEN).folder)
     folder = tmp_path / "my run"
-    with pytest.raises(Interrupted, match=r"interrupted at iteration 70, saved .* --resume --checkpoint-dir '.*my run'"):
+    how = r"interrupted at iteration 70, saved .* --resume --checkpoint-dir '.*my run'"
+    with pytest.raises(Interrupted, match=how):
         train(corpus, folder, reporter=Signals(), **GIVEN)
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
     train(None, folder, resume=True)
@@ -143,7 +148,7 @@ def test_what_cannot_be_resumed(corpus, tmp_path):
     with pytest.raises(CharLMError, match=r"no run to resume in .*it holds no last.safetensors"):
         train(corpus, folder, resume=True)
     done = train(corpus, folder, **GIVEN)
-    with pytest.raises(CharLMError, match="was started with --hidden-size 12 and cannot be resumed with --hidden-size 64"):
+    with pytest.raises(CharLMError, match="started with --hidden-size 12 and cannot be resumed with --hidden-size 64"):
         train(corpus, folder, resume=True, hidden_size=64)
     with pytest.raises(CharLMError, match="name a corpus to learn"):
         train(None, tmp_path / "new")
@@ -177,7 +182,8 @@ def test_twenty_kills(corpus, tmp_path):
 
     def start(folder, resume):
         command = [sys.executable, "-c", PROGRAM, corpus, str(folder), "yes" if resume else "no"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, env=env)
 
     begin = time.monotonic()
     whole = start(tmp_path / "whole", False)

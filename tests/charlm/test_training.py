@@ -70,7 +70,8 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("embedding", [0, 5])
 def test_the_loop_is_char_rnns_written_out(text, tmp_path, embedding):
     """Forty iterations of nn.LSTM, torch's RMSprop and value clipping, the state carried: the same losses."""
-    settings = config.make(**{**SMALL, "embedding_dim": embedding, "grad_clip": 0.01, "learning_rate": 0.01}).settle(False)
+    given = {**SMALL, "embedding_dim": embedding, "grad_clip": 0.01, "learning_rate": 0.01}
+    settings = config.make(**given).settle(False)
     corpus = load(str(text), Reading())
     trainer = Trainer(settings, corpus, tmp_path, Ranks("cpu"), Reporter())
     plain = Plain(len(corpus.vocab), 12, 2, embedding)
@@ -128,7 +129,7 @@ def test_validation_is_char_rnns(small_run):
 @pytest.mark.parametrize(
     "given",
     [
-        {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "cosine", "warmup": 10, "clip_norm": 1.0, "grad_clip": 0.0},
+        {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "cosine", "warmup": 10, "clip_norm": 1.0},
         {"lines": True, "dropout": 0.2},
         {"bytes": True, "embedding_dim": 8},
         {"split": "contiguous", "val_frac": 0.1, "num_layers": 1},
@@ -147,6 +148,7 @@ def test_early_stop_and_time_limit(text, tmp_path):
     assert (stuck.iteration, stuck.reason) == (40, "no better evaluation in 3")
     quick = train(str(text), tmp_path / "b", **{**SMALL, "max_epochs": 10**6, "max_time": 0.3})
     assert quick.reason == "time is up"
+    assert "val_nats" in log_of(quick.folder)[-1]  # and evaluated at its end
     assert 0.3 <= quick.seconds < 30
 
 

@@ -1,0 +1,250 @@
+"""The command `fastlstm` as a user meets it: what it prints, its exit codes, one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlstm import cli
+
+OPTIONS = ["--rnn-size", "12", "--batch-size", "4", "--seq-length", "20", "--max-epochs", "1", "--print_every", "5"]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(capsys):
+    """Calls the command; gives exit code, standard output, standard error."""
+
+    def call(*argv):
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "input.txt"
+    path.write_text("".join(f"The cat number {n % 97} sat on mat {n % 13}.\n" for n in range(700)))
+    return path
+
+
+@pytest.fixture
+def model(run, text):
+    code, _, err = run("train", text, "--checkpoint-dir", "run", *OPTIONS)
+    assert (code, err) == (0, "")
+    return "run"
+
+
+def test_train_prints_where_things_are_and_writes_them(run, text):
+    code, out, err = run("train", text, "--checkpoint-dir", "cv", *OPTIONS)
+    assert (code, err) == (0, "")
+    assert "2 × 12 LSTM" in out
+    assert re.search(r"best validation loss \d\.\d{4} nats", out)
+    assert "cv/best.safetensors" in out
+    row = json.loads(Path("cv/log.jsonl").read_text().splitlines()[-1])
+    assert set(row) == {"iteration", "epoch", "train_nats", "val_nats", "chars_per_s"}
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [["--rnn-size", "12"], ["--rnn_size", "12"], ["-rnn_size", "12"], ["--rnn_size=12"], ["--hidden-size", "12"]],
+)
+def test_char_rnns_flags(run, text, spelling):
+    code, out, _ = run(
+        "train", text, *spelling, "-num_layers", "1", "--batch-size", 4, "-seq_length", 20, "--max-epochs", 1
+    )
+    assert code == 0
+    assert "1 × 12 LSTM" in out
+
+
+def test_normalise_leaves_values_alone():
+    assert cli.normalise(["sample", "a_b", "--prime=x_y", "-o", "f_g", "--temperature", "-1", "--", "--a_b"]) == [
+        "sample", "a_b", "--prime=x_y", "-o", "f_g", "--temperature", "-1", "--", "--a_b",
+    ]  # fmt: skip
+
+
+def test_sample(run, model):
+    one = run("sample", model, "--length", 80, "--seed", 3, "--prime", "The ")
+    assert one == run("sample", model, "--length", 80, "--seed", 3, "--primetext", "The ")
+    assert one[0] == 0
+    assert one[1].startswith("The ")
+    assert len(one[1]) == 85
+    code, out, err = run("sample", model, "--num", 3, "--stop", ".", "--temperature", "0.5,1")
+    assert code == 0
+    assert re.search(r"seed \d+", err)
+    assert "temperature 0.5" in err
+    _, out, _ = run("sample", model, "--argmax", "--length", 30)
+    assert out == run("sample", model, "--temperature", 0, "--length", 30)[1]
+    Path("start.txt").write_text("The cat number")
+    code, out, _ = run("sample", model, "--prime-file", "start.txt", "--argmax", "--length", 4)
+    assert code == 0
+    assert out == run("sample", model, "--prime", "The cat number", "--argmax", "--length", 4)[1].removeprefix(
+        "The cat number"
+    )
+
+
+def test_sample_reports(run, model):
+    code, out, err = run("sample", model, "--unique", "--balance", "--length", 300, "--seed", 1)
+    assert code == 0
+    assert re.search(r"\d+% new", out)
+    assert "nearest in training" in out
+    assert "stray" in err
+
+
+def test_using_a_model(run, model, text):
+    code, out, _ = run("evaluate", model)
+    assert code == 0
+    assert "6-gram" in out
+    assert "bits/byte" in out
+    assert "6-gram" not in run("evaluate", model, text, "--orders", 0)[1]
+    code, out, _ = run("score", model, text, "--num", 3)
+    assert code == 0
+    assert out.count("⏎") == 3
+    code, out, _ = run("inspect", model)
+    assert code == 0
+    assert "2 × 12 LSTM, one-hot input" in out
+    assert "can be resumed" in run("inspect", "run/last.safetensors")[1]
+
+
+def test_timeline(run, text):
+    run("train", text, "--checkpoint-dir", "cv", "--sample-every", 100, *OPTIONS)
+    code, out, _ = run("timeline", "cv")
+    assert code == 0
+    assert "known words" in out
+    assert "<!doctype html>" in Path("cv/timeline.html").read_text()
+
+
+def test_resume_on_the_command_line(run, model):
+    code, out, _ = run("train", "--resume", "--checkpoint-dir", model, "--max-epochs", 2)
+    assert code == 0
+    assert "resumed at iteration" in out
+
+
+def test_doctor(run):
+    code, out, _ = run("doctor")
+    assert code == 0
+    for word in (
+        "torch",
+        "Python",
+        "platform",
+        "instructions",
+        "threads",
+        "OpenMP",
+        "cpu",
+        "cuda",
+        "triton",
+        "reference",
+    ):
+        assert word in out
+    assert re.search(r"– +cuda +cannot run: ", out) or torch.cuda.is_available()
+    assert "A call on the CPU runs on" in out
+
+
+def test_doctor_survives_a_broken_backend(run, monkeypatch):
+    def broken(name, spec):
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr("fastlstm.dispatch.why_not", broken)
+    monkeypatch.setattr("fastlstm.dispatch.choose", lambda spec: "reference")
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "it failed when asked (RuntimeError: no driver)" in out
+
+
+BAD = {
+    "missing": (["train", "nowhere.txt"], "no file or folder 'nowhere.txt'"),
+    "empty": (["train", "empty.txt"], "empty.txt is empty"),
+    "short": (["train", "short.txt"], "short.txt has 5 characters, too few"),
+    "undecodable": (["train", "binary.txt"], "is not utf-8: byte 0xff at offset 0"),
+    "size": (["train", "input.txt", "--rnn-size", "0"], "--hidden-size is 0, expected 1 to"),
+    "no corpus": (["train"], "name a corpus to learn"),
+    "no run": (["train", "--resume", "--checkpoint-dir", "void"], "there is no run to resume in void"),
+    "prime": (["sample", "run", "--prime", "é"], "the prime has 1 character that the model never saw: 'é'"),
+    "no model": (["sample", "nothing"], "there is no checkpoint nothing"),
+    "foreign": (["sample", "input.txt"], "input.txt is no checkpoint, or it is damaged"),
+    "temperature": (["sample", "run", "--temperature", "warm"], "--temperature is 'warm', expected a number"),
+    "cold": (["sample", "run", "--temperature=-1"], "--temperature is -1.0, expected 0 or more"),
+    "part": (["evaluate", "run", "--split", "half"], "--split is 'half', expected val, train, all"),
+    "score": (["score", "run", "nowhere"], "cannot read nowhere: No such file"),
+    "timeline": (["timeline", "run"], "run has no samples"),
+    "device": (["train", "input.txt", "--device", "abacus"], "no device 'abacus'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(run, model, case):
+    Path("empty.txt").write_text("")
+    Path("short.txt").write_text("short")
+    Path("binary.txt").write_bytes(b"\xff\xfe\x00")
+    argv, message = BAD[case]
+    code, out, err = run(*argv)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+
+
+def test_usage_errors_are_code_2(run):
+    assert run("train", "x", "--no-such-option")[0] == 2
+    assert run("dance")[0] == 2
+
+
+def test_a_forced_backend_that_cannot_run_is_one_line(text):
+    env = os.environ | {"FASTLSTM_BACKEND": "cuda", "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    done = subprocess.run(
+        [sys.executable, "-m", "fastlstm", "train", str(text)], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: backend 'cuda' was asked for and cannot run this call")
+    assert "Traceback" not in done.stderr
+
+
+def start(*argv):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fastlstm", *argv]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_interrupting_a_process(text):
+    process = start("train", str(text), "--checkpoint-dir", "my run", *OPTIONS[:-4], "--max-epochs", "100000")
+    while not (Path("my run/log.jsonl").exists() and Path("my run/log.jsonl").stat().st_size > 200):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"interrupted at iteration .* fastlstm train --resume --checkpoint-dir 'my run'", err)
+    assert "Traceback" not in err
+    assert Path("my run/last.safetensors").exists()
+
+
+def test_output_that_is_cut_off(model):
+    process = start("sample", model, "--length", "100000", "--seed", "1")
+    process.stdout.read(100)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 1
+    assert "Traceback" not in process.stderr.read()
