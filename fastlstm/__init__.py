@@ -1,11 +1,24 @@
 """fastlstm: torch.nn.LSTM with fused kernels, and character models on top.
 
 fastlstm.LSTM, fastlstm.TokenLSTM      the modules
-fastlstm.backend, fastlstm.explain     which kernels run
+fastlstm.replace, fastlstm.restore     swap the nn.LSTMs of a whole model, and back
+fastlstm.backend, fastlstm.explain     which kernels run, and why
 """
 
 from fastlstm._version import __version__
 from fastlstm.dispatch import BackendError, backend, last_plan
+from fastlstm.explain import explain
 from fastlstm.nn import LSTM, TokenLSTM
+from fastlstm.swap import replace, restore
 
-__all__ = ["LSTM", "BackendError", "TokenLSTM", "__version__", "backend", "last_plan"]
+__all__ = [
+    "LSTM",
+    "BackendError",
+    "TokenLSTM",
+    "__version__",
+    "backend",
+    "explain",
+    "last_plan",
+    "replace",
+    "restore",
+]

@@ -17,6 +17,7 @@ from functools import cache
 from importlib import import_module, util
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from fastlstm import backends
@@ -138,6 +139,14 @@ def prefers_torch(spec: Spec) -> bool:
     if record is None:
         _hint()
     return record in (None, "torch")
+
+
+@torch.compiler.assume_constant_result
+def compiled_prefers_torch(device: torch.device, dtype: torch.dtype, hidden_size: int, proj_size: int) -> bool:
+    """`prefers_torch` while torch.compile traces: decided once, for a call of middling size."""
+    dtype, T, B, P = dtype if dtype.is_floating_point else torch.float32, 64, 32, proj_size or hidden_size
+    sizes = (T, B, T * B, hidden_size, 0, hidden_size, P)
+    return prefers_torch(Spec(device, dtype, *sizes, False, False, bool(proj_size), False, False, 1, True))
 
 
 def forward(

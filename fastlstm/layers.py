@@ -1,82 +1,163 @@
-"""One layer and direction of a module on the op, and the shortcut for small calls."""
+"""Layers and directions of a module around the op, and torch's own path for the whole module.
+
+`run` is plain Python composition: for every layer and direction one call of `ops.lstm_forward`, dropout in between
+drawn as nn.LSTM draws it. `whole` hands the module to torch. `fastlstm.nn` decides between them and `fastlstm.quick`.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastlstm import backends, dispatch, ops
+from fastlstm import dispatch, masks, ops
+from fastlstm.reference import cell_type
+
+if TYPE_CHECKING:
+    from fastlstm.nn import LSTM
+
+State = tuple[Tensor, Tensor]
 
 
 class Rows(NamedTuple):
-    """The input of a layer: (T, B, ·) vectors or (T, B) ids; packed: (N, ·) or (N,) with the batch sizes."""
+    """The input of a layer: (T, B, ·) vectors or (T, B) ids; packed: (N, ·) or (N,) with the batch sizes, (T,)."""
 
     data: Tensor
     batch_sizes: Tensor | None = None
+    offsets: Tensor | None = None
 
-    def with_data(self, data: Tensor) -> Rows:
-        return Rows(data, self.batch_sizes)
-
-
-def unpack_state(hx: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return h0 and c0 of every layer and direction; c0 in float32 for half types, as the op wants it."""
-    h0, c0 = hx
-    half = c0.dtype in (torch.bfloat16, torch.float16)
-    return h0.unbind(0), (c0.float() if half else c0).unbind(0)
+    @staticmethod
+    def of(data: Tensor, batch_sizes: Tensor | None) -> Rows:
+        if batch_sizes is None:
+            return Rows(data)
+        return Rows(data, batch_sizes, (batch_sizes.cumsum(0) - batch_sizes).to(data.device))
 
 
-def direction(lstm, k: int, rows: Rows, table: Tensor | None, h0: Tensor, c0: Tensor, reverse: bool):
-    """Run layer and direction number k; returns h of every step, h_n and c_n."""
-    each = 2 + 2 * lstm.bias + bool(lstm.proj_size)
-    weights = lstm._flat_weights[k * each : (k + 1) * each]
-    if rows.data.dtype in (torch.bfloat16, torch.float16) and weights[1].dtype == torch.float32:
-        weights = [w.to(rows.data.dtype) for w in weights]  # autocast
-    bias = weights[2] + weights[3] if lstm.bias and table is None else None
-    w_hr = weights[-1] if lstm.proj_size else None
-    save = int(torch.is_grad_enabled())
-    offsets = None if rows.batch_sizes is None else (rows.batch_sizes.cumsum(0) - rows.batch_sizes).to(h0.device)
-    x, ids, w_x = (rows.data, None, weights[0]) if table is None else (None, rows.data, table)
-    h, _, _, h_n, c_n = ops.lstm_forward(
-        x, ids, w_x, bias, weights[1], w_hr, h0, c0, rows.batch_sizes, offsets, None, reverse, save
-    )
-    return h, h_n, c_n
+class Results(NamedTuple):
+    """What `run` returns: the last layer's h, the last states, and per layer all cell states and gates if asked for."""
+
+    output: Tensor
+    h_n: Tensor
+    c_n: Tensor
+    cells: list[Tensor]
+    gates: list[Tensor]
+
+    def shaped(self, change: Callable) -> Results:
+        """With `change` applied to everything that has one row a step."""
+        each = ([change(v) for v in per_layer] for per_layer in (self.cells, self.gates))
+        return Results(change(self.output), self.h_n, self.c_n, *each)
+
+    def without_batch(self, batch_dim: int) -> Results:
+        """Of an unbatched call."""
+        squeezed = self.shaped(lambda v: v.squeeze(batch_dim))
+        return squeezed._replace(h_n=self.h_n.squeeze(1), c_n=self.c_n.squeeze(1))
+
+    def as_returned(self, cells: bool, gates: bool) -> tuple:
+        """Output, the state, and what else was asked for."""
+        return self.output, (self.h_n, self.c_n), *[self.cells] * bool(cells), *[self.gates] * bool(gates)
 
 
-def quick_stack(lstm, x: Tensor, hx: tuple[Tensor, Tensor] | None):
-    """All layers of a small inference call in one native call, or None where that does not apply.
+def whole(
+    lstm: LSTM, x: Tensor, batch_sizes: Tensor | None, hx: State, weights: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole module by torch's own LSTM: output, h_n, c_n. It also says what is wrong with arguments."""
+    options = (lstm.bias, lstm.num_layers, lstm.dropout, lstm.training, lstm.bidirectional)
+    if not torch.compiler.is_compiling():
+        dispatch.note_plan("torch: nn.LSTM's own kernels, the whole module")
+    if batch_sizes is None:
+        return torch._VF.lstm(x, hx, weights, *options, lstm.batch_first)
+    return torch._VF.lstm(x, batch_sizes, hx, weights, *options)
 
-    x: (T, B, I) with T * B <= 4. Every condition is checked here, before anything else, because for one step the checks
-    and dispatch of the general path cost more than the kernels.
+
+def run(
+    lstm: LSTM,
+    rows: Rows,
+    hx: State,
+    weights: list[Tensor],
+    *,
+    tables: list[Tensor] | None = None,
+    reset: Tensor | None = None,
+    cells: bool = False,
+    gates: bool = False,
+) -> Results:
+    """All layers and directions on the op.
+
+    rows: the input, time first; hx: (layers × directions, B, ·) each; weights: torch's flat list; tables: one (V, 4H)
+    table a direction when rows are ids; reset: (T, B) or (N,); cells, gates: keep those of every layer.
     """
-    if x.dim() != 3 or lstm.batch_first or lstm.bidirectional or lstm.proj_size or (lstm.training and lstm.dropout):
-        return None
-    T, B, I = x.shape
-    if not 0 < T * B <= 4 or I != lstm.input_size or dispatch.forced() not in (None, "cpu") or not _plain(x):
-        return None
-    weights, L, H = lstm._flat_weights, lstm.num_layers, lstm.hidden_size
-    tensors = weights if hx is None else (*weights, *hx)
-    for tensor in tensors:
-        if tensor.dtype is not torch.float32 or not tensor.is_contiguous() or tensor.device.type != "cpu":
-            return None
-    if hx is not None and (hx[0].shape != (L, B, H) or hx[1].shape != (L, B, H)):
-        return None  # the general path says what is wrong
-    found = backends.load("cpu").run_layers(weights, L, lstm.bias, x, hx, H)
-    if found is not None:
-        dispatch.note_plan("cpu: all layers in one call, weights read where they lie")
-    return found
+    directions = 2 if lstm.bidirectional else 1
+    save = _save(lstm, [rows.data, *hx, *weights, *(tables or ())], cells, gates)
+    resets = _resets(rows, reset, directions)
+    h0, c0 = hx[0].unbind(0), hx[1].to(cell_type(hx[0].dtype)).unbind(0)
+    last, kept_cells, kept_gates = [], [], []
+    for layer in range(lstm.num_layers):
+        if tables is None or layer:
+            rows = rows._replace(data=masks.locked(lstm, rows, first=layer == 0))
+        found = []
+        for d in range(directions):
+            k = layer * directions + d
+            table = tables[d] if tables is not None and layer == 0 else None
+            found.append(_direction(lstm, k, rows, table, weights, h0[k], c0[k], resets[d], d == 1, save))
+        h, c, g, h_n, c_n = zip(*found, strict=True)
+        last += zip(h_n, c_n, strict=True)
+        out = h[0] if directions == 1 else torch.cat(h, -1)
+        if cells:
+            kept_cells.append(torch.cat(c, -1).to(out.dtype))
+        if gates:
+            kept_gates.append(torch.cat(g, -1).detach())
+        if lstm.dropout and lstm.training and layer < lstm.num_layers - 1:
+            out = F.dropout(out, lstm.dropout, training=True)
+        rows = rows._replace(data=out)
+    h_n, c_n = (torch.stack(states) for states in zip(*last, strict=True))
+    return Results(out, h_n, c_n.to(out.dtype), kept_cells, kept_gates)
 
 
-def _plain(x: Tensor) -> bool:
-    """Whether x is an ordinary float32 CPU tensor outside autocast, tracing and torch.func."""
-    return (
-        type(x) is Tensor
-        and x.dtype is torch.float32
-        and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._functorch.maybe_current_level()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-    )
+def _direction(
+    lstm: LSTM,
+    k: int,
+    rows: Rows,
+    table: Tensor | None,
+    weights: list[Tensor],
+    h0: Tensor,
+    c0: Tensor,
+    reset: Tensor | None,
+    reverse: bool,
+    save: int,
+) -> tuple[Tensor, ...]:
+    """Layer and direction number k through the op: h, c, gates, h_n, c_n."""
+    each = 2 + 2 * lstm.bias + bool(lstm.proj_size)
+    w_ih, w_hh, *rest = weights[k * each : (k + 1) * each]
+    bias = rest[0] + rest[1] if lstm.bias and table is None else None
+    w_hr = rest[-1] if lstm.proj_size else None
+    w_hh = masks.weight_drop(lstm, w_hh)
+    x, ids, w_x = (rows.data, None, w_ih) if table is None else (None, rows.data, table)
+    return ops.lstm_forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, rows.batch_sizes, rows.offsets, reset, reverse, save)
+
+
+def _save(lstm: LSTM, tensors: list[Tensor], cells: bool, gates: bool) -> int:
+    """What the op keeps: 0 nothing, 1 cell states and gates, 2 cell states only."""
+    needs_grad = torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
+    if gates or (needs_grad and not lstm.recompute):
+        return 1
+    return 2 if cells or needs_grad else 0
+
+
+def _resets(rows: Rows, reset: Tensor | None, directions: int) -> list[Tensor | None]:
+    """The reset mask of each direction.
+
+    True at t says that a sequence begins there: forward, the state is zero before step t; backward, which comes from
+    later steps, it is zero before step t - 1.
+    """
+    if reset is None or directions == 1:
+        return [reset] * directions
+    never = torch.zeros((), dtype=torch.bool, device=reset.device)
+    if rows.batch_sizes is None:
+        return [reset, torch.cat([reset[1:], never.expand(1, reset.shape[1])])]
+    N, sizes = reset.shape[0], rows.batch_sizes.to(reset.device)
+    t = torch.repeat_interleave(torch.arange(sizes.shape[0], device=reset.device), sizes, output_size=N)
+    goes_on = torch.arange(N, device=reset.device) - rows.offsets[t] < torch.cat([sizes, sizes.new_zeros(1)])[t + 1]
+    after = (torch.arange(N, device=reset.device) + sizes[t]).clamp(max=N - 1)
+    return [reset, torch.where(goes_on, reset[after], never)]

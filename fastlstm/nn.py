@@ -1,40 +1,80 @@
-"""fastlstm.LSTM in the place of torch.nn.LSTM, and TokenLSTM for ids.
+"""fastlstm.LSTM in the place of torch.nn.LSTM.
 
-LSTM subclasses torch.nn.RNNBase: the same parameters in the same order with the same initial draws. Layers and
-directions are plain Python around the op of `fastlstm.ops`. Source of the method: Hochreiter and Schmidhuber 1997;
-projection: Sak et al. 2014.
+A subclass of torch.nn.RNNBase (not of nn.LSTM: torch.compile breaks the graph on an nn.LSTM), so parameters, their
+order, initial draws, state_dict, pickling and messages are torch's own. A call goes one of three ways: `fastlstm.quick`
+for a few rows without gradients, `fastlstm.layers` on the op, or torch's own LSTM where that is the better choice or
+where arguments do not fit (it then says what is wrong in its own words). Source of the method: Hochreiter and
+Schmidhuber 1997; projection: Sak et al. 2014.
 """
 
 from __future__ import annotations
+
+import warnings
+from numbers import Number
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm import dispatch
-from fastlstm.backends.common import spec_of
-from fastlstm.layers import Rows, direction, quick_stack, unpack_state
+from fastlstm import calls, layers, quick
+from fastlstm.layers import Rows, State
+from fastlstm.tokens import TokenLSTM
 
-State = tuple[Tensor, Tensor]
+if TYPE_CHECKING:
+    from fastlstm.stream import Stream
+
+__all__ = ["LSTM", "TokenLSTM"]
 
 
 class LSTM(nn.RNNBase):
     """Multi-layer LSTM with the arguments, parameters and results of torch.nn.LSTM.
 
-    input_size: I; hidden_size: H; num_layers; bias; batch_first; dropout between layers (0 to 1); bidirectional;
-    proj_size: P < H, 0 for none; device; dtype. Raises what torch.nn.LSTM raises.
+    input_size: I; hidden_size: H; num_layers: L; bias; batch_first; dropout between layers (0 to 1); bidirectional;
+    proj_size: P < H, 0 for none; device; dtype. Raises what torch.nn.LSTM raises. By keyword only, not in nn.LSTM:
+
+    recompute: keep only h and c for backward and compute the gates again there. Saved for each layer and direction, in
+        scalars: T·B·(P + 5H) without, T·B·(P + H) with it, each plus its input (T·B·I in the first layer).
+    return_cell_states: also return all c_t; return_gates: also return all gates i, f, g, o, without gradients.
+    weight_drop: probability to drop each weight of W_hh (DropConnect), one mask a forward call, in training.
+    input_dropout, locked_dropout: dropout on the input and between layers with one mask (B, ·) for all steps.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    recompute = False
+    return_cell_states = False
+    return_gates = False
+    weight_drop = 0.0
+    input_dropout = 0.0
+    locked_dropout = 0.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        own = {name: kwargs.pop(name) for name in _OWN_OPTIONS if name in kwargs}
+        dropout = args[5] if len(args) > 5 else kwargs.get("dropout", 0.0)
+        num_layers = args[2] if len(args) > 2 else kwargs.get("num_layers", 1)
+        alone = num_layers == 1 and _is_probability(dropout) and dropout > 0
+        if alone:  # torch's words, but at the line that made the module; RNNBase would blame this one
+            warnings.warn(
+                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
+                f"num_layers greater than 1, but got dropout={dropout} and num_layers={num_layers}",
+                stacklevel=2,
+            )
+            args, kwargs = (*args[:5], 0.0, *args[6:]) if len(args) > 5 else args, {**kwargs}
+            if len(args) <= 5:
+                kwargs["dropout"] = 0.0
         super().__init__("LSTM", *args, **kwargs)
+        if alone:
+            self.dropout = float(dropout)
+        for name, value in own.items():
+            _check_option(name, value)
+            setattr(self, name, value)
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
-        """Return the (layers x directions, B, H) that c0 must have."""
+        """Return the (layers × directions, B, H) that c0 must have."""
         B = int(batch_sizes[0]) if batch_sizes is not None else input.size(0 if self.batch_first else 1)
         return self.num_layers * (2 if self.bidirectional else 1), B, self.hidden_size
 
     def check_forward_args(self, input: Tensor, hidden: State, batch_sizes: Tensor | None) -> None:
-        """Raise RuntimeError where the sizes of input or state do not fit."""
+        """Raise RuntimeError or ValueError where sizes or type of input or state do not fit."""
         self.check_input(input, batch_sizes)
         expected = self.get_expected_hidden_size(input, batch_sizes)
         self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
@@ -47,211 +87,138 @@ class LSTM(nn.RNNBase):
             return hx
         return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
 
-    def forward(self, input, hx: State | None = None):
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        reset: Tensor | PackedSequence | None = None,
+        return_cell_states: bool | None = None,
+        return_gates: bool | None = None,
+    ):
         """Run the layers.
 
         input: (T, B, I), (B, T, I) with batch_first, (T, I), or a PackedSequence; hx: (h0, c0), each
-        (layers x directions, B, ·) or without B for unbatched input, zero when None.
-        Returns output, with H or P features a direction, and (h_n, c_n).
+        (layers × directions, B, ·) or without B for unbatched input, zero when None.
+        reset: bool, shaped as the input without its last dimension; true where a sequence begins anew: the state is
+        zero before that step and no gradient passes. return_cell_states, return_gates: as the module says when None.
+        Returns output, with H or P features a direction, and (h_n, c_n); then, where asked for, a list with one tensor
+        a layer, laid out as output, of cell states (H features a direction), and one of gates (4H: i, f, g, o).
         """
+        cells = self.return_cell_states if return_cell_states is None else return_cell_states
+        gates = self.return_gates if return_gates is None else return_gates
+        extra = reset is not None or cells or gates
+        if not torch.compiler.is_compiling():
+            if not (extra or torch.is_grad_enabled()):
+                found = quick.run(self, input, hx)
+                if found is not None:
+                    return found
+            self._update_flat_weights()
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
+            return self._forward_packed(input, hx, reset, cells, gates)
         if input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
-        x = input if batched else input.unsqueeze(0 if self.batch_first else 1)
-        hx = self._state_of(x, hx, batched)
+        batch_dim = 0 if self.batch_first else 1
+        x = input if batched else input.unsqueeze(batch_dim)
+        hx = self._state(x, hx, x.size(batch_dim), batched)
         self.check_forward_args(x, hx, None)
-        x, hx = self._types(x, hx)
-        if self._torch_path(x, hx, None):
-            out, h_n, c_n = torch._VF.lstm(
-                x, hx, self._flat_weights, self.bias, self.num_layers, self.dropout, self.training,
-                self.bidirectional, self.batch_first,
-            )  # fmt: skip
-            dispatch.note_plan("torch: its own LSTM, the whole module")
+        weights = self._weights()
+        x, hx, weights = calls.autocast(x, hx, weights)
+        if calls.takes_torch(self, x, None, hx, weights, extra):
+            out, h_n, c_n = layers.whole(self, x, None, hx, weights)
+            found = layers.Results(out, h_n, c_n, [], [])
         else:
-            steps = x.transpose(0, 1) if self.batch_first else x
-            out, (h_n, c_n) = self._layers(Rows(steps), None, hx)
-            out = out.transpose(0, 1) if self.batch_first else out
-        if not batched:
-            out, h_n, c_n = out.squeeze(0 if self.batch_first else 1), h_n.squeeze(1), c_n.squeeze(1)
-        return out, (h_n, c_n)
+            mask = calls.reset_mask(reset, input.shape[:-1])
+            if mask is not None:
+                mask = self._time_first(mask if batched else mask.unsqueeze(batch_dim))
+            rows = Rows(self._time_first(x))
+            found = layers.run(self, rows, hx, weights, reset=mask, cells=cells, gates=gates)
+            found = found.shaped(self._time_first)
+        return found.as_returned(cells, gates) if batched else found.without_batch(batch_dim).as_returned(cells, gates)
 
-    def _forward_packed(self, input: PackedSequence, hx: State | None):
+    def _forward_packed(
+        self, input: PackedSequence, hx: State | None, reset: Tensor | PackedSequence | None, cells: bool, gates: bool
+    ):
         x, batch_sizes, order, back = input
-        hx = self._packed_state(x, hx, batch_sizes, order)
-        self.check_forward_args(x, hx, batch_sizes)
-        x, hx = self._types(x, hx)
-        if self._torch_path(x, hx, batch_sizes):
-            out, h_n, c_n = torch._VF.lstm(
-                x, batch_sizes, hx, self._flat_weights, self.bias, self.num_layers, self.dropout, self.training,
-                self.bidirectional,
-            )  # fmt: skip
-            dispatch.note_plan("torch: its own LSTM, the whole module")
+        hx = self._state(x, None, batch_sizes[0], True) if hx is None else self.permute_hidden(hx, order)
+        weights = self._weights()
+        x, hx, weights = calls.autocast(x, hx, weights)
+        if calls.takes_torch(self, x, batch_sizes, hx, weights, reset is not None or cells or gates):
+            out, h_n, c_n = layers.whole(self, x, batch_sizes, hx, weights)
+            found = layers.Results(out, h_n, c_n, [], [])
         else:
-            out, (h_n, c_n) = self._layers(Rows(x, batch_sizes), None, hx)
-        return PackedSequence(out, batch_sizes, order, back), self.permute_hidden((h_n, c_n), back)
+            mask = calls.reset_mask(reset.data if isinstance(reset, PackedSequence) else reset, x.shape[:1])
+            found = layers.run(self, Rows.of(x, batch_sizes), hx, weights, reset=mask, cells=cells, gates=gates)
+        h_n, c_n = self.permute_hidden((found.h_n, found.c_n), back)
+        found = found._replace(h_n=h_n, c_n=c_n).shaped(lambda v: PackedSequence(v, batch_sizes, order, back))
+        return found.as_returned(cells, gates)
 
-    def _zero_state(self, like: Tensor, B: int) -> State:
-        n, P = self.num_layers * (2 if self.bidirectional else 1), self.proj_size or self.hidden_size
-        return like.new_zeros(n, B, P), like.new_zeros(n, B, self.hidden_size)
+    def _time_first(self, value: Tensor) -> Tensor:
+        """The value with batch and time exchanged if the module is batch_first; the same operation takes it back."""
+        return value.transpose(0, 1) if self.batch_first else value
 
-    def _state_of(self, x: Tensor, hx: State | None, batched: bool) -> State:
+    def _weights(self) -> list[Tensor]:
+        """The weights as they are now, in torch's flat order; a parametrised weight is computed here."""
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    def drops(self) -> bool:
+        """Whether training draws any mask."""
+        return bool(self.dropout or self.weight_drop or self.input_dropout or self.locked_dropout)
+
+    def _state(self, x: Tensor, hx: State | None, B: int | Tensor, batched: bool) -> State:
+        """The given state with a batch dimension, or zero."""
         if hx is None:
-            return self._zero_state(self._like(x), x.size(0 if self.batch_first else 1))
-        if batched and (hx[0].dim() != 3 or hx[1].dim() != 3):
+            n, P = self.num_layers * (2 if self.bidirectional else 1), self.proj_size or self.hidden_size
+            kind = {"dtype": x.dtype, "device": x.device}
+            return torch.zeros(n, B, P, **kind), torch.zeros(n, B, self.hidden_size, **kind)
+        wanted, word, kind = (3, "batched 3-D", "3-D") if batched else (2, "unbatched 2-D", "2-D")
+        if hx[0].dim() != wanted or hx[1].dim() != wanted:
             raise RuntimeError(
-                f"For batched 3-D input, hx and cx should also be 3-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-            )
-        if not batched and (hx[0].dim() != 2 or hx[1].dim() != 2):
-            raise RuntimeError(
-                f"For unbatched 2-D input, hx and cx should also be 2-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+                f"For {word} input, hx and cx should also be {kind} but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
             )
         return hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
 
-    def _like(self, x: Tensor) -> Tensor:
-        return x if x.is_floating_point() else self.weight_hh_l0
+    def stream(self, batch_size: int = 1, dtype: torch.dtype | None = None) -> Stream:
+        """Step by step inference with weights packed once: `s = lstm.stream(B); h = s.step(x)`."""
+        from fastlstm.stream import Stream
 
-    def _packed_state(self, x: Tensor, hx: State | None, batch_sizes: Tensor, order: Tensor | None) -> State:
-        if hx is None:
-            return self._zero_state(self._like(x), int(batch_sizes[0]))
-        return self.permute_hidden(hx, order)
+        return Stream(self, batch_size, dtype)
 
-    def _types(self, x: Tensor, hx: State) -> tuple[Tensor, State]:
-        """Autocast as torch's op does it, then refuse mixed types."""
-        device = x.device.type
-        if torch.is_autocast_enabled(device) and x.dtype in (torch.float32, torch.bfloat16, torch.float16):
-            dtype = torch.get_autocast_dtype(device)
-            return x.to(dtype), (hx[0].to(dtype), hx[1].to(dtype))
-        return x, hx
+    @classmethod
+    def from_torch(cls, module: nn.LSTM) -> LSTM:
+        """A fastlstm.LSTM that shares the parameters of an nn.LSTM."""
+        from fastlstm.swap import from_torch
 
-    def _torch_path(self, x: Tensor, hx: State, batch_sizes: Tensor | None) -> bool:
-        w = self._flat_weights[1]
-        spec = spec_of(x if batch_sizes is not None or not self.batch_first else x.transpose(0, 1), None,
-                       self._flat_weights[0], w, None, hx[0][0], batch_sizes, None, False, 1)  # fmt: skip
-        return dispatch.prefers_torch(spec)
+        return from_torch(module, cls)
 
-    def _layers(self, rows: Rows, tables: list[Tensor] | None, hx: State) -> tuple[Tensor, State]:
-        """All layers and directions; `tables`: one (V, 4H) table a direction when rows are ids."""
-        quick = quick_stack(self, rows, hx) if tables is None else None
-        if quick is not None:
-            return quick
-        directions = 2 if self.bidirectional else 1
-        h0, c0 = unpack_state(hx)
-        h_n, c_n = [], []
-        for layer in range(self.num_layers):
-            outs = []
-            for d in range(directions):
-                k = layer * directions + d
-                table = tables[d] if tables is not None and layer == 0 else None
-                h, h_last, c_last = direction(self, k, rows, table, h0[k], c0[k], reverse=d == 1)
-                outs.append(h)
-                h_n.append(h_last)
-                c_n.append(c_last)
-            out = outs[0] if directions == 1 else torch.cat(outs, -1)
-            if self.dropout and self.training and layer < self.num_layers - 1:
-                out = nn.functional.dropout(out, self.dropout, training=True)
-            rows = rows.with_data(out)
-        return out, (torch.stack(h_n), torch.stack(c_n).to(out.dtype))
+    def to_torch(self) -> nn.LSTM:
+        """An nn.LSTM that shares the parameters; raises ValueError if an option is on that nn.LSTM does not have."""
+        from fastlstm.swap import to_torch
 
-
-class TokenLSTM(nn.Module):
-    """Ids in, hidden states out: nn.Embedding (or one-hot input) and nn.LSTM in one, without an input product.
-
-    num_embeddings: V; embedding_dim: width of the embedding, None for one-hot input (W_ih is then (4H, V)); the rest as
-    in LSTM. state_dict keys: embedding.weight (if any) and lstm.*, as an nn.Embedding and an nn.LSTM have them.
-    """
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int | None = None,
-        hidden_size: int = 128,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        proj_size: int = 0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        factory = {"device": device, "dtype": dtype}
-        self.embedding = None if embedding_dim is None else nn.Embedding(num_embeddings, embedding_dim, **factory)
-        self.lstm = LSTM(
-            num_embeddings if embedding_dim is None else embedding_dim,
-            hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, **factory,
-        )  # fmt: skip
-
-    @property
-    def hidden_size(self) -> int:
-        return self.lstm.hidden_size
-
-    @property
-    def num_layers(self) -> int:
-        return self.lstm.num_layers
+        return to_torch(self)
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, one-hot" if self.embedding_dim is None else f"{self.num_embeddings}"
+        changed = [f"{name}={getattr(self, name)}" for name in _OWN_OPTIONS if getattr(self, name)]
+        return ", ".join([super().extra_repr(), *changed])
 
-    def tables(self) -> list[Tensor]:
-        """Return one (V, 4H) table a direction: every id's input side of the gates, bias included."""
-        made = []
-        for suffix in ("", "_reverse") if self.lstm.bidirectional else ("",):
-            w = getattr(self.lstm, f"weight_ih_l0{suffix}")
-            bias = None
-            if self.lstm.bias:
-                bias = getattr(self.lstm, f"bias_ih_l0{suffix}") + getattr(self.lstm, f"bias_hh_l0{suffix}")
-            if self.embedding is None:
-                made.append(w.t() if bias is None else w.t() + bias)
-            else:
-                made.append(nn.functional.linear(self.embedding.weight, w, bias))
-        return made
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            "fastlstm.LSTM cannot be compiled by torch.jit.script; call fastlstm.restore(model) first, which puts "
+            "torch.nn.LSTM back with the same parameters"
+        )
 
-    def forward(self, input, hx: State | None = None):
-        """Run the layers.
 
-        input: (T, B) int64 ids, (B, T) with batch_first, (T,), or a PackedSequence of ids; hx: (h0, c0) as in LSTM.
-        Returns output and (h_n, c_n) as LSTM does. Raises IndexError for an id outside 0 … V - 1 on the CPU.
-        """
-        lstm, packed = self.lstm, isinstance(input, PackedSequence)
-        ids = input.data if packed else input
-        if ids.dtype != torch.int64:
-            raise TypeError(f"TokenLSTM: ids are {ids.dtype}, expected torch.int64; use ids.long()")
-        if not packed and ids.dim() not in (1, 2):
-            raise ValueError(f"TokenLSTM: Expected ids to be 1D or 2D, got {ids.dim()}D instead")
-        if dispatch.forced() == "torch":
-            return lstm(self._dense(input), hx)
-        if packed:
-            state = lstm._packed_state(lstm.weight_hh_l0, hx, input.batch_sizes, input.sorted_indices)
-            self._check_state(state, int(input.batch_sizes[0]))
-            out, state = lstm._layers(Rows(ids, input.batch_sizes), self.tables(), state)
-            out = PackedSequence(out, *input[1:])
-            return out, lstm.permute_hidden(state, input.unsorted_indices)
-        batched = ids.dim() == 2
-        steps = ids if batched else ids.unsqueeze(1)
-        steps = steps.t() if batched and lstm.batch_first else steps
-        state = lstm._state_of(lstm.weight_hh_l0.new_empty(0).expand(steps.shape[1], steps.shape[1], 0), hx, batched)
-        self._check_state(state, steps.shape[1])
-        out, (h_n, c_n) = lstm._layers(Rows(steps), self.tables(), state)
-        if not batched:
-            return out.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
-        return out.transpose(0, 1) if lstm.batch_first else out, (h_n, c_n)
+_OWN_OPTIONS = ("recompute", "return_cell_states", "return_gates", "weight_drop", "input_dropout", "locked_dropout")
 
-    def _dense(self, input):
-        """The same input as vectors, for torch's own path."""
 
-        def vectors(ids: Tensor) -> Tensor:
-            if self.embedding is not None:
-                return self.embedding(ids)
-            return nn.functional.one_hot(ids, self.num_embeddings).to(self.lstm.weight_hh_l0.dtype)
+def _is_probability(value: object) -> bool:
+    return isinstance(value, Number) and not isinstance(value, bool) and 0 <= value <= 1
 
-        return PackedSequence(vectors(input.data), *input[1:]) if isinstance(input, PackedSequence) else vectors(input)
 
-    def _check_state(self, hx: State, B: int) -> None:
-        lstm = self.lstm
-        n, P = lstm.num_layers * (2 if lstm.bidirectional else 1), lstm.proj_size or lstm.hidden_size
-        lstm.check_hidden_size(hx[0], (n, B, P), "Expected hidden[0] size {}, got {}")
-        lstm.check_hidden_size(hx[1], (n, B, lstm.hidden_size), "Expected hidden[1] size {}, got {}")
+def _check_option(name: str, value: object) -> None:
+    if isinstance(getattr(LSTM, name), bool):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+    elif not _is_probability(value):
+        raise ValueError(f"{name} should be a number in range [0, 1], got {value!r}")

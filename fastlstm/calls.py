@@ -1,0 +1,81 @@
+"""What a module call is checked for and turned into before it runs: types, sizes, autocast, the choice of a way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastlstm import dispatch
+from fastlstm.backends.common import cell_type, spec_of
+from fastlstm.checks import TYPES
+from fastlstm.layers import State
+
+if TYPE_CHECKING:
+    from fastlstm.nn import LSTM
+
+
+def autocast(x: Tensor, hx: State, weights: list[Tensor]) -> tuple[Tensor, State, list[Tensor]]:
+    """Under autocast, everything in its type, as torch's own LSTM op does it; float64 stays."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x, hx, weights
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(v: Tensor) -> Tensor:
+        return v if v.dtype == torch.float64 or not v.is_floating_point() else v.to(dtype)
+
+    return cast(x), (cast(hx[0]), cast(hx[1])), [cast(w) for w in weights]
+
+
+def takes_torch(
+    lstm: LSTM, x: Tensor, batch_sizes: Tensor | None, hx: State, weights: list[Tensor], extra: bool
+) -> bool:
+    """Whether torch's own LSTM runs this call: asked for, the better choice, or arguments that the op does not take.
+
+    With `extra` results or resets, or masks that torch does not draw, only the op can; there a forced "torch" raises.
+    """
+    compiling = torch.compiler.is_compiling()
+    forced = None if compiling else dispatch.forced()
+    if not _op_takes(lstm, x, batch_sizes, hx, weights):
+        steps = x.shape[1 if lstm.batch_first else 0] if batch_sizes is None else 1
+        return steps == 0 or forced in (None, "torch")
+    if extra or (lstm.training and (lstm.weight_drop or lstm.input_dropout or lstm.locked_dropout)):
+        return False
+    if compiling:
+        return dispatch.compiled_prefers_torch(x.device, x.dtype, lstm.hidden_size, lstm.proj_size)
+    if forced is None and (torch.jit.is_tracing() or torch.autograd.forward_ad._current_level >= 0):
+        return True
+    x = x if batch_sizes is not None else lstm._time_first(x)
+    w_hr = weights[-1] if lstm.proj_size else None
+    save = int(torch.is_grad_enabled())
+    return dispatch.prefers_torch(
+        spec_of(x, None, weights[0], weights[1], w_hr, hx[0][0], batch_sizes, None, False, save)
+    )
+
+
+def reset_mask(reset: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """The reset mask as given; raises where its shape or type is wrong."""
+    if reset is not None and (reset.shape != shape or reset.dtype != torch.bool):
+        raise RuntimeError(
+            f"reset is {reset.dtype} with shape {list(reset.shape)}, expected torch.bool with shape {list(shape)}: "
+            "the input's, without the last dimension"
+        )
+    return reset
+
+
+def _op_takes(lstm: LSTM, x: Tensor, batch_sizes: Tensor | None, hx: State, weights: list[Tensor]) -> bool:
+    """Whether types, devices and sizes are what the op takes. Where not, torch's own LSTM raises, or runs it."""
+    dtype, device = x.dtype, x.device
+    if dtype not in TYPES or not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        return False
+    if hx[1].dtype not in (dtype, cell_type(dtype)) or hx[0].dtype != dtype:
+        return False
+    if any(w is None or w.dtype != dtype for w in weights) or any(v.device != device for v in (*weights, *hx)):
+        return False
+    if batch_sizes is None:
+        return x.shape[1 if lstm.batch_first else 0] != 0
+    n, P = lstm.num_layers * (2 if lstm.bidirectional else 1), lstm.proj_size or lstm.hidden_size
+    sizes = [(n, *hx[0].shape[1:2], size) for size in (P, lstm.hidden_size)]
+    return x.dim() == 2 and x.shape[1] == lstm.input_size and [hx[0].shape, hx[1].shape] == sizes

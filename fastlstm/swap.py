@@ -1,0 +1,79 @@
+"""Ways in and out: every nn.LSTM of a model becomes a fastlstm.LSTM, and back.
+
+The two classes share their base, their attributes and their parameters, so a swap only changes the class of the module
+object. Optimisers, tied weights, hooks and other references to the module stay as they are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TypeVar
+
+from torch import nn
+
+from fastlstm.nn import _OWN_OPTIONS, LSTM
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def replace(model: Model) -> Model:
+    """Swap every nn.LSTM in `model` (or `model` itself) for a fastlstm.LSTM, in place; returns the model.
+
+    Subclasses of nn.LSTM and quantised LSTMs are left alone, and a warning names them.
+    """
+    left = []
+    for name, module in model.named_modules():
+        if type(module) is nn.LSTM:
+            module.__class__ = LSTM
+        elif _is_other_lstm(module):
+            left.append(f"{name or 'the model'} ({type(module).__module__}.{type(module).__qualname__})")
+    if left:
+        warnings.warn(f"fastlstm.replace left alone what is not exactly torch.nn.LSTM: {', '.join(left)}", stacklevel=2)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Swap every fastlstm.LSTM in `model` back for an nn.LSTM, in place; returns the model.
+
+    For ONNX, TorchScript and quantisation. Raises ValueError, before anything is changed, where an option is on that
+    nn.LSTM does not have.
+    """
+    found = [(name, module) for name, module in model.named_modules() if type(module) is LSTM]
+    for name, module in found:
+        _check_restorable(name or "the model", module)
+    for _, module in found:
+        module.__class__ = nn.LSTM
+    return model
+
+
+def from_torch(module: nn.LSTM, cls: type[LSTM] = LSTM) -> LSTM:
+    """A new fastlstm.LSTM that shares the parameters and the mode of an nn.LSTM."""
+    if type(module) is not nn.LSTM:
+        raise TypeError(f"module is a {type(module).__name__}, expected torch.nn.LSTM")
+    return _sharing(module, cls)
+
+
+def to_torch(module: LSTM) -> nn.LSTM:
+    """A new nn.LSTM that shares the parameters and the mode of a fastlstm.LSTM."""
+    _check_restorable("the module", module)
+    return _sharing(module, nn.LSTM)
+
+
+def _sharing(module: nn.RNNBase, cls: type) -> nn.RNNBase:
+    """A module of class `cls` with the same attributes, parameters and hooks; containers are its own."""
+    made = cls.__new__(cls)
+    own = {k: v.copy() if isinstance(v, (dict, list, set)) else v for k, v in module.__dict__.items()}
+    made.__dict__.update(own)
+    return made
+
+
+def _check_restorable(name: str, module: LSTM) -> None:
+    on = [option for option in _OWN_OPTIONS if option != "recompute" and getattr(module, option)]
+    if on:
+        raise ValueError(f"{name} uses {', '.join(on)}, which torch.nn.LSTM does not have; turn it off first")
+
+
+def _is_other_lstm(module: nn.Module) -> bool:
+    """A subclass of nn.LSTM, or a quantised or quantisable LSTM of torch.ao."""
+    kind = type(module)
+    return isinstance(module, nn.LSTM) or (kind.__module__.startswith("torch.ao.nn.") and kind.__name__ == "LSTM")

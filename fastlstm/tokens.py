@@ -1,0 +1,142 @@
+"""TokenLSTM: ids in, hidden states out. The first layer reads a row of a table where others multiply.
+
+A one-hot or embedded id needs no input product: `table = E W_ihᵀ + b` (V, 4H) holds what the first layer's gates get
+for every id, and the kernel gathers its row. Arithmetic, parameters and results are those of nn.Embedding and nn.LSTM.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastlstm import calls, dispatch, layers
+from fastlstm.backends.common import spec_of
+from fastlstm.layers import Rows, State
+
+
+class TokenLSTM(nn.Module):
+    """nn.Embedding (or one-hot input) and nn.LSTM in one, without an input product.
+
+    num_embeddings: V; embedding_dim: width of the embedding, None for one-hot input (W_ih is then (4H, V)); the rest as
+    in LSTM. state_dict keys: embedding.weight (if any) and lstm.*, as an nn.Embedding and an nn.LSTM have them.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int | None = None,
+        hidden_size: int = 128,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        from fastlstm.nn import LSTM
+
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        kind = {"device": device, "dtype": dtype}
+        self.embedding = None if embedding_dim is None else nn.Embedding(num_embeddings, embedding_dim, **kind)
+        width = num_embeddings if embedding_dim is None else embedding_dim
+        options = (hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        self.lstm = LSTM(width, *options, **kind)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.lstm.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return self.lstm.num_layers
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, one-hot" if self.embedding_dim is None else f"{self.num_embeddings}"
+
+    def tables(self, weights: list[Tensor]) -> list[Tensor]:
+        """One (V, 4H) table a direction: every id's share of the first layer's gates, bias included."""
+        lstm, made = self.lstm, []
+        each = 2 + 2 * lstm.bias + bool(lstm.proj_size)
+        for d in range(2 if lstm.bidirectional else 1):
+            w, _, *rest = weights[d * each : (d + 1) * each]
+            bias = rest[0] + rest[1] if lstm.bias else None
+            if self.embedding is None:
+                made.append(w.t() if bias is None else w.t() + bias)
+            else:
+                made.append(F.linear(self.embedding.weight.to(w.dtype), w, bias))
+        return made
+
+    def forward(self, input: Tensor | PackedSequence, hx: State | None = None):
+        """Run the layers.
+
+        input: (T, B) int64 ids, (B, T) with batch_first, (T,), or a PackedSequence of ids; hx: (h0, c0) as in LSTM.
+        Returns output and (h_n, c_n) as LSTM does. Raises IndexError for an id outside 0 … V - 1 on the CPU.
+        """
+        packed = isinstance(input, PackedSequence)
+        ids = input.data if packed else input
+        if ids.dtype != torch.int64:
+            raise TypeError(f"TokenLSTM: ids are {ids.dtype}, expected torch.int64; use ids.long()")
+        if not packed and ids.dim() not in (1, 2):
+            raise ValueError(f"TokenLSTM: Expected ids to be 1D or 2D, got {ids.dim()}D instead")
+        if self._takes_torch(ids, input.batch_sizes if packed else None):
+            return self.lstm(self._vectors(input), hx)
+        return self._packed(input, hx) if packed else self._dense(ids, hx)
+
+    def _dense(self, ids: Tensor, hx: State | None) -> tuple[Tensor, State]:
+        lstm, batched = self.lstm, ids.dim() == 2
+        batch_dim = 0 if lstm.batch_first else 1
+        ids = ids if batched else ids.unsqueeze(batch_dim)
+        steps = lstm._time_first(ids)
+        if steps.shape[0] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        found = self._run(Rows(steps), hx, steps.shape[1], batched)
+        out = lstm._time_first(found.output)
+        if batched:
+            return out, (found.h_n, found.c_n)
+        return out.squeeze(batch_dim), (found.h_n.squeeze(1), found.c_n.squeeze(1))
+
+    def _packed(self, input: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
+        lstm = self.lstm
+        hx = None if hx is None else lstm.permute_hidden(hx, input.sorted_indices)
+        found = self._run(Rows.of(input.data, input.batch_sizes), hx, int(input.batch_sizes[0]), True)
+        state = lstm.permute_hidden((found.h_n, found.c_n), input.unsorted_indices)
+        return PackedSequence(found.output, *input[1:]), state
+
+    def _run(self, rows: Rows, hx: State | None, B: int, batched: bool) -> layers.Results:
+        lstm, weights = self.lstm, self.lstm._weights()
+        hx = lstm._state(weights[1], hx, B, batched)
+        n, P = lstm.num_layers * (2 if lstm.bidirectional else 1), lstm.proj_size or lstm.hidden_size
+        lstm.check_hidden_size(hx[0], (n, B, P), "Expected hidden[0] size {}, got {}")
+        lstm.check_hidden_size(hx[1], (n, B, lstm.hidden_size), "Expected hidden[1] size {}, got {}")
+        _, hx, weights = calls.autocast(weights[1], hx, weights)
+        return layers.run(lstm, rows, hx, weights, tables=self.tables(weights))
+
+    def _takes_torch(self, ids: Tensor, batch_sizes: Tensor | None) -> bool:
+        """Whether torch's own LSTM runs, on vectors: after `restore`, when asked for, or on an unverified GPU."""
+        if type(self.lstm) is nn.LSTM:
+            return True
+        if torch.compiler.is_compiling():
+            w = self.lstm._weights()[0]
+            return dispatch.compiled_prefers_torch(ids.device, w.dtype, self.hidden_size, self.lstm.proj_size)
+        if torch.jit.is_tracing() and dispatch.forced() is None:
+            return True
+        w_ih, w_hh, *_ = self.lstm._weights()
+        like = w_ih.new_empty(0, self.num_embeddings)  # the table's first dimension is V
+        like_h0 = w_hh.new_empty(int(batch_sizes[0]) if batch_sizes is not None else ids.shape[-1], 0)
+        save = int(torch.is_grad_enabled())
+        if ids.dim() == 1 and batch_sizes is None:
+            ids = ids[:, None]
+        return dispatch.prefers_torch(spec_of(None, ids, like.t(), w_hh, None, like_h0, batch_sizes, None, False, save))
+
+    def _vectors(self, input: Tensor | PackedSequence) -> Tensor | PackedSequence:
+        """The input as vectors, for torch's own path."""
+        if isinstance(input, PackedSequence):
+            return PackedSequence(self._vectors(input.data), *input[1:])
+        if self.embedding is not None:
+            return self.embedding(input)
+        return F.one_hot(input, self.num_embeddings).to(self.lstm.weight_hh_l0.dtype)
