@@ -43,10 +43,10 @@ def test_short_table(case: cases.Case, isa: str, threads: int) -> None:
 
 @pytest.mark.parametrize("case", cases.SHORT, ids=lambda case: case.id)
 def test_short_table_in_float64(case: cases.Case, isa: str, threads: int) -> None:
-    """As close to the definition as the definition is to itself when every input moves by one unit in the last place.
+    """As close to the definition as the definition is to itself when its inputs move by one unit in the last place.
 
     In float64 the definition rounds like what it judges, and torch's own composition is the same operations again: the
-    distance between them is zero and says nothing. What rounding can do to a case is what this measures.
+    distance between them is zero and says nothing. What rounding can do to a case is what this measures (8 draws).
     """
     inputs = cases.make(case, torch.float64, 0, canary=True)
     inputs = inputs._replace(**{k: v.contiguous() for k, v in inputs._asdict().items() if v is not None})
@@ -54,10 +54,11 @@ def test_short_table_in_float64(case: cases.Case, isa: str, threads: int) -> Non
     h, c, gates, h_n, c_n = cpu.forward(*inputs, case.reverse, 1)
     found = cpu.backward(*grads, *inputs, case.reverse, 1, h, c, gates)
     got = dict(zip(judge.OP_OUTPUTS, (h, c, h_n, c_n, *found), strict=True))
-    expected, moved = judge.expected(case, torch.float64), _moved_by_one_unit(case)
+    expected, moved = judge.expected(case, torch.float64), [_moved_by_one_unit(case) for _ in range(8)]
     for name, value in got.items():
         if expected[name] is not None:
-            judge.check(f"{case.id} {name}", value, expected[name], moved[name])
+            furthest = max((m[name] for m in moved), key=lambda v, ref=expected[name]: judge.error(v, ref))
+            judge.check(f"{case.id} {name}", value, expected[name], furthest)
 
 
 def _moved_by_one_unit(case: cases.Case) -> dict:

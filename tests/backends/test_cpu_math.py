@@ -10,6 +10,13 @@ from fastlstm import native
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
 ISAS = native.load().isa_names() if native.why_not() is None else []
 WHAT = {"sigmoid": 0, "tanh": 1}
+# units in the last place, as csrc/cpu/math.h states them
+LARGEST = {
+    ("sigmoid", torch.float32): 1.2,
+    ("tanh", torch.float32): 1.6,
+    ("sigmoid", torch.float64): 2.5,
+    ("tanh", torch.float64): 1.0,
+}
 
 
 def apply(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -34,10 +41,9 @@ def test_error_in_units_of_the_last_place(name: str, dtype: torch.dtype) -> None
     small = torch.logspace(-30, 2, 100_001, dtype=dtype).clamp(max=80)
     x = torch.cat([dense, small, -small])
     exact = getattr(torch, name)(x.double())
-    if dtype == torch.float64:  # torch's own function is the judge, itself right to about one unit
-        exact = getattr(torch, name)(x)
     spacing = exact.abs().clamp_min(torch.finfo(dtype).tiny) * torch.finfo(dtype).eps
-    assert ((apply(name, x).double() - exact.double()).abs() / spacing).max() <= 4
+    unit_of_torch = 1 if dtype == torch.float64 else 0  # there torch's own function is the judge, right to one unit
+    assert ((apply(name, x).double() - exact).abs() / spacing).max() <= LARGEST[name, dtype] + unit_of_torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
