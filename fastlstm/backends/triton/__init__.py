@@ -132,17 +132,14 @@ def _spec(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse: bool, save: 
     return spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
 
 
-def _contiguous(*tensors):
-    return tuple(t.contiguous() if isinstance(t, torch.Tensor) else t for t in tensors)
-
-
 def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
     """Run one layer in one direction; arguments and returns as in `fastlstm.reference.forward`."""
     from fastlstm.backends.triton import launch
 
     chosen = _of(_spec(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save))
-    tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
-    return launch.forward(chosen, *tensors, reverse, save)
+    return launch.forward(
+        chosen, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save
+    )  # fmt: skip
 
 
 def backward(dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates):
@@ -150,9 +147,8 @@ def backward(dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_si
     from fastlstm.backends.triton import launch
 
     chosen = _of(_spec(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save))
-    grads = _contiguous(dh, dc, dh_n, dc_n)
-    tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
-    return launch.backward(chosen, *grads, *tensors, reverse, save, *_contiguous(h, c, gates))
+    inputs = (x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save)
+    return launch.backward(chosen, dh, dc, dh_n, dc_n, *inputs, h, c, gates)
 
 
 def warm_up(module: torch.nn.Module, x: torch.Tensor, training: bool = True) -> None:

@@ -1,7 +1,9 @@
 """From the op's tensors to kernel launches. Imported at first use, since it imports the kernels and so Triton.
 
-Dense and packed rows are the same here: (N, ·), with the first row of every step in `starts` when packed. Nothing waits for
-the device, and tensors are allocated only through torch, so that calls are stream-ordered and can be captured.
+Dense and packed rows are the same here: (N, ·), with the first row of every step in `starts` when packed. H and P are
+padded with zeros to multiples of 16 first, and memory to 16 bytes: the kernels then load whole vectors, compile once per
+tile, and need no registers for odd addresses (unaligned, the widest resident kernel spills). Padded units stay zero. Nothing
+waits for the device, and tensors are allocated only through torch, so that calls are stream-ordered and can be captured.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastlstm.backends.common import recompute_gates
@@ -60,7 +63,7 @@ def _tiles(count: int, size: int) -> int:
 
 def _starts(offsets: Tensor | None, N: int) -> Tensor | None:
     """(T + 1,) first row of each step and, last, N; made on the device of `offsets`."""
-    return None if offsets is None else torch.nn.functional.pad(offsets, (0, 1), value=N)
+    return None if offsets is None else F.pad(offsets, (0, 1), value=N)
 
 
 def _bytes(reset: Tensor | None) -> Tensor | None:
@@ -72,6 +75,47 @@ class _Step(NamedTuple):
 
     base: int
     n: int
+
+
+ALIGNMENT = 16
+
+
+def _up(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _units(tensor: Tensor | None, size: int) -> Tensor | None:
+    """(…, H) to (…, size) with zeros; contiguous, on a 16-byte address."""
+    if tensor is None:
+        return None
+    if tensor.shape[-1] < size:
+        return F.pad(tensor, (0, size - tensor.shape[-1]))
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+
+
+def _gates(tensor: Tensor | None, size: int) -> Tensor | None:
+    """(…, 4H) to (…, 4 size), every gate padded by itself."""
+    if tensor is None or tensor.shape[-1] == 4 * size:
+        return _units(tensor, 0)
+    return _units(tensor.unflatten(-1, (4, -1)), size).flatten(-2)
+
+
+def _gate_rows(tensor: Tensor, size: int) -> Tensor:
+    """(4H, K) to (4 size, K)."""
+    if tensor.shape[0] == 4 * size:
+        return _units(tensor, 0)
+    return F.pad(tensor.unflatten(0, (4, -1)), (0, 0, 0, size - tensor.shape[0] // 4)).flatten(0, 1)
+
+
+def _only_units(tensor: Tensor, size: int) -> Tensor:
+    return tensor if tensor.shape[-1] in (0, size) else tensor[..., :size].contiguous()
+
+
+def _only_gates(tensor: Tensor, size: int) -> Tensor:
+    if tensor.shape[-1] in (0, 4 * size):
+        return tensor
+    return tensor.unflatten(-1, (4, -1))[..., :size].flatten(-2)
 
 
 def _order(T: int, B: int, batch_sizes: Tensor | None, reverse: bool) -> list[_Step]:
@@ -108,19 +152,27 @@ def forward(
     (B, P), H = h0.shape, c0.shape[1]
     N = T * B if batch_sizes is None else lead[0]
     with _guard(w_hh):
-        h = w_hh.new_empty(*lead, P)
-        c = c0.new_empty((*lead, H) if save else (0,))
         if N == 0:
+            h, c = w_hh.new_empty(*lead, P), c0.new_empty((*lead, H) if save else (0,))
             return h, c, w_hh.new_empty((*lead, 4 * H) if save == 1 else (0,)), h0.clone(), c0.clone()
-        xg = w_x if ids is not None else _input_side(x.reshape(N, x.shape[-1]), w_x, bias)
-        gates = (xg.view(*lead, 4 * H) if ids is None else w_hh.new_empty(*lead, 4 * H)) if save == 1 else None
-        source = (xg, ids, w_hh, h0, c0)
-        out = (h, c if save else None, gates)
-        if plan.shape == "step":
-            h_n, c_n = _step_forward(plan, *source, w_hr, _order(T, B, batch_sizes, reverse), _bytes(reset), *out)
+        wide, narrow = _up(H), _up(P)
+        if ids is None:
+            bias = None if bias is None else _gates(bias, wide)
+            xg = _input_side(x.reshape(N, x.shape[-1]), _gate_rows(w_x, wide), bias)
         else:
-            h_n, c_n = _whole_forward(plan, *source, _starts(offsets, N), _bytes(reset), *out, T, reverse)
-        return h, c, w_hh.new_empty(0) if gates is None else gates, h_n, c_n
+            ids, xg = _units(ids, 0), _gates(w_x, wide)
+        h, c = w_hh.new_empty(*lead, narrow), c0.new_empty(*lead, wide) if save else None
+        gates = (xg.view(*lead, 4 * wide) if ids is None else w_hh.new_empty(*lead, 4 * wide)) if save == 1 else None
+        source = (xg, ids, _units(_gate_rows(w_hh, wide), narrow), _units(h0, narrow), _units(c0, wide))
+        if plan.shape == "step":
+            w_hr = None if w_hr is None else F.pad(w_hr, (0, wide - H, 0, narrow - P))
+            order = _order(T, B, batch_sizes, reverse)
+            h_n, c_n = _step_forward(plan, *source, w_hr, order, _bytes(reset), h, c, gates)
+        else:
+            h_n, c_n = _whole_forward(plan, *source, _starts(offsets, N), _bytes(reset), h, c, gates, T, reverse)
+        c = c0.new_empty(0) if c is None else c
+        gates = w_hh.new_empty(0) if gates is None else gates
+        return (*map(_only_units, (h, c), (P, H)), _only_gates(gates, H), *map(_only_units, (h_n, c_n), (P, H)))
 
 
 def _input_side(x: Tensor, w_x: Tensor, bias: Tensor | None) -> Tensor:
@@ -191,27 +243,32 @@ def backward(
     T = lead[0] if batch_sizes is None else batch_sizes.shape[0]
     N = h.numel() // P
     with _guard(w_hh):
-        dxg = w_hh.new_empty(*lead, 4 * H)
-        d_hr = w_hh.new_empty((*lead, P) if w_hr is not None else (0,))
         if N == 0:
             d_states = (torch.zeros_like(h0) if dh_n is None else dh_n, torch.zeros_like(c0) if dc_n is None else dc_n)
-            return dxg, d_hr, *(d.clone() for d in d_states)
+            d_hr = w_hh.new_empty((*lead, P) if w_hr is not None else (0,))
+            return w_hh.new_empty(*lead, 4 * H), d_hr, *(d.clone() for d in d_states)
         if save == 2:
             gates = recompute_gates(x, ids, w_x, bias, w_hh, h0, batch_sizes, offsets, reset, reverse, h)
-        grads, saved = (dh, dc, dh_n, dc_n), (w_hh, c0, c, gates)
+        wide, narrow = _up(H), _up(P)
+        dxg = w_hh.new_empty(*lead, 4 * wide)
+        d_hr = w_hh.new_empty((*lead, narrow) if w_hr is not None else (0,))
+        grads = (_units(dh, narrow), _units(dc, wide), _units(dh_n, narrow), _units(dc_n, wide))
+        saved = (_units(_gate_rows(w_hh, wide), narrow), _units(c0, wide), _units(c, wide), _gates(gates, wide))
         if plan.shape == "step":
+            w_hr = None if w_hr is None else F.pad(w_hr, (0, wide - H, 0, narrow - P))
             order = _order(T, B, batch_sizes, reverse)
-            dh0, dc0 = _step_backward(plan, *grads, *saved, w_hr, h0, order, _bytes(reset), dxg, d_hr)
+            dh0, dc0 = _step_backward(plan, *grads, *saved, w_hr, order, _bytes(reset), dxg, d_hr)
         else:
             starts = _starts(offsets, N)
-            dh0, dc0 = _whole_backward(plan, *grads, *saved, h0, starts, _bytes(reset), dxg, T, reverse)
-        return dxg, d_hr, dh0, dc0
+            dh0, dc0 = _whole_backward(plan, *grads, *saved, starts, _bytes(reset), dxg, T, reverse)
+        d_states = map(_only_units, (dh0, dc0), (P, H))
+        return _only_gates(dxg, H), _only_units(d_hr, P), *d_states
 
 
-def _whole_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, h0, starts, reset, dxg, T, reverse):  # noqa: PLR0913
+def _whole_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, dxg, T, reverse):  # noqa: PLR0913
     """One launch for the whole sequence."""
     (B, H), tile = c0.shape, plan.backward
-    dh0 = torch.empty_like(h0)
+    dh0 = w_hh.new_empty(c0.shape)
     grid = (_tiles(B, tile.BM),)
     sizes = (T, B, H, int(reverse))
     if plan.shape == "resident":
@@ -225,10 +282,10 @@ def _whole_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, h0, star
     return dh0, dc0
 
 
-def _step_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, w_hr, h0, order, reset, dxg, d_hr):  # noqa: PLR0913
+def _step_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, w_hr, order, reset, dxg, d_hr):  # noqa: PLR0913
     """One launch per step and one more that leaves dh0; with projection two and a matrix product."""
-    (H, P), tile = (c0.shape[1], h0.shape[1]), plan.backward
-    dh0, dc0 = torch.empty_like(h0), torch.zeros_like(c0) if dc_n is None else dc_n.clone()
+    (B, H), P, tile = c0.shape, w_hh.shape[1], plan.backward
+    dh0, dc0 = w_hh.new_empty(B, P), torch.zeros_like(c0) if dc_n is None else dc_n.clone()
     constants = _constants(plan, tile)
     cell_constants = {"BM": tile.BM, "BN": tile.BN}
     for k in reversed(range(len(order) - 1)):

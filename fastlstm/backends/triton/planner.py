@@ -185,7 +185,7 @@ def shared_bytes(shape: str, tile: Tile, itemsize: int, backward: bool) -> int:
     blocks = tile.BK * rows * tile.BN * itemsize + tile.BM * tile.BK * itemsize
     if shape == "streamed" and not backward:
         blocks += tile.BM * 4 * tile.BN * itemsize
-    return max(tile.stages, 1) * blocks + sums + 1024
+    return (tile.stages - 1) * blocks + sums + 1024  # the block in use is in registers
 
 
 def work(shape: str, tile: Tile, H: int, B: int, math: str, device: Device) -> Work:

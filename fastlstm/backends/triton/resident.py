@@ -38,50 +38,53 @@ def forward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    lane = tl.arange(0, BM)
+    tile = tl.program_id(0) * BM
     u = tl.arange(0, HP)
     unit = tl.arange(0, 4 * HP) % HP
     column = tl.arange(0, 4 * HP) // HP * H + unit
     w_mask = (u < H)[:, None] & (unit < H)[None, :]
     w = tl.load(w_ptr + column[None, :] * H + u[:, None], mask=w_mask, other=0.0)
-    inside = (rows < B)[:, None] & (u < H)[None, :]
-    state = rows.to(tl.int64)[:, None] * H + u[None, :]
-    h = tl.load(h0_ptr + state, mask=inside, other=0.0)
-    c = tl.load(c0_ptr + state, mask=inside, other=0.0)
+    at = lane[:, None] * H + u[None, :]  # inside a tile offsets are 32-bit; what moves with time is a scalar, 64-bit
+    at_gates = lane[:, None] * (4 * H) + column[None, :]
+    inside = (lane < B - tile)[:, None] & (u < H)[None, :]
+    state = tile.to(tl.int64) * H
+    h = tl.load(h0_ptr + state + at, mask=inside, other=0.0)
+    c = tl.load(c0_ptr + state + at, mask=inside, other=0.0)
     empty = tl.zeros((BM, HP), dtype=h.dtype)
-    steps = tile_steps(starts_ptr, T, tl.program_id(0) * BM)
+    steps = tile_steps(starts_ptr, T, tile)
     for s in tl.range(0, steps, num_stages=STAGES):
         base, n = step_rows(starts_ptr, s, steps, B, reverse)
-        live = rows < n
-        row = base + rows
-        row_in = row
-        if ids_ptr is not None:
-            row_in = tl.load(ids_ptr + row, mask=live, other=0)
+        live = lane < n - tile
+        row = base + tile
         gate_mask = live[:, None] & (unit < H)[None, :]
-        z = tl.load(xg_ptr + row_in[:, None] * (4 * H) + column[None, :], mask=gate_mask, other=0.0).to(tl.float32)
+        if ids_ptr is not None:
+            ids = tl.load(ids_ptr + row + lane, mask=live, other=0)
+            x = tl.load((xg_ptr + ids * (4 * H))[:, None] + column[None, :], mask=gate_mask, other=0.0)
+        else:
+            x = tl.load(xg_ptr + row * (4 * H) + at_gates, mask=gate_mask, other=0.0)
         h_prev, c_prev = h, c
         if reset_ptr is not None:
-            keep = tl.load(reset_ptr + row, mask=live, other=0)[:, None] == 0
+            keep = tl.load(reset_ptr + row + lane, mask=live, other=0)[:, None] == 0
             h_prev = tl.where(keep, h, empty)
             c_prev = tl.where(keep, c, 0.0)
-        i, f, g, o = split_gates(dot(h_prev, w, z, PRECISION), BM, HP)
+        i, f, g, o = split_gates(dot(h_prev, w, x.to(tl.float32), PRECISION), BM, HP)
         i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
         c_new = f * c_prev + i * g
         h_new = round_to(o * tanh(c_new), h_ptr.dtype.element_ty)
         mask = live[:, None] & (u < H)[None, :]
-        at = row[:, None] * H + u[None, :]
-        tl.store(h_ptr + at, h_new, mask=mask)
+        tl.store(h_ptr + row * H + at, h_new, mask=mask)
         if c_ptr is not None:
-            tl.store(c_ptr + at, c_new, mask=mask)
+            tl.store(c_ptr + row * H + at, c_new, mask=mask)
         if gates_ptr is not None:
             gates = round_to(join_gates(i, f, g, o, BM, HP), gates_ptr.dtype.element_ty)
-            tl.store(gates_ptr + row[:, None] * (4 * H) + column[None, :], gates, mask=gate_mask)
+            tl.store(gates_ptr + row * (4 * H) + at_gates, gates, mask=gate_mask)
         if starts_ptr is not None:
             h_new = tl.where(live[:, None], h_new, h)
             c_new = tl.where(live[:, None], c_new, c)
         h, c = h_new, c_new
-    tl.store(h_n_ptr + state, h, mask=inside)
-    tl.store(c_n_ptr + state, c, mask=inside)
+    tl.store(h_n_ptr + state + at, h, mask=inside)
+    tl.store(c_n_ptr + state + at, c, mask=inside)
 
 
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
@@ -108,44 +111,45 @@ def backward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    lane = tl.arange(0, BM)
+    tile = tl.program_id(0) * BM
     u = tl.arange(0, HP)
     unit = tl.arange(0, 4 * HP) % HP
     column = tl.arange(0, 4 * HP) // HP * H + unit
     w_mask = (unit < H)[:, None] & (u < H)[None, :]
     w = tl.load(w_ptr + column[:, None] * H + u[None, :], mask=w_mask, other=0.0)
-    inside = (rows < B)[:, None] & (u < H)[None, :]
-    state = rows.to(tl.int64)[:, None] * H + u[None, :]
+    at = lane[:, None] * H + u[None, :]  # inside a tile offsets are 32-bit; what moves with time is a scalar, 64-bit
+    at_gates = lane[:, None] * (4 * H) + column[None, :]
+    inside = (lane < B - tile)[:, None] & (u < H)[None, :]
+    state = tile.to(tl.int64) * H
     d_h = tl.zeros((BM, HP), dtype=tl.float32)
     d_c = tl.zeros((BM, HP), dtype=tl.float32)
     if dh_n_ptr is not None:
-        d_h = tl.load(dh_n_ptr + state, mask=inside, other=0.0).to(tl.float32)
+        d_h = tl.load(dh_n_ptr + state + at, mask=inside, other=0.0).to(tl.float32)
     if dc_n_ptr is not None:
-        d_c = tl.load(dc_n_ptr + state, mask=inside, other=0.0)
-    steps = tile_steps(starts_ptr, T, tl.program_id(0) * BM)
+        d_c = tl.load(dc_n_ptr + state + at, mask=inside, other=0.0)
+    steps = tile_steps(starts_ptr, T, tile)
     for back in tl.range(0, steps, num_stages=STAGES):
         s = steps - 1 - back
         base, n = step_rows(starts_ptr, s, steps, B, reverse)
         before, n_before = step_rows(starts_ptr, s - 1, steps, B, reverse)
-        live = rows < n
-        row = base + rows
+        live = lane < n - tile
+        row = base + tile
         mask = live[:, None] & (u < H)[None, :]
         gate_mask = live[:, None] & (unit < H)[None, :]
-        at = row[:, None] * H + u[None, :]
-        at_gates = row[:, None] * (4 * H) + column[None, :]
-        gates = tl.load(gates_ptr + at_gates, mask=gate_mask, other=0.0).to(tl.float32)
-        tanh_c = tanh(tl.load(c_ptr + at, mask=mask, other=0.0))
-        known = (rows < n_before)[:, None]  # the other rows began this step with c0
-        c_prev = tl.load(c_ptr + (before + rows)[:, None] * H + u[None, :], mask=mask & known, other=0.0)
-        c_prev += tl.load(c0_ptr + state, mask=mask & (known == 0), other=0.0)
+        gates = tl.load(gates_ptr + row * (4 * H) + at_gates, mask=gate_mask, other=0.0).to(tl.float32)
+        tanh_c = tanh(tl.load(c_ptr + row * H + at, mask=mask, other=0.0))
+        known = (lane < n_before - tile)[:, None]  # the other rows began this step with c0
+        c_prev = tl.load(c_ptr + (before + tile) * H + at, mask=mask & known, other=0.0)
+        c_prev += tl.load(c0_ptr + state + at, mask=mask & (known == 0), other=0.0)
         if reset_ptr is not None:
-            keep = tl.load(reset_ptr + row, mask=live, other=0)[:, None] == 0
+            keep = tl.load(reset_ptr + row + lane, mask=live, other=0)[:, None] == 0
             c_prev = tl.where(keep, c_prev, 0.0)
         dy, d_cell = d_h, d_c
         if dh_ptr is not None:
-            dy += tl.load(dh_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            dy += tl.load(dh_ptr + row * H + at, mask=mask, other=0.0).to(tl.float32)
         if dc_ptr is not None:
-            d_cell += tl.load(dc_ptr + at, mask=mask, other=0.0)
+            d_cell += tl.load(dc_ptr + row * H + at, mask=mask, other=0.0)
         i, f, g, o = split_gates(gates, BM, HP)
         d_cell += dy * o * (1.0 - tanh_c * tanh_c)
         di = d_cell * g * i * (1.0 - i)
@@ -153,7 +157,7 @@ def backward(
         dg = d_cell * i * (1.0 - g * g)
         do = dy * tanh_c * o * (1.0 - o)
         dxg = round_to(join_gates(di, df, dg, do, BM, HP), dxg_ptr.dtype.element_ty)
-        tl.store(dxg_ptr + at_gates, dxg, mask=gate_mask)
+        tl.store(dxg_ptr + row * (4 * H) + at_gates, dxg, mask=gate_mask)
         new_h = dot(dxg, w, tl.zeros((BM, HP), dtype=tl.float32), PRECISION)
         new_c = d_cell * f
         if reset_ptr is not None:
@@ -163,5 +167,5 @@ def backward(
             new_h = tl.where(live[:, None], new_h, d_h)
             new_c = tl.where(live[:, None], new_c, d_c)
         d_h, d_c = new_h, new_c
-    tl.store(dh0_ptr + state, round_to(d_h, dh0_ptr.dtype.element_ty), mask=inside)
-    tl.store(dc0_ptr + state, d_c, mask=inside)
+    tl.store(dh0_ptr + state + at, round_to(d_h, dh0_ptr.dtype.element_ty), mask=inside)
+    tl.store(dc0_ptr + state + at, d_c, mask=inside)

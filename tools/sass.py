@@ -1,0 +1,86 @@
+"""Reads compiled GPU code (a cubin): resources, instruction counts, and what lies inside loops."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+_LABEL = re.compile(r"^\s*(\.L_\w+):")
+_BRANCH = re.compile(r"\bBRA\b.*?(\.L_\w+)")
+TENSOR = ("HMMA", "HGMMA", "QMMA", "OMMA", "UTCHMMA", "UTCQMMA", "IMMA")
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kernel: registers, stack bytes, and instructions (opcode with suffixes → count) in all and inside loops."""
+
+    registers: int
+    stack: int
+    all: Counter
+    loops: Counter
+
+    def count(self, *opcodes: str, in_loops: bool = False) -> int:
+        """How many instructions have one of these opcodes (before the first dot, or in full if it has one)."""
+        found = self.loops if in_loops else self.all
+        return sum(n for op, n in found.items() for want in opcodes if op == want or op.startswith(want + "."))
+
+    @property
+    def spills(self) -> int:
+        """Local-memory instructions inside loops."""
+        return self.count("STL", "LDL", in_loops=True)
+
+    @property
+    def tensor(self) -> int:
+        """Tensor-core instructions."""
+        return self.count(*TENSOR)
+
+
+def tool(name: str) -> str:
+    """Return the path of nvdisasm, cuobjdump or ptxas: the CUDA toolkit's, else the one inside Triton."""
+    toolkit = Path("/usr/local/cuda/bin") / name
+    found = shutil.which(name) or (str(toolkit) if toolkit.exists() else None)
+    if found is None:
+        spec = util.find_spec("triton")
+        inside = Path(spec.origin).parent / "backends/nvidia/bin" / name if spec else None
+        found = str(inside) if inside is not None and inside.exists() else None
+    if found is None:
+        raise FileNotFoundError(f"{name} is neither on the PATH, in /usr/local/cuda/bin nor inside Triton")
+    return found
+
+
+def read(cubin: bytes) -> Code:
+    """Disassemble a cubin that holds one kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = _output(tool("nvdisasm"), "-c", file.name)
+        usage = _output(tool("cuobjdump"), "-res-usage", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    return parse(text, int(found[1]), int(found[2]))
+
+
+def parse(text: str, registers: int, stack: int) -> Code:
+    """Count instructions in nvdisasm's text; a loop is what lies between a label and a later branch back to it."""
+    labels, lines, inside = {}, [], set()
+    for line in text.splitlines():
+        label, op = _LABEL.match(line), _INSTRUCTION.search(line)
+        if label:
+            labels[label[1]] = len(lines)
+        if op is None:
+            continue
+        target = _BRANCH.search(line)
+        if target and labels.get(target[1], len(lines)) < len(lines):  # not the branch to itself at the end
+            inside.update(range(labels[target[1]], len(lines) + 1))
+        lines.append(op[1])
+    return Code(registers, stack, Counter(lines), Counter(lines[k] for k in inside))
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
