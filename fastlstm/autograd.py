@@ -15,6 +15,13 @@ from fastlstm import dispatch, gradients, reference
 _N_INPUTS = 13  # of lstm_forward; the last two, reverse and save, are no tensors
 
 
+def _look_through(*args: object) -> bool:
+    return any(isinstance(v, Tensor) and v.requires_grad for v in args)
+
+
+_any_grad = getattr(torch._C, "_any_requires_grad", _look_through)  # torch before 2.5 has no quick one
+
+
 def register(library: torch.library.Library) -> None:
     """Make the Functions the Autograd implementations of the ops; they are skipped where nothing requires grad."""
 
@@ -22,7 +29,7 @@ def register(library: torch.library.Library) -> None:
         op = getattr(torch.ops.fastlstm, name).default
 
         def call(keyset: torch._C.DispatchKeySet, *args: object) -> object:
-            if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            if torch.is_grad_enabled() and _any_grad(*args):
                 return function.apply(keyset, *args)
             return _below(op, keyset, args)
 
