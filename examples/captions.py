@@ -31,7 +31,7 @@ def draw(picture, shape, colour, half, y, x):
     dy, dx = np.mgrid[:SIZE, :SIZE] - np.array([y, x])[:, None, None]
     inside = {
         "circle": dy**2 + dx**2 <= half**2,
-        "square": (abs(dy) <= 0.9 * half) & (abs(dx) <= 0.9 * half),
+        "square": (abs(dy) <= half) & (abs(dx) <= half),
         "triangle": (dy <= half) & (2 * abs(dx) <= dy + half),
     }[shape]
     picture[inside] = COLOURS[colour]
@@ -52,20 +52,26 @@ def make(rng):
     return picture.transpose(2, 0, 1).astype(np.float32), caption
 
 
+def _convolution(inputs, outputs, width):
+    """Half the size, more channels."""
+    return (
+        nn.Conv2d(inputs, outputs, width, stride=2, padding=width // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
 class Captioner(nn.Module):
     """Picture → first state → words."""
 
     def __init__(self, H=128):
         super().__init__()
         self.eye = nn.Sequential(
-            nn.Conv2d(3, 24, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(24, 48, 3, stride=2, padding=1),
-            nn.ReLU(),
+            *_convolution(3, 16, 5),
+            *_convolution(16, 32, 3),
+            *_convolution(32, 64, 3),
             nn.Flatten(),
-            nn.Linear(48 * (SIZE // 4) ** 2, H),
-            nn.ReLU(),
-            nn.Linear(H, 2 * H),
+            nn.Linear(64 * (SIZE // 8) ** 2, 2 * H),
         )
         self.rnn = fastlstm.TokenLSTM(len(WORDS), None, H)
         self.out = nn.Linear(H, len(WORDS))
@@ -97,7 +103,7 @@ def batch(rng, B):
     return torch.from_numpy(np.stack(pictures)), [torch.tensor([IDS[word] for word in [*c, "<end>"]]) for c in captions]
 
 
-def train(iterations=1200, B=64, seed=0, show=lambda text: None):
+def train(iterations=1500, B=64, seed=0, show=lambda text: None):
     """A trained Captioner."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -130,7 +136,7 @@ def accuracy(model, number=1000, seed=10**6):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--iterations", type=int, default=1200)
+    parser.add_argument("--iterations", type=int, default=1500)
     start = time.monotonic()
     model = train(parser.parse_args().iterations, show=print)
     share, pairs = accuracy(model)

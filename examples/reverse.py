@@ -66,7 +66,7 @@ def make(generator, number):
     return [torch.randint(TOKENS, (int(n),), generator=generator) for n in lengths]
 
 
-def train(iterations=1500, B=64, seed=0, show=lambda text: None):
+def train(iterations=1000, B=64, seed=0, show=lambda text: None):
     """A trained Reverser."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -100,7 +100,7 @@ def accuracy(model, number=1000, seed=10**6):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--iterations", type=int, default=1500)
+    parser.add_argument("--iterations", type=int, default=1000)
     start = time.monotonic()
     model = train(parser.parse_args().iterations, show=print)
     share, pairs = accuracy(model)
