@@ -61,7 +61,7 @@ Shape shape_of(const ShapeTuple& v) {
 
 template <class R>
 Forward<R> forward_args(const std::array<uintptr_t, 12>& p) {
-  return {at<R>(p[0]), at<R>(p[1]), at<R>(p[2]), at<R>(p[3]), at<R>(p[4]), at<R>(p[5]), at<const int64_t>(p[6]),
+  return {at<R>(p[0]), at<R>(p[1]), at<R>(p[2]), at<R>(p[3]),  at<R>(p[4]), at<R>(p[5]), at<const int64_t>(p[6]),
           at<R>(p[7]), at<R>(p[8]), at<R>(p[9]), at<R>(p[10]), at<R>(p[11])};
 }
 

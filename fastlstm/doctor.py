@@ -137,12 +137,12 @@ def report(console: Console) -> None:
     for _ in range(2):
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, reason in verdicts().items():
+    found = verdicts()
+    for name, reason in found.items():
         if reason is None:
             table.add_row(Text("✓", "green"), Text(name, "bold"), Text(f"can run: {WHAT[name]}"))
         else:
             table.add_row(Text("–", "yellow"), Text(name, "bold"), Text(f"cannot run: {reason}"))
     console.print(table)
-    cpu = small_call(torch.device("cpu"))
-    chosen = "torch" if dispatch.prefers_torch(cpu) else dispatch.choose(cpu)
+    chosen = dispatch.forced() or ("cpu" if found["cpu"] is None else "torch")
     console.print(Text.assemble("\nA call on the CPU runs on ", (chosen, "bold green"), "."))

@@ -137,7 +137,9 @@ def rows(capability: int, only: str | None = None, math: str | None = None) -> I
                     yield _row(sass, capability, name, how, tile, options, compiled, bound, limit)
 
 
-def _row(sass, capability: int, name: str, math: str, tile: Tile, options: str, compiled, bound: int, limit: int) -> Row:
+def _row(
+    sass, capability: int, name: str, math: str, tile: Tile, options: str, compiled, bound: int, limit: int
+) -> Row:
     code = sass.read(compiled.asm["cubin"])
     size = f"{tile.BM}x{tile.BN}" + ("" if name.startswith("resident") else f"/{tile.BK}")
     return Row(

@@ -17,7 +17,9 @@ class Simulation:
     def __init__(self, library):
         self.library = library
 
-    def __call__(self, name, *, grid=1, block=32, shared=4096, cooperative=False, a=None, b=None, n=None, stream=0, sms=4):
+    def __call__(
+        self, name, *, grid=1, block=32, shared=4096, cooperative=False, a=None, b=None, n=None, stream=0, sms=4
+    ):
         lib = self.library
         lib.forget()
         lib.set_device(sms, 227 << 10, 228 << 10, 2048)
@@ -65,7 +67,10 @@ def test_right_kernels_pass(run, seed):
 FAULTS = {
     "reverse_without_barrier": ({"block": 64}, r"(race|uninitialised): .*block 0 thread"),
     "off_by_one": ({"n": 31, "b": torch.zeros(31)}, r"out of bounds: (reads|writes) 4 bytes.*thread 31"),
-    "shared_overrun": ({"shared": 128}, r"out of bounds: writes.*'shared memory' of 128 bytes, at offset 128.*thread 31"),
+    "shared_overrun": (
+        {"shared": 128},
+        r"out of bounds: writes.*'shared memory' of 128 bytes, at offset 128.*thread 31",
+    ),
     "uninitialised": ({}, r"uninitialised: reads 'shared memory' at byte 20.*kernels.cpp:\d+.*thread 5"),
     "writes_input": ({}, r"read-only: writes 'a'"),
     "write_after_read": ({}, r"race: (reads|writes) 'shared memory'.*block 0 thread \d+ (read|wrote).*kernels.cpp:\d+"),
@@ -75,7 +80,10 @@ FAULTS = {
     "warp_neighbour_without_sync": ({}, r"(race|uninitialised): .*shared memory"),
     "relay_with_plain_store": ({"grid": 4}, r"race: .*'b'.*block \d thread 0"),
     "message_relaxed": ({"grid": 2}, r"race: reads 'b' at byte 4, which block 0 thread 0 wrote"),
-    "wait_for_nobody": ({}, r"deadlock: .*\n.*wait_for_nobody, block 0, in .* at kernels.cpp:\d+: 32 threads, thread 0"),
+    "wait_for_nobody": (
+        {},
+        r"deadlock: .*\n.*wait_for_nobody, block 0, in .* at kernels.cpp:\d+: 32 threads, thread 0",
+    ),
     "copy_not_waited": ({}, r"unfinished copy: reads 'shared memory'"),
     "unknown_instruction": ({}, r"PTX: .*popc"),
     "misaligned": ({}, r"misaligned: ld.relaxed.gpu.global.v2.b32"),
@@ -117,7 +125,7 @@ def test_two_launches_at_once(run, library, seed):
         for stream in streams:
             run.launch("add_one", 1, 32, 0, False, stream, 8)
         if fails:  # both add to the same words
-            with pytest.raises(RuntimeError, match="race: .*'b'.*of another launch"):
+            with pytest.raises(RuntimeError, match=r"race: .*'b'.*of another launch"):
                 library.release()
         else:
             library.release()

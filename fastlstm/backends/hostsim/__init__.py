@@ -26,7 +26,7 @@ __all__ = ["NAME", "Fault", "Settings", "backward", "forward", "library", "plan"
 NAME = "hostsim"
 
 
-class Fault(RuntimeError):
+class Fault(RuntimeError):  # noqa: N818 - the simulation calls it so
     """The simulation found a fault in a kernel: a race, a bad address, a deadlock …"""
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata, util
 
 import torch
@@ -87,7 +87,7 @@ def gpu(device: torch.device) -> gpu_model.Device:
     return _gpu(torch.cuda.current_device() if device.index is None else device.index)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gpu(index: int) -> gpu_model.Device:
     p = torch.cuda.get_device_properties(index)
     capability = 10 * p.major + p.minor
@@ -108,7 +108,9 @@ def _choose(spec: Spec) -> Plan | str:
 
 
 @lru_cache(maxsize=4096)
-def _cached_choice(device, H: int, B: int, itemsize: int, tf32: bool, projected: bool, forced: str | None) -> Plan | str:
+def _cached_choice(
+    device, H: int, B: int, itemsize: int, tf32: bool, projected: bool, forced: str | None
+) -> Plan | str:
     with force(forced):
         return planner.choose(device, H, B, planner.how(itemsize, tf32, device), projected=projected)
 
@@ -142,7 +144,9 @@ def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, 
     )  # fmt: skip
 
 
-def backward(dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates):
+def backward(
+    dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates
+):
     """Run the backward recurrence; arguments and returns as in `fastlstm.reference.backward`."""
     from fastlstm.backends.triton import launch
 

@@ -180,7 +180,7 @@ def _input_side(x: Tensor, w_x: Tensor, bias: Tensor | None) -> Tensor:
     return x @ w_x.t() if bias is None else torch.addmm(bias, x, w_x.t())
 
 
-def _whole_forward(plan: Plan, xg, ids, w_hh, h0, c0, starts, reset, h, c, gates, T, reverse):  # noqa: PLR0913
+def _whole_forward(plan: Plan, xg, ids, w_hh, h0, c0, starts, reset, h, c, gates, T, reverse):
     """One launch for the whole sequence."""
     (B, H), tile = c0.shape, plan.forward
     h_n = torch.empty_like(h0)
@@ -197,7 +197,7 @@ def _whole_forward(plan: Plan, xg, ids, w_hh, h0, c0, starts, reset, h, c, gates
     return h_n, c_n
 
 
-def _step_forward(plan: Plan, xg, ids, w_hh, h0, c0, w_hr, order, reset, h, c, gates):  # noqa: PLR0913
+def _step_forward(plan: Plan, xg, ids, w_hh, h0, c0, w_hr, order, reset, h, c, gates):
     """One launch per step, and with projection one matrix product."""
     (H, P), tile = (c0.shape[1], h0.shape[1]), plan.forward
     flat, h_n, c_n = h.view(-1, P), h0.clone(), c0.clone()
@@ -265,7 +265,7 @@ def backward(
         return _only_gates(dxg, H), _only_units(d_hr, P), *d_states
 
 
-def _whole_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, dxg, T, reverse):  # noqa: PLR0913
+def _whole_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, dxg, T, reverse):
     """One launch for the whole sequence."""
     (B, H), tile = c0.shape, plan.backward
     dh0 = w_hh.new_empty(c0.shape)
@@ -282,7 +282,7 @@ def _whole_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, 
     return dh0, dc0
 
 
-def _step_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, w_hr, order, reset, dxg, d_hr):  # noqa: PLR0913
+def _step_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, w_hr, order, reset, dxg, d_hr):
     """One launch per step and one more that leaves dh0; with projection two and a matrix product."""
     (B, H), P, tile = c0.shape, w_hh.shape[1], plan.backward
     dh0, dc0 = w_hh.new_empty(B, P), torch.zeros_like(c0) if dc_n is None else dc_n.clone()

@@ -48,7 +48,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 @triton.jit
 def round_to(x, DTYPE: tl.constexpr):
     """float32 x rounded to DTYPE, to nearest even."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         up = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         x = tl.where(x == x, up.to(tl.uint32), bits).to(tl.float32, bitcast=True)

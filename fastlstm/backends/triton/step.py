@@ -184,7 +184,9 @@ def backward(
         rows = tl.program_id(0) * BM + tl.arange(0, BM)
         u = tl.program_id(1) * BN + tl.arange(0, BN)
         mask = (rows < n)[:, None] & (u < H)[None, :]
-        dy += tl.load(dh_ptr + (rows + base.to(tl.int64))[:, None] * H + u[None, :], mask=mask, other=0.0).to(tl.float32)
+        dy += tl.load(dh_ptr + (rows + base.to(tl.int64))[:, None] * H + u[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
     _cell_backward(
         dy, dc_ptr, c0_ptr, c_ptr, gates_ptr, reset_ptr, dxg_ptr, dc0_ptr, base, n, before, n_before, H, BM, BN
     )  # fmt: skip

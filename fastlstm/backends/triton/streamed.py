@@ -66,7 +66,9 @@ def forward(
             x_mask = (rows < tl.where(k0 == 0, n, 0))[:, None] & (unit < H)[None, :]  # once for a tile of units
             x = tl.load(xg_ptr + row_in[:, None] * (4 * H) + column[None, :], mask=x_mask, other=0.0)
             a = tl.load(h_prev[:, None] + k[None, :], mask=kept[:, None] & (k < H)[None, :], other=0.0)
-            b = tl.load(w_ptr + column[None, :] * H + k[:, None], mask=(k < H)[:, None] & (unit < H)[None, :], other=0.0)
+            b = tl.load(
+                w_ptr + column[None, :] * H + k[:, None], mask=(k < H)[:, None] & (unit < H)[None, :], other=0.0
+            )
             z = dot(a, b, tl.where(k0 == 0, x.to(tl.float32), z), PRECISION)
             if end:
                 u = u0 + tl.arange(0, BN)
@@ -155,7 +157,9 @@ def backward(
                 gates = tl.load(gates_ptr + at_gates, mask=gate_mask, other=0.0).to(tl.float32)
                 tanh_c = tanh(tl.load(c_ptr + at, mask=mask, other=0.0))
                 known = kept & (rows < n_before)
-                c_prev = tl.load(c_ptr + (before + rows)[:, None] * H + u[None, :], mask=known[:, None] & inside, other=0.0)
+                c_prev = tl.load(
+                    c_ptr + (before + rows)[:, None] * H + u[None, :], mask=known[:, None] & inside, other=0.0
+                )
                 started = kept & (rows >= n_before)
                 c_prev += tl.load(c0_ptr + at_state, mask=started[:, None] & inside, other=0.0)
                 gone = (rows < n_later) & (rows >= n)
