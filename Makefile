@@ -15,7 +15,7 @@ help:
 
 .venv/.tools: constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) setuptools scikit-build-core pybind11 cmake ninja
+	$(PIP) 'setuptools>=77' scikit-build-core pybind11 cmake ninja
 	@touch $@
 
 # The package itself, its kernels compiled for the CPU, and the corpus of the demo
