@@ -64,17 +64,13 @@ using Product = void (*)(const R*, int64_t, int64_t, const R*, int64_t, int64_t,
 template <class R>
 Product<R> product_for(int rows, bool grouped) {
   switch (rows) {
-#define FASTLSTM_ROWS(n) \
-  case n:                \
-    return grouped ? product<R, n, groups(n)> : product<R, n, 1>;
-    FASTLSTM_ROWS(1)
-    FASTLSTM_ROWS(2)
-    FASTLSTM_ROWS(3)
-    FASTLSTM_ROWS(4)
-    FASTLSTM_ROWS(5) FASTLSTM_ROWS(6)
+    // clang-format off
+#define FASTLSTM_ROWS(n) case n: return grouped ? product<R, n, groups(n)> : product<R, n, 1>;
+    FASTLSTM_ROWS(1) FASTLSTM_ROWS(2) FASTLSTM_ROWS(3) FASTLSTM_ROWS(4) FASTLSTM_ROWS(5) FASTLSTM_ROWS(6)
 #if FASTLSTM_VECTOR_BYTES == 64
-        FASTLSTM_ROWS(7) FASTLSTM_ROWS(8) FASTLSTM_ROWS(9) FASTLSTM_ROWS(10) FASTLSTM_ROWS(11) FASTLSTM_ROWS(12)
+    FASTLSTM_ROWS(7) FASTLSTM_ROWS(8) FASTLSTM_ROWS(9) FASTLSTM_ROWS(10) FASTLSTM_ROWS(11) FASTLSTM_ROWS(12)
 #endif
+    // clang-format on
 #undef FASTLSTM_ROWS
   }
   return nullptr;
