@@ -1,0 +1,86 @@
+"""The machine and software under a measurement, its GEMM rate, and pinning of the instruction set."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import fastlstm
+from fastlstm import native
+
+# Both sides on AVX2: fastlstm, oneDNN, MKL and torch's own kernels. onnxruntime has no such switch.
+AVX2 = {
+    "FASTLSTM_ISA": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+}
+
+
+def pinned(isa: str, module: str, argv: list[str]) -> None:
+    """Start `python -m module` anew with the instruction set limited, unless it is: libraries read that when loaded."""
+    if isa == "avx2" and any(os.environ.get(name) != value for name, value in AVX2.items()):
+        os.execve(sys.executable, [sys.executable, "-m", module, *argv], {**os.environ, **AVX2})
+
+
+def environment() -> dict[str, object]:
+    """Return machine, instruction sets, versions, threads and commit, one short value each."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "isa": native.load().isa() if native.why_not() is None else "none",
+        "torch_isa": torch.backends.cpu.get_cpu_capability().lower(),
+        "onednn_isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "default").lower(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fastlstm": fastlstm.__version__,
+        "onnxruntime": _version("onnxruntime"),
+        "jax": _version("jax"),
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _commit() -> str:
+    """The short commit, with a plus sign where the tree differs from it."""
+    words = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        name = subprocess.run([*words, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*words, "diff", "--quiet", "HEAD", "--", ".."], check=False).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name.stdout.strip() + ("+" if changed else "")
+
+
+def _cpu() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def gemm_rate(size: int = 2048, rounds: int = 5) -> float:
+    """Return the median FLOP/s of a large torch matrix product in float32 with torch's threads."""
+    a, b = torch.randn(2, size, size)
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        times.append(time.perf_counter() - start)
+    return 2.0 * size**3 / statistics.median(times[1:])

@@ -1,0 +1,119 @@
+"""Interleaved timing: every contender runs once a round in one process, so that a slow minute slows all of them.
+
+A ratio is the median over rounds of (their time / our time) within a round: above 1 we are faster. A step is a
+function without arguments that does the work once; short steps are repeated until a sample is long enough for the clock.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+Step = Callable[[], object]
+Inside = Callable[[str], AbstractContextManager[object]]
+Times = dict[str, list[float]]
+
+SAMPLE_SECONDS = 2e-3  # shorter samples measure the clock and the cache of the contender before
+LEAST_ROUNDS, MOST_ROUNDS = 3, 201
+
+
+class Interleaved:
+    """The contenders of one case. `first` is timed by the caller (or by `measure`), the others by `others`.
+
+    steps: name → step, each called before (the check of its output does that); first: the name of the one that ends a
+    round; inside: the context that a contender's samples are taken in, entered before the clock starts; clock: seconds.
+    """
+
+    def __init__(
+        self,
+        steps: Mapping[str, Step],
+        first: str,
+        inside: Inside = lambda name: nullcontext(),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.steps, self.first, self.inside, self.clock = dict(steps), first, inside, clock
+        self.times: Times = {name: [] for name in steps}
+        once = {name: self._once(name) for name in self.steps}
+        self.calls = {name: _calls(seconds) for name, seconds in once.items()}
+        self.round_seconds = sum(once[name] * calls for name, calls in self.calls.items())
+
+    def _once(self, name: str) -> float:
+        """Seconds of one call; the least of three where it is short, since a first call is slower."""
+        once = self._seconds(name, 1)
+        return once if once >= SAMPLE_SECONDS else min(once, self._seconds(name, 1), self._seconds(name, 1))
+
+    def _seconds(self, name: str, calls: int) -> float:
+        step = self.steps[name]
+        with self.inside(name):
+            if calls > 1:  # a short step finds its weights where its last call left them, not where others put them
+                step()
+            start = self.clock()
+            for _ in range(calls):
+                step()
+            return (self.clock() - start) / calls
+
+    def sample(self, name: str) -> None:
+        """Take and keep one sample of one contender."""
+        self.times[name].append(self._seconds(name, self.calls[name]))
+
+    def others(self) -> None:
+        """One sample of every contender but the first."""
+        for name in self.steps:
+            if name != self.first:
+                self.sample(name)
+
+    def run_first(self) -> None:
+        """One sample of the first for a timer outside; `keep` its time afterwards."""
+        with self.inside(self.first):
+            step = self.steps[self.first]
+            for _ in range(self.calls[self.first]):
+                step()
+
+    def rounds_for(self, seconds: float) -> int:
+        """How many rounds fit into `seconds`."""
+        return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / max(self.round_seconds, 1e-6))))
+
+
+def _calls(once: float) -> int:
+    return 1 if once >= SAMPLE_SECONDS else min(1000, int(SAMPLE_SECONDS / max(once, 1e-7)) + 1)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """No garbage collection inside."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def measure(turns: Interleaved, seconds: float) -> Times:
+    """Return the seconds a call of every step, one for each of the rounds that fit into `seconds` (at least three)."""
+    with undisturbed():
+        for _ in range(turns.rounds_for(seconds)):
+            turns.others()
+            turns.sample(turns.first)
+    return turns.times
+
+
+def ratio(times: Times, ours: str, theirs: str) -> float:
+    """Return the median over rounds of their time / our time."""
+    return statistics.median(pair_ratios(times, ours, theirs))
+
+
+def pair_ratios(times: Times, ours: str, theirs: str) -> list[float]:
+    """Return their time / our time, round by round."""
+    return [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Return the value below which a share q of the sorted values lies (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]

@@ -1,0 +1,103 @@
+"""The timer of the benchmarks: turns, samples, ratios. Time itself is a counter here."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import contextmanager
+
+import pytest
+
+from benchmarks.timing import LEAST_ROUNDS, MOST_ROUNDS, Interleaved, measure, pair_ratios, quantile, ratio, undisturbed
+
+
+class Bench:
+    """Steps that advance a clock and write down their turns."""
+
+    def __init__(self, **seconds: float) -> None:
+        self.now, self.turns, self.open = 0.0, [], []
+        self.steps = {name: self._step(name, s) for name, s in seconds.items()}
+
+    def _step(self, name: str, seconds: float):
+        def step() -> None:
+            self.turns.append((name, tuple(self.open)))
+            self.now += seconds
+
+        return step
+
+    @contextmanager
+    def inside(self, name: str):
+        self.open.append(name)
+        self.now += 100  # entering the context is not part of a sample
+        yield
+        self.open.remove(name)
+
+    def interleaved(self, first: str) -> Interleaved:
+        return Interleaved(self.steps, first, self.inside, lambda: self.now)
+
+
+def test_contenders_take_turns_and_the_first_ends_a_round():
+    bench = Bench(cpu=1.0, torch=2.0, loop=3.0)
+    turns = bench.interleaved("cpu")
+    bench.turns.clear()
+    times = measure(turns, seconds=30.0)
+    assert [name for name, _ in bench.turns] == ["torch", "loop", "cpu"] * 5
+    assert times == {"cpu": [1.0] * 5, "torch": [2.0] * 5, "loop": [3.0] * 5}
+
+
+def test_each_sample_is_taken_inside_its_own_context_and_without_its_cost():
+    bench = Bench(cpu=1.0, torch=2.0)
+    times = measure(bench.interleaved("cpu"), seconds=0.0)
+    assert all(inside == (name,) for name, inside in bench.turns)
+    assert times["torch"] == [2.0] * LEAST_ROUNDS
+
+
+def test_a_short_step_is_repeated_until_the_sample_is_long_enough_after_a_warm_call():
+    bench = Bench(cpu=1e-4, torch=1.0)
+    turns = bench.interleaved("cpu")
+    assert turns.calls["torch"] == 1
+    assert 20 <= turns.calls["cpu"] <= 21
+    bench.turns.clear()
+    turns.sample("cpu")
+    assert len(bench.turns) == turns.calls["cpu"] + 1
+    assert turns.times["cpu"] == [pytest.approx(1e-4)]
+
+
+def test_run_first_runs_as_many_calls_as_a_sample():
+    bench = Bench(cpu=1e-4, torch=1.0)
+    turns = bench.interleaved("cpu")
+    bench.turns.clear()
+    turns.run_first()
+    assert bench.turns == [("cpu", ("cpu",))] * turns.calls["cpu"]
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, LEAST_ROUNDS), (30.0, 10), (1e9, MOST_ROUNDS)])
+def test_rounds_fill_the_time_within_bounds(seconds: float, rounds: int):
+    assert Bench(cpu=1.0, torch=2.0).interleaved("cpu").rounds_for(seconds) == rounds
+
+
+def test_a_ratio_is_the_median_of_pairs_so_a_slow_round_does_not_count():
+    times = {"cpu": [1.0, 10.0, 1.0, 2.0, 1.0], "torch": [2.0, 20.0, 2.0, 2.0, 900.0]}
+    assert pair_ratios(times, "cpu", "torch") == [2.0, 2.0, 2.0, 1.0, 900.0]
+    assert ratio(times, "cpu", "torch") == 2.0
+    assert ratio(times, "torch", "cpu") == 0.5
+
+
+def test_rounds_that_do_not_pair_are_refused():
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        ratio({"cpu": [1.0, 1.0], "torch": [1.0]}, "cpu", "torch")
+
+
+def test_quantile_is_a_value_that_was_measured():
+    values = [5.0, 1.0, 4.0, 2.0, 3.0]
+    assert [quantile(values, q) for q in (0.0, 0.2, 0.5, 0.8, 1.0)] == [1.0, 2.0, 3.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_garbage_collection_is_off_inside_and_as_it_was_after(on: bool):
+    try:
+        (gc.enable if on else gc.disable)()
+        with undisturbed():
+            assert not gc.isenabled()
+        assert gc.isenabled() is on
+    finally:
+        gc.enable()

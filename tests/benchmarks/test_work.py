@@ -1,0 +1,113 @@
+"""A case of the benchmarks: its output must be right before it is timed, in the context that its name says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import characters, layer, saved, table
+from benchmarks.suite import CASES, Timed
+from benchmarks.work import Work, WrongOutputError, agree, geometric_mean
+from fastlstm import dispatch
+
+SMALL = {
+    "training": lambda: layer.layer(5, 3, 8),
+    "forward": lambda: layer.layer(5, 3, 8, I=4, L=2, train=False),
+    "packed": lambda: layer.layer(8, 5, 8, packed=True),
+    "packed-bidirectional": lambda: layer.layer(8, 5, 8, packed=True, bidirectional=True),
+    "projection": lambda: layer.layer(5, 3, 8, P=3),
+    "one-step": lambda: layer.one_step(2, 8),
+    "characters": lambda: characters.training_step(2, 8, 3, 5),
+    "sampling": lambda: characters.sampling(2, 8, num=2, length=5),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_kind_of_work_agrees_on_a_small_size(name: str):
+    SMALL[name]().check()
+
+
+def test_a_wrong_contender_is_never_timed(monkeypatch: pytest.MonkeyPatch):
+    timed = []
+    monkeypatch.setattr(table, "measure", lambda *_: timed.append(1))
+    good = torch.ones(4)
+    work = Work({"cpu": lambda: [good * 1.001], "torch": lambda: [good]})
+    with pytest.raises(WrongOutputError, match=r"cpu, tensor 0: off by 0\.001, allowed 2e-05"):
+        table._measured(Timed("any/case", lambda: work), 0.0, 1e9)
+    assert timed == []
+
+
+@pytest.mark.parametrize(
+    ("got", "match"),
+    [
+        ([torch.ones(3)], "returns 1 tensors, expected 2"),
+        ([torch.ones(3), torch.ones(3)], r"tensor 1: shape \(3,\), expected \(2,\)"),
+        ([torch.ones(3), torch.full((2,), float("nan"))], "tensor 1: off by nan"),
+        ([torch.ones(3), torch.zeros(2)], "tensor 1: off by 1, allowed"),
+    ],
+)
+def test_disagreement_names_contender_and_tensor(got: list[torch.Tensor], match: str):
+    with pytest.raises(WrongOutputError, match=match):
+        agree("mine", got, [torch.ones(3).double(), torch.ones(2).double()], 1e-3)
+
+
+def test_check_runs_each_contender_under_its_backend(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FASTLSTM_BACKEND", "reference")
+    seen = {}
+
+    def run(name: str):
+        def call() -> list[torch.Tensor]:
+            seen[name] = (dispatch.forced(), torch.is_grad_enabled())
+            return [torch.ones(1)]
+
+        return call
+
+    Work({name: run(name) for name in ("cpu", "dispatched", "torch")}, grad=False).check()
+    assert seen == {"cpu": ("cpu", False), "dispatched": (None, False), "torch": ("reference", False)}
+
+
+def test_what_dispatch_takes_is_known():
+    work = layer.layer(5, 3, 8)
+    assert work.chosen in ("cpu", "torch", "reference")
+
+
+def test_sampling_is_checked_with_argmax_and_timed_with_drawing():
+    work = characters.sampling(1, 8, length=20)
+    first, second = (work.checked["torch"]()[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert work.runs["torch"]()[0].shape == (20, 1)
+
+
+def test_names_are_unique_and_the_quick_part_has_every_kind_of_row():
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+    assert {case.group for case in CASES if case.quick} >= {"training", "forward", "packed", "one-step", "sampling"}
+
+
+def test_saved_bytes_counts_each_storage_once_and_no_parameter():
+    weight = torch.nn.Parameter(torch.ones(1000))
+    x = torch.ones(50, requires_grad=True)
+
+    def call() -> torch.Tensor:
+        y = x.exp()  # saves its result: 200 bytes, which the product below saves once more
+        return (y * y[:10].sum()).sum() * weight.sum()
+
+    assert saved.saved_bytes(call, [weight]) < 4 * 1000
+    assert saved.saved_bytes(lambda: x.exp(), []) == 200
+    assert saved.saved_bytes(lambda: x.detach().exp(), []) == 0
+
+
+def test_recompute_saves_less_and_both_less_than_torch():
+    found = saved.saved(16, 4, 16)
+    assert found["recompute"] < found["cpu"] < found["torch"]
+
+
+def test_geometric_mean():
+    assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
+
+
+def test_flops_of_a_layer():
+    # one row, I 2, H 3: 4 gates · 3 units · (2 + 3) inputs, each a multiplication and an addition
+    assert layer.layer_flops(1, 2, 3, 0, 1, 1) == 2 * 4 * 3 * 5
+    assert layer.layer_flops(1, 2, 3, 2, 1, 1) == 2 * (4 * 3 * (2 + 2) + 2 * 3)
+    assert layer.layer_flops(1, 2, 3, 0, 2, 2) == 2 * 2 * 4 * 3 * (2 + 3) + 2 * 2 * 4 * 3 * (6 + 3)
