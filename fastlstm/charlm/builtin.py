@@ -63,11 +63,7 @@ def _declared_encoding(path: Path) -> str:
 
 def _python() -> TextSource:
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = [
-        path
-        for path in files_under(root)
-        if path.suffix == ".py" and not _LEFT_OUT.intersection(path.relative_to(root).parts)
-    ]
+    files = files_under(root, ".py", _LEFT_OUT)
     return TextSource(files, encoding_of=_declared_encoding)
 
 

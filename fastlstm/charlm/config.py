@@ -29,6 +29,8 @@ class TrainConfig:
     num_layers: int = option(2, "Model", "LSTM layers")
     embedding_dim: int = option(0, "Model", "size of the character embedding; 0 for one-hot", "--wordvec-size")
     dropout: float = option(0.0, "Model", "dropout after every layer, the last one too")
+    locked_dropout: float = option(0.0, "Model", "dropout after every layer with one mask for all steps of a batch")
+    weight_drop: float = option(0.0, "Model", "drop recurrent weights (DropConnect), one mask a batch")
     init_scale: float = option(0.08, "Model", "weights start uniform in ±this; 0 for the layers' own draws")
     optimizer: str = option("rmsprop", "Optimisation", "rmsprop, adam or adamw")
     learning_rate: float = option(2e-3, "Optimisation", "learning rate at the start")
@@ -89,6 +91,8 @@ _BOUNDS = [
     ("num_layers", 1, 1000),
     ("embedding_dim", 0, 1 << 20),
     ("dropout", 0.0, 0.99),
+    ("locked_dropout", 0.0, 0.99),
+    ("weight_drop", 0.0, 0.99),
     ("init_scale", 0.0, 10.0),
     ("learning_rate", 0.0, 100.0),
     ("decay_rate", 0.0, 1.0),

@@ -13,20 +13,34 @@ State = tuple[Tensor, Tensor]  # h and c, (layers, B, H) each
 class CharModel(nn.Module):
     """Scores of the next character after every character.
 
-    symbols: V; hidden_size: H; num_layers: L; embedding_dim: 0 for one-hot input; dropout: after every layer.
+    symbols: V; hidden_size: H; num_layers: L; embedding_dim: 0 for one-hot input; dropout: after every layer;
+    locked_dropout: the same with one mask for all steps of a call; weight_drop: on the recurrent weights.
     """
 
-    def __init__(self, symbols: int, hidden_size: int, num_layers: int, embedding_dim: int = 0, dropout: float = 0.0):
+    def __init__(
+        self,
+        symbols: int,
+        hidden_size: int,
+        num_layers: int,
+        embedding_dim: int = 0,
+        dropout: float = 0.0,
+        locked_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+    ):
         super().__init__()
         between = dropout if num_layers > 1 else 0.0
         self.rnn = fastlstm.TokenLSTM(symbols, embedding_dim or None, hidden_size, num_layers, dropout=between)
-        self.drop = nn.Dropout(dropout)
+        self.rnn.lstm.locked_dropout, self.rnn.lstm.weight_drop = locked_dropout, weight_drop
+        self.drop, self.locked = nn.Dropout(dropout), nn.Dropout(locked_dropout)
         self.out = nn.Linear(hidden_size, symbols)
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids: (T, B) int64 → scores (T, B, V) and the state after the last step."""
         h, state = self.rnn(ids, state)
-        return self.out(self.drop(h)), state
+        h = self.drop(h)
+        if self.training and self.locked.p:
+            h = h * self.locked(torch.ones_like(h[:1]))
+        return self.out(h), state
 
     def zero_state(self, batch: int) -> State:
         weight = self.out.weight

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,12 +105,15 @@ class TextSource:
         return [path for path, old, new in zip(self.files, self.stamps, now, strict=True) if old != new]
 
 
-def files_under(folder: Path) -> list[Path]:
-    """Every text file under a folder, in order of path: none hidden, none with a NUL byte near its start."""
+def files_under(folder: Path, suffix: str = "", without: Set[str] = frozenset()) -> list[Path]:
+    """Every text file under a folder, in order of path: none hidden, none with a NUL byte near its start.
+
+    suffix: of the files wanted; without: names of folders that are left out, with all that is in them.
+    """
     found = []
     for here, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
-        found += [Path(here, name) for name in sorted(names) if not name.startswith(".")]
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__pycache__" and n not in without)
+        found += [Path(here, name) for name in sorted(names) if not name.startswith(".") and name.endswith(suffix)]
     return [path for path in found if path.is_file() and not _binary(path)]
 
 

@@ -238,7 +238,8 @@ class Trainer:
 
 def _fresh_model(config: TrainConfig, symbols: int, start: dict[str, Tensor] | None) -> CharModel:
     torch.manual_seed(config.seed)
-    model = CharModel(symbols, config.hidden_size, config.num_layers, config.embedding_dim, config.dropout)
+    sizes = (symbols, config.hidden_size, config.num_layers, config.embedding_dim)
+    model = CharModel(*sizes, config.dropout, config.locked_dropout, config.weight_drop)
     initialise(model, config.init_scale)
     if start is not None:
         model.load_state_dict(start)

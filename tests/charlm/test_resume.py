@@ -24,6 +24,7 @@ GIVEN = {**SMALL, "dropout": 0.3, "checkpoint_every": 17, "sample_every": 40, "s
 KINDS = [
     {},
     {"optimizer": "adamw", "schedule": "cosine", "warmup": 30},
+    {"dropout": 0.0, "locked_dropout": 0.3, "weight_drop": 0.2},
     {"lines": True, "patience": 50, "max_epochs": 3},
 ]
 

@@ -94,6 +94,23 @@ def test_the_loop_is_char_rnns_written_out(text, tmp_path, embedding):
     torch.testing.assert_close(trainer.state[0], state[0], rtol=0.02, atol=0.02)
 
 
+def test_regularisers_reach_the_layers(text, tmp_path):
+    """In training each batch has one mask for all steps; weights drop; in evaluation neither does anything."""
+    settings = config.make(**SMALL, locked_dropout=0.5, weight_drop=0.25).settle(False)
+    model = Trainer(settings, load(str(text), Reading()), tmp_path, Ranks("cpu"), Reporter()).model
+    assert (model.rnn.lstm.locked_dropout, model.rnn.lstm.weight_drop) == (0.5, 0.25)
+    ids = torch.zeros(30, 3, dtype=torch.int64)
+    model.out = nn.Identity()
+    dropped = model.train()(ids)[0] == 0
+    assert (dropped == dropped[:1]).all()
+    assert 0 < dropped.float().mean() < 1
+    assert not (model.eval()(ids)[0] == 0).any()
+    plain = model(ids)[0]
+    model.locked.p = model.rnn.lstm.locked_dropout = 0.0
+    assert not torch.equal(model.train()(ids)[0], plain)  # the weights that drop
+    assert torch.equal(model.eval()(ids)[0], plain)
+
+
 def test_a_run_and_its_records(small_run):
     log = log_of(small_run.folder)
     assert log[0]["iteration"] == 1
@@ -133,6 +150,7 @@ def test_validation_is_char_rnns(small_run):
         {"lines": True, "dropout": 0.2},
         {"bytes": True, "embedding_dim": 8},
         {"split": "contiguous", "val_frac": 0.1, "num_layers": 1},
+        {"locked_dropout": 0.2, "weight_drop": 0.2},
     ],
 )
 def test_other_options_train_too(text, tmp_path, given):
