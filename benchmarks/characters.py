@@ -57,7 +57,7 @@ def training_step(L: int, H: int, B: int, T: int, device: str = "cpu") -> Work:
     runs = {name: optimised(model, ids, targets) for name, model in {**models, "torch": theirs}.items()}
     flops = 3 * 2 * T * B * (4 * H * H * (2 * L - 1) + H * V)
     chosen = chosen_by_dispatch(models["dispatched"].rnn, ids)
-    return Work(runs, flops=flops, chosen=chosen, notes={"theirs": theirs, "ids": ids, "targets": targets})
+    return Work(runs, flops=flops, chosen=chosen)
 
 
 def optimised(model: nn.Module, ids: Tensor, targets: Tensor) -> Run:

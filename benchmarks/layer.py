@@ -1,111 +1,130 @@
-"""Work of one layer (or a few): forward, training step, packed, projected, bidirectional, one step, stream."""
+"""Work of LSTM layers: forward, training step, packed, projected, bidirectional, one step, stream.
+
+The tensors are those of the shared table of cases (benchmarks/cases.py); the first layer's weights too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 import fastlstm
+from benchmarks.cases import Case, make, make_grads
 from benchmarks.work import ALLOWED, Run, Work, chosen_by_dispatch, columns, same_weights
 
-Input = Tensor | PackedSequence
+State = tuple[Tensor, Tensor]
 
 
-def layer(
-    T: int,
-    B: int,
-    H: int,
-    *,
-    I: int | None = None,
-    L: int = 1,
-    P: int = 0,
-    bidirectional: bool = False,
-    packed: bool = False,
-    train: bool = True,
-    device: str = "cpu",
-) -> Work:
-    """Forward, or forward and backward with all gradients, of an LSTM on (T, B, I).
+@dataclass(frozen=True)
+class Call:
+    """How a case is called. train: backward too, into input and weights; state: with a given initial state."""
 
-    I: H where None; P: projection; packed: lengths T … T / 4 over the batch; train: also backward, into x and weights.
-    """
+    case: Case
+    L: int = 1
+    bidirectional: bool = False
+    train: bool = True
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def flops(self) -> float:
+        """Multiply-adds × 2 of one call; a training step takes three times a forward."""
+        c, total, width = self.case, 0, self.case.I
+        for _ in range(self.L):
+            total += self.directions * 2 * c.N * (4 * c.H * (width + c.P) + (c.P * c.H if c.projection else 0))
+            width = c.P * self.directions
+        return float(total * (3 if self.train else 1))
+
+
+def shape(
+    T: int, B: int, H: int, I: int | None = None, P: int = 0, packed: bool = False, initial: bool = False
+) -> Case:
+    """A case for timing. I: H where None; P: projection, 0 for none; packed: lengths T … T / 4 over the batch."""
+    lengths = tuple(torch.linspace(T, T / 4, B).long().tolist()) if packed else ()
     I = H if I is None else I
-    theirs = nn.LSTM(I, H, L, proj_size=P, bidirectional=bidirectional, device=device)
-    ours = same_weights(fastlstm.LSTM(I, H, L, proj_size=P, bidirectional=bidirectional, device=device), theirs)
-    data = torch.randn(T, B, I, device=device, requires_grad=train)
-    lengths = torch.linspace(T, T / 4, B).long() if packed else torch.full((B,), T)
-    rows, width = int(lengths.sum()), (P or H) * (2 if bidirectional else 1)
-    upstream = torch.randn(*((rows,) if packed else (T, B)), width, device=device)
-
-    def step(lstm: nn.Module) -> Run:
-        if not train:
-            return inference(lstm, x_of(data, lengths, packed))
-        return training(lstm, data, lambda: x_of(data, lengths, packed), upstream)
-
-    x = x_of(data, lengths, packed)
-    runs = {**dict.fromkeys(columns(device), step(ours)), "torch": step(theirs)}
-    flops = layer_flops(rows, I, H, P, L, 2 if bidirectional else 1) * (3 if train else 1)
-    with torch.set_grad_enabled(train):
-        chosen = chosen_by_dispatch(ours, x)
-    return Work(runs, grad=train, flops=flops, chosen=chosen, notes={"theirs": theirs, "x": x})
+    return Case(f"T{T}B{B}I{I}H{H}", T, B, I, H, P or H, lengths=lengths, initial=initial, projection=P > 0)
 
 
-def x_of(data: Tensor, lengths: Tensor, packed: bool) -> Input:
-    return pack_padded_sequence(data, lengths) if packed else data
+@dataclass(frozen=True)
+class Ready:
+    """A call made ready: nn.LSTM with the case's weights, its input and state, and the gradient from above."""
+
+    call: Call
+    lstm: nn.LSTM
+    rows: Tensor
+    batch_sizes: Tensor | None
+    state: State | None
+    upstream: Tensor
+
+    def x(self) -> Tensor | PackedSequence:
+        return self.rows if self.batch_sizes is None else PackedSequence(self.rows, self.batch_sizes)
 
 
-def inference(lstm: nn.Module, x: Input, state: tuple[Tensor, Tensor] | None = None) -> Run:
-    """A forward call: output and final states."""
-
-    def run() -> tuple[Tensor, ...]:
-        out, (h_n, c_n) = lstm(x, state)
-        return out.data, h_n, c_n
-
-    return run
-
-
-def training(lstm: nn.Module, data: Tensor, x: Callable[[], Input], upstream: Tensor) -> Run:
-    """Forward and backward: output, final states, gradients of data and of every weight. Packing is part of it."""
-    leaves = [data, *lstm.parameters()]
-
-    def run() -> tuple[Tensor, ...]:
-        out, (h_n, c_n) = lstm(x())
-        return (out.data.detach(), h_n.detach(), c_n.detach(), *torch.autograd.grad(out_data(out), leaves, upstream))
-
-    return run
-
-
-def out_data(out: Input) -> Tensor:
-    return out.data if isinstance(out, PackedSequence) else out
-
-
-def layer_flops(rows: int, I: int, H: int, P: int, L: int, directions: int) -> float:
-    """Multiply-adds × 2 of a forward over `rows` (T·B) rows; a training step takes three times as many."""
-    total, width, out = 0, I, P or H
-    for _ in range(L):
-        total += directions * 2 * rows * (4 * H * (width + out) + (P * H if P else 0))
-        width = out * directions
-    return float(total)
-
-
-def one_step(L: int, H: int, device: str = "cpu") -> Work:
-    """A module call for one step of one sequence with a given state, without gradients."""
-    theirs = nn.LSTM(H, H, L, device=device)
-    ours = same_weights(fastlstm.LSTM(H, H, L, device=device), theirs)
-    x, state = torch.randn(1, 1, H, device=device), tuple(torch.randn(2, L, 1, H, device=device))
-    runs = {**dict.fromkeys(columns(device), inference(ours, x, state)), "torch": inference(theirs, x, state)}
+def ready(call: Call) -> Ready:
+    """Draw the tensors of a call."""
+    case, kind = call.case, {"device": call.device, "dtype": call.dtype}
+    inputs = make(case, call.dtype, device=call.device)
+    proj = case.P if case.projection else 0
+    lstm = nn.LSTM(case.I, case.H, call.L, proj_size=proj, bidirectional=call.bidirectional, **kind)
     with torch.no_grad():
-        chosen = chosen_by_dispatch(ours, x)
-    return Work(
-        runs, grad=False, chosen=chosen, bytes=4.0 * weights(theirs), notes={"theirs": theirs, "x": x, "state": state}
-    )
+        lstm.weight_ih_l0.copy_(inputs.w_x)
+        lstm.weight_hh_l0.copy_(inputs.w_hh)
+    state = None
+    if case.initial:
+        n = call.L * call.directions
+        state = tuple(s.to(call.dtype).expand(n, -1, -1).contiguous() for s in (inputs.h0, inputs.c0))
+    upstream = torch.cat([make_grads(case, call.dtype, device=call.device).dh] * call.directions, -1)
+    return Ready(call, lstm, inputs.x.requires_grad_(call.train), inputs.batch_sizes, state, upstream)
 
 
-def weights(module: nn.Module) -> int:
-    """Number of weights."""
-    return sum(p.numel() for p in module.parameters())
+def layer(call: Call) -> Work:
+    """Forward, or forward and backward with all gradients."""
+    made = ready(call)
+    ours = same_weights(fastlstm_like(made.lstm), made.lstm)
+    runs = {**dict.fromkeys(columns(call.device), step(ours, made)), "torch": step(made.lstm, made)}
+    with torch.set_grad_enabled(call.train):
+        chosen = chosen_by_dispatch(ours, made.x())
+    read = made.rows.element_size() * float(sum(p.numel() for p in made.lstm.parameters()))
+    return Work(runs, dtype=call.dtype, grad=call.train, flops=call.flops, bytes=read, chosen=chosen, made=made)
+
+
+def fastlstm_like(theirs: nn.LSTM) -> fastlstm.LSTM:
+    """A fastlstm.LSTM of the same sizes, type and device."""
+    w = theirs.weight_ih_l0
+    sizes = (theirs.input_size, theirs.hidden_size, theirs.num_layers)
+    options = {"proj_size": theirs.proj_size, "bidirectional": theirs.bidirectional}
+    return fastlstm.LSTM(*sizes, **options, device=w.device, dtype=w.dtype)
+
+
+def step(lstm: nn.Module, made: Ready) -> Run:
+    """One call of `lstm` as `made` says: forward, or forward and backward."""
+    if made.call.train:
+        return backward_of(lambda: _flat(lstm(made.x(), made.state)), [made.rows, *lstm.parameters()], made.upstream)
+    x = made.x()
+    return lambda: _flat(lstm(x, made.state))
+
+
+def _flat(result: tuple[Tensor | PackedSequence, State]) -> tuple[Tensor, Tensor, Tensor]:
+    out, (h_n, c_n) = result
+    return (out.data if isinstance(out, PackedSequence) else out), h_n, c_n
+
+
+def backward_of(forward: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor], upstream: Tensor) -> Run:
+    """Forward and backward: what forward returns (its first result gets `upstream`), then the gradients of `leaves`."""
+
+    def run() -> tuple[Tensor, ...]:
+        found = forward()
+        return (*(y.detach() for y in found), *torch.autograd.grad(found[0], leaves, upstream))
+
+    return run
 
 
 STREAM_STEPS = 8  # compared from a zero state; the error of rounded weights has then shown itself
@@ -129,7 +148,7 @@ def stream(L: int, H: int, dtype: torch.dtype = torch.bfloat16) -> Work:
             found.append(out[0])
         return found
 
-    size = torch.finfo(dtype).bits / 8
     runs = {"cpu": mine, "dispatched": mine, "torch": other}
+    read = torch.finfo(dtype).bits / 8 * sum(p.numel() for p in theirs.parameters()) * len(x)
     allowed = dict.fromkeys(("cpu", "dispatched"), ALLOWED[dtype])
-    return Work(runs, grad=False, chosen="cpu", bytes=size * weights(theirs) * len(x), allowed=allowed)
+    return Work(runs, grad=False, chosen="cpu", bytes=read, allowed=allowed)

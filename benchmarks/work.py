@@ -10,11 +10,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import fastlstm
+
+if TYPE_CHECKING:
+    from benchmarks.layer import Ready
 
 Run = Callable[[], Iterable[Tensor]]
 
@@ -37,7 +41,8 @@ class Work:
     runs: name → one call that returns what is compared; judge: the contender the others must agree with, run once;
     flops: multiply-adds × 2 of one call, 0 where products are not what bounds it; bytes: weights that one call must read;
     checked: what `check` runs where that is not what is timed (sampling: argmax); allowed: name → its own tolerance;
-    grad: whether gradients are recorded; chosen: what dispatch takes; skipped: peer → why it is not there.
+    grad: whether gradients are recorded; chosen: what dispatch takes; skipped: name → why it is not timed;
+    optional: those that may be left out; made: a layer's tensors, for peers; notes: what else the result should say.
     """
 
     runs: dict[str, Run]
@@ -48,8 +53,10 @@ class Work:
     bytes: float = 0.0
     chosen: str = ""
     checked: dict[str, Run] = field(default_factory=dict)
+    optional: set[str] = field(default_factory=set)
     skipped: dict[str, str] = field(default_factory=dict)
     allowed: dict[str, float] = field(default_factory=dict)
+    made: Ready | None = None
     notes: dict[str, object] = field(default_factory=dict)
 
     @contextmanager
@@ -60,15 +67,28 @@ class Work:
             yield
 
     def check(self) -> None:
-        """Raise WrongOutputError unless every contender returns what the judge returns."""
-        runs = self.checked or self.runs
-        with self.inside(self.judge):
-            expected = [tensor.detach().double() for tensor in runs[self.judge]()]
-        for name, run in runs.items():
-            if name != self.judge:
-                with self.inside(name):
-                    got = [tensor.detach() for tensor in run()]
-                agree(name, got, expected, self.allowed.get(name, ALLOWED[self.dtype]))
+        """Raise WrongOutputError unless every contender returns what the judge returns.
+
+        An optional one that fails is left out with the reason, and so is a forced backend that cannot run the call.
+        """
+        expected = [tensor.double() for tensor in self._results(self.judge)]
+        for name in [name for name in self.runs if name != self.judge]:
+            try:
+                agree(name, self._results(name), expected, self.allowed.get(name, ALLOWED[self.dtype]))
+            except fastlstm.BackendError as reason:
+                self._leave_out(name, reason)
+            except Exception as reason:  # a peer may fail in ways of its own; what matters is that it is not timed
+                if name not in self.optional:
+                    raise
+                self._leave_out(name, reason)
+
+    def _results(self, name: str) -> list[Tensor]:
+        with self.inside(name):
+            return [tensor.detach() for tensor in self.checked.get(name, self.runs[name])()]
+
+    def _leave_out(self, name: str, reason: Exception) -> None:
+        self.skipped[name] = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
+        del self.runs[name]
 
 
 def agree(name: str, got: Iterable[Tensor], expected: list[Tensor], allowed: float) -> None:

@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from benchmarks import characters, layer, saved, table
+from benchmarks.layer import Call, shape
 from benchmarks.suite import CASES, Timed
 from benchmarks.work import Work, WrongOutputError, agree, geometric_mean
 from fastlstm import dispatch
 
 SMALL = {
-    "training": lambda: layer.layer(5, 3, 8),
-    "forward": lambda: layer.layer(5, 3, 8, I=4, L=2, train=False),
-    "packed": lambda: layer.layer(8, 5, 8, packed=True),
-    "packed-bidirectional": lambda: layer.layer(8, 5, 8, packed=True, bidirectional=True),
-    "projection": lambda: layer.layer(5, 3, 8, P=3),
-    "one-step": lambda: layer.one_step(2, 8),
+    "training": lambda: layer.layer(Call(shape(5, 3, 8))),
+    "forward": lambda: layer.layer(Call(shape(5, 3, 8, I=4, initial=True), L=2, train=False)),
+    "packed": lambda: layer.layer(Call(shape(8, 5, 8, packed=True, initial=True))),
+    "packed-bidirectional": lambda: layer.layer(Call(shape(8, 5, 8, packed=True), bidirectional=True)),
+    "projection": lambda: layer.layer(Call(shape(5, 3, 8, P=3, initial=True))),
+    "one-step": lambda: layer.layer(Call(shape(1, 1, 8, initial=True), L=2, train=False)),
     "characters": lambda: characters.training_step(2, 8, 3, 5),
     "sampling": lambda: characters.sampling(2, 8, num=2, length=5),
 }
@@ -67,7 +68,7 @@ def test_check_runs_each_contender_under_its_backend(monkeypatch: pytest.MonkeyP
 
 
 def test_what_dispatch_takes_is_known():
-    work = layer.layer(5, 3, 8)
+    work = layer.layer(Call(shape(5, 3, 8)))
     assert work.chosen in ("cpu", "torch", "reference")
 
 
@@ -108,6 +109,9 @@ def test_geometric_mean():
 
 def test_flops_of_a_layer():
     # one row, I 2, H 3: 4 gates · 3 units · (2 + 3) inputs, each a multiplication and an addition
-    assert layer.layer_flops(1, 2, 3, 0, 1, 1) == 2 * 4 * 3 * 5
-    assert layer.layer_flops(1, 2, 3, 2, 1, 1) == 2 * (4 * 3 * (2 + 2) + 2 * 3)
-    assert layer.layer_flops(1, 2, 3, 0, 2, 2) == 2 * 2 * 4 * 3 * (2 + 3) + 2 * 2 * 4 * 3 * (6 + 3)
+    assert Call(shape(1, 1, 3, I=2), train=False).flops == 2 * 4 * 3 * 5
+    assert Call(shape(1, 1, 3, I=2)).flops == 3 * 2 * 4 * 3 * 5
+    assert Call(shape(1, 1, 3, I=2, P=2), train=False).flops == 2 * (4 * 3 * (2 + 2) + 2 * 3)
+    two = Call(shape(1, 1, 3, I=2), L=2, bidirectional=True, train=False)
+    assert two.flops == 2 * 2 * 4 * 3 * (2 + 3) + 2 * 2 * 4 * 3 * (6 + 3)
+    assert Call(shape(4, 2, 3, I=3, packed=True), train=False).flops == (4 + 1) * 2 * 4 * 3 * 6  # lengths 4 and 1

@@ -1,0 +1,116 @@
+"""GPU peers, FlashRNN and haste where installed, and the class of algorithm that torch asks cuDNN for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.layer import Call, Ready, backward_of
+from benchmarks.peers import AbsentError, Peer, need, plain
+
+
+class Device(NamedTuple):
+    """What torch's rules look at: compute capability and number of SMs."""
+
+    major: int
+    minor: int
+    sms: int
+
+
+def this_device() -> Device:
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return Device(found.major, found.minor, found.multi_processor_count)
+
+
+def cudnn_algorithm(call: Call, device: Device, forward: bool = True) -> str:
+    """Return the algorithm class torch asks cuDNN for: standard, persist static or persist static small H.
+
+    torch 2.13, aten/src/ATen/native/cudnn/RNN.cpp: get_algo and the heuristics above it.
+    """
+    case = call.case
+    if case.projection or case.packed or call.dtype == torch.float64:
+        return "standard"
+    if device.major >= 6 and (case.H <= 192 if forward else case.H <= 128):
+        return "persist static small H"
+    even = case.H % 128 == 0 and case.I % 128 == 0
+    if call.dtype == torch.float16 and call.L == 1 and not call.bidirectional and case.H <= 1024 and even:
+        return "persist static" if _persists(case.B, case.T, device) else "standard"
+    return "standard"
+
+
+def _persists(B: int, T: int, device: Device) -> bool:
+    """Torch's list of batch sizes and lengths for which the persistent kernel was found to pay."""
+    if device.major == 7 and device.minor != 5:
+        sizes = (B % 16 == 0 and B not in (80, 112)) or B == 8
+        return sizes and any(least <= T and most >= B for least, most in ((40, 128), (20, 96), (10, 32)))
+    return device.major >= 8 and device.sms >= 98 and device.minor != 6 and B % 8 == 0 and B <= 128
+
+
+def flashrnn(made: Ready) -> Peer:
+    """FlashRNN's LSTM with one head: it takes the input product and returns all states."""
+    plain(made)
+    _on_gpu(made)
+    need("flashrnn", "github.com/NX-AI/flashrnn")
+    if made.call.L > 1:
+        raise AbsentError("FlashRNN runs one layer")
+    from flashrnn import flashrnn as run_flashrnn
+
+    T, B, H = made.call.case.T, made.call.case.B, made.call.case.H
+    w_ih, w_hh, b_ih, b_hh = made.lstm.parameters()
+    name = str(made.call.dtype).removeprefix("torch.")
+    state = None if made.state is None else torch.stack([s[0] for s in made.state]).view(2, B, 1, 1, H)
+    none = torch.zeros(4, 1, H, device=w_hh.device, dtype=w_hh.dtype)  # the bias is in the input product
+
+    def forward() -> tuple[Tensor, Tensor, Tensor]:
+        xg = F.linear(made.rows, w_ih, b_ih + b_hh).view(T, B, 4, 1, H).transpose(0, 1)
+        states, last = run_flashrnn(xg, w_hh.view(4, 1, H, H), none, states=state, function="lstm", dtype=name)
+        return states[0, :, :, 0].transpose(0, 1), last[0, :, -1].transpose(0, 1), last[1, :, -1].transpose(0, 1)
+
+    run = backward_of(forward, [made.rows, w_ih, w_hh, b_ih, b_hh], made.upstream) if made.call.train else forward
+    return Peer(run, run)
+
+
+def haste(made: Ready) -> Peer:
+    """haste's LSTM: gate order i, g, f, o, weights transposed, one bias, zero initial state."""
+    plain(made)
+    _on_gpu(made)
+    need("haste_pytorch", "github.com/lmnt-com/haste")
+    if made.call.L > 1 or made.state is not None or made.call.dtype != torch.float32:
+        raise AbsentError("haste runs one layer from a zero state in float32 here")
+    import haste_pytorch
+
+    w_ih, w_hh, b_ih, b_hh = (p.detach() for p in made.lstm.parameters())
+    module = haste_pytorch.LSTM(made.call.case.I, made.call.case.H)
+    with torch.no_grad():
+        module.kernel.copy_(swapped(w_ih.t()))
+        module.recurrent_kernel.copy_(swapped(w_hh.t()))
+        module.bias.copy_(swapped(b_ih + b_hh))
+    leaves = [made.rows, module.kernel, module.recurrent_kernel, module.bias]
+
+    def forward() -> tuple[Tensor, Tensor, Tensor]:
+        out, (h_n, c_n) = module(made.rows)
+        return out, h_n, c_n
+
+    if not made.call.train:
+        return Peer(forward, forward)
+    run = backward_of(forward, leaves, made.upstream)
+
+    def compared() -> list[Tensor]:
+        *found, dx, dkernel, drecurrent, dbias = run()
+        return [*found, dx, swapped(dkernel).t(), swapped(drecurrent).t(), *[swapped(dbias)] * 2]
+
+    return Peer(run, compared)
+
+
+def swapped(value: Tensor) -> Tensor:
+    """Gates i, f, g, o in the last dimension to i, g, f, o, or back."""
+    i, second, third, o = value.chunk(4, -1)
+    return torch.cat([i, third, second, o], -1)
+
+
+def _on_gpu(made: Ready) -> None:
+    if made.call.device != "cuda":
+        raise AbsentError("this peer runs on a GPU")

@@ -1,0 +1,150 @@
+"""Other LSTMs beside fastlstm's: they agree where they are installed, and say why where they take no part."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import layer, peers
+from benchmarks.layer import Call, shape
+from benchmarks.peers import gpu, loops
+from benchmarks.work import Work
+
+DENSE = {
+    "training": Call(shape(4, 3, 8, I=5, initial=True), L=2),
+    "forward": Call(shape(4, 3, 8, I=5), L=2, train=False),
+    "one-step": Call(shape(1, 1, 8, initial=True), L=2, train=False),
+}
+
+
+def with_peer(call: Call, name: str) -> Work:
+    work = layer.layer(call)
+    peers.add(work, (name,))
+    return work
+
+
+@pytest.mark.parametrize("kind", DENSE)
+@pytest.mark.parametrize("name", ["cell-loop", "onnxruntime", "jax"])
+def test_a_peer_agrees_with_torch_in_every_output_and_gradient(name: str, kind: str):
+    work = with_peer(DENSE[kind], name)
+    if name in work.skipped:
+        expected = "gradients" if name == "onnxruntime" and kind == "training" else "is not installed"
+        assert expected in work.skipped[name]
+        return
+    work.check()
+    assert name in work.runs, work.skipped
+    work.runs[name]()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["training", "forward"])
+def test_the_compiled_loop_agrees(kind: str):
+    work = with_peer(DENSE[kind], "compiled-loop")
+    if "C++ compiler" in work.skipped.get("compiled-loop", ""):
+        pytest.skip(work.skipped["compiled-loop"])
+    work.check()
+    assert "compiled-loop" in work.runs, work.skipped
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (Call(shape(4, 3, 8, packed=True)), "packed sequences"),
+        (Call(shape(4, 3, 8), bidirectional=True), "two directions"),
+        (Call(shape(4, 3, 8, P=4)), "a projection"),
+    ],
+)
+def test_what_a_peer_cannot_do_is_written_down(call: Call, reason: str):
+    for name in (*peers.CPU, *peers.GPU):
+        work = with_peer(call, name)
+        assert name not in work.runs
+        assert reason in work.skipped[name]
+
+
+def test_a_gpu_peer_says_that_it_needs_one():
+    for name in peers.GPU:
+        assert with_peer(DENSE["forward"], name).skipped[name] == "this peer runs on a GPU"
+
+
+def test_a_missing_package_is_a_reason(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(peers.util, "find_spec", lambda package: None)
+    assert with_peer(DENSE["forward"], "jax").skipped["jax"] == "jax is not installed (pip install 'fastlstm[peers]')"
+
+
+def test_a_peer_that_is_wrong_or_fails_is_left_out_with_the_reason():
+    right = [torch.ones(2)]
+
+    def fails() -> list[torch.Tensor]:
+        raise RuntimeError("no kernel\nfor this size")
+
+    runs = {"torch": lambda: right, "cpu": lambda: right, "off": lambda: [torch.zeros(2)], "broken": fails}
+    work = Work(runs, optional={"off", "broken"})
+    work.check()
+    assert set(work.runs) == {"torch", "cpu"}
+    assert work.skipped["off"].startswith("WrongOutputError: off, tensor 0: off by 1")
+    assert work.skipped["broken"] == "RuntimeError: no kernel"
+
+
+def test_peers_run_layers_only():
+    with pytest.raises(ValueError, match="peers run layers"):
+        peers.add(Work({"torch": lambda: []}), ("jax",))
+
+
+def test_the_loop_uses_the_weights_themselves():
+    lstm = torch.nn.LSTM(3, 4, 2)
+    x, zero = torch.randn(2, 1, 3), torch.zeros(2, 1, 4)
+    with torch.no_grad():
+        before = loops.loop_of(lstm)(x, zero, zero)[0]
+        lstm.weight_hh_l1.mul_(2)
+        torch.testing.assert_close(loops.loop_of(lstm)(x, zero, zero)[0], lstm(x)[0])
+        assert not torch.equal(before, lstm(x)[0])
+
+
+H100, A100, V100, T4, A40 = (
+    gpu.Device(9, 0, 132),
+    gpu.Device(8, 0, 108),
+    gpu.Device(7, 0, 80),
+    gpu.Device(7, 5, 40),
+    gpu.Device(8, 6, 84),
+)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "device", "forward", "algorithm"),
+    [
+        ((64, 16, 128), torch.float32, H100, True, "persist static small H"),
+        ((64, 16, 192), torch.float32, H100, True, "persist static small H"),
+        ((64, 16, 192), torch.float32, H100, False, "standard"),
+        ((64, 16, 256), torch.float32, H100, True, "standard"),
+        ((64, 16, 256), torch.bfloat16, H100, True, "standard"),
+        ((64, 16, 256), torch.float16, H100, True, "persist static"),
+        ((64, 16, 1024), torch.float16, A100, False, "persist static"),
+        ((64, 16, 1152), torch.float16, A100, True, "standard"),
+        ((64, 17, 256), torch.float16, A100, True, "standard"),
+        ((64, 136, 256), torch.float16, A100, True, "standard"),
+        ((64, 16, 256), torch.float16, A40, True, "standard"),
+        ((64, 16, 256), torch.float16, T4, True, "standard"),
+        ((64, 80, 256), torch.float16, V100, True, "standard"),
+        ((10, 32, 256), torch.float16, V100, True, "persist static"),
+        ((10, 48, 256), torch.float16, V100, True, "standard"),
+        ((64, 16, 128), torch.float64, H100, True, "standard"),
+    ],
+)
+def test_the_algorithm_class_that_torch_asks_cudnn_for(size, dtype, device, forward, algorithm):
+    assert gpu.cudnn_algorithm(Call(shape(*size), dtype=dtype), device, forward) == algorithm
+
+
+def test_only_plain_layers_get_a_persistent_kernel():
+    for call in (
+        Call(shape(64, 16, 128, packed=True)),
+        Call(shape(64, 16, 128, P=64)),
+        Call(shape(64, 16, 256), L=2, dtype=torch.float16),
+        Call(shape(64, 16, 256), bidirectional=True, dtype=torch.float16),
+    ):
+        assert gpu.cudnn_algorithm(call, H100) == "standard"
+
+
+def test_swapped_gates_are_their_own_inverse():
+    value = torch.arange(8.0)
+    assert gpu.swapped(value).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    assert torch.equal(gpu.swapped(gpu.swapped(value)), value)
