@@ -144,6 +144,77 @@ def test_a_disk_that_fills_up(corpus, tmp_path, monkeypatch, call):
     assert outcome(tmp_path / "run") == expected
 
 
+class DeathError(BaseException):
+    """What nothing catches: the process is gone."""
+
+
+class HalfWritten:
+    """A file whose writer dies in the middle."""
+
+    def __init__(self, *args):
+        self.stream = open(*args)  # noqa: SIM115
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.stream.close()
+
+    def write(self, content):
+        self.stream.write(content[: len(content) // 2])
+        raise DeathError
+
+
+def die_at(patch, moment: str, count: int) -> None:
+    """Death at a moment of the save with this number (of best or last)."""
+    seen = []
+    replace, fsync = os.replace, os.fsync
+
+    def due() -> bool:
+        seen.append(None)
+        return len(seen) == count
+
+    def opened(*args):
+        return HalfWritten(*args) if due() else open(*args)
+
+    def renamed(source, target):
+        hit = due()
+        if hit and moment == "before rename":
+            raise DeathError
+        replace(source, target)
+        if hit:
+            raise DeathError
+
+    def synced(handle):
+        if due():
+            raise DeathError
+        fsync(handle)
+
+    if moment == "in write":
+        patch.setattr(checkpoint, "open", opened, raising=False)
+    elif moment == "in fsync":
+        patch.setattr(os, "fsync", synced)
+    else:
+        patch.setattr(os, "replace", renamed)
+
+
+@pytest.mark.parametrize("moment", ["in write", "in fsync", "before rename", "after rename"])
+def test_death_between_write_fsync_and_rename(corpus, tmp_path, monkeypatch, moment):
+    """Wherever it strikes, some whole checkpoint is there, and from it the run ends as it would have."""
+    expected = outcome(train(corpus, tmp_path / "whole", **GIVEN).folder)
+    folder = tmp_path / "run"
+    for count in (3, 1, 4, 2, 5):
+        resume = (folder / "last.safetensors").exists()
+        with monkeypatch.context() as patch:
+            die_at(patch, moment, count)
+            with pytest.raises(DeathError):
+                train(corpus, folder, resume=resume, **GIVEN)
+        if (folder / "last.safetensors").exists():
+            checkpoint.read(folder / "last.safetensors", with_train=True)
+    train(None, folder, resume=True)
+    assert outcome(folder) == expected
+
+
 def test_what_cannot_be_resumed(corpus, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(CharLMError, match=r"no run to resume in .*it holds no last.safetensors"):
