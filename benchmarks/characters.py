@@ -95,7 +95,7 @@ def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Work:
         chosen="cpu",
         bytes=4.0 * length * sum(p.numel() for name, p in ours.named_parameters() if "embedding" not in name),
         skipped=skipped,
-        notes={"characters": num * length},
+        characters=num * length,
     )
 
 

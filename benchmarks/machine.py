@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -33,14 +34,15 @@ def pinned(isa: str, module: str, argv: list[str]) -> None:
 
 
 def environment() -> dict[str, object]:
-    """Return machine, instruction sets, versions, threads and commit, one short value each."""
+    """Return threads, date, machine, instruction sets, versions and commit, one short value each."""
     return {
+        "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%d"),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "isa": native.load().isa() if native.why_not() is None else "none",
         "torch_isa": torch.backends.cpu.get_cpu_capability().lower(),
         "onednn_isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "default").lower(),
-        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -75,12 +77,23 @@ def _cpu() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def gemm_rate(size: int = 2048, rounds: int = 5) -> float:
-    """Return the median FLOP/s of a large torch matrix product in float32 with torch's threads."""
-    a, b = torch.randn(2, size, size)
-    times = []
+@cache
+def gemm_rate(threads: int, device: str = "cpu", dtype: torch.dtype = torch.float32, rounds: int = 5) -> float:
+    """Return the median FLOP/s of a large torch matrix product with so many threads, measured once a process."""
+    size = 2048 if device == "cpu" else 8192
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    before, times = torch.get_num_threads(), []
+    torch.set_num_threads(threads)
     for _ in range(rounds + 1):
         start = time.perf_counter()
         torch.mm(a, b)
+        finish(device)
         times.append(time.perf_counter() - start)
+    torch.set_num_threads(before)
     return 2.0 * size**3 / statistics.median(times[1:])
+
+
+def finish(device: str) -> None:
+    """Wait for what the device still does."""
+    if device == "cuda":
+        torch.cuda.synchronize()

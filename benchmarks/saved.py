@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 import fastlstm
-from benchmarks.work import same_weights
+from benchmarks.record import Row, quantiles
+from benchmarks.work import ALLOWED, agree, same_weights
 
 
 def saved_bytes(call: Callable[[], object], parameters: list[Tensor]) -> int:
@@ -31,21 +33,20 @@ def saved_bytes(call: Callable[[], object], parameters: list[Tensor]) -> int:
     return sum(found.values())
 
 
-def saved(T: int, B: int, H: int, L: int = 1) -> dict[str, int]:
+def rows(T: int, B: int, H: int, L: int = 1) -> list[Row]:
     """Return the bytes kept by `torch` (nn.LSTM), `cpu` (fastlstm) and `recompute`: L layers on (T, B, H), I = H, float32.
 
-    The input counts, since all of them keep it. Raises AssertionError where outputs differ.
+    The input counts, since all of them keep it. Raises WrongOutputError where outputs differ.
     """
     theirs = nn.LSTM(H, H, L)
-    modules = {
-        "torch": theirs,
-        "cpu": same_weights(fastlstm.LSTM(H, H, L), theirs),
-        "recompute": same_weights(fastlstm.LSTM(H, H, L, recompute=True), theirs),
-    }
-    x, found = torch.randn(T, B, H, requires_grad=True), {}
-    expected = theirs(x)[0].detach()
+    ours, lean = (same_weights(fastlstm.LSTM(H, H, L, recompute=on), theirs) for on in (False, True))
+    x, base = torch.randn(T, B, H, requires_grad=True), Row(f"saved/L{L}-H{H}", "", "B", T=T, B=B, I=H, H=H, P=H, L=L)
+    expected, found = theirs(x)[0].detach().double(), []
     with fastlstm.backend("cpu"):
-        for name, module in modules.items():
-            torch.testing.assert_close(module(x)[0].detach(), expected, rtol=1e-4, atol=1e-5)
-            found[name] = saved_bytes(partial(module, x), list(module.parameters()))
+        for name, module in {"torch": theirs, "cpu": ours, "recompute": lean}.items():
+            agree(name, [module(x)[0].detach()], [expected], ALLOWED[torch.float32])
+            size = float(saved_bytes(partial(module, x), list(module.parameters())))
+            ratio = (found[0].p50 if found else size) / size
+            made = quantiles(replace(base, contender=name, training=True, directions=1), [size], [ratio])
+            found.append(replace(made, calls=1))
     return found

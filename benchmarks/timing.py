@@ -7,7 +7,6 @@ function without arguments that does the work once; short steps are repeated unt
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,7 +23,8 @@ class Interleaved:
     """The contenders of one case. `first` is timed by the caller (or by `measure`), the others by `others`.
 
     steps: name → step, each called before (the check of its output does that); first: the name of the one that ends a
-    round; inside: the context that a contender's samples are taken in, entered before the clock starts; clock: seconds.
+    round; inside: the context that a contender's samples are taken in, entered before the clock starts; finish: waits for
+    work that a step only started (a GPU's); clock: seconds.
     """
 
     def __init__(
@@ -32,9 +32,10 @@ class Interleaved:
         steps: Mapping[str, Step],
         first: str,
         inside: Inside = lambda name: nullcontext(),
+        finish: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.steps, self.first, self.inside, self.clock = dict(steps), first, inside, clock
+        self.steps, self.first, self.inside, self.finish, self.clock = dict(steps), first, inside, finish, clock
         self.times: Times = {name: [] for name in steps}
         once = {name: self._once(name) for name in self.steps}
         self.calls = {name: _calls(seconds) for name, seconds in once.items()}
@@ -50,9 +51,11 @@ class Interleaved:
         with self.inside(name):
             if calls > 1:  # a short step finds its weights where its last call left them, not where others put them
                 step()
+            self.finish()
             start = self.clock()
             for _ in range(calls):
                 step()
+            self.finish()
             return (self.clock() - start) / calls
 
     def sample(self, name: str) -> None:
@@ -65,12 +68,21 @@ class Interleaved:
             if name != self.first:
                 self.sample(name)
 
+    def before_first(self) -> None:
+        """All of a round but the last sample, for a timer outside that then times `run_first`."""
+        self.others()
+        if self.calls[self.first] > 1:
+            with self.inside(self.first):
+                self.steps[self.first]()
+        self.finish()
+
     def run_first(self) -> None:
-        """One sample of the first for a timer outside; `keep` its time afterwards."""
+        """The calls of one sample of the first."""
         with self.inside(self.first):
             step = self.steps[self.first]
             for _ in range(self.calls[self.first]):
                 step()
+            self.finish()
 
     def rounds_for(self, seconds: float) -> int:
         """How many rounds fit into `seconds`."""
@@ -101,11 +113,6 @@ def measure(turns: Interleaved, seconds: float) -> Times:
             turns.others()
             turns.sample(turns.first)
     return turns.times
-
-
-def ratio(times: Times, ours: str, theirs: str) -> float:
-    """Return the median over rounds of their time / our time."""
-    return statistics.median(pair_ratios(times, ours, theirs))
 
 
 def pair_ratios(times: Times, ours: str, theirs: str) -> list[float]:

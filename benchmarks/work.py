@@ -42,7 +42,7 @@ class Work:
     flops: multiply-adds × 2 of one call, 0 where products are not what bounds it; bytes: weights that one call must read;
     checked: what `check` runs where that is not what is timed (sampling: argmax); allowed: name → its own tolerance;
     grad: whether gradients are recorded; chosen: what dispatch takes; skipped: name → why it is not timed;
-    optional: those that may be left out; made: a layer's tensors, for peers; notes: what else the result should say.
+    optional: those that may be left out; made: a layer's tensors, for peers; characters: drawn by one call.
     """
 
     runs: dict[str, Run]
@@ -57,7 +57,7 @@ class Work:
     skipped: dict[str, str] = field(default_factory=dict)
     allowed: dict[str, float] = field(default_factory=dict)
     made: Ready | None = None
-    notes: dict[str, object] = field(default_factory=dict)
+    characters: int = 0
 
     @contextmanager
     def inside(self, name: str) -> Iterator[None]:

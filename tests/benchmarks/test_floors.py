@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from benchmarks import record, table
 from benchmarks.floors import FLOORS, Floor
+from benchmarks.record import Row
 from benchmarks.suite import CASES
 
 
+def row(case: str, ratio: float, chosen: str = "cpu", contender: str = "cpu", **other: object) -> Row:
+    return Row(case, contender, ratio=ratio, chosen=chosen, **other)
+
+
 def test_every_floor_covers_cases_that_exist():
+    names = [case.name for case in CASES] + [f"{name}/any" for name in table.OTHERS]
     for floor in FLOORS:
-        assert any(floor.covers(case.name) for case in CASES), floor.row
+        assert any(floor.holds_for(name) for name in names), floor.row
 
 
 @pytest.mark.parametrize(
@@ -18,27 +27,53 @@ def test_every_floor_covers_cases_that_exist():
     [(("training",), 15), (("training-b1",), 5), (("training", "training-b1"), 20), (("forward", "forward-b1"), 20)],
 )
 def test_the_grid_has_the_shapes_that_its_floors_speak_of(groups: tuple[str, ...], shapes: int):
-    floor = next(floor for floor in FLOORS if floor.groups == groups)
-    assert sum(floor.covers(case.name) for case in CASES) == shapes
+    floor = next(floor for floor in FLOORS if floor.covers == groups)
+    assert sum(floor.holds_for(case.name) for case in CASES) == shapes
 
 
 @pytest.mark.parametrize(
-    ("statistic", "bound", "value", "holds"),
+    ("statistic", "bound", "value", "met"),
     [
         ("mean", 1.2, 1.2, True),
         ("worst", 1.2, 1.19, False),
         ("share", 0.2, 0.2, True),
         ("share", 0.2, 0.21, False),
+        ("size", 0.5, 0.51, False),
+        ("seconds", 0.05, 0.04, True),
     ],
 )
-def test_a_share_is_at_most_and_the_rest_at_least(statistic: str, bound: float, value: float, holds: bool):
-    assert Floor("row", ("a",), statistic, bound).holds(value) is holds
+def test_ratios_are_at_least_and_the_rest_at_most(statistic: str, bound: float, value: float, met: bool):
+    assert Floor("row", ("a",), statistic, bound).met(value) is met
 
 
 def test_values():
-    ratios = {"a/1": 1.0, "a/2": 4.0, "b/1": 0.1}
-    chosen = {"a/1": "torch", "a/2": "cpu", "b/1": "torch"}
-    assert Floor("row", ("a",), "mean", 1.0).value(ratios, chosen) == pytest.approx(2.0)
-    assert Floor("row", ("a", "b"), "worst", 1.0).value(ratios, chosen) == 0.1
-    assert Floor("row", ("a",), "share", 0.2).value(ratios, chosen) == 0.5
-    assert Floor("row", ("a/2",), "worst", 1.0).value(ratios, chosen) == 4.0
+    rows = [row("a/1", 1.0, "torch", p50=3.0), row("a/2", 4.0, p50=2.0), row("b/1", 0.1, "torch")]
+    rows += [row("a/1", 9.0, contender="jax"), Row("a/3", "cpu", skipped="no")]
+
+    def value(covers: tuple[str, ...], statistic: str, column: str = "cpu") -> float:
+        floor = Floor("row", covers, statistic, 1.0, column)
+        return floor.value(floor.of(rows))
+
+    assert value(("a",), "mean") == pytest.approx(2.0)
+    assert value(("a", "b"), "worst") == 0.1
+    assert value(("a",), "share") == 0.5
+    assert value(("a/2",), "size") == 0.25
+    assert value(("a",), "seconds") == 3.0
+    assert value(("a",), "worst", "jax") == 9.0
+
+
+def test_the_table_reads_a_file_and_fails_where_a_floor_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "rows.csv"
+    record.write_csv(file, [row("packed/H128", 4.5), row("projection/H256-P128-B50", 9.0)])
+    assert table.main(["--from", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "packed, H 128" in shown
+    assert "projection" not in shown, "one of its two cases is not there"
+    record.write_csv(file, [row("packed/H128", 3.9)])
+    assert table.main(["--from", str(file)]) == 1
+    assert "3.9       4  missed" in capsys.readouterr().out
+
+
+def test_the_table_lists_names(capsys: pytest.CaptureFixture[str]):
+    assert table.main(["--list", "--only", "packed"]) == 0
+    assert capsys.readouterr().out.split() == ["packed/H128", "packed/H256", "packed-bidirectional/H256"]

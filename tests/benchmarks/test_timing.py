@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from benchmarks.timing import LEAST_ROUNDS, MOST_ROUNDS, Interleaved, measure, pair_ratios, quantile, ratio, undisturbed
+from benchmarks.record import Row, quantiles
+from benchmarks.timing import LEAST_ROUNDS, MOST_ROUNDS, Interleaved, measure, pair_ratios, quantile, undisturbed
 
 
 class Bench:
@@ -24,6 +25,9 @@ class Bench:
 
         return step
 
+    def names(self) -> list[str]:
+        return [name for name, _ in self.turns if name != "finish"]
+
     @contextmanager
     def inside(self, name: str):
         self.open.append(name)
@@ -31,8 +35,11 @@ class Bench:
         yield
         self.open.remove(name)
 
+    def finish(self) -> None:
+        self.turns.append(("finish", ()))
+
     def interleaved(self, first: str) -> Interleaved:
-        return Interleaved(self.steps, first, self.inside, lambda: self.now)
+        return Interleaved(self.steps, first, self.inside, self.finish, lambda: self.now)
 
 
 def test_contenders_take_turns_and_the_first_ends_a_round():
@@ -40,14 +47,14 @@ def test_contenders_take_turns_and_the_first_ends_a_round():
     turns = bench.interleaved("cpu")
     bench.turns.clear()
     times = measure(turns, seconds=30.0)
-    assert [name for name, _ in bench.turns] == ["torch", "loop", "cpu"] * 5
+    assert bench.names() == ["torch", "loop", "cpu"] * 5
     assert times == {"cpu": [1.0] * 5, "torch": [2.0] * 5, "loop": [3.0] * 5}
 
 
 def test_each_sample_is_taken_inside_its_own_context_and_without_its_cost():
     bench = Bench(cpu=1.0, torch=2.0)
     times = measure(bench.interleaved("cpu"), seconds=0.0)
-    assert all(inside == (name,) for name, inside in bench.turns)
+    assert all(inside == (name,) for name, inside in bench.turns if name != "finish")
     assert times["torch"] == [2.0] * LEAST_ROUNDS
 
 
@@ -58,16 +65,27 @@ def test_a_short_step_is_repeated_until_the_sample_is_long_enough_after_a_warm_c
     assert 20 <= turns.calls["cpu"] <= 21
     bench.turns.clear()
     turns.sample("cpu")
-    assert len(bench.turns) == turns.calls["cpu"] + 1
+    assert bench.names() == ["cpu"] * (turns.calls["cpu"] + 1)
     assert turns.times["cpu"] == [pytest.approx(1e-4)]
 
 
-def test_run_first_runs_as_many_calls_as_a_sample():
+def test_a_timer_outside_sees_the_calls_of_one_sample_and_their_end():
     bench = Bench(cpu=1e-4, torch=1.0)
     turns = bench.interleaved("cpu")
     bench.turns.clear()
+    turns.before_first()
+    assert bench.names() == ["torch", "cpu"]  # the others, then the warm call
+    bench.turns.clear()
     turns.run_first()
-    assert bench.turns == [("cpu", ("cpu",))] * turns.calls["cpu"]
+    assert bench.turns == [("cpu", ("cpu",))] * turns.calls["cpu"] + [("finish", ())]
+
+
+def test_a_sample_begins_and_ends_with_nothing_under_way():
+    bench = Bench(cpu=1.0)
+    turns = bench.interleaved("cpu")
+    bench.turns.clear()
+    turns.sample("cpu")
+    assert [name for name, _ in bench.turns] == ["finish", "cpu", "finish"]
 
 
 @pytest.mark.parametrize(("seconds", "rounds"), [(0.0, LEAST_ROUNDS), (30.0, 10), (1e9, MOST_ROUNDS)])
@@ -78,13 +96,14 @@ def test_rounds_fill_the_time_within_bounds(seconds: float, rounds: int):
 def test_a_ratio_is_the_median_of_pairs_so_a_slow_round_does_not_count():
     times = {"cpu": [1.0, 10.0, 1.0, 2.0, 1.0], "torch": [2.0, 20.0, 2.0, 2.0, 900.0]}
     assert pair_ratios(times, "cpu", "torch") == [2.0, 2.0, 2.0, 1.0, 900.0]
-    assert ratio(times, "cpu", "torch") == 2.0
-    assert ratio(times, "torch", "cpu") == 0.5
+    row = quantiles(Row("a/b", "cpu"), times["cpu"], pair_ratios(times, "cpu", "torch"))
+    assert (row.p20, row.p50, row.p80, row.rounds) == (1.0, 1.0, 10.0, 5)
+    assert (row.ratio_p20, row.ratio, row.ratio_p80) == (2.0, 2.0, 900.0)
 
 
 def test_rounds_that_do_not_pair_are_refused():
     with pytest.raises(ValueError, match="argument 2 is shorter"):
-        ratio({"cpu": [1.0, 1.0], "torch": [1.0]}, "cpu", "torch")
+        pair_ratios({"cpu": [1.0, 1.0], "torch": [1.0]}, "cpu", "torch")
 
 
 def test_quantile_is_a_value_that_was_measured():
