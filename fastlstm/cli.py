@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -48,12 +49,45 @@ def normalise(argv: list[str]) -> list[str]:
     return out
 
 
+# Flags of char-rnn that have another name here, by command.
+ELSEWHERE = {
+    "train": {
+        "--gpuid": "--device cpu or --device cuda:0",
+        "--opencl": "--device",
+        "--train-frac": "--val-frac, and what does not validate trains",
+        "--savefile": "--checkpoint-dir",
+        "--model": "nothing: every model is an LSTM",
+        "--accurate-gpu-timing": "nothing: times are right",
+    },
+    "sample": {
+        "--sample": "--argmax for always the most likely character",
+        "--gpuid": "nothing: text is drawn on the CPU",
+        "--opencl": "nothing: text is drawn on the CPU",
+        "--verbose": "nothing: see fastlstm inspect",
+    },
+}
+
+
+def char_rnn(argv: list[str]) -> list[str]:
+    """char-rnn's `--data-dir DIR` as the corpus DIR/input.txt; of flags that it has alone, what to use instead."""
+    elsewhere, out, words = ELSEWHERE.get(argv[0] if argv else "", {}), [], iter(argv)
+    for word in words:
+        flag, sep, value = word.partition("=")
+        if flag in elsewhere:
+            raise CharLMError(f"char-rnn's {flag} is here {elsewhere[flag]}")
+        if flag == "--data-dir" and argv[0] == "train":
+            folder = Path(value if sep else next(words, ""))
+            word = str(folder / "input.txt" if (folder / "input.txt").is_file() else folder)
+        out.append(word)
+    return out
+
+
 def main(argv: list[str] | None = None) -> None:
     """The entry point; never returns."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     rank = os.environ.get("RANK")  # set by torchrun
     try:
-        app(normalise(sys.argv[1:] if argv is None else argv))
+        app(char_rnn(normalise(sys.argv[1:] if argv is None else argv)))
     except Interrupted as error:
         if not rank or rank == "0":
             errors.print(str(error))

@@ -78,6 +78,29 @@ def test_char_rnns_flags(run, text, spelling):
     assert "1 × 12 LSTM" in out
 
 
+def test_char_rnns_data_dir(run, text):
+    Path("data").mkdir()
+    text.rename("data/input.txt")
+    Path("data/README.txt").write_text("\u20ac")
+    code, out, _ = run("train", "-data_dir", "data", "--checkpoint-dir", "cv", *OPTIONS)
+    assert code == 0
+    assert "data/input.txt" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "x", "-gpuid", "-1"], "char-rnn's --gpuid is here --device cpu or"),
+        (["train", "x", "--train_frac=0.9"], "char-rnn's --train-frac is here --val-frac"),
+        (["sample", "x", "-sample", "0"], "char-rnn's --sample is here --argmax"),
+    ],
+)
+def test_char_rnns_flags_that_have_another_name(run, argv, message):
+    code, _, err = run(*argv)
+    assert code == 2
+    assert message in err
+
+
 def test_normalise_leaves_values_alone():
     assert cli.normalise(["sample", "a_b", "--prime=x_y", "-o", "f_g", "--temperature", "-1", "--", "--a_b"]) == [
         "sample", "a_b", "--prime=x_y", "-o", "f_g", "--temperature", "-1", "--", "--a_b",

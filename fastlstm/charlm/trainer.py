@@ -80,6 +80,7 @@ class Trainer:
         self.stopping = ""
         self._saved_at = self._clock = time.monotonic()
         self._mark = (0, 0.0)  # iteration and seconds at the last line of the log
+        self._speed = 0  # characters a second, as of then
         self._changed: list[Path] = []
 
     def run(self) -> str:
@@ -175,7 +176,9 @@ class Trainer:
         if evaluate:
             with self._off_the_clock():
                 row["val_nats"] = self._evaluate()
-        row["chars_per_s"] = round(since * self.config.batch_size * self.config.seq_length / max(seconds, 1e-9))
+        if since:
+            self._speed = round(since * self.config.batch_size * self.config.seq_length / max(seconds, 1e-9))
+        row["chars_per_s"] = self._speed
         if self.ranks.first:
             self.log.add(row)
         self.reporter.row(self, row)

@@ -167,6 +167,7 @@ def test_early_stop_and_time_limit(text, tmp_path):
     quick = train(str(text), tmp_path / "b", **{**SMALL, "max_epochs": 10**6, "max_time": 0.3})
     assert quick.reason == "time is up"
     assert "val_nats" in log_of(quick.folder)[-1]  # and evaluated at its end
+    assert all(row["chars_per_s"] > 0 for row in log_of(quick.folder))
     assert 0.3 <= quick.seconds < 30
 
 
