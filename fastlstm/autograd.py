@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import _SingleLevelFunction
 
 from fastlstm import dispatch, gradients, reference
-
-_N_INPUTS = 13  # of lstm_forward; the last two, reverse and save, are no tensors
 
 
 def _look_through(*args: object) -> bool:
@@ -23,15 +22,24 @@ _any_grad = getattr(torch._C, "_any_requires_grad", _look_through)  # torch befo
 
 
 def register(library: torch.library.Library) -> None:
-    """Make the Functions the Autograd implementations of the ops; they are skipped where nothing requires grad."""
+    """Make the Functions the Autograd implementations of the ops; they are skipped where nothing requires grad.
 
-    def implement(name: str, function: type[torch.autograd.Function]) -> None:
+    They are "single level" because torch.func has chosen the level to work on before an op's Autograd implementation
+    runs; autograd.Function would hand the call back to it.
+    """
+
+    def implement(name: str, function: type[_SingleLevelFunction]) -> None:
         op = getattr(torch.ops.fastlstm, name).default
 
         def call(keyset: torch._C.DispatchKeySet, *args: object) -> object:
-            if torch.is_grad_enabled() and _any_grad(*args):
+            if not (torch.is_grad_enabled() and _any_grad(*args)):
+                return _below(op, keyset, args)
+            if torch._C._functorch.peek_interpreter_stack() is None:
                 return function.apply(keyset, *args)
-            return _below(op, keyset, args)
+            from torch._functorch.utils import enable_single_level_autograd_function
+
+            with enable_single_level_autograd_function():
+                return function.apply(keyset, *args)
 
         library.impl(name, call, "Autograd", with_keyset=True)
 
@@ -41,17 +49,25 @@ def register(library: torch.library.Library) -> None:
 
 
 def _below(op: torch._ops.OpOverload, keyset: torch._C.DispatchKeySet, args: tuple) -> object:
-    """Run the op underneath autograd."""
+    """Run the op underneath autograd (of this level: in torch.func another may lie below)."""
     with torch._C._AutoDispatchBelowAutograd():
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
-class Forward(torch.autograd.Function):
+def _below_recording(op: torch._ops.OpOverload, keyset: torch._C.DispatchKeySet, args: tuple) -> object:
+    """`_below` from within a Function, which switches gradients off; an outer level of torch.func needs them on."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return _below(op, keyset, args)
+    with torch.enable_grad():
+        return _below(op, keyset, args)
+
+
+class Forward(_SingleLevelFunction):
     """`lstm_forward` with its gradients. With save=0 nothing is kept and backward runs forward once more."""
 
     @staticmethod
     def forward(ctx, keyset: torch._C.DispatchKeySet, *inputs: object) -> tuple[Tensor, ...]:
-        h, c, gates, h_n, c_n = _below(torch.ops.fastlstm.lstm_forward.default, keyset, inputs)
+        h, c, gates, h_n, c_n = _below_recording(torch.ops.fastlstm.lstm_forward.default, keyset, inputs)
         *tensors, ctx.reverse, ctx.save = inputs
         ctx.forced = dispatch.forced()
         ctx.set_materialize_grads(False)
@@ -72,7 +88,7 @@ class Forward(torch.autograd.Function):
         return None, *found, dh0, dc0, None, None, None, None, None
 
 
-class Backward(torch.autograd.Function):
+class Backward(_SingleLevelFunction):
     """`lstm_backward` with its gradients, with respect to incoming gradients and inputs.
 
     h, c and gates get none: they depend on the inputs alone, and that dependence is in the gradients of the inputs.
@@ -80,7 +96,7 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, keyset: torch._C.DispatchKeySet, *args: object) -> tuple[Tensor, ...]:
-        found = _below(torch.ops.fastlstm.lstm_backward.default, keyset, args)
+        found = _below_recording(torch.ops.fastlstm.lstm_backward.default, keyset, args)
         *tensors, ctx.reverse, _, _, _, _ = args
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
@@ -88,37 +104,34 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[1 : len(ctx.saved_tensors) + 1]
-        with torch.enable_grad():
-            args = [_separate(v, need) for v, need in zip(ctx.saved_tensors, wanted, strict=True)]
+        saved = ctx.saved_tensors
+        wanted = [k for k in range(len(saved)) if ctx.needs_input_grad[k + 1]]
+        given = [k for k, g in enumerate(grads) if g is not None]
+
+        def again(*values: Tensor) -> tuple[Tensor, ...]:
+            args = list(saved)
+            for k, value in zip(wanted, values, strict=True):
+                args[k] = value
             inputs = (*args[4:], ctx.reverse, 1)
             h, c, gates, _, _ = reference.forward(*inputs)
-            outputs = reference.backward(*args[:4], *inputs, h, c, gates)
-        pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
-        asked = [v for v, need in zip(args, wanted, strict=True) if need]
-        found = iter([None] * len(asked))
-        if pairs:
-            ys, gs = zip(*pairs, strict=True)
-            create = torch.is_grad_enabled()
-            found = iter(torch.autograd.grad(ys, asked, gs, create_graph=create, allow_unused=True))
-        by_place = [next(found) if need else None for need in wanted]
-        return None, *by_place, *[None] * (len(ctx.needs_input_grad) - 1 - len(by_place))
+            found = reference.backward(*args[:4], *inputs, h, c, gates)
+            return tuple(found[k] for k in given)
+
+        found = [None] * (len(ctx.needs_input_grad) - 1)
+        if given:
+            _, pull = torch.func.vjp(again, *(saved[k] for k in wanted))
+            for k, grad in zip(wanted, pull(tuple(grads[k] for k in given)), strict=True):
+                found[k] = grad
+        return None, *found
 
 
-def _separate(value: Tensor | None, differentiable: bool) -> Tensor | None:
-    """A stand-in to differentiate with respect to; it stays connected to what came before if that is wanted, too."""
-    if not differentiable:
-        return value
-    return value.view_as(value)
-
-
-class SumById(torch.autograd.Function):
+class SumById(_SingleLevelFunction):
     """`sum_by_id`: the gradient of a row is that of the sum it went into."""
 
     @staticmethod
     def forward(ctx, keyset: torch._C.DispatchKeySet, rows: Tensor, ids: Tensor, V: int) -> Tensor:
         ctx.save_for_backward(ids)
-        return _below(torch.ops.fastlstm.sum_by_id.default, keyset, (rows, ids, V))
+        return _below_recording(torch.ops.fastlstm.sum_by_id.default, keyset, (rows, ids, V))
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor, None, None]:
