@@ -11,6 +11,8 @@ BUILD_FILES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell fi
 help:
 	@echo "make demo       train a small name generator on this machine and show what it writes (about two minutes)"
 	@echo "make test       the fast test suite        make test-slow  the rest"
+	@echo "make bench      speed beside torch in under three minutes; ISA=avx2 holds both to AVX2"
+	@echo "make bench-full all of it, with onnxruntime and JAX (about a quarter of an hour)"
 	@echo "make lint       ruff and clang-format      make venv       the environment alone"
 
 .venv/.tools: constraints.txt
@@ -38,6 +40,19 @@ test: .venv/.all
 
 test-slow: .venv/.all
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow tests
+
+# Other LSTMs to compare with; one that cannot be installed is skipped by name
+.venv/.peers: .venv/.all
+	PATH="$(CURDIR)/$(BIN):$$PATH" FASTLSTM_NATIVE=on FASTLSTM_CUDA=off $(PIP) --no-build-isolation -e '.[peers]' \
+		|| echo "not all peers could be installed; the benchmarks say which are missing"
+	@touch $@
+
+ISA ?= native
+bench: .venv/.all
+	$(BIN)/python -m benchmarks --isa $(ISA)
+
+bench-full: .venv/.peers
+	$(BIN)/python -m benchmarks --full --isa $(ISA)
 
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu')
 lint: .venv/.all

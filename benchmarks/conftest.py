@@ -1,0 +1,126 @@
+"""Shared by the suite: `speed` times one case and keeps its rows; `--full`, `--seconds`, `--device` say what runs.
+
+`make bench` runs the quick part, `make bench-full` all; each prints a line a case as it goes. pytest-benchmark times
+fastlstm's own samples; the other contenders run in the setup of each round, so that all of them take turns.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from benchmarks import record
+from benchmarks.machine import environment, finish, gemm_rate
+from benchmarks.record import Row
+from benchmarks.suite import CASES, Timed
+from benchmarks.timing import Interleaved, undisturbed
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fastlstm")
+    group.addoption("--full", action="store_true", help="all cases, not the quick part alone")
+    group.addoption("--seconds", type=float, default=2.0, help="time for the rounds of a case, at least three rounds")
+    group.addoption("--threads", type=int, default=2, help="torch's threads")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: not in the quick part; runs with --full")
+    config.addinivalue_line("markers", "groups(*names): the cases that a test runs")
+    warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    torch.set_num_threads(config.getoption("--threads"))
+    return "  ".join(f"{name} {value}" for name, value in environment().items())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    machine_info.update(fastlstm=environment())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`case`: those whose group the test names in its `groups` mark."""
+    mark = metafunc.definition.get_closest_marker("groups")
+    if mark is None:
+        return
+    cases = [case for case in CASES if case.group in mark.args]
+    marks = {case: [] if case.quick else [pytest.mark.full] for case in cases}
+    metafunc.parametrize("case", [pytest.param(case, marks=marks[case], id=case.name) for case in cases])
+
+
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    torch.manual_seed(0)
+    torch.set_num_threads(request.config.getoption("--threads"))
+    yield
+    torch.set_num_threads(request.config.getoption("--threads"))
+
+
+Keep = Callable[[list[Row]], list[Row]]
+
+
+@pytest.fixture
+def keep(benchmark, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Keep:
+    """Keep rows in the benchmark's JSON, with the machine they were measured on, and print a line of each."""
+
+    def keep_rows(rows: list[Row]) -> list[Row]:
+        where, items = environment(), request.session.items
+        rows = [replace(row, **where) for row in rows]
+        benchmark.group = rows[0].group
+        benchmark.extra_info["rows"] = [asdict(row) for row in rows]
+        with capsys.disabled():
+            print(f"\n[{items.index(request.node) + 1}/{len(items)}] {rows[0].case}")
+            for row in rows:
+                print("  " + line_of(row), flush=True)
+        return rows
+
+    return keep_rows
+
+
+def line_of(row: Row) -> str:
+    """One contender in words."""
+    if row.skipped:
+        return f"{row.contender:14}skipped: {row.skipped}"
+    size = f"{row.p50 * 1e3:10.3f} ms" if row.unit == "s" else f"{row.p50 / 1e6:10.3f} MB"
+    ratio = "" if row.ratio is None else f"{row.ratio:8.2f} × nn.LSTM"
+    return f"{row.contender:14}{size}{ratio}" + (f"{row.of_gemm:8.0%} of a large GEMM" if row.of_gemm else "")
+
+
+@pytest.fixture
+def speed(benchmark, keep: Keep, request: pytest.FixtureRequest) -> Callable[[Timed], list[Row]]:
+    """Check a case's output, then time it; skipped with the reason where it cannot run here."""
+
+    def run(case: Timed) -> list[Row]:
+        if case.threads:
+            torch.set_num_threads(case.threads)
+        try:
+            work = case.build()
+        except ImportError as error:
+            pytest.skip(str(error))
+        first = next((name for name in ("cpu", "dispatched") if name in work.runs), None)
+        if first is None:
+            pytest.skip(work.skipped["cpu"])
+        work.check()  # raises: nothing wrong is timed
+        device = work.made.call.device if work.made else "cpu"
+        turns = Interleaved(work.runs, first, work.inside, lambda: finish(device))
+        with undisturbed():
+            rounds = turns.rounds_for(request.config.getoption("--seconds"))
+            benchmark.pedantic(turns.run_first, setup=turns.before_first, rounds=rounds, iterations=1)
+        samples = benchmark.stats.stats.data
+        turns.times[first] = [seconds / turns.calls[first] for seconds in samples]
+        gemm = gemm_rate(torch.get_num_threads(), device, work.dtype)
+        return keep(record.of_times(case, work, turns.times, turns.calls, gemm))
+
+    return run

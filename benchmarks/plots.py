@@ -1,0 +1,143 @@
+"""Plots of results, as SVG: ratio by shape, share of the GEMM bound by shape, scaling curves. The same rows, the same file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.record import Row
+
+COLUMNS = {"cpu": 'backend("cpu")', "dispatched": "as dispatched"}
+COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a")
+Draw = Callable[[Path, Sequence[Row]], bool]
+
+
+def write(folder: Path, rows: Sequence[Row]) -> list[Path]:
+    """Write every plot that the rows have something for; return their paths."""
+    drawn: dict[str, Draw] = {"ratios.svg": ratios, "gemm.svg": gemm_share, "scaling.svg": scaling}
+    return [folder / name for name, draw in drawn.items() if draw(folder / name, rows)]
+
+
+def ratios(path: Path, rows: Sequence[Row]) -> bool:
+    """Ratio to nn.LSTM: training step and forward over H and B, then every other case. False where there is nothing."""
+    fast = [row for row in _timed(rows) if row.contender in COLUMNS]
+    grid = [row for row in fast if row.group.removesuffix("-b1") in ("training", "forward")]
+    rest = [row for row in fast if row not in grid and not row.group.startswith(("scaling", "gpu"))]
+    if not grid and not rest:
+        return False
+    names = list(dict.fromkeys(row.case for row in rest))
+    height = max(3.4, 0.3 * len(names) + 0.9)
+    figure, axes = _figure(3, (13, height), {"width_ratios": (1, 1, 1.15)})
+    for axis, kind in zip(axes, ("training", "forward"), strict=False):
+        chosen = [row for row in grid if row.group.removesuffix("-b1") == kind]
+        _by_shape(axis, chosen, lambda row: row.ratio, {"cpu": "-", "dispatched": ":"})
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set(title=f"{_title(kind)}, T 64, I = H", xlabel="H", ylabel="times as fast as nn.LSTM")
+    _bars(axes[2], rest, names)
+    _save(figure, path)
+    return True
+
+
+def _title(kind: str) -> str:
+    return {"training": "training step", "forward": "forward, no_grad"}[kind]
+
+
+def _bars(axis, rows: Sequence[Row], names: Sequence[str]) -> None:
+    for offset, (column, label) in enumerate(COLUMNS.items()):
+        found = {row.case: row.ratio for row in rows if row.contender == column}
+        places = [k + 0.4 * offset for k, name in enumerate(names) if name in found]
+        values = [found[name] for name in names if name in found]
+        axis.barh(places, values, 0.38, label=label, color=COLOURS[offset])
+        for place, value in zip(places, values, strict=True):
+            axis.text(value, place, f" {value:.3g}", va="center", fontsize=7)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_yticks([k + 0.2 for k in range(len(names))], names)
+    axis.invert_yaxis()
+    least, most = (pick([1.0, *(row.ratio for row in rows)]) for pick in (min, max))
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if least / 1.3 <= tick <= 1.5 * most]
+    axis.set(xscale="log", xlim=(least / 1.3, most * 1.5), xlabel="times as fast as nn.LSTM", title="other cases")
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    if rows:
+        axis.legend(fontsize=7, loc="lower right")
+
+
+def gemm_share(path: Path, rows: Sequence[Row]) -> bool:
+    """Share of a large GEMM's rate that fastlstm (line) and nn.LSTM (dashes) reach, over H and B."""
+    rows = [row for row in _timed(rows) if row.contender in ("cpu", "torch") and row.of_gemm]
+    rows = [row for row in rows if row.group.removesuffix("-b1") in ("training", "forward")]
+    if not rows:
+        return False
+    figure, axes = _figure(2, (9, 3.6))
+    for axis, kind in zip(axes, ("training", "forward"), strict=True):
+        chosen = [row for row in rows if row.group.removesuffix("-b1") == kind]
+        _by_shape(axis, chosen, lambda row: row.of_gemm, {"cpu": "-", "torch": "--"})
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set(title=f"{_title(kind)}: line fastlstm, dashes nn.LSTM", xlabel="H", ylabel="share of a large GEMM")
+    _save(figure, path)
+    return True
+
+
+def _by_shape(axis, rows: Sequence[Row], value: Callable[[Row], float], styles: dict[str, str]) -> None:
+    """A line a batch size and contender over H."""
+    for colour, B in zip(COLOURS, sorted({row.B for row in rows}), strict=False):
+        for contender, style in styles.items():
+            found = sorted((row.H, value(row)) for row in rows if row.B == B and row.contender == contender)
+            label = f"B {B}" if style == "-" else None
+            axis.plot(*zip(*found, strict=True), style, marker="o", markersize=3, color=colour, label=label)
+    if rows:
+        _powers(axis, [row.H for row in rows])
+        axis.legend(fontsize=7)
+
+
+def scaling(path: Path, rows: Sequence[Row]) -> bool:
+    """Microseconds a row (T·B) of a training step, over T, B, H and threads, fastlstm and nn.LSTM."""
+    rows = [row for row in _timed(rows) if row.group.startswith("scaling") and row.contender in ("cpu", "torch")]
+    if not rows:
+        return False
+    figure, axes = _figure(4, (15, 3.4))
+    for axis, what in zip(axes, ("T", "B", "H", "threads"), strict=True):
+        chosen = [row for row in rows if row.group == f"scaling-{what}"]
+        batches = sorted({row.B for row in chosen}) if what == "threads" else [None]
+        for colour, B in zip(COLOURS, batches, strict=False):
+            for contender, style in {"cpu": "-", "torch": "--"}.items():
+                mine = [row for row in chosen if row.contender == contender and B in (None, row.B)]
+                found = sorted((getattr(row, what), row.p50 * 1e6 / (row.T * row.B)) for row in mine)
+                name = ("fastlstm" if contender == "cpu" else "nn.LSTM") + (f", B {B}" if B else "")
+                if found:
+                    axis.plot(*zip(*found, strict=True), style, marker="o", markersize=3, color=colour, label=name)
+        axis.set(yscale="log", xlabel=what, ylabel="µs a row of a training step")
+        if chosen:
+            _powers(axis, [getattr(row, what) for row in chosen])
+            axis.legend(fontsize=7)
+    _save(figure, path)
+    return True
+
+
+def _timed(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.unit == "s" and row.ratio is not None and row.group not in ("after",)]
+
+
+def _powers(axis, values: Sequence[int]) -> None:
+    """A logarithmic axis with a tick at every measured value."""
+    ticks = sorted(set(values))
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+
+
+def _figure(columns: int, size: tuple[float, float], spacing: dict | None = None):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "fastlstm", "svg.fonttype": "none", "font.size": 8})
+    from matplotlib import pyplot
+
+    return pyplot.subplots(1, columns, figsize=size, layout="constrained", gridspec_kw=spacing)
+
+
+def _save(figure, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)

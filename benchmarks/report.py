@@ -1,0 +1,166 @@
+"""Results as one CSV file, a Markdown page and plots: `python -m benchmarks.report FILE... [--out FOLDER] [--readme]`.
+
+FILE: JSON of the suite (pytest-benchmark's) or CSV of this schema (benchmarks/record.py); a case in a later file takes
+the place of the same case before it. `--out` writes results.csv, results.md and SVG files there. `--readme` takes one
+committed CSV, draws ratios.svg beside it and rewrites the block between the markers in README.md from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks import plots, record
+from benchmarks.floors import FLOORS, Floor
+from benchmarks.record import Row
+from benchmarks.work import geometric_mean
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+OURS = ("cpu", "cuda", "triton", "dispatched", "torch", "python", "recompute", "fastlstm", "alone")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, then write what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, help="folder for results.csv, results.md and the plots")
+    parser.add_argument("--readme", action="store_true", help="rewrite the block in README.md")
+    options = parser.parse_args(argv)
+    rows = merged(record.read(path) for path in options.files)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        record.write_csv(options.out / "results.csv", rows)
+        pictures = plots.write(options.out, rows)
+        (options.out / "results.md").write_text(page(rows, [path.name for path in pictures]))
+        print(f"wrote results.csv, results.md and {len(pictures)} plots to {options.out}")
+    if options.readme:
+        _rewrite_readme(options.files, rows)
+    if not options.out and not options.readme:
+        print(page(rows, []), end="")
+
+
+def merged(files: Iterable[list[Row]]) -> list[Row]:
+    """Return the rows of all files; a case of a later file replaces the same case."""
+    cases: dict[str, list[Row]] = {}
+    for rows in files:
+        cases |= {name: [row for row in rows if row.case == name] for name in dict.fromkeys(row.case for row in rows)}
+    return [row for rows in cases.values() for row in rows]
+
+
+def page(rows: Sequence[Row], pictures: Sequence[str]) -> str:
+    """The Markdown page: summary, plots, every case, peers, who was left out and why, machine."""
+    parts = ["# Results", machine_line(rows), "## Summary", summary(rows)]
+    parts += [f"![{name}]({name})" for name in pictures]
+    parts += ["## Every case", every_case(rows)]
+    parts += ["## Other LSTMs", peers(rows)] if any(row.contender not in OURS for row in rows) else []
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def machine_line(rows: Sequence[Row]) -> str:
+    """Where the rows come from; every value that occurs, should files have been merged."""
+    names = ("cpu", "cores", "threads", "isa", "torch_isa", "onednn_isa", "gpu", "python", "torch", "fastlstm")
+    names = (*names, "onnxruntime", "jax", "commit", "date")
+    found = {name: list(dict.fromkeys(str(getattr(row, name)) for row in rows)) for name in names}
+    return ", ".join(f"{name.replace('_', ' ')} {' / '.join(values)}" for name, values in found.items() if any(values))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A line for every row of the table of floors: geometric mean (and worst) of the ratios to nn.LSTM."""
+    lines, done = [["case", "shapes", "nn.LSTM", "fastlstm", '`backend("cpu")`', "as dispatched"]], set()
+    for floor in FLOORS:
+        if floor.covers in done or floor.statistic not in ("mean", "worst") or floor.column != "cpu":
+            continue
+        done.add(floor.covers)
+        forced, dispatched = (
+            Floor(floor.row, floor.covers, "mean", 0, name).of(rows) for name in ("cpu", "dispatched")
+        )
+        torch_rows = Floor(floor.row, floor.covers, "mean", 0, "torch").of(rows)
+        if forced:
+            times = [_milliseconds(found) for found in (torch_rows, forced)]
+            lines.append([floor.row, str(len(forced)), *times, _ratios(forced), _ratios(dispatched)])
+    return _table(lines)
+
+
+def _milliseconds(rows: Sequence[Row]) -> str:
+    """Absolute time, where it is of one case."""
+    return f"{rows[0].p50 * 1e3:.3g} ms" if len(rows) == 1 else ""
+
+
+def _ratios(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    values = [row.ratio for row in rows]
+    worst = f" (worst {min(values):.2f})" if len(values) > 1 else ""
+    return f"{geometric_mean(values):.2f}×{worst}"
+
+
+def every_case(rows: Sequence[Row]) -> str:
+    """fastlstm and nn.LSTM, case by case: medians, ratio with the middle 60 % of pairs, share of a large GEMM."""
+    lines = [["case", "contender", "median", "ratio to nn.LSTM", "20 % … 80 %", "of a large GEMM", "chosen", "torch's"]]
+    for row in rows:
+        if row.contender in OURS and not row.skipped:
+            ratio, spread = (
+                ("", "") if row.ratio is None else (f"{row.ratio:.2f}", f"{row.ratio_p20:.2f} … {row.ratio_p80:.2f}")
+            )
+            share = "" if row.of_gemm is None else f"{row.of_gemm:.0%}"
+            lines.append([row.case, row.contender, _median(row), ratio, spread, share, row.chosen, row.kernel])
+    return _table(lines)
+
+
+def _median(row: Row) -> str:
+    if row.unit == "B":
+        return f"{row.p50 / 1e6:.3g} MB"
+    speed = f" ({row.characters / row.p50:,.0f} characters/s)" if row.characters else ""
+    return f"{row.p50 * 1e3:.3g} ms{speed}"
+
+
+def peers(rows: Sequence[Row]) -> str:
+    """Times as fast as nn.LSTM, a column a contender; then who took no part, and why."""
+    names = list(dict.fromkeys(row.contender for row in rows if row.contender not in OURS and not row.skipped))
+    cases = list(dict.fromkeys(row.case for row in rows if row.contender in names))
+    ratios = {(row.case, row.contender): f"{row.ratio:.2f}" for row in rows if row.ratio is not None}
+    columns = ["cpu", "dispatched", *names]
+    table = [["case", *columns], *([case, *(ratios.get((case, name), "") for name in columns)] for case in cases)]
+    reasons = dict.fromkeys(f"- {row.contender}: {row.skipped}" for row in rows if row.skipped)
+    return "\n\n".join(part for part in (_table(table) if cases else "", "\n".join(reasons)) if part)
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    head, *body = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|" + " --- |" * len(lines[0]), *body])
+
+
+def readme_block(rows: Sequence[Row], source: str, picture: str) -> str:
+    """The block between the markers: summary, picture, and where both come from."""
+    first = rows[0]
+    how = f"{first.cpu}, {first.threads} threads, {first.isa}, float32, torch {first.torch}, commit {first.commit}, {first.date}"
+    what = (
+        f"Times as fast as `torch.nn.LSTM`, medians of interleaved pairs in one process; geometric mean over shapes. {how}; "
+        f"made from [{source}]({source}) by `python -m benchmarks.report {source} --readme`."
+    )
+    return "\n\n".join([BEGIN, summary(rows), f"![times as fast as nn.LSTM, by shape]({picture})", what, END])
+
+
+def rewritten(text: str, block: str) -> str:
+    """Return a README with the block in place of the one it has; raises ValueError without both markers."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"README.md needs the line {BEGIN} and, after it, {END}, once each")
+    return text[: text.index(BEGIN)] + block + text[text.index(END) + len(END) :]
+
+
+def _rewrite_readme(files: Sequence[Path], rows: Sequence[Row]) -> None:
+    if len(files) != 1 or files[0].suffix != ".csv":
+        raise SystemExit("--readme takes one committed CSV file, so that its block can be made again")
+    source = files[0].resolve()
+    picture = source.with_name(source.stem + "-ratios.svg")
+    plots.ratios(picture, rows)
+    readme = ROOT / "README.md"
+    paths = (str(path.relative_to(ROOT)) for path in (source, picture))
+    readme.write_text(rewritten(readme.read_text(), readme_block(rows, *paths)))
+    print(f"wrote the block in {readme.name} and {picture.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

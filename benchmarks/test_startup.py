@@ -1,0 +1,13 @@
+"""What fastlstm costs beside its own calls."""
+
+from __future__ import annotations
+
+from benchmarks import startup
+
+
+def test_import(benchmark, keep):
+    benchmark.pedantic(lambda: keep(startup.import_rows()), rounds=1)
+
+
+def test_the_operation_after_a_call(benchmark, keep):
+    benchmark.pedantic(lambda: keep(startup.after_rows()), rounds=1)
