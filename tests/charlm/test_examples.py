@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from babbling import babble
+from babbling import SMALL, babble
 from torch import nn
 
 import fastlstm
+from fastlstm.charlm import config
+from fastlstm.charlm.corpus import Reading, load
+from fastlstm.charlm.progress import Reporter
+from fastlstm.charlm.ranks import Ranks
+from fastlstm.charlm.trainer import Trainer
 
 FOLDER = Path(__file__).parents[2] / "examples"
 
@@ -90,6 +95,22 @@ def test_lstm_numpy_is_the_kernels(backend):
     found = [value.grad.numpy() for value in (*inputs, *lstm.parameters())]
     for one, other in zip(found, (dx, dh0, dc0, dW_ih, dW_hh, db, db), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_the_same_training_on_nn_lstm(tmp_path, capsys, monkeypatch):
+    module = example("against_torch")
+    monkeypatch.setattr(module, "TURN", 1)
+    (tmp_path / "a.txt").write_text(babble(60_000))
+    module.main(str(tmp_path / "a.txt"), 0.2)
+    assert "times as fast" in capsys.readouterr().out
+    text = load(str(tmp_path / "a.txt"), Reading())
+    ours = Trainer(config.make(**SMALL).settle(False), text, tmp_path, Ranks("cpu"), Reporter())
+    theirs = module.Plain(ours)
+    for _ in range(30):
+        theirs.step()
+        ours.step()
+    for mine, other in zip(ours.state, theirs.state, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["captions", "reverse"])
