@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import fastlstm
 from benchmarks.work import Run, Work, chosen_by_dispatch, columns, same_weights
 from fastlstm.charlm.model import CharModel
-from fastlstm.charlm.sample import Drawing, choose
+from fastlstm.charlm.sample import Drawing, symbols
+from fastlstm.charlm.vocab import Vocabulary
 
 V = 65  # symbols of tinyshakespeare
 State = tuple[Tensor, Tensor]
@@ -78,23 +79,18 @@ def optimised(model: nn.Module, ids: Tensor, targets: Tensor) -> Run:
 def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Work:
     """`length` characters of `num` streams. Checked with argmax, timed with drawing at temperature 1.
 
-    torch: a Python loop over nn.LSTM; python: charlm's loop over fastlstm; cpu, dispatched: fastlstm.decode.
+    torch: a Python loop over nn.LSTM; charlm: what `fastlstm sample` runs; cpu, dispatched: fastlstm.decode.
     """
     theirs = TorchModel(H, L)
-    ours = ours_of(theirs)
-    loops: dict[str, Loop] = {"torch": torch_loop(theirs, num, length), "python": charlm_loop(ours, num, length)}
-    skipped = {}
-    if hasattr(fastlstm, "decode"):
-        loops |= dict.fromkeys(columns("cpu"), decoded(ours, num, length))
-    else:
-        skipped = dict.fromkeys(columns("cpu"), "this fastlstm has no decode")
+    ours = ours_of(theirs).eval()
+    loops: dict[str, Loop] = {"torch": torch_loop(theirs, num, length), "charlm": charlm_loop(ours, num, length)}
     return Work(
-        {name: partial(loop, Drawing()) for name, loop in loops.items()},
-        checked={name: partial(loop, Drawing(argmax=True)) for name, loop in loops.items()},
+        {name: partial(loop, Drawing(num=num)) for name, loop in loops.items()},
+        checked={name: partial(loop, Drawing(num=num, argmax=True)) for name, loop in loops.items()},
         grad=False,
         chosen="cpu",
         bytes=4.0 * length * sum(p.numel() for name, p in ours.named_parameters() if "embedding" not in name),
-        skipped=skipped,
+        skipped=dict.fromkeys(columns("cpu"), "this fastlstm has no decode"),
         characters=num * length,
     )
 
@@ -117,20 +113,10 @@ def torch_loop(model: TorchModel, num: int, length: int) -> Loop:
 
 
 def charlm_loop(model: CharModel, num: int, length: int) -> Loop:
-    """charlm's own step and choice, one Python turn a character."""
+    """The sampler of `fastlstm sample`, from the symbol 0 (a newline) on as the other loop."""
+    vocabulary = Vocabulary("\n" + "".join(map(chr, range(64, 63 + V))))
 
     def loop(drawing: Drawing) -> list[Tensor]:
-        ids, state, random = np.zeros(num, np.int64), model.zero_state(num), np.random.default_rng(0)
-        found = []
-        for _ in range(length):
-            scores, state = model(torch.from_numpy(ids)[None], state)
-            ids = choose(scores[0].double().numpy(), drawing, random.random(num)).astype(np.int64)
-            found.append(torch.from_numpy(ids))
-        return [torch.stack(found)]
+        return [torch.from_numpy(np.stack(list(islice(symbols(model, vocabulary, drawing), length))))]
 
     return loop
-
-
-def decoded(model: CharModel, num: int, length: int) -> Loop:
-    """The whole loop in the native module."""
-    raise NotImplementedError

@@ -13,11 +13,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from benchmarks import record
-from benchmarks.machine import environment, finish, gemm_rate
+from benchmarks.machine import environment
 from benchmarks.record import Row
+from benchmarks.running import run
 from benchmarks.suite import CASES, Timed
-from benchmarks.timing import Interleaved, undisturbed
+from benchmarks.timing import Interleaved
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -77,7 +77,7 @@ def keep(benchmark, capsys: pytest.CaptureFixture[str], request: pytest.FixtureR
 
     def keep_rows(rows: list[Row]) -> list[Row]:
         where, items = environment(), request.session.items
-        rows = [replace(row, **where) for row in rows]
+        rows = [replace(row, **where | ({"threads": row.threads} if row.threads else {})) for row in rows]
         benchmark.group = rows[0].group
         benchmark.extra_info["rows"] = [asdict(row) for row in rows]
         with capsys.disabled():
@@ -100,27 +100,16 @@ def line_of(row: Row) -> str:
 
 @pytest.fixture
 def speed(benchmark, keep: Keep, request: pytest.FixtureRequest) -> Callable[[Timed], list[Row]]:
-    """Check a case's output, then time it; skipped with the reason where it cannot run here."""
+    """Check a case's output, then time it; skipped with the reason where this fastlstm cannot run it."""
 
-    def run(case: Timed) -> list[Row]:
-        if case.threads:
-            torch.set_num_threads(case.threads)
+    def drive(turns: Interleaved, rounds: int) -> None:
+        benchmark.pedantic(turns.run_first, setup=turns.before_first, rounds=rounds, iterations=1)
+        turns.times[turns.first] = [seconds / turns.calls[turns.first] for seconds in benchmark.stats.stats.data]
+
+    def run_case(case: Timed) -> list[Row]:
         try:
-            work = case.build()
+            return keep(run(case, request.config.getoption("--seconds"), drive))
         except ImportError as error:
             pytest.skip(str(error))
-        first = next((name for name in ("cpu", "dispatched") if name in work.runs), None)
-        if first is None:
-            pytest.skip(work.skipped["cpu"])
-        work.check()  # raises: nothing wrong is timed
-        device = work.made.call.device if work.made else "cpu"
-        turns = Interleaved(work.runs, first, work.inside, lambda: finish(device))
-        with undisturbed():
-            rounds = turns.rounds_for(request.config.getoption("--seconds"))
-            benchmark.pedantic(turns.run_first, setup=turns.before_first, rounds=rounds, iterations=1)
-        samples = benchmark.stats.stats.data
-        turns.times[first] = [seconds / turns.calls[first] for seconds in samples]
-        gemm = gemm_rate(torch.get_num_threads(), device, work.dtype)
-        return keep(record.of_times(case, work, turns.times, turns.calls, gemm))
 
-    return run
+    return run_case

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.suite import Timed
 from benchmarks.timing import Times, pair_ratios, quantile
 from benchmarks.work import Work
@@ -79,7 +81,7 @@ class Row:
 
 def of_times(case: Timed, work: Work, times: Times, calls: dict[str, int], gemm: float) -> list[Row]:
     """Return the rows of a case that was timed: every contender, then those that took no part."""
-    base = Row(case.name, "", **shapes(work), gemm=gemm, chosen=work.chosen)
+    base = Row(case.name, "", **shapes(work), gemm=gemm, chosen=work.chosen, threads=torch.get_num_threads())
     rows = []
     for name in work.runs:
         row = quantiles(replace(base, contender=name), times[name], pair_ratios(times, name, "torch"))

@@ -18,7 +18,7 @@ from benchmarks.work import geometric_mean
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-OURS = ("cpu", "cuda", "triton", "dispatched", "torch", "python", "recompute", "fastlstm", "alone")
+OURS = ("cpu", "cuda", "triton", "dispatched", "torch", "charlm", "recompute", "fastlstm", "alone")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,8 +22,8 @@ from benchmarks import record, saved, startup
 from benchmarks.floors import FLOORS
 from benchmarks.machine import environment, gemm_rate, pinned
 from benchmarks.record import Row
+from benchmarks.running import run
 from benchmarks.suite import CASES, Timed
-from benchmarks.timing import Interleaved, measure
 
 OTHERS = {"saved": partial(saved.rows, 64, 50, 256), "import": startup.import_rows, "after": startup.after_rows}
 
@@ -73,21 +73,18 @@ def _promised() -> list[Timed]:
 def _measured(case: Timed, seconds: float) -> list[Row]:
     """Check and time one case, and print its line; no rows where fastlstm cannot do it yet."""
     try:
-        work = replace(case, peers=()).build()
-    except (ImportError, NotImplementedError) as error:
+        rows = run(replace(case, peers=()), seconds)
+    except ImportError as error:
         print(f"{case.name:30}skipped: {error}", flush=True)
         return []
-    if "cpu" not in work.runs:
-        print(f"{case.name:30}skipped: {work.skipped['cpu']}", flush=True)
-        return []
-    work.check()  # raises: nothing wrong is timed
-    turns = Interleaved(work.runs, "cpu", work.inside)
-    rows = record.of_times(case, work, measure(turns, seconds), turns.calls, gemm_rate(torch.get_num_threads()))
     by = {row.contender: row for row in rows}
+    if by["cpu"].skipped:
+        print(f"{case.name:30}skipped: {by['cpu'].skipped}", flush=True)
+        return rows
     share = f"{by['cpu'].of_gemm:8.0%}" if by["cpu"].of_gemm else ""
     ratios = "".join(f"{by[name].ratio:7.2f}" for name in ("cpu", "dispatched"))
     milliseconds = f"{by['torch'].p50 * 1e3:10.3f}{by['cpu'].p50 * 1e3:10.3f}"
-    print(f"{case.name:30}{milliseconds}{ratios}  {work.chosen:10}{share}", flush=True)
+    print(f"{case.name:30}{milliseconds}{ratios}  {by['cpu'].chosen:10}{share}", flush=True)
     return rows
 
 
@@ -100,7 +97,7 @@ def _printed(rows: list[Row]) -> list[Row]:
 
 def _print_floors(rows: list[Row]) -> int:
     """Print the floors whose cases are all there; return 1 where one is missed."""
-    have, missed = {row.case for row in rows if not row.skipped}, 0
+    have, missed = {row.case for row in rows if row.contender == "cpu" and not row.skipped}, 0
     print(f"\n{'row':44}{'column':>11}{'':>9}{'measured':>10}{'floor':>8}")
     for floor in FLOORS:
         found = floor.of(rows)

@@ -106,13 +106,11 @@ def undisturbed() -> Iterator[None]:
             gc.enable()
 
 
-def measure(turns: Interleaved, seconds: float) -> Times:
-    """Return the seconds a call of every step, one for each of the rounds that fit into `seconds` (at least three)."""
-    with undisturbed():
-        for _ in range(turns.rounds_for(seconds)):
-            turns.others()
-            turns.sample(turns.first)
-    return turns.times
+def take_turns(turns: Interleaved, rounds: int) -> None:
+    """Run the rounds; every contender's seconds are then in `turns.times`."""
+    for _ in range(rounds):
+        turns.others()
+        turns.sample(turns.first)
 
 
 def pair_ratios(times: Times, ours: str, theirs: str) -> list[float]:

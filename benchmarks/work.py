@@ -59,6 +59,12 @@ class Work:
     made: Ready | None = None
     characters: int = 0
 
+    @property
+    def within(self) -> float:
+        """The relative difference that two right results may have; cuDNN may multiply float32 as TF32."""
+        tf32 = self.made is not None and self.made.call.device == "cuda" and torch.backends.cudnn.allow_tf32
+        return ALLOWED[torch.float16] if tf32 and self.dtype == torch.float32 else ALLOWED[self.dtype]
+
     @contextmanager
     def inside(self, name: str) -> Iterator[None]:
         """The context of a contender: the backend that its name forces, gradients on or off."""
@@ -74,7 +80,7 @@ class Work:
         expected = [tensor.double() for tensor in self._results(self.judge)]
         for name in [name for name in self.runs if name != self.judge]:
             try:
-                agree(name, self._results(name), expected, self.allowed.get(name, ALLOWED[self.dtype]))
+                agree(name, self._results(name), expected, self.allowed.get(name, self.within))
             except fastlstm.BackendError as reason:
                 self._leave_out(name, reason)
             except Exception as reason:  # a peer may fail in ways of its own; what matters is that it is not timed

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from benchmarks.record import Row, quantiles
-from benchmarks.timing import LEAST_ROUNDS, MOST_ROUNDS, Interleaved, measure, pair_ratios, quantile, undisturbed
+from benchmarks.timing import LEAST_ROUNDS, MOST_ROUNDS, Interleaved, pair_ratios, quantile, take_turns, undisturbed
 
 
 class Bench:
@@ -46,14 +46,17 @@ def test_contenders_take_turns_and_the_first_ends_a_round():
     bench = Bench(cpu=1.0, torch=2.0, loop=3.0)
     turns = bench.interleaved("cpu")
     bench.turns.clear()
-    times = measure(turns, seconds=30.0)
+    take_turns(turns, 5)
+    times = turns.times
     assert bench.names() == ["torch", "loop", "cpu"] * 5
     assert times == {"cpu": [1.0] * 5, "torch": [2.0] * 5, "loop": [3.0] * 5}
 
 
 def test_each_sample_is_taken_inside_its_own_context_and_without_its_cost():
     bench = Bench(cpu=1.0, torch=2.0)
-    times = measure(bench.interleaved("cpu"), seconds=0.0)
+    turns = bench.interleaved("cpu")
+    take_turns(turns, LEAST_ROUNDS)
+    times = turns.times
     assert all(inside == (name,) for name, inside in bench.turns if name != "finish")
     assert times["torch"] == [2.0] * LEAST_ROUNDS
 

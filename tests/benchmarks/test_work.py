@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import characters, layer, saved, table
+from benchmarks import characters, layer, saved
 from benchmarks.layer import Call, shape
+from benchmarks.running import run
 from benchmarks.suite import CASES, Timed
+from benchmarks.timing import take_turns
 from benchmarks.work import Work, WrongOutputError, agree, geometric_mean
 from fastlstm import dispatch
 
@@ -28,14 +30,36 @@ def test_every_kind_of_work_agrees_on_a_small_size(name: str):
     SMALL[name]().check()
 
 
-def test_a_wrong_contender_is_never_timed(monkeypatch: pytest.MonkeyPatch):
+def test_a_wrong_contender_is_never_timed():
     timed = []
-    monkeypatch.setattr(table, "measure", lambda *_: timed.append(1))
     good = torch.ones(4)
     work = Work({"cpu": lambda: [good * 1.001], "torch": lambda: [good]})
     with pytest.raises(WrongOutputError, match=r"cpu, tensor 0: off by 0\.001, allowed 2e-05"):
-        table._measured(Timed("any/case", lambda: work), 0.0)
+        run(Timed("any/case", lambda: work), 0.0, lambda *_: timed.append(1))
     assert timed == []
+
+
+def test_a_case_is_checked_then_timed_with_its_own_threads():
+    before, seen = torch.get_num_threads(), []
+
+    def call(name: str):
+        def step() -> list[torch.Tensor]:
+            seen.append((name, torch.get_num_threads()))
+            return [torch.ones(1)]
+
+        return step
+
+    work = Work({name: call(name) for name in ("cpu", "dispatched", "torch")}, skipped={"jax": "not here"})
+    case = Timed("any/case", lambda: work, threads=before + 1)
+    rows = run(case, 0.0, lambda turns, rounds: (seen.append("timing"), take_turns(turns, rounds)))
+    first, then = seen[: seen.index("timing")], seen[seen.index("timing") :]
+    assert first[:3] == [(name, before + 1) for name in ("torch", "cpu", "dispatched")]
+    assert len(then) > 3 * 3
+    assert torch.get_num_threads() == before
+    assert [(row.contender, row.threads) for row in rows] == [
+        (name, before + 1) for name in ("cpu", "dispatched", "torch", "jax")
+    ]
+    assert rows[0].rounds >= 3
 
 
 @pytest.mark.parametrize(
