@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,31 +134,42 @@ def _encode(
     newline = vocab.symbols.find("\n")
     starts, total = [np.zeros(1, np.int64)], 0
     parts: list[np.ndarray] = []
-    store = tempfile.TemporaryFile(dir=folder, prefix=".ids-") if size > MAPPED else None  # noqa: SIM115
+    store = _Store(folder) if size > MAPPED else None
     for chunk in text:
         ids = vocab.encode(chunk)
         if lines:
             starts.append(np.flatnonzero(ids == newline) + (total + 1))
         total += len(ids)
-        if store is None:
-            parts.append(ids)
-        else:
-            _write(store, ids, folder)
+        parts.append(ids) if store is None else store.write(ids)
     where = np.concatenate(starts) if lines else None
     if store is None:
         return np.concatenate(parts) if parts else np.zeros(0, vocab.dtype), where
-    store.flush()
-    return np.memmap(store, vocab.dtype, "r", shape=(total,)), where
+    return np.memmap(store.file, vocab.dtype, "r", shape=(total,)), where
 
 
-def _write(store, ids: np.ndarray, folder: Path | None) -> None:
-    try:
-        store.write(ids)
-    except OSError as error:
-        where = folder or tempfile.gettempdir()
-        raise CharLMError(
-            f"cannot keep the encoded corpus in {where}: {error.strerror}; free some space there"
-        ) from error
+class _Store:
+    """A file without a name for ids. folder: where, None for the system's temporary one."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder or Path(tempfile.gettempdir())
+        with self._explained():
+            self.file = tempfile.TemporaryFile(dir=self.folder, prefix=".ids-", buffering=0)  # noqa: SIM115
+
+    def write(self, ids: np.ndarray) -> None:
+        rest = memoryview(ids).cast("B")
+        with self._explained():
+            while len(rest):
+                rest = rest[self.file.write(rest) :]
+
+    @contextmanager
+    def _explained(self):
+        try:
+            yield
+        except OSError as error:
+            why = error.strerror or error
+            raise CharLMError(
+                f"cannot keep the encoded corpus in {self.folder}: {why}; free some space there"
+            ) from error
 
 
 def describe(corpus: Corpus) -> str:

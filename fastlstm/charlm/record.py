@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,24 @@ class JsonLines:
 
     def add(self, row: dict[str, Any]) -> None:
         line = (json.dumps(row) + "\n").encode()
-        try:
+        with self._explained():
             if self._stream.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise CharLMError(
-                f"cannot write {self.path}: {error.strerror or error}; make room and use --resume"
-            ) from error
         self.size += len(line)
 
     def sync(self) -> None:
         """On disk before the checkpoint that counts its bytes."""
-        os.fsync(self._stream.fileno())
+        with self._explained():
+            os.fsync(self._stream.fileno())
+
+    @contextmanager
+    def _explained(self):
+        try:
+            yield
+        except OSError as error:
+            raise CharLMError(
+                f"cannot write {self.path}: {error.strerror or error}; make room and use --resume"
+            ) from error
 
     def close(self) -> None:
         self._stream.close()

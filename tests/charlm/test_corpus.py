@@ -82,6 +82,21 @@ def test_a_large_text_is_mapped(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]  # the store has no name
 
 
+def test_no_room_for_a_large_text(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("abc\n" * 1000)
+    monkeypatch.setattr(corpora, "MAPPED", 1000)
+    with pytest.raises(CharLMError, match=r"cannot keep the encoded corpus in .*void: No such file"):
+        load("a.txt", Reading(), folder=tmp_path / "void")
+
+    def full(*args, **kwargs):
+        return open("/dev/full", "wb", buffering=0)
+
+    if os.path.exists("/dev/full"):
+        monkeypatch.setattr("tempfile.TemporaryFile", full)
+        with pytest.raises(CharLMError, match=r"cannot keep the encoded corpus in .*: No space left"):
+            load("a.txt", Reading(), folder=tmp_path)
+
+
 def test_a_folder_is_its_text_files_in_order(tmp_path):
     for name, content in {"b.txt": "two", "a.txt": "one", "sub/c.txt": "three", ".hidden": "no"}.items():
         (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)

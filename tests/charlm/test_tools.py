@@ -99,6 +99,21 @@ def test_the_python_api(small_run, lines_run):
     assert not any("\n" in name for name in names)
 
 
+def test_saving_in_half_precision(small_run, tmp_path):
+    lm = CharLM.load(small_run.last)
+    lm.save(tmp_path / "half.safetensors", torch.float16)
+    lm.save(tmp_path / "full.safetensors")
+    half = CharLM.load(tmp_path / "half.safetensors")
+    half_size, full_size = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "full"))
+    weights = sum(value.numel() for value in lm.saved.weights.values())
+    assert full_size - half_size == pytest.approx(2 * weights, abs=100)
+    assert half.evaluate().nats == pytest.approx(lm.evaluate().nats, rel=1e-3)
+    assert half.saved.metrics == lm.saved.metrics
+    with pytest.raises(CharLMError, match="holds a model but no run"):
+        (tmp_path / "half.safetensors").rename(small_run.last)
+        train(None, small_run.folder, resume=True)
+
+
 def test_ngrams_are_distributions():
     ids = np.random.default_rng(0).integers(0, 5, 300)
     model = NGrams(ids, 5)
