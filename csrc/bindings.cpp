@@ -101,6 +101,21 @@ void stack(uintptr_t out, uintptr_t h_n, uintptr_t c_n, uintptr_t x, uintptr_t h
                       layers.data(), int64_t(layers.size()), T, B, I, H, usable(threads)});
 }
 
+// pointers: out, x, h, c, y; layers: w, bias, w_hr, I of each; sizes: B, H, P
+void stream(const std::array<uintptr_t, 5>& p, const std::vector<uintptr_t>& each, const std::array<int64_t, 3>& sizes,
+            int side, bool half, int threads) {
+  py::gil_scoped_release release;
+  std::vector<StreamLayer> layers(each.size() / 4);
+  for (size_t l = 0; l < layers.size(); ++l)
+    layers[l] = {at<void>(each[4 * l]), at<float>(each[4 * l + 1]), at<void>(each[4 * l + 2]),
+                 int64_t(each[4 * l + 3])};
+  const auto [B, H, P] = sizes;
+  const auto padded = [](int64_t n) { return (n + kStreamLanes - 1) / kStreamLanes * kStreamLanes; };
+  (half ? current->stream_bf16 : current->stream_f32)(
+      {at<float>(p[0]), at<float>(p[1]), at<float>(p[2]), at<float>(p[3]), at<float>(p[4]), layers.data(),
+       int64_t(layers.size()), B, H, P, padded(H), padded(P), side, usable(threads)});
+}
+
 // sizes: N, V, width
 void sum_by_id(uintptr_t out, uintptr_t rows, uintptr_t ids, const std::array<int64_t, 3>& sizes, bool is_double,
                int threads) {
@@ -136,6 +151,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("stack", &stack);
+  m.def("stream", &stream);
   m.def("sum_by_id", &sum_by_id);
   m.def("isa_names", &isa_names, "Instruction sets that this machine can run, the weakest first.");
   m.def("isa", [] { return std::string(current->name); }, "The instruction set in use.");

@@ -73,6 +73,29 @@ struct Stack {
   int threads;
 };
 
+// One layer of a stream. A block is 16 units: for every k (first x, then h) their gates i, f, g, o, 16 numbers each;
+// the last block is filled up with zeros. Weights are float, or bfloat16 as its 16 bits.
+inline constexpr int kStreamLanes = 16;
+struct StreamLayer {
+  const void* w;      // (blocks of H, I + P, 4, 16)
+  const float* bias;  // (blocks of H, 4, 16), b_ih + b_hh
+  const void* w_hr;   // (blocks of P, H, 16) or null
+  int64_t I;          // width of what this layer reads
+};
+
+// One step of every layer. H_padded and P_padded are H and P rounded up to 16.
+struct StreamStep {
+  float* out;      // (B, P)
+  const float* x;  // (B, I)
+  float* h;        // (2, L, B, P_padded): side `side` is read, the other written
+  float* c;        // (L, B, H_padded), in place
+  float* y;        // (B, H_padded) scratch with projection, or null
+  const StreamLayer* layers;
+  int64_t L, B, H, P, H_padded, P_padded;
+  int side;
+  int threads;
+};
+
 // out[id[n]] += rows[n] over all n in order; out (V, width) starts as given, rows (N, width). Each thread owns columns.
 template <class R>
 struct SumById {
@@ -91,6 +114,8 @@ struct Kernels {
   void (*backward_f32)(const Shape&, const Backward<float>&);
   void (*backward_f64)(const Shape&, const Backward<double>&);
   void (*stack_f32)(const Stack&);
+  void (*stream_f32)(const StreamStep&);
+  void (*stream_bf16)(const StreamStep&);
   void (*sum_by_id_f32)(const SumById<float>&);
   void (*sum_by_id_f64)(const SumById<double>&);
   void (*unary_f32)(const float* x, float* y, int64_t n, int what);  // what: 0 sigmoid, 1 tanh; for the tests

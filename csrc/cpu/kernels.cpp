@@ -4,6 +4,7 @@
 #include "backward.h"
 #include "forward.h"
 #include "stack.h"
+#include "stream.h"
 
 namespace FASTLSTM_ISA {
 
@@ -18,6 +19,11 @@ static void backward(const Shape& shape, const fastlstm::cpu::Backward<R>& args)
 }
 
 static void stack(const Stack& args) { StackPass(args).run(); }
+
+template <class W>
+static void stream(const StreamStep& args) {
+  StreamPass<W>(args).run();
+}
 
 // The gradient of a table of token rows. Columns are shared out, so every sum runs in the order of the rows.
 template <class R>
@@ -57,6 +63,8 @@ extern const Kernels FASTLSTM_JOIN(kernels_, FASTLSTM_ISA) = {
     ::FASTLSTM_ISA::backward<float>,
     ::FASTLSTM_ISA::backward<double>,
     ::FASTLSTM_ISA::stack,
+    ::FASTLSTM_ISA::stream<float>,
+    ::FASTLSTM_ISA::stream<uint16_t>,
     ::FASTLSTM_ISA::sum_by_id<float>,
     ::FASTLSTM_ISA::sum_by_id<double>,
     ::FASTLSTM_ISA::unary<float>,
