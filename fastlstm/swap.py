@@ -10,6 +10,7 @@ import warnings
 from typing import TypeVar
 
 from torch import nn
+from torch.nn.modules.rnn import LSTM as TORCH_LSTM  # also where someone has put ours in the place of torch.nn.LSTM
 
 from fastlstm.nn import _OWN_OPTIONS, LSTM
 
@@ -23,7 +24,7 @@ def replace(model: Model) -> Model:
     """
     left = []
     for name, module in model.named_modules():
-        if type(module) is nn.LSTM:
+        if type(module) is TORCH_LSTM:
             module.__class__ = LSTM
         elif _is_other_lstm(module):
             left.append(f"{name or 'the model'} ({type(module).__module__}.{type(module).__qualname__})")
@@ -42,13 +43,13 @@ def restore(model: Model) -> Model:
     for name, module in found:
         _check_restorable(name or "the model", module)
     for _, module in found:
-        module.__class__ = nn.LSTM
+        module.__class__ = TORCH_LSTM
     return model
 
 
 def from_torch(module: nn.LSTM, cls: type[LSTM] = LSTM) -> LSTM:
     """A new fastlstm.LSTM that shares the parameters and the mode of an nn.LSTM."""
-    if type(module) is not nn.LSTM:
+    if type(module) is not TORCH_LSTM:
         raise TypeError(f"module is a {type(module).__name__}, expected torch.nn.LSTM")
     return _sharing(module, cls)
 
@@ -56,7 +57,7 @@ def from_torch(module: nn.LSTM, cls: type[LSTM] = LSTM) -> LSTM:
 def to_torch(module: LSTM) -> nn.LSTM:
     """A new nn.LSTM that shares the parameters and the mode of a fastlstm.LSTM."""
     _check_restorable("the module", module)
-    return _sharing(module, nn.LSTM)
+    return _sharing(module, TORCH_LSTM)
 
 
 def _sharing(module: nn.RNNBase, cls: type) -> nn.RNNBase:
@@ -76,4 +77,4 @@ def _check_restorable(name: str, module: LSTM) -> None:
 def _is_other_lstm(module: nn.Module) -> bool:
     """A subclass of nn.LSTM, or a quantised or quantisable LSTM of torch.ao."""
     kind = type(module)
-    return isinstance(module, nn.LSTM) or (kind.__module__.startswith("torch.ao.nn.") and kind.__name__ == "LSTM")
+    return isinstance(module, TORCH_LSTM) or (kind.__module__.startswith("torch.ao.nn.") and kind.__name__ == "LSTM")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.rnn import LSTM as TORCH_LSTM
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import calls, dispatch, layers
@@ -118,7 +119,7 @@ class TokenLSTM(nn.Module):
 
     def _takes_torch(self, ids: Tensor, batch_sizes: Tensor | None) -> bool:
         """Whether torch's own LSTM runs, on vectors: after `restore`, when asked for, or on an unverified GPU."""
-        if type(self.lstm) is nn.LSTM:
+        if type(self.lstm) is TORCH_LSTM:
             return True
         if torch.compiler.is_compiling():
             w = self.lstm._weights()[0]
