@@ -77,8 +77,5 @@ def _op_takes(lstm: LSTM, x: Tensor, batch_sizes: Tensor | None, hx: State, weig
     if batch_sizes is None:
         return x.shape[1 if lstm.batch_first else 0] != 0
     n, P = lstm.num_layers * (2 if lstm.bidirectional else 1), lstm.proj_size or lstm.hidden_size
-    B = (
-        hx[0].shape[1:2] if torch.compiler.is_compiling() else (int(batch_sizes[0]),)
-    )  # torch.compile cannot look inside
-    sizes = [(n, *B, size) for size in (P, lstm.hidden_size)]
+    sizes = [(n, *hx[0].shape[1:2], size) for size in (P, lstm.hidden_size)]
     return x.dim() == 2 and x.shape[1] == lstm.input_size and [hx[0].shape, hx[1].shape] == sizes

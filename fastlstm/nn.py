@@ -141,7 +141,13 @@ class LSTM(nn.RNNBase):
         self, input: PackedSequence, hx: State | None, reset: Tensor | PackedSequence | None, cells: bool, gates: bool
     ):
         x, batch_sizes, order, back = input
-        hx = self._state(x, None, batch_sizes[0], True) if hx is None else self.permute_hidden(hx, order)
+        if hx is None:
+            hx = self._state(x, None, batch_sizes[0], True)
+        else:
+            if not torch.compiler.is_compiling() and hx[0].dim() == 3 and hx[0].shape[1] != int(batch_sizes[0]):
+                expected = self.get_expected_hidden_size(x, batch_sizes)  # nn.LSTM returns memory that nobody wrote
+                self.check_hidden_size(hx[0], expected, "Expected hidden[0] size {}, got {}")
+            hx = self.permute_hidden(hx, order)
         weights = self._weights()
         x, hx, weights = calls.autocast(x, hx, weights)
         if calls.takes_torch(self, x, batch_sizes, hx, weights, reset is not None or cells or gates):
