@@ -116,6 +116,20 @@ void stream(const std::array<uintptr_t, 5>& p, const std::vector<uintptr_t>& eac
        int64_t(layers.size()), B, H, P, padded(H), padded(P), side, usable(threads)});
 }
 
+// pointers: c, a, b; sizes: M, N, K; strides: c_row, a_row, a_column, b_row, b_column
+void gemm(const std::array<uintptr_t, 3>& p, const std::array<int64_t, 3>& sizes, const std::array<int64_t, 5>& strides,
+          bool accumulate, bool is_double, int threads) {
+  py::gil_scoped_release release;
+  const auto [M, N, K] = sizes;
+  const auto [c_row, a_row, a_column, b_row, b_column] = strides;
+  auto run = [&](auto real, auto kernel) {
+    using R = decltype(real);
+    kernel({at<R>(p[0]), at<R>(p[1]), at<R>(p[2]), M, N, K, c_row, a_row, a_column, b_row, b_column, accumulate,
+            usable(threads)});
+  };
+  is_double ? run(double(), current->gemm_f64) : run(float(), current->gemm_f32);
+}
+
 // sizes: N, V, width
 void sum_by_id(uintptr_t out, uintptr_t rows, uintptr_t ids, const std::array<int64_t, 3>& sizes, bool is_double,
                int threads) {
@@ -152,6 +166,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("backward", &backward);
   m.def("stack", &stack);
   m.def("stream", &stream);
+  m.def("gemm", &gemm);
   m.def("sum_by_id", &sum_by_id);
   m.def("isa_names", &isa_names, "Instruction sets that this machine can run, the weakest first.");
   m.def("isa", [] { return std::string(current->name); }, "The instruction set in use.");

@@ -106,6 +106,18 @@ struct SumById {
   int threads;
 };
 
+// C (M, N) = A (M, K) @ B (K, N), added to C if `accumulate`. Element strides: c[m * c_row + n],
+// a[m * a_row + k * a_column], b[k * b_row + n * b_column]. C overlaps neither A nor B.
+template <class R>
+struct Gemm {
+  R* c;
+  const R *a, *b;
+  int64_t M, N, K;
+  int64_t c_row, a_row, a_column, b_row, b_column;
+  bool accumulate;
+  int threads;
+};
+
 // The kernels of one instruction set.
 struct Kernels {
   const char* name;
@@ -116,6 +128,8 @@ struct Kernels {
   void (*stack_f32)(const Stack&);
   void (*stream_f32)(const StreamStep&);
   void (*stream_bf16)(const StreamStep&);
+  void (*gemm_f32)(const Gemm<float>&);
+  void (*gemm_f64)(const Gemm<double>&);
   void (*sum_by_id_f32)(const SumById<float>&);
   void (*sum_by_id_f64)(const SumById<double>&);
   void (*unary_f32)(const float* x, float* y, int64_t n, int what);  // what: 0 sigmoid, 1 tanh; for the tests

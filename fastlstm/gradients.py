@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlstm.backends.common import cell_type, h_previous
+from fastlstm.products import product
 
 
 def of_weights(
@@ -22,9 +23,9 @@ def of_weights(
     rows = dxg.reshape(dxg.shape[:-1].numel(), dxg.shape[-1])
     dx = dw_x = dbias = dw_hh = dw_hr = None
     if wanted[0]:
-        dx = (rows @ w_x).view(x.shape)
+        dx = product(rows, w_x).view(x.shape)
     if wanted[2] and ids is None:
-        dw_x = rows.t() @ x.reshape(rows.shape[0], x.shape[-1])
+        dw_x = product(rows.t(), x.reshape(rows.shape[0], x.shape[-1]))
     elif wanted[2]:
         dw_x = torch.ops.fastlstm.sum_by_id(rows, ids.reshape(rows.shape[0]), w_x.shape[0])
     if wanted[3]:
@@ -50,10 +51,10 @@ def _recurrent(
     W, P = dxg.shape[-1], h.shape[-1]
     if batch_sizes is not None or reset is not None or h.shape[0] == 0:
         before = h_previous(h, h0, batch_sizes, offsets, reset, reverse)
-        return dxg.reshape(before.shape[0], W).t() @ before
+        return product(dxg.reshape(before.shape[0], W).t(), before)
     later, earlier, first = (dxg[:-1], h[1:], dxg[-1]) if reverse else (dxg[1:], h[:-1], dxg[0])
     rows = later.shape[0] * later.shape[1]
-    return torch.addmm(first.t() @ h0, later.reshape(rows, W).t(), earlier.reshape(rows, P))
+    return product(first.t(), h0, add_to=product(later.reshape(rows, W).t(), earlier.reshape(rows, P)))
 
 
 def _before_projection(inputs: tuple, h: Tensor, c: Tensor, gates: Tensor) -> Tensor:

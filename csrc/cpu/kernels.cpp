@@ -3,6 +3,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "gemm.h"
 #include "stack.h"
 #include "stream.h"
 
@@ -57,18 +58,11 @@ namespace fastlstm::cpu {
 #define FASTLSTM_JOIN2(a, b) a##b
 #define FASTLSTM_JOIN(a, b) FASTLSTM_JOIN2(a, b)
 extern const Kernels FASTLSTM_JOIN(kernels_, FASTLSTM_ISA) = {
-    ::FASTLSTM_ISA::kName,
-    ::FASTLSTM_ISA::forward<float>,
-    ::FASTLSTM_ISA::forward<double>,
-    ::FASTLSTM_ISA::backward<float>,
-    ::FASTLSTM_ISA::backward<double>,
-    ::FASTLSTM_ISA::stack,
-    ::FASTLSTM_ISA::stream<float>,
-    ::FASTLSTM_ISA::stream<uint16_t>,
-    ::FASTLSTM_ISA::sum_by_id<float>,
-    ::FASTLSTM_ISA::sum_by_id<double>,
-    ::FASTLSTM_ISA::unary<float>,
-    ::FASTLSTM_ISA::unary<double>,
+    ::FASTLSTM_ISA::kName,           ::FASTLSTM_ISA::forward<float>,   ::FASTLSTM_ISA::forward<double>,
+    ::FASTLSTM_ISA::backward<float>, ::FASTLSTM_ISA::backward<double>, ::FASTLSTM_ISA::stack,
+    ::FASTLSTM_ISA::stream<float>,   ::FASTLSTM_ISA::stream<uint16_t>, ::FASTLSTM_ISA::gemm<float>,
+    ::FASTLSTM_ISA::gemm<double>,    ::FASTLSTM_ISA::sum_by_id<float>, ::FASTLSTM_ISA::sum_by_id<double>,
+    ::FASTLSTM_ISA::unary<float>,    ::FASTLSTM_ISA::unary<double>,
 };
 
 }  // namespace fastlstm::cpu

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import native
+from fastlstm.products import native_product
 
 NAME = "cpu"
 _ROUNDING = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -61,7 +62,7 @@ def _check_ids(ids: Tensor, vocabulary: int) -> None:
 
 def _input_side(x: Tensor, w_x: Tensor) -> Tensor:
     """x @ W_ih^T; the kernel adds the bias (torch's addmm would first write it to all rows: 10 % of a forward)."""
-    return torch.mm(x.reshape(-1, x.shape[-1]), w_x.t()).view(*x.shape[:-1], w_x.shape[0])
+    return native_product(x.reshape(-1, x.shape[-1]), w_x.t()).view(*x.shape[:-1], w_x.shape[0])
 
 
 def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):

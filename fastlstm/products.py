@@ -1,0 +1,64 @@
+"""Products of large matrices on the CPU by the native GEMM (csrc/cpu/gemm.h), elsewhere by torch's own.
+
+They are the input projection, its gradient and the weight gradients. Torch's BLAS leaves a fifth of an AVX2 core and
+more than half of an AVX-512 core unused on AMD's processors (benchmarks/results has the figures).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastlstm import native
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_REALS = (torch.float32, torch.float64)
+
+
+def product(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
+    """Return a @ b for matrices, added in place to `add_to` where that is given.
+
+    Differentiable and traceable: the native GEMM runs only where nobody records what happens.
+    """
+    if _recorded(a, b) or not runs(a):
+        return a @ b if add_to is None else add_to + a @ b
+    return native_product(a, b, add_to)
+
+
+def native_product(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
+    """`product` by the native GEMM, for plain tensors that it `runs` on; any strides."""
+    out = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype) if add_to is None else add_to
+    sizes = (a.shape[0], b.shape[1], a.shape[1])
+    strides = (out.stride(0), *a.stride(), *b.stride())
+    pointers = (out.data_ptr(), a.data_ptr(), b.data_ptr())
+    double = a.dtype == torch.float64
+    native.load().gemm(pointers, sizes, strides, add_to is not None, double, torch.get_num_threads())
+    return out
+
+
+def runs(a: Tensor) -> bool:
+    """Whether the native GEMM takes the type and device of `a`."""
+    return a.dtype in _REALS and a.device.type == "cpu" and native.why_not() is None
+
+
+def _keys() -> int:
+    return torch._C._dispatch_keys(torch.empty(0)).raw_repr()
+
+
+_KEYS = {_keys()}
+with torch.inference_mode():
+    _KEYS.add(_keys())
+
+
+def _plain(v: Tensor) -> bool:
+    """Whether its address holds its numbers: no subclass, no lazily negated view, not batched by autograd's own vmap."""
+    return type(v) in _PLAIN and torch._C._dispatch_keys(v).raw_repr() in _KEYS
+
+
+def _recorded(a: Tensor, b: Tensor) -> bool:
+    return (
+        torch.is_grad_enabled()
+        or not (_plain(a) and _plain(b))
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
