@@ -32,7 +32,8 @@ class BackwardPass {
         carry_data(2 * s.B * stride),
         dh_data(args.w_hr ? s.B * dh_stride : 0),
         plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
-        barrier(plan.threads) {
+        barrier(plan.threads),
+        far(w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
     w.data = w_data.get();
     proj.data = proj_data.get();
   }
@@ -94,61 +95,89 @@ class BackwardPass {
     alignas(64) R z[4 * kTileRows * units];
     for (int64_t j = blocks.hidden.from; j < blocks.hidden.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
-        tile_product_deep<R>(n, carried(k, b), stride, w.data + j * w.panel_size(), 4 * s.H, z);
-        for (int m = 0; m < n; ++m) arrive(t, k, b + m, j * units, z + m * units);
+        for (int m = 0; m < n; ++m) soon(t, b + m, j * units);
+        tile_product_deep<R>(n, carried(k, b), stride, w.data + j * w.panel_size(), 4 * s.H, z, far);
+        if ((j + 1) * units <= s.P)
+          for (int m = 0; m < n; ++m) arrive<true>(t, k, b + m, j * units, z + m * units);
+        else
+          for (int m = 0; m < n; ++m) arrive<false>(t, k, b + m, j * units, z + m * units);
       });
     if (!a.w_hr) return;
     meet();
     for (int64_t j = blocks.state.from; j < blocks.state.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
-        tile_product_deep<R>(n, dh_data.get() + b * dh_stride, dh_stride, proj.data + j * proj.panel_size(), s.P, z);
+        tile_product_deep<R>(n, dh_data.get() + b * dh_stride, dh_stride, proj.data + j * proj.panel_size(), s.P, z,
+                             false);
         for (int m = 0; m < n; ++m)
           for (int u = 0; u < units && j * units + u < s.H; u += width)
-            cell(t, k, b + m, j * units + u, Vec<R>::load(z + m * units + u));
+            cell<false>(t, k, b + m, j * units + u, Vec<R>::load(z + m * units + u));
       });
   }
 
+  // Fetches what `arrive` and `cell` will touch while the product runs: without, a core waits a third of its time.
+  FASTLSTM_INLINE void soon(int64_t t, int64_t b, int64_t u0) const {
+    const int64_t row = steps.row(t, b), H = s.H;
+    if (a.dh) fetch_units(a.dh + row * s.P + u0);
+    if (a.w_hr) return;
+    if (a.dc) fetch_units(a.dc + row * H + u0);
+    fetch_units(a.c + row * H + u0);
+    if (!steps.is_first(t, b)) fetch_units(a.c + steps.row(t + (s.reverse ? 1 : -1), b) * H + u0);
+    for (int g = 0; g < 4; ++g) {
+      fetch_units(a.gates + row * 4 * H + g * H + u0);
+      fetch_units_to_write(a.dxg + row * 4 * H + g * H + u0);
+    }
+  }
+
   // The total gradient at h of one row, one block of columns; without projection the cell runs on it at once.
+  template <bool whole>
   FASTLSTM_INLINE void arrive(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z) {
     const int64_t row = steps.row(t, b);
     const bool last = a.dh_n && steps.is_last(t, b);
+#pragma GCC unroll 2
     for (int v = 0; v < Panel<R>::vectors; ++v) {
       const int64_t u = u0 + v * width, n = s.P - u;
-      if (n <= 0) return;
+      if (!whole && n <= 0) return;
       Vec<R> dh = Vec<R>::load(z + v * width);
-      if (a.dh) dh += Vec<R>::load(a.dh + row * s.P + u, n);
-      if (last) dh += Vec<R>::load(a.dh_n + b * s.P + u, n);
+      if (a.dh) dh += Vec<R>::template load_some<whole>(a.dh + row * s.P + u, n);
+      if (last) dh += Vec<R>::template load_some<whole>(a.dh_n + b * s.P + u, n);
       if (a.w_hr) {
-        dh.store(a.d_hr + row * s.P + u, n);
-        dh.store(dh_data.get() + b * dh_stride + u, n);
+        dh.template store_some<whole>(a.d_hr + row * s.P + u, n);
+        dh.template store_some<whole>(dh_data.get() + b * dh_stride + u, n);
       } else {
-        cell(t, k, b, u, dh);
+        cell<whole>(t, k, b, u, dh);
       }
     }
   }
 
   // One row, one register of units from u on.
+  template <bool whole>
   FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u, Vec<R> dh) {
     const int64_t row = steps.row(t, b), H = s.H, n = H - u;
     const bool reset = steps.resets(t, b);
     Vec<R> gate[4], dz[4], dc_prev;
-    for (int g = 0; g < 4; ++g) gate[g] = Vec<R>::load(a.gates + row * 4 * H + g * H + u, n);
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) gate[g] = Vec<R>::template load_some<whole>(a.gates + row * 4 * H + g * H + u, n);
     R* dc_state = a.dc0 + b * H + u;
-    Vec<R> dc = Vec<R>::load(dc_state, n);
-    if (a.dc) dc += Vec<R>::load(a.dc + row * H + u, n);
+    Vec<R> dc = Vec<R>::template load_some<whole>(dc_state, n);
+    if (a.dc) dc += Vec<R>::template load_some<whole>(a.dc + row * H + u, n);
     Vec<R> c_prev(R(0));
     if (!reset) {
       const R* from = steps.is_first(t, b) ? a.c0 + b * H : a.c + steps.row(t + (s.reverse ? 1 : -1), b) * H;
-      c_prev = Vec<R>::load(from + u, n);
+      c_prev = Vec<R>::template load_some<whole>(from + u, n);
     }
-    LstmCell::backward<Math>(gate, c_prev, Vec<R>::load(a.c + row * H + u, n), dh, dc, dz, dc_prev);
-    const Vec<R> zero(R(0));
-    (reset ? zero : dc_prev).store(dc_state, n);
+    LstmCell::backward<Math>(gate, c_prev, Vec<R>::template load_some<whole>(a.c + row * H + u, n), dh, dc, dz,
+                             dc_prev);
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) dz[g].template store_some<whole>(a.dxg + row * 4 * H + g * H + u, n);
     R* carry = carried(k + 1, b) + u;
-    for (int g = 0; g < 4; ++g) {
-      dz[g].store(a.dxg + row * 4 * H + g * H + u, n);
-      (reset ? zero : dz[g]).store(carry + g * H, n);
+    if (reset) {
+      const Vec<R> zero(R(0));
+      for (int g = 0; g < 4; ++g) zero.template store_some<whole>(carry + g * H, n);
+      return zero.template store_some<whole>(dc_state, n);
     }
+    dc_prev.template store_some<whole>(dc_state, n);
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) dz[g].template store_some<whole>(carry + g * H, n);
   }
 
   // Rows whose first step this was: dh0 = dz @ W_hh.
@@ -159,7 +188,7 @@ class BackwardPass {
     alignas(64) R z[4 * kTileRows * units];
     for (int64_t j = blocks.from; j < blocks.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
-        tile_product_deep<R>(n, carried(k + 1, b), stride, w.data + j * w.panel_size(), 4 * s.H, z);
+        tile_product_deep<R>(n, carried(k + 1, b), stride, w.data + j * w.panel_size(), 4 * s.H, z, far);
         for (int m = 0; m < n; ++m)
           for (int u = 0; u < units && j * units + u < s.P; u += width)
             Vec<R>::load(z + m * units + u).store(a.dh0 + (b + m) * s.P + j * units + u, s.P - j * units - u);
@@ -174,6 +203,7 @@ class BackwardPass {
   Buffer<R> w_data, proj_data, carry_data, dh_data;
   Plan plan;
   Barrier barrier;
+  bool far;
 };
 
 }  // namespace FASTLSTM_ISA

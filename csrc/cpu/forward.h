@@ -42,7 +42,8 @@ class ForwardPass {
         carry_data(2 * s.B * stride),
         raw_data(args.w_hr ? s.B * raw_stride : 0),
         plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
-        barrier(plan.threads) {
+        barrier(plan.threads),
+        far(4 * w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
     w.data = w_data.get();
     proj.data = proj_data.get();
   }
@@ -115,15 +116,32 @@ class ForwardPass {
     alignas(64) R z[4 * kTileRows * units];
     for (int64_t j = blocks.from; j < blocks.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
-        tile_product4<R>(n, carried(k, b), stride, w.data + 4 * j * w.panel_size(), w.panel_size(), s.P, z, n * units);
-        for (int m = 0; m < n; ++m) cell(t, k, b + m, j * units, z + m * units, n * units);
+        for (int m = 0; m < n; ++m) soon(t, b + m, j * units);
+        tile_product4<R>(n, carried(k, b), stride, w.data + 4 * j * w.panel_size(), w.panel_size(), s.P, z, n * units,
+                         far);
+        if ((j + 1) * units <= s.H)
+          for (int m = 0; m < n; ++m) cell<true>(t, k, b + m, j * units, z + m * units, n * units);
+        else
+          for (int m = 0; m < n; ++m) cell<false>(t, k, b + m, j * units, z + m * units, n * units);
       });
     if (a.w_hr) project(t, k, rows, proj_blocks);
   }
 
+  // Fetches what `cell` will touch while the product runs.
+  FASTLSTM_INLINE void soon(int64_t t, int64_t b, int64_t u0) const {
+    const int64_t row = steps.row(t, b), H = s.H;
+    const R* x = input_row(row) + u0;
+    for (int g = 0; g < 4; ++g) fetch_units(x + g * H);
+    if (a.gates && a.gates != a.xg)
+      for (int g = 0; g < 4; ++g) fetch_units_to_write(a.gates + row * 4 * H + g * H + u0);
+    if (a.c) fetch_units_to_write(a.c + row * H + u0);
+    if (!a.w_hr) fetch_units_to_write(a.h + row * H + u0);
+  }
+
   const R* input_row(int64_t row) const { return a.xg + 4 * s.H * (a.ids ? a.ids[row] : row); }
 
-  // One row, one block of units from u0 on; z[g * gate_stride + u] is the recurrent side.
+  // One row, one block of units from u0 on; z[g * gate_stride + u] is the recurrent side. whole: all units exist.
+  template <bool whole>
   FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z, int64_t gate_stride) {
     const int64_t row = steps.row(t, b), H = s.H;
     const R* x = input_row(row) + u0;
@@ -132,21 +150,27 @@ class ForwardPass {
 #pragma GCC unroll 2
     for (int v = 0; v < Panel<R>::vectors; ++v) {
       const int64_t u = v * width, n = H - u0 - u;
-      if (n <= 0) return;
+      if (!whole && n <= 0) return;
       Vec<R> gate[4], c, h;
-      for (int g = 0; g < 4; ++g) gate[g] = Vec<R>::load(z + g * gate_stride + u) + Vec<R>::load(x + g * H + u, n);
-      if (a.bias)
-        for (int g = 0; g < 4; ++g) gate[g] += Vec<R>::load(a.bias + g * H + u0 + u, n);
-      LstmCell::forward<Math>(gate, Vec<R>::load(c_state + u, n), c, h);
-      c.store(c_state + u, n);
+#pragma GCC unroll 4
+      for (int g = 0; g < 4; ++g)
+        gate[g] = Vec<R>::load(z + g * gate_stride + u) + Vec<R>::template load_some<whole>(x + g * H + u, n);
+      if (a.bias) {
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; ++g) gate[g] += Vec<R>::template load_some<whole>(a.bias + g * H + u0 + u, n);
+      }
+      LstmCell::forward<Math>(gate, Vec<R>::template load_some<whole>(c_state + u, n), c, h);
+      c.template store_some<whole>(c_state + u, n);
       if (!a.w_hr) {
         h = round_stored(h, s.rounding);
-        h.store(a.h + row * s.P + u0 + u, n);
+        h.template store_some<whole>(a.h + row * s.P + u0 + u, n);
       }
-      h.store(h_next + u, n);
-      if (a.c) c.store(a.c + row * H + u0 + u, n);
-      if (a.gates)
-        for (int g = 0; g < 4; ++g) gate[g].store(a.gates + row * 4 * H + g * H + u0 + u, n);
+      h.template store_some<whole>(h_next + u, n);
+      if (a.c) c.template store_some<whole>(a.c + row * H + u0 + u, n);
+      if (a.gates) {
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; ++g) gate[g].template store_some<whole>(a.gates + row * 4 * H + g * H + u0 + u, n);
+      }
     }
   }
 
@@ -156,7 +180,8 @@ class ForwardPass {
     meet();
     for (int64_t j = blocks.from; j < blocks.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
-        tile_product_deep<R>(n, raw_data.get() + b * raw_stride, raw_stride, proj.data + j * proj.panel_size(), s.H, z);
+        tile_product_deep<R>(n, raw_data.get() + b * raw_stride, raw_stride, proj.data + j * proj.panel_size(), s.H, z,
+                             false);
         for (int m = 0; m < n; ++m)
           for (int u = 0; u < units && j * units + u < s.P; u += width) {
             const int64_t column = j * units + u;
@@ -175,6 +200,7 @@ class ForwardPass {
   Buffer<R> w_data, proj_data, carry_data, raw_data;
   Plan plan;
   Barrier barrier;
+  bool far;
 };
 
 }  // namespace FASTLSTM_ISA

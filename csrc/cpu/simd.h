@@ -56,6 +56,15 @@ struct Vec {
     store(lanes);
     for (int64_t k = 0; k < n; ++k) p[k] = lanes[k];
   }
+  // Known at compile time to be whole, or not
+  template <bool whole>
+  static FASTLSTM_INLINE Vec load_some(const R* p, int64_t n) {
+    return whole ? load(p) : load(p, n);
+  }
+  template <bool whole>
+  FASTLSTM_INLINE void store_some(R* p, int64_t n) const {
+    whole ? store(p) : store(p, n);
+  }
   friend FASTLSTM_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
   friend FASTLSTM_INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
   friend FASTLSTM_INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
