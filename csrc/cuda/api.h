@@ -13,8 +13,9 @@ int step_backward(Type type, Type products, const BackwardArgs& args, int rows, 
 // Steps [s.begin, s.end) in one launch; args.t comes from the planner.
 int tile_forward(Type type, const ForwardArgs& args, void* stream);
 int tile_backward(Type type, const BackwardArgs& args, void* stream);
-int persistent_forward(Type type, const ForwardArgs& args, void* stream);
-int persistent_backward(Type type, const BackwardArgs& args, void* stream);
+// The same; `first` and `rows`: which rows these steps have. Marks what the blocks exchange as unset, then launches.
+int persistent_forward(Type type, const ForwardArgs& args, int64_t first, int64_t rows, void* stream);
+int persistent_backward(Type type, const BackwardArgs& args, int64_t first, int64_t rows, void* stream);
 
 const char* describe_error(int code);
 

@@ -42,7 +42,6 @@ void sequence(py::class_<Class>& c) {
 }
 
 void bind_args(py::module_& m) {
-  py::class_<Tiling>(m, "Tiling").def(py::init([] { return Tiling{}; }));
   py::class_<ForwardArgs> f(m, "ForwardArgs");
   f.def(py::init([] { return ForwardArgs{}; }));
   sequence(f);
@@ -80,16 +79,41 @@ auto step(const char* name, int (*run)(Type, Type, const Args&, int, void*)) {
   };
 }
 
+// A launch of steps [begin, end), which args hold.
+template <class Args>
+auto sequence_launch(const char* name, int (*run)(Type, const Args&, void*)) {
+  return [name, run](int type, Args& args, uintptr_t stream) {
+    check(name, run(Type(type), args, reinterpret_cast<void*>(stream)));
+  };
+}
+
+template <class Args>
+auto cooperative_launch(const char* name, int (*run)(Type, const Args&, int64_t, int64_t, void*)) {
+  return [name, run](int type, Args& args, int64_t first, int64_t rows, uintptr_t stream) {
+    check(name, run(Type(type), args, first, rows, reinterpret_cast<void*>(stream)));
+  };
+}
+
 }  // namespace
 
+void bind_plan(py::module_& parent);
+
+// After bind_plan, which brings the Tiling.
 void bind_cuda(py::module_& parent) {
   py::module_ m = parent.def_submodule("cuda", "Launchers of the CUDA kernels; use them through fastlstm.LSTM.");
   bind_args(m);
   m.def("step_forward", step("step_forward", step_forward));
   m.def("step_backward_sum", step("step_backward_sum", step_backward_sum));
   m.def("step_backward", step("step_backward", step_backward));
+  m.def("tile_forward", sequence_launch("tile_forward", tile_forward));
+  m.def("tile_backward", sequence_launch("tile_backward", tile_backward));
+  m.def("persistent_forward", cooperative_launch("persistent_forward", persistent_forward));
+  m.def("persistent_backward", cooperative_launch("persistent_backward", persistent_backward));
 }
 
 #if defined(FASTLSTM_HOSTSIM)
-void bind_kernels(py::module_& m) { bind_cuda(m); }
+void bind_kernels(py::module_& m) {
+  bind_plan(m);
+  bind_cuda(m);
+}
 #endif

@@ -42,6 +42,8 @@ using ::hostsim::LaunchShape;
 __device__ inline unsigned char* shared_memory() { return static_cast<unsigned char*>(::hostsim::dynamic_shared()); }
 __device__ inline uint32_t shared_address(const void* where) { return ::hostsim::shared_address(where); }
 
+__device__ inline void recompute(int&) {}
+
 // Vector accesses: one instruction of 8 or 16 bytes, aligned to its size.
 template <class V>
 __device__ V load_vector(const void* from) {
@@ -104,6 +106,10 @@ __device__ __forceinline__ unsigned char* shared_memory() { return fastlstm_shar
 __device__ __forceinline__ uint32_t shared_address(const void* where) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(where));
 }
+
+// Makes a value look new, so that what follows from it is computed where it is used instead of being kept in registers
+// through a loop.
+__device__ __forceinline__ void recompute(int& value) { asm volatile("" : "+r"(value)); }
 
 template <class V>
 __device__ __forceinline__ V load_vector(const void* from) {

@@ -12,7 +12,7 @@ struct Rows {
 };
 
 // k may lie outside [0, T): no rows.
-__device__ inline Rows rows_of(const Sequence& s, int k) {
+__device__ __forceinline__ Rows rows_of(const Sequence& s, int k) {
   if (k < 0 || k >= s.T) return {0, 0};
   const int t = s.reverse ? s.T - 1 - k : k;
   if (!s.offsets) return {int64_t(t) * s.B, s.B};

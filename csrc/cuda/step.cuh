@@ -5,7 +5,7 @@
 // moves about 22 bytes per unit and sequence in half types; the launch itself, about 2 µs, bounds it below B * H of
 // some hundred thousand.
 #pragma once
-#include "rows.cuh"
+#include "input.cuh"
 
 namespace fastlstm::cuda {
 
@@ -18,18 +18,6 @@ __device__ __forceinline__ bool step_place(int count, int width, int& b, int& u)
   b = int(index / width);
   u = int(index % width);
   return b < count;
-}
-
-// The row of the input side: of xg, or of the table with ids. An id outside the table stops the launch.
-template <class T>
-__device__ __forceinline__ const T* input_row(const ForwardArgs& p, int64_t row) {
-  if (!p.ids) return static_cast<const T*>(p.xg) + row * 4 * p.s.H;
-  const int64_t id = p.ids[row];
-  if (id < 0 || id >= p.V) {
-    *p.status = kBadId;
-    PTX("trap;", (), ());
-  }
-  return static_cast<const T*>(p.table) + id * 4 * p.s.H;
 }
 
 // T: type of the call; S: type of the products hw.

@@ -98,6 +98,7 @@ const Entry entries[] = {
     {"st.relaxed.gpu.global.b32", store<1, relaxed>},
     {"st.relaxed.gpu.global.v2.b32", store<2, relaxed>},
     {"st.relaxed.gpu.global.v4.b32", store<4, relaxed>},
+    {"st.relaxed.sys.global.b32", store<1, relaxed>},
     {"st.release.gpu.global.b32", store<1, ordered>},
     {"cp.async.cg.shared.global", copy<16>},
     {"cp.async.ca.shared.global", copy<0>},

@@ -41,13 +41,11 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What runs: the kernel, how it is spread (a Tiling of csrc/cuda), and why."""
+    """What runs: the planner's choice (csrc/cuda/plan.h) for either direction."""
 
-    kernel: str  # step, tile or persistent
+    forward: Any
+    backward: Any
     tf32: bool
-    forward: Any = None
-    backward: Any = None
-    why: str = ""
 
     def code(self, dtype: torch.dtype) -> int:
         return _TF32 if self.tf32 and dtype == torch.float32 else TYPE_CODES[dtype]
@@ -125,7 +123,7 @@ def forward(rt: Runtime, plan: Plan, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batc
         args.gates = rt.use("gates", gates if save == 1 else None, "out" if x is None else "state")
         args.h_n, args.c_n = rt.use("h_n", h_n, "state"), rt.use("c_n", c_n, "state")
         args.w_hh, args.h0 = rt.use("w_hh", w_hh, "in"), rt.use("h0", h0, "in")
-        run = _FORWARD[plan.kernel](rt, plan, args, steps, w_hh, w_hr, h, h_n)
+        run = _FORWARD[plan.forward.kernel](rt, plan, args, steps, w_hh, w_hr, h, h_n)
         if x is None:
             args.table, args.ids, args.V = rt.use("table", w_x, "in"), rt.use("ids", ids, "in"), w_x.shape[0]
             run(0, steps.T)
@@ -171,7 +169,7 @@ def _step_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, w_hr, 
 
 def _tile_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, w_hr, h, h_n) -> Callable:
     """One launch; no block waits for another."""
-    args.t = plan.forward
+    args.t = plan.forward.t
 
     def run(begin: int, end: int) -> None:
         args.begin, args.end = begin, end
@@ -182,7 +180,7 @@ def _tile_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, w_hr, 
 
 def _persistent_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, w_hr, h: Tensor, h_n) -> Callable:
     """A fill that marks h as not there yet, and one launch whose blocks hand h to each other."""
-    args.t = plan.forward
+    args.t = plan.forward.t
     width = _width(args.H, h.element_size())
     exchange = h if width == args.H else h.new_empty(h.shape[0], width)
     args.exchange, args.exchange_width = rt.use("exchange", exchange, "out"), width
@@ -205,7 +203,7 @@ def backward(rt: Runtime, plan: Plan, dh, dc, dh_n, dc_n, *saved):
     steps = Steps.of(h, h0.shape[0], batch_sizes, reverse)
     N, lead = steps.starts[-1], h.shape[:-1]
     dxg, d_hr = w_hh.new_empty(N, 4 * H), w_hh.new_empty((N, P) if w_hr is not None else (0,))
-    state_type = rt.product_type(w_hh.dtype) if plan.kernel == "step" else torch.float32
+    state_type = rt.product_type(w_hh.dtype) if plan.backward.kernel == "step" else torch.float32
     dh_state = torch.zeros_like(h0, dtype=state_type) if dh_n is None else dh_n.to(state_type, copy=True)
     dc_state = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
     if N:
@@ -216,7 +214,7 @@ def backward(rt: Runtime, plan: Plan, dh, dc, dh_n, dc_n, *saved):
         args.gates, args.c, args.c0 = rt.use("gates", gates, "in"), rt.use("c", c, "in"), rt.use("c0", c0, "in")
         args.w_hh, args.dxg = rt.use("w_hh", w_hh, "in"), rt.use("dxg", dxg, "out")
         args.dh_state, args.dc_state = rt.use("dh_state", dh_state, "state"), rt.use("dc_state", dc_state, "state")
-        _BACKWARD[plan.kernel](rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state)
+        _BACKWARD[plan.backward.kernel](rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state)
     d_hr = d_hr.view(*lead, P) if w_hr is not None else d_hr
     return dxg.view(*lead, 4 * H), d_hr, dh_state.to(w_hh.dtype), dc_state
 
@@ -240,12 +238,12 @@ def _step_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state
 
 
 def _tile_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
-    args.t, args.begin, args.end = plan.backward, 0, steps.T
+    args.t, args.begin, args.end = plan.backward.t, 0, steps.T
     rt.lib.tile_backward(plan.code(w_hh.dtype), args, rt.stream)
 
 
 def _persistent_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
-    args.t = tiling = plan.backward
+    args.t = tiling = plan.backward.t
     width = _width(args.H, dxg.element_size())
     exchange = dxg if width == args.H else dxg.new_empty(dxg.shape[0], 4 * width)
     args.exchange, args.exchange_width = rt.use("exchange", exchange, "out"), width

@@ -10,20 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from fastlstm.backends import cuda_op
+from fastlstm import gpu_model
+from fastlstm.backends import cuda_op, cuda_plan
 from fastlstm.backends.common import BackendError, Spec, spec_of
 from fastlstm.backends.cuda_op import Plan
 from fastlstm.backends.hostsim import build
 from fastlstm.backends.hostsim.report import with_source
 
-__all__ = ["NAME", "Fault", "Settings", "backward", "forward", "library", "plan", "settings", "why_not"]
+__all__ = ["NAME", "TILING", "Fault", "Settings", "backward", "forward", "library", "plan", "settings", "why_not"]
 
 NAME = "hostsim"
+TILING = ("unit_blocks", "row_blocks", "groups", "k_splits", "row_tiles", "phase", "gate_splits")
 
 
 class Fault(RuntimeError):  # noqa: N818 - the simulation calls it so
@@ -34,8 +37,15 @@ class Fault(RuntimeError):  # noqa: N818 - the simulation calls it so
 class Settings:
     """What the simulated device is and does. kernel: None lets the planner choose."""
 
-    kernel: str | None = None
+    kernel: str | None = None  # step, tile or persistent
+    forward: tuple[int, ...] | None = None  # the Tiling of that kernel, in the order of csrc/cuda/args.h
+    backward: tuple[int, ...] | None = None
+    sms: int = 5
+    capability: int = 90
+    shared_kib: int = 99  # of a block
     seed: int = 0
+    flags: tuple[str, ...] = ()  # further compiler flags
+    csrc: Path = build.CSRC  # where the kernels' sources lie (a mutated copy, in tests)
     tf32: bool = False
     half_products: bool = False  # products of half types come in their own type, as from an old torch
 
@@ -55,12 +65,12 @@ def settings(**changes) -> Iterator[None]:
         _settings = before
 
 
-@lru_cache(maxsize=4)
-def library(*flags: str) -> ModuleType:
-    """The simulation with the shipped kernels; flags: further compiler flags."""
-    cuda = build.CSRC / "cuda"
-    bindings = [cuda / "bindings_cuda.cpp"]
-    return build.load("hostsim_kernels", sorted(cuda.glob("*.cu")), bindings, flags=["-DFASTLSTM_HOSTSIM", *flags])
+@lru_cache(maxsize=64)
+def library(flags: tuple[str, ...] = (), csrc: Path = build.CSRC) -> ModuleType:
+    """The simulation with the kernels in a csrc folder; flags: further compiler flags."""
+    bindings = [csrc / "cuda" / name for name in ("bindings_cuda.cpp", "bindings_plan.cpp", "plan.cpp")]
+    kernels = sorted((csrc / "cuda").glob("*.cu"))
+    return build.load("hostsim_kernels", kernels, bindings, flags=["-DFASTLSTM_HOSTSIM", *flags], include=csrc)
 
 
 class _Simulated:
@@ -77,6 +87,8 @@ class _Simulated:
     def __enter__(self) -> _Simulated:
         self.module.forget()
         self.module.seed(_settings.seed)
+        shared = _settings.shared_kib << 10
+        self.module.set_device(_settings.sms, shared, shared + 1024, 2048)
         return self
 
     def __exit__(self, kind, error, _) -> None:
@@ -108,21 +120,46 @@ def why_not(spec: Spec) -> str | None:
     return build.why_not()
 
 
-def _choose(spec: Spec) -> Plan:
-    return Plan(_settings.kernel or "step", _settings.tf32)
+def _device() -> gpu_model.Device:
+    """An H100 cut down to what the settings say."""
+    of = _settings
+    return replace(
+        gpu_model.KNOWN["H100"], name="simulated GPU", capability=of.capability, sms=of.sms, shared_kib=of.shared_kib
+    )
+
+
+def _choose(spec: Spec, lib: ModuleType) -> Plan:
+    tf32 = _settings.tf32
+    code = Plan(None, None, tf32).code(spec.dtype)
+    sizes = {"H": spec.H, "B": spec.B, "projected": spec.projected}
+    found = list(cuda_plan.choices(lib, _device(), code, **sizes, only=_settings.kernel or ""))
+    for backward, given in enumerate((_settings.forward, _settings.backward)):
+        if given is not None:
+            found[backward] = _fit(lib, code, spec, bool(backward), given)
+    return Plan(*found, tf32)
+
+
+def _fit(lib: ModuleType, code: int, spec: Spec, backward: bool, given: tuple[int, ...]):
+    tiling = lib.Tiling()
+    for name, value in zip(TILING, given, strict=True):
+        setattr(tiling, name, value)
+    return lib.fit(cuda_plan.gpu(lib, _device()), code, spec.H, spec.B, backward, _settings.kernel, tiling)
 
 
 def plan(spec: Spec) -> str:
     """Return one line on what would run."""
-    return f"hostsim: {_choose(spec).kernel}"
+    lib = library(_settings.flags, _settings.csrc).plan
+    chosen = _choose(spec, lib)
+    code = chosen.code(spec.dtype)
+    return f"hostsim: {cuda_plan.sentence(chosen.forward, _device(), code)}"
 
 
 def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
     """Run one layer in one direction; arguments and returns as in `fastlstm.reference.forward`."""
     tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
     spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
-    with _Simulated(library()) as rt:
-        return cuda_op.forward(rt, _choose(spec), *tensors, reverse, save)
+    with _Simulated(library(_settings.flags, _settings.csrc)) as rt:
+        return cuda_op.forward(rt, _choose(spec, rt.module.plan), *tensors, reverse, save)
 
 
 def backward(
@@ -132,8 +169,10 @@ def backward(
     grads = _contiguous(dh, dc, dh_n, dc_n)
     tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
     spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
-    with _Simulated(library()) as rt:
-        return cuda_op.backward(rt, _choose(spec), *grads, *tensors, reverse, save, *_contiguous(h, c, gates))
+    with _Simulated(library(_settings.flags, _settings.csrc)) as rt:
+        return cuda_op.backward(
+            rt, _choose(spec, rt.module.plan), *grads, *tensors, reverse, save, *_contiguous(h, c, gates)
+        )
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:

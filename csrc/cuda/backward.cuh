@@ -1,0 +1,332 @@
+// The backward recurrence with W_hh on the chip for the whole sequence; `tile` and `persistent` again differ in the
+// exchange only.
+//
+// Going back through the steps: the cell turns the gradient that arrives at h into gradients of the gates, dz; these
+// meet W_hh in dh_prev = dz W_hh. A group is 16 columns of W_hh, so it is 16 units of the step before; the lane has
+// columns lane / 4 and lane / 4 + 8 and carries dh, dc and c of both, for two sequences, in places of its own in shared
+// memory.
+//
+// Between blocks the gates could be summed in one place, every block fetching all 4H of dz; with `gate_splits` R > 1 a
+// block sums only over its share of the units and partial sums of dh travel instead. Blocks then form a grid: block
+// (column set, r) multiplies the gates of units whose place within their column set is in slice r, runs the cells of
+// slice r of its own column set, and adds up the R partial sums for those. What travels per block and step is
+// B * 4H / R numbers of dz and 2 * B * columns floats; the order of every sum is fixed.
+#pragma once
+#include "dispatch.h"
+#include "exchange.cuh"
+
+namespace fastlstm::cuda {
+
+template <class T, class Exchange>
+struct BackwardRun {
+  static constexpr int kSpanUnits = 4 * kPerWord<T>;  // a span of dz: this many units, word group q is gate q
+  const BackwardArgs& p;
+  const Tiling& t;
+  const Layout& l;
+  Place me;
+  const int H;
+  const bool& wide;
+  Exchange exchange;
+  Weights<T, kBackwardPieces, kRegisterSpans<T, kBackwardPieces>> weights;
+  Partials<4> partials;
+  Rows before, now;
+
+  __device__ __forceinline__ BackwardRun(const Laid<BackwardArgs>& laid, const Place& place, const Exchange& ex)
+      : p(laid.args),
+        t(laid.args.t),
+        l(laid.layout),
+        me(place),
+        H(laid.args.s.H),
+        wide(laid.wide),
+        exchange(ex),
+        partials{laid.layout, laid.args.t} {}
+
+  __device__ __forceinline__ int columns() const { return 16 * t.groups; }  // of the block
+  __device__ __forceinline__ int slice() const { return me.units_at % t.gate_splits; }
+  __device__ __forceinline__ int slice_units() const { return columns() / t.gate_splits; }
+  __device__ __forceinline__ int first_column() const {
+    return me.units_at / t.gate_splits * columns() + 16 * me.group;
+  }
+  __device__ __forceinline__ int column(int half) const { return first_column() + 8 * half + me.lane / 4; }
+  // Whether this block runs the cells of 8 of the group's 16 units.
+  __device__ __forceinline__ bool runs(int half) const {
+    return (16 * me.group + 8 * half) / slice_units() == slice() && first_column() + 8 * half < H;
+  }
+  // First unit of the i-th span of the warp.
+  __device__ __forceinline__ int span_unit(int i) const {
+    const int per_set = slice_units() / kSpanUnits, span = me.split + i * t.k_splits;
+    return span / per_set * columns() + slice() * slice_units() + span % per_set * kSpanUnits;
+  }
+  __device__ __forceinline__ int sequence(int tile, int row) const { return me.rows_at + 8 * tile + row; }
+  __device__ __forceinline__ void forget() {
+    recompute(me.lane), recompute(me.group), recompute(me.units_at), recompute(me.rows_at);
+  }
+
+  // f(tile) for the tiles whose cells this warp runs.
+  template <class F>
+  __device__ __forceinline__ void for_own_tiles(F f) const {
+#pragma unroll 1
+    for (int first = 0; first < t.row_tiles; first += t.phase)
+#pragma unroll 1
+      for (int r = me.split; r < t.phase && first + r < t.row_tiles; r += t.k_splits) f(first + r);
+  }
+
+  // Staged for 8 sequences x 8 units: gates [gate][sequence][unit], then c before the step, then dh.
+  __device__ __forceinline__ unsigned char* slot(int k, int tile, int half) const {
+    const int index = ((((p.s.end - 1 - k) & 1) * t.groups + me.group) * t.row_tiles + tile) * 2 + half;
+    return shared_memory() + l.stage + index * l.stage_bytes;
+  }
+  static __device__ __forceinline__ float* staged_c(unsigned char* slot) {
+    return reinterpret_cast<float*>(slot + 256 * sizeof(T));
+  }
+  static __device__ __forceinline__ T* staged_dh(unsigned char* slot) {
+    return reinterpret_cast<T*>(slot + 256 * sizeof(T) + 256);
+  }
+  // Carried by the lane for column `half` and sequence 2q + j: [dh, dc, c][half][j].
+  enum Carry { kDh = 0, kDc = 4, kC = 8 };
+  __device__ __forceinline__ float* carried(int tile, int what) const {
+    return reinterpret_cast<float*>(shared_memory() + l.carry) + ((me.group * t.row_tiles + tile) * 12 + what) * 32 +
+           me.lane;
+  }
+
+  __device__ __forceinline__ void load_weights() {
+    const T* w = static_cast<const T*>(p.w_hh);
+    weights.load(l, t, me, [&](int i, int half) {
+      const int u = span_unit(i), at = column(half);
+      return gather_words(w + (int64_t(me.q()) * H + u) * H + at, H, at < H ? H - u : 0, false);
+    });
+  }
+
+  // dh and dc of the lane's columns, between their places and memory.
+  template <class F>
+  __device__ __forceinline__ void for_own_states(F f) const {
+    for_own_tiles([&](int tile) {
+#pragma unroll 1
+      for (int i = 0; i < 4; ++i) {
+        const int b = sequence(tile, 2 * me.q() + i % 2), u = column(i / 2);
+        if (!runs(i / 2) || b >= p.s.B || u >= H) continue;
+        f(carried(tile, kDh + i), p.dh_state + int64_t(b) * H + u);
+        f(carried(tile, kDc + i), p.dc_state + int64_t(b) * H + u);
+      }
+    });
+  }
+
+  __device__ __forceinline__ const float* c_before(const Rows& earlier, int b) const {
+    return b < earlier.count ? p.c + (earlier.first + b) * H : p.c0 + int64_t(b) * H;
+  }
+
+  // What the cells of step k need. The lane fetches 8 units of gate lane % 4 of sequence lane / 4; the first quads then
+  // 4 floats of c before the step, the others dh.
+  __device__ __forceinline__ void prefetch(int k, const Rows& rows, const Rows& earlier) {
+    forget();
+    if (k >= p.s.begin) {
+      for_own_tiles([&](int tile) {
+#pragma unroll 1
+        for (int half = 0; half < 2; ++half) {
+          const int u = first_column() + 8 * half, b = sequence(tile, me.lane / 4), row = me.lane / 4;
+          if (!runs(half) || b >= rows.count) continue;
+          unsigned char* to = slot(k, tile, half);
+          fetch_units(reinterpret_cast<T*>(to) + (me.q() * 8 + row) * 8,
+                      static_cast<const T*>(p.gates) + ((rows.first + b) * 4 + me.q()) * H + u, H - u, wide);
+          if (me.q() == 0) fetch_units(staged_c(to) + row * 8, c_before(earlier, b) + u, H - u, wide);
+          if (me.q() == 1 && p.dh)
+            fetch_units(staged_dh(to) + row * 8, static_cast<const T*>(p.dh) + (rows.first + b) * H + u, H - u, wide);
+        }
+      });
+    }
+    commit_copies();
+  }
+
+  // The cells of 8 units for a tile of sequences.
+  __device__ __forceinline__ void cell(int k, int tile, int half) {
+    forget();
+    wait_copies<1>();
+    __syncwarp();
+    unsigned char* staged = slot(k, tile, half);
+    T* gates = reinterpret_cast<T*>(staged);
+    float dz[2][4] = {};
+    const int u = column(half);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int row = 2 * me.q() + j, b = sequence(tile, row), i = 2 * half + j, at = row * 8 + me.lane / 4;
+      if (b >= now.count || u >= H) continue;
+      const bool fresh = is_reset(p.s, now, b);
+      float gate[4], dc_prev, *c = carried(tile, kC + i), *dc = carried(tile, kDc + i);
+#pragma unroll
+      for (int g = 0; g < 4; ++g) gate[g] = to_float(gates[g * 64 + at]);
+      // c of this step is what the step after it staged, unless the sequence begins here
+      const bool first = k + 1 == p.s.end || b >= rows_of(p.s, k + 1).count;
+      const float c_now = first ? p.c[(now.first + b) * H + u] : *c;
+      const float c_prev = staged_c(staged)[at];
+      const float dh = *carried(tile, kDh + i) + (p.dh ? to_float(staged_dh(staged)[at]) : 0.0f);
+      const float dc_in = *dc + (p.dc ? p.dc[(now.first + b) * H + u] : 0.0f);
+      LstmCell::backward<typename MathOf<T>::type>(gate, fresh ? 0.0f : c_prev, c_now, dh, dc_in, dz[j], dc_prev);
+      *dc = fresh ? 0.0f : dc_prev;
+      *c = c_prev;
+    }
+    hand_on(tile, half, gates, dz);
+  }
+
+  // dz to the products and to memory.
+  __device__ __forceinline__ void hand_on(int tile, int half, T* staged, const float (&dz)[2][4]) {
+    const int u = column(half);
+    T value[2][4];
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int g = 0; g < 4; ++g) {
+        value[j][g] = from_float<T>(dz[j][g]);
+        const int row = 2 * me.q() + j;
+        staged[(g * 8 + row) * 8 + me.lane / 4] = value[j][g];
+        if constexpr (Exchange::kWhole) {
+          // word group g of the span that holds the unit; units beyond H are there too, with zeros
+          const int at = ((u / kSpanUnits) * 4 + g) * kSpanUnits + u % kSpanUnits;
+          exchange.put(exchange.parity, 8 * tile + row, at, value[j][g]);
+        }
+      }
+    if constexpr (!Exchange::kWhole) send(tile, u, value);
+    __syncwarp();
+    const int b = sequence(tile, me.lane / 4), first = first_column() + 8 * half;
+    if (p.dxg != p.exchange && b < now.count)
+      write_units(static_cast<T*>(p.dxg) + ((now.first + b) * 4 + me.q()) * H + first,
+                  staged + (me.q() * 8 + me.lane / 4) * 8, H - first, wide);
+  }
+
+  // BetweenBlocks: words that are never kUnset.
+  __device__ __forceinline__ void send(int tile, int u, const T (&value)[2][4]) {
+    const int width = p.exchange_width / kPerWord<T>, at = u / kPerWord<T>;
+#pragma unroll
+    for (int g = 0; g < 4; ++g) {
+      if constexpr (sizeof(T) == 4) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const int b = sequence(tile, 2 * me.q() + j);
+          if (b < now.count && at < width)
+            store_relaxed(static_cast<uint32_t*>(p.exchange) + ((now.first + b) * 4 + g) * width + at,
+                          word_of(to_float(value[j][g])));
+        }
+      } else {
+        const uint32_t word = pair_units(value[0][g], value[1][g], me.lane);
+        const int b = sequence(tile, 2 * me.q() + me.lane / 4 % 2);
+        if (b < now.count && at < width)
+          store_relaxed(static_cast<uint32_t*>(p.exchange) + ((now.first + b) * 4 + g) * width + at, word);
+      }
+    }
+  }
+
+  __device__ __forceinline__ const uint32_t* operands(int tile) {
+    if constexpr (Exchange::kWhole) {
+      return exchange.tile(tile);
+    } else {
+      const int b = sequence(tile, me.lane / 4), width = p.exchange_width;
+      const T* from = static_cast<const T*>(p.exchange) + ((now.first + b) * 4 + me.q()) * width;
+      return exchange.template fetch<T>(
+          me, weights.count, b < now.count ? from : nullptr,
+          [&](int i) { return span_unit(i) < width ? span_unit(i) : -1; }, [](int) { return uint4{0, 0, 0, 0}; });
+    }
+  }
+
+  // dh of the step before, for sequences that took this step; a reset stops it.
+  __device__ __forceinline__ void carry(int k, int tile, const float (&sums)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int b = sequence(tile, 2 * me.q() + i % 2);
+      if (b >= now.count) continue;
+      if (t.gate_splits > 1) {
+        if (column(i / 2) < H) store_relaxed(partial_word(k, slice(), b, column(i / 2)), word_of(sums[i]));
+      } else {
+        *carried(tile, kDh + i) = is_reset(p.s, now, b) ? 0.0f : sums[i];
+      }
+    }
+  }
+
+  __device__ __forceinline__ uint32_t* partial_word(int k, int r, int b, int u) const {
+    const int64_t row = (int64_t(k - p.s.begin) * t.gate_splits + r) * p.s.B + b;
+    return reinterpret_cast<uint32_t*>(p.partial) + row * ((H + 15) / 16 * 16) + u;
+  }
+
+  // R > 1: adds up the partial sums of the units whose cells this block runs, in the order of the parts.
+  __device__ __forceinline__ void collect(int k) {
+    if constexpr (!Exchange::kWhole) {
+      for_own_tiles([&](int tile) {
+#pragma unroll 1
+        for (int i = 0; i < 4; ++i) {
+          const int b = sequence(tile, 2 * me.q() + i % 2), u = column(i / 2);
+          if (!runs(i / 2) || b >= now.count || u >= H) continue;
+          float sum = 0.0f;
+          Patience patience;
+#pragma unroll 1
+          for (int r = 0; r < t.gate_splits; ++r) {
+            uint32_t word;
+            do word = load_relaxed_word(partial_word(k, r, b, u));
+            while (word == kUnset && !exchange.lost && patience.again(p.status, exchange.lost));
+            sum += __builtin_bit_cast(float, word);
+          }
+          *carried(tile, kDh + i) = is_reset(p.s, now, b) ? 0.0f : sum;
+        }
+      });
+    }
+  }
+
+  // Products of the tiles of one phase, then their sums.
+  __device__ __forceinline__ void phase(int k, int first) {
+    const int tiles = min_of(t.phase, t.row_tiles - first);
+    float sums[4] = {};
+    recompute(me.lane);
+#pragma unroll 1
+    for (int r = 0; r < tiles; ++r) {
+      if (sequence(first + r, 0) >= now.count) break;
+      BackwardProduct<T> product;
+      weights.multiply(product, operands(first + r), exchange.step(), exchange.stride, l, me);
+      product.finish(sums, me.lane);
+      if (t.k_splits > 1) partials.put(me, r, sums);
+    }
+    if (t.k_splits > 1) __syncthreads();
+#pragma unroll 1
+    for (int r = me.split; r < tiles; r += t.k_splits) {
+      if (sequence(first + r, 0) >= now.count) break;
+      if (t.k_splits > 1) partials.sum(me, r, sums);
+      carry(k, first + r, sums);
+    }
+    partials.parity ^= 1;
+  }
+
+  __device__ __forceinline__ void run() {
+    const int last = p.s.end - 1;
+    now = rows_of(p.s, last), before = rows_of(p.s, last - 1);
+    prefetch(last, now, before);
+    prefetch(last - 1, before, rows_of(p.s, last - 2));
+    load_weights();
+    for_own_states([](float* place, float* state) { *place = *state; });
+    if constexpr (Exchange::kWhole) {
+      exchange.clear();
+      __syncthreads();
+    }
+#pragma unroll 1
+    for (int k = last; k >= p.s.begin; --k) {
+      for_own_tiles([&](int tile) {
+#pragma unroll 1
+        for (int half = 0; half < 2; ++half)
+          if (runs(half)) cell(k, tile, half);
+      });
+      if constexpr (Exchange::kWhole) __syncthreads();
+      __syncwarp();
+      prefetch(k - 2, rows_of(p.s, k - 2), rows_of(p.s, k - 3));
+#pragma unroll 1
+      for (int first = 0; first < t.row_tiles; first += t.phase) phase(k, first);
+      if (t.gate_splits > 1) collect(k);
+      if constexpr (Exchange::kWhole) exchange.parity ^= 1;
+      now = before, before = rows_of(p.s, k - 2);
+    }
+    for_own_states([](float* place, float* state) { *state = *place; });
+  }
+};
+
+// Whether every row begins at a multiple of 16 bytes; decided on the host.
+inline bool rows_aligned(const BackwardArgs& p, int type_bytes) {
+  const uintptr_t all =
+      uintptr_t(p.dxg) | uintptr_t(p.dh) | uintptr_t(p.gates) | uintptr_t(p.c) | uintptr_t(p.c0) | uintptr_t(p.w_hh);
+  return p.s.H * type_bytes % 16 == 0 && all % 16 == 0;
+}
+
+}  // namespace fastlstm::cuda

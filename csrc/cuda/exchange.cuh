@@ -1,0 +1,104 @@
+// How operands of one step reach the warps that multiply them in the next: the one thing in which `tile` and
+// `persistent` differ. Both give a warp a pointer to 8 rows of words in shared memory.
+//
+//   WithinBlock   one block has all units. The rows lie in shared memory twice; what a step writes, the next one reads,
+//                 and one barrier a step separates them.
+//   BetweenBlocks units are spread over blocks. Numbers travel through global memory as words that are their own flag;
+//                 each warp fetches the spans it multiplies into a strip of its own, so no barrier is needed.
+#pragma once
+#include "block.cuh"
+
+namespace fastlstm::cuda {
+
+struct WithinBlock {
+  static constexpr bool kWhole = true;
+  uint32_t* words;  // [parity][row][stride]
+  int stride, rows, split, k_splits, parity = 0;
+
+  __device__ __forceinline__ WithinBlock(const Layout& l, const Tiling& t, const Place& me)
+      : words(reinterpret_cast<uint32_t*>(shared_memory() + l.operand)),
+        stride(l.stride),
+        rows(8 * t.row_tiles),
+        split(me.split),
+        k_splits(t.k_splits) {}
+
+  __device__ __forceinline__ uint32_t* row(int which, int r) const { return words + (which * rows + r) * stride; }
+  // Where the warp's first span of a tile lies, and how far apart its spans are.
+  __device__ __forceinline__ const uint32_t* tile(int tile) const { return row(parity, 8 * tile) + split * kSpanWords; }
+  __device__ __forceinline__ int step() const { return k_splits * kSpanWords; }
+
+  // Zeros everywhere: what no cell writes stays zero. A barrier must follow.
+  __device__ __forceinline__ void clear() const {
+#pragma unroll 1
+    for (int i = int(threadIdx.x); i < 2 * rows * stride / 4; i += int(blockDim.x))
+      store_vector(words + 4 * i, uint4{0, 0, 0, 0});
+  }
+
+  // One number at index `at` of a row, for the step after this one.
+  template <class T>
+  __device__ __forceinline__ void put(int which, int r, int at, T value) const {
+    if constexpr (sizeof(T) == 4)
+      row(which, r)[at] = operand<T>(bits_of(value));
+    else
+      reinterpret_cast<T*>(row(which, r))[at] = value;
+  }
+};
+
+struct BetweenBlocks {
+  static constexpr bool kWhole = false;
+  uint32_t* strip;  // [8 rows][stride] of this warp
+  int stride;
+  bool lost = false;  // this thread has run out of patience once: it waits no more
+  int* status;
+
+  __device__ __forceinline__ BetweenBlocks(const Layout& l, const Place& me, int* status)
+      : strip(reinterpret_cast<uint32_t*>(shared_memory() + l.operand) + me.warp * 8 * l.stride),
+        stride(l.stride),
+        status(status) {}
+
+  __device__ __forceinline__ int step() const { return kSpanWords; }
+
+  // Fetches `count` spans of 8 rows; the lane, words 4q … 4q + 3 of row lane / 4. Where `from` is not null: from there,
+  // once they have arrived; offset(i) numbers on for the warp's i-th span. Else what plain(i) gives.
+  template <class T, class Offset, class Plain>
+  __device__ __forceinline__ const uint32_t* fetch(const Place& me, int count, const T* from, Offset offset,
+                                                   Plain plain) {
+    __syncwarp();  // the strip's last use is over
+    uint32_t* mine = strip + (me.lane / 4) * stride + 4 * me.q();
+    if (from) {
+      await<T>(mine, count, from, offset);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < count; ++i) store_vector(mine + i * kSpanWords, operand<T>(plain(i)));
+    }
+    __syncwarp();
+    return strip;
+  }
+
+  // Four loads are on their way at a time.
+  template <class T, class Offset>
+  __device__ __forceinline__ void await(uint32_t* mine, int count, const T* from, Offset offset) {
+    Patience patience;
+#pragma unroll 1
+    for (int first = 0; first < count; first += 4) {
+      uint4 v[4];
+      bool waits;
+      do {
+        waits = false;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          v[i] = uint4{0, 0, 0, 0};
+          const int at = first + i < count ? offset(first + i) : -1;
+          if (at < 0) continue;
+          v[i] = load_relaxed(reinterpret_cast<const uint32_t*>(from + at));
+          waits |= unset(v[i]);
+        }
+      } while (waits && !lost && patience.again(status, lost));
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (first + i < count) store_vector(mine + (first + i) * kSpanWords, operand<T>(v[i]));
+    }
+  }
+};
+
+}  // namespace fastlstm::cuda

@@ -1,0 +1,253 @@
+// The forward recurrence with W_hh on the chip for the whole sequence: one launch runs all steps. `tile` (one block has
+// all units of its sequences) and `persistent` (units are spread over blocks) are this code with one exchange or the
+// other.
+//
+// A step: every warp multiplies its part of W_hh with the h of the step before; the warps of a group add up (k_splits >
+// 1); the group's warps then run the cell, each for its tiles of 8 sequences. A lane has one unit of two sequences: all
+// four gates, and c in a place of its own in shared memory. The input side of step k + 2 is on its way while step k
+// runs. What bounds it: the chain product - sum - cell - exchange, not a throughput, while few sequences are in a
+// block.
+#pragma once
+#include "dispatch.h"
+#include "exchange.cuh"
+#include "input.cuh"
+
+namespace fastlstm::cuda {
+
+template <class T, class Exchange>
+struct ForwardRun {
+  const ForwardArgs& p;
+  const Tiling& t;
+  const Layout& l;
+  Place me;
+  const int H;
+  Exchange exchange;
+  Weights<T, kForwardPieces, kRegisterSpans<T, kForwardPieces>> weights;
+  Partials<8> partials;
+  Rows before, now, next;
+  const bool& wide;  // rows of all arrays lie so that 16-byte access works
+
+  __device__ __forceinline__ ForwardRun(const Laid<ForwardArgs>& laid, const Place& place, const Exchange& ex)
+      : p(laid.args),
+        t(laid.args.t),
+        l(laid.layout),
+        me(place),
+        H(laid.args.s.H),
+        exchange(ex),
+        partials{laid.layout, laid.args.t},
+        wide(laid.wide) {}
+
+  __device__ __forceinline__ int first_unit() const { return 8 * (me.units_at * t.groups + me.group); }  // of the group
+  __device__ __forceinline__ int unit() const { return first_unit() + me.lane / 4; }                     // of the lane
+  // f(tile) for the tiles whose cells this warp runs.
+  template <class F>
+  __device__ __forceinline__ void for_own_tiles(F f) const {
+#pragma unroll 1
+    for (int first = 0; first < t.row_tiles; first += t.phase)
+#pragma unroll 1
+      for (int r = me.split; r < t.phase && first + r < t.row_tiles; r += t.k_splits) f(first + r);
+  }
+  __device__ __forceinline__ int sequence(int tile, int row) const { return me.rows_at + 8 * tile + row; }
+  __device__ __forceinline__ T* slot(int k, int tile) const {
+    const int index = (((k - p.s.begin) & 1) * t.groups + me.group) * t.row_tiles + tile;
+    return reinterpret_cast<T*>(shared_memory() + l.stage + index * l.stage_bytes);
+  }
+  __device__ __forceinline__ float* carried_c(int tile) const {
+    return reinterpret_cast<float*>(shared_memory() + l.carry) + (me.group * t.row_tiles + tile) * 64 + me.lane;
+  }
+
+  __device__ __forceinline__ void load_weights() {
+    const T* w = static_cast<const T*>(p.w_hh);
+    weights.load(l, t, me, [&](int i, int gate) {
+      const int k = (me.split + i * t.k_splits) * kSpan<T> + 4 * kPerWord<T> * me.q();
+      return gather_words(w + (int64_t(gate) * H + unit()) * H + k, 1, unit() < H ? H - k : 0, wide);
+    });
+  }
+
+  // c of the lane's unit and two sequences, between its place and c_n.
+  template <class F>
+  __device__ __forceinline__ void for_own_states(F f) const {
+    for_own_tiles([&](int tile) {
+#pragma unroll 1
+      for (int j = 0; j < 2; ++j) {
+        const int b = sequence(tile, 2 * me.q() + j);
+        if (b < p.s.B && unit() < H) f(carried_c(tile) + 32 * j, p.c_n + int64_t(b) * H + unit());
+      }
+    });
+  }
+
+  // The input side of step k for the warp's tiles: the lane fetches 8 units of gate lane % 4 of sequence lane / 4.
+  __device__ __forceinline__ void prefetch(int k, const Rows& rows) {
+    recompute(me.lane), recompute(me.group), recompute(me.units_at), recompute(me.rows_at);
+    if (k < p.s.end && first_unit() < H) {
+      for_own_tiles([&](int tile) {
+        const int b = sequence(tile, me.lane / 4);
+        if (b < rows.count)
+          fetch_units(slot(k, tile) + (me.q() * 8 + me.lane / 4) * 8,
+                      input_row<T>(p, rows.first + b) + me.q() * H + first_unit(), H - first_unit(), wide);
+      });
+    }
+    commit_copies();
+  }
+
+  __device__ __forceinline__ const T* state_before(int b) const {  // complete before the launch
+    if (b < before.count) return static_cast<const T*>(p.h) + (before.first + b) * H;
+    return static_cast<const T*>(p.h0) + int64_t(b) * H;
+  }
+
+  // WithinBlock: both copies of h, zero beyond H and at resets. BetweenBlocks fetches when it multiplies.
+  __device__ __forceinline__ void start() {
+    if constexpr (Exchange::kWhole) {
+      const int pieces = exchange.stride / 4;
+#pragma unroll 1
+      for (int i = int(threadIdx.x); i < 16 * t.row_tiles * pieces; i += int(blockDim.x)) {
+        const int row = i / pieces % (8 * t.row_tiles), piece = i % pieces, b = me.rows_at + row;
+        const int k = piece * 4 * kPerWord<T>;
+        const bool live = b < p.s.B && !is_reset(p.s, now, b);
+        uint4 words{0, 0, 0, 0};
+        if (live && k < H) words = gather_words(state_before(b) + k, 1, H - k, wide);
+        store_vector(exchange.words + i * 4, operand<T>(words));
+      }
+      __syncthreads();
+    }
+  }
+
+  __device__ __forceinline__ const uint32_t* operands(int k, int tile) {
+    if constexpr (Exchange::kWhole) {
+      return exchange.tile(tile);
+    } else {
+      recompute(me.lane), recompute(me.split), recompute(me.rows_at);
+      const int b = sequence(tile, me.lane / 4);
+      const bool zero = b >= now.count || is_reset(p.s, now, b), given = k == p.s.begin || b >= before.count;
+      const T* from = static_cast<const T*>(p.exchange) + (before.first + b) * p.exchange_width;
+      const auto at = [&](int i) { return (me.split + i * t.k_splits) * kSpan<T> + 4 * kPerWord<T> * me.q(); };
+      return exchange.template fetch<T>(
+          me, weights.count, zero || given ? nullptr : from,
+          [&](int i) { return at(i) < p.exchange_width ? at(i) : -1; },
+          [&](int i) {
+            if (zero || at(i) >= H) return uint4{0, 0, 0, 0};
+            return gather_words(state_before(b) + at(i), 1, H - at(i), wide);
+          });
+    }
+  }
+
+  // One step of the cell for a tile: sums of products come in, everything the step produces goes out.
+  __device__ __forceinline__ void cell(int k, int tile, const float (&sums)[8]) {
+    recompute(me.lane), recompute(me.group), recompute(me.units_at), recompute(me.rows_at);
+    wait_copies<1>();
+    __syncwarp();
+    T* staged = slot(k, tile);
+    float h[2] = {};
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int row = 2 * me.q() + j, b = sequence(tile, row);
+      if (b >= now.count || unit() >= H) continue;
+      float* c = carried_c(tile) + 32 * j;
+      const float c_prev = is_reset(p.s, now, b) ? 0.0f : *c;
+      float gate[4], c_new;
+#pragma unroll
+      for (int g = 0; g < 4; ++g) gate[g] = sums[2 * g + j] + to_float(staged[(g * 8 + row) * 8 + me.lane / 4]);
+      LstmCell::forward<typename MathOf<T>::type>(gate, c_prev, c_new, h[j]);
+      *c = c_new;
+      if (p.c) p.c[(now.first + b) * H + unit()] = c_new;
+#pragma unroll
+      for (int g = 0; g < 4; ++g) staged[(g * 8 + row) * 8 + me.lane / 4] = from_float<T>(gate[g]);
+    }
+    hand_on(tile, h);
+    __syncwarp();
+    const int b = sequence(tile, me.lane / 4);
+    if (p.gates && b < now.count && first_unit() < H)
+      write_units(static_cast<T*>(p.gates) + ((now.first + b) * 4 + me.q()) * H + first_unit(),
+                  staged + (me.q() * 8 + me.lane / 4) * 8, H - first_unit(), wide);
+  }
+
+  // h to the next step and to memory; to h_n where a sequence ends.
+  __device__ __forceinline__ void hand_on(int tile, const float (&h)[2]) {
+    const T value[2] = {from_float<T>(h[0]), from_float<T>(h[1])};
+    if constexpr (!Exchange::kWhole) send(tile, value);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int row = 2 * me.q() + j, b = sequence(tile, row);
+      const bool live = b < now.count && unit() < H;
+      if constexpr (Exchange::kWhole) {
+        const bool stopped = is_reset(p.s, next, b);
+        if (unit() < H && (live || stopped))
+          exchange.put(exchange.parity ^ 1, 8 * tile + row, unit(), stopped ? T{} : value[j]);
+      }
+      if (!live) continue;
+      if (p.exchange != p.h) static_cast<T*>(p.h)[(now.first + b) * H + unit()] = value[j];
+      if (b >= next.count) static_cast<T*>(p.h_n)[int64_t(b) * H + unit()] = value[j];
+    }
+  }
+
+  // BetweenBlocks: words that are never kUnset. Numbers beyond H are zero.
+  __device__ __forceinline__ void send(int tile, const T (&value)[2]) {
+    uint32_t* to = static_cast<uint32_t*>(p.exchange);
+    const int width = p.exchange_width / kPerWord<T>, at = unit() / kPerWord<T>;
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int b = sequence(tile, 2 * me.q() + j);
+        if (b < now.count && at < width) store_relaxed(to + (now.first + b) * width + at, word_of(to_float(value[j])));
+      }
+    } else {
+      const uint32_t word = pair_units(value[0], value[1], me.lane);
+      const int b = sequence(tile, 2 * me.q() + me.lane / 4 % 2);
+      if (b < now.count && at < width) store_relaxed(to + (now.first + b) * width + at, word);
+    }
+  }
+
+  // The tiles of one phase: products of all of them, then the cells of those this warp owns.
+  __device__ __forceinline__ void phase(int k, int first) {
+    const int tiles = min_of(t.phase, t.row_tiles - first);
+    float sums[8] = {};
+    recompute(me.lane);
+#pragma unroll 1
+    for (int r = 0; r < tiles; ++r) {
+      if (sequence(first + r, 0) >= now.count) break;
+      ForwardProduct<T> product;
+      weights.multiply(product, operands(k, first + r), exchange.step(), exchange.stride, l, me);
+      product.finish(sums, me.lane);
+      if (t.k_splits > 1) partials.put(me, r, sums);
+    }
+    if (t.k_splits > 1) __syncthreads();
+#pragma unroll 1
+    for (int r = me.split; r < tiles; r += t.k_splits) {
+      if (t.k_splits > 1 && sequence(first + r, 0) < now.count) partials.sum(me, r, sums);
+      cell(k, first + r, sums);
+    }
+    partials.parity ^= 1;
+  }
+
+  __device__ __forceinline__ void run() {
+    const int begin = p.s.begin, end = p.s.end;
+    before = rows_of(p.s, begin - 1), now = rows_of(p.s, begin), next = rows_of(p.s, begin + 1);
+    prefetch(begin, now);
+    prefetch(begin + 1, next);
+    load_weights();
+    for_own_states([](float* place, float* state) { *place = *state; });
+    start();
+#pragma unroll 1
+    for (int k = begin; k < end; ++k) {
+#pragma unroll 1
+      for (int first = 0; first < t.row_tiles; first += t.phase) phase(k, first);
+      __syncwarp();
+      before = now, now = next, next = rows_of(p.s, k + 2);
+      prefetch(k + 2, next);
+      if constexpr (Exchange::kWhole) {
+        __syncthreads();
+        exchange.parity ^= 1;
+      }
+    }
+    for_own_states([](float* place, float* state) { *state = *place; });
+  }
+};
+
+// Whether every row begins at a multiple of 16 bytes; decided on the host.
+inline bool rows_aligned(const ForwardArgs& p, int type_bytes) {
+  const uintptr_t all =
+      uintptr_t(p.w_hh) | uintptr_t(p.xg) | uintptr_t(p.table) | uintptr_t(p.gates) | uintptr_t(p.h0) | uintptr_t(p.h);
+  return p.s.H * type_bytes % 16 == 0 && all % 16 == 0;
+}
+
+}  // namespace fastlstm::cuda

@@ -1,0 +1,20 @@
+// The input side of a row: of xg, or with ids of the table.
+#pragma once
+#include "memory.cuh"
+#include "rows.cuh"
+
+namespace fastlstm::cuda {
+
+// An id outside the table stops the launch; the host finds the reason in the status word.
+template <class T>
+__device__ __forceinline__ const T* input_row(const ForwardArgs& p, int64_t row) {
+  if (!p.ids) return static_cast<const T*>(p.xg) + row * 4 * p.s.H;
+  const int64_t id = p.ids[row];
+  if (id < 0 || id >= p.V) {
+    store_status(p.status, kBadId);
+    PTX("trap;", (), ());
+  }
+  return static_cast<const T*>(p.table) + id * 4 * p.s.H;
+}
+
+}  // namespace fastlstm::cuda

@@ -1,0 +1,90 @@
+// Asynchronous copies into shared memory, and the words that blocks hand to each other.
+//
+// Between blocks the data is its own flag: memory is preset to all ones, a word that differs has arrived. Words travel
+// by relaxed loads and stores of the whole GPU's scope, which nvcc neither keeps in a register nor sends through the
+// read-only cache; an exchanged pointer is never const __restrict__. No order between words is needed or assumed.
+#pragma once
+#include "args.h"
+#include "types.cuh"
+
+namespace fastlstm::cuda {
+
+constexpr uint32_t kUnset = 0xffffffffu;
+constexpr uint64_t kPatience = 20'000'000'000;  // ns a block waits for another before it gives up
+
+__device__ __forceinline__ bool unset(const uint4& v) {
+  return v.x == kUnset || v.y == kUnset || v.z == kUnset || v.w == kUnset;
+}
+
+__device__ __forceinline__ uint4 load_relaxed(const uint32_t* from) {
+  uint4 v;
+  PTX("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];", (OUT_R(v.x), OUT_R(v.y), OUT_R(v.z), OUT_R(v.w)),
+      (IN_L(from)));
+  return v;
+}
+
+__device__ __forceinline__ uint32_t load_relaxed_word(const uint32_t* from) {
+  uint32_t v;
+  PTX("ld.relaxed.gpu.global.b32 %0, [%1];", (OUT_R(v)), (IN_L(from)));
+  return v;
+}
+
+__device__ __forceinline__ void store_relaxed(uint32_t* to, uint32_t word) {
+  PTX("st.relaxed.gpu.global.b32 [%0], %1;", (), (IN_L(to), IN_R(word)));
+}
+
+// A word that the host may read while the kernel runs.
+__device__ __forceinline__ void store_status(int* status, int why) {
+  PTX("st.relaxed.sys.global.b32 [%0], %1;", (), (IN_L(status), IN_R(why)));
+}
+
+// A float as a word that is never kUnset: every NaN becomes one and the same.
+__device__ __forceinline__ uint32_t word_of(float x) { return x != x ? 0x7fc00000u : __builtin_bit_cast(uint32_t, x); }
+
+__device__ __forceinline__ uint64_t nanoseconds() {
+  uint64_t t;
+  PTX("mov.u64 %0, %%globaltimer;", (OUT_L(t)), ());
+  return t;
+}
+
+// Counts how long a thread has waited. Once out of patience it waits no more (`lost`): words that never came are NaN,
+// the status word tells the host, and the blocks that wait for this one get NaN in their turn.
+struct Patience {
+  uint64_t since = 0;
+  uint32_t polls = 0;
+
+  __device__ __forceinline__ bool again(int* status, bool& lost) {
+    if (++polls % 1024) return true;
+    const uint64_t now = nanoseconds();
+    if (!since) since = now;
+    if (now - since < kPatience) return true;
+    store_status(status, kTimedOut);
+    lost = true;
+    return false;
+  }
+};
+
+// 16 bytes from global to shared memory, both 16-byte aligned; it lands at the wait for its group (sm_75: at once).
+__device__ __forceinline__ void copy_async(void* to, const void* from) {
+#if FASTLSTM_ARCH >= 800
+  PTX("cp.async.cg.shared.global [%0], [%1], 16;", (), (IN_R(shared_address(to)), IN_L(from)));
+#else
+  store_vector(to, load_vector<uint4>(from));
+#endif
+}
+
+__device__ __forceinline__ void commit_copies() {
+#if FASTLSTM_ARCH >= 800
+  PTX("cp.async.commit_group;", (), ());
+#endif
+}
+
+// Until at most `Left` groups, the latest ones, are on their way.
+template <int Left>
+__device__ __forceinline__ void wait_copies() {
+#if FASTLSTM_ARCH >= 800
+  PTX("cp.async.wait_group %0;", (), (IN_N(Left)));
+#endif
+}
+
+}  // namespace fastlstm::cuda

@@ -1,0 +1,38 @@
+// `persistent`, backward: the counterpart of persistent_forward.cu. What travels is the gradients of the gates and,
+// with gate_splits, partial sums of dh.
+#include "api.h"
+#include "backward.cuh"
+#include "dispatch.h"
+
+namespace fastlstm::cuda {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(32 * kMaxWarps, 1)
+    persistent_backward_kernel(const __grid_constant__ Laid<BackwardArgs> p) {
+  const Place me(p.args.t);
+  BackwardRun<T, BetweenBlocks>(p, me, BetweenBlocks(p.layout, me, p.args.status)).run();
+}
+
+int unset_all(const BackwardArgs& p, int64_t row_bytes, int64_t first, int64_t rows, void* stream) {
+  char* from = static_cast<char*>(p.exchange) + first * row_bytes;
+  if (const int code = fill_bytes(from, 0xff, size_t(rows * row_bytes), stream)) return code;
+  if (p.t.gate_splits == 1) return 0;
+  const size_t words = size_t(p.s.end - p.s.begin) * p.t.gate_splits * p.s.B * (divide_up(p.s.H, 16) * 16);
+  return fill_bytes(p.partial, 0xff, 4 * words, stream);
+}
+
+}  // namespace
+
+int persistent_backward(Type type, const BackwardArgs& p, int64_t first, int64_t rows, void* stream) {
+  return with_type(type, [&](auto sample) {
+    using T = decltype(sample);
+    if (const int code = unset_all(p, int64_t(p.exchange_width) * 4 * int(sizeof(T)), first, rows, stream)) return code;
+    const Layout l = backward_layout(p.t, p.s.H, sizeof(T), kRegisterSpans<T, kBackwardPieces>, false);
+    const LaunchShape shape{uint32_t(p.t.unit_blocks * p.t.row_blocks), uint32_t(32 * l.warps), l.bytes, true};
+    return launch("persistent_backward", persistent_backward_kernel<T>, shape, stream,
+                  Laid<BackwardArgs>{p, l, rows_aligned(p, sizeof(T))});
+  });
+}
+
+}  // namespace fastlstm::cuda

@@ -1,0 +1,179 @@
+// The products of one warp, with everything about fragments in one place.
+//
+// The matrices meet in spans: 16 words (32-bit) of the summed dimension, 32 numbers in half types and 16 in float. In
+// every row of both operands, lane q = lane % 4 of each quad takes words 4q … 4q + 3 of a span. Any order of the summed
+// dimension is right as long as both operands share it, so a fragment is one 16-byte access in torch's own layout.
+//
+//   forward    8 units x 4 gates (rows of W_hh) times 8 sequences. The lane has unit lane / 4, all four gates of it,
+//   and
+//              ends with sequences 2q and 2q + 1: what the cell needs, with no exchange between lanes.
+//   backward   16 columns of W_hh times 8 sequences. The lane has columns lane / 4 and lane / 4 + 8, and ends with
+//              sequences 2q and 2q + 1.
+//
+// On tensor cores W_hh is the A operand (16 rows: two gates of 8 units, or 16 columns) and the sequences are the n = 8
+// side, so 8 sequences waste nothing. The scalar twin for float splits the span over the quad and sums over it at the
+// end. Bound: tensor cores or FFMA for many sequences, the latency of the chain of products for few.
+#pragma once
+#include "types.cuh"
+
+namespace fastlstm::cuda {
+
+template <class T>
+constexpr int kPerWord = 4 / int(sizeof(T));
+template <class T>
+constexpr int kSpan = 16 * kPerWord<T>;  // numbers in a span
+constexpr int kSpanWords = 16;
+
+// What an operand word becomes before it is multiplied: TF32 rounds to nearest (the hardware would cut).
+template <class T>
+__device__ __forceinline__ uint32_t operand(uint32_t word) {
+  return word;
+}
+template <>
+__device__ __forceinline__ uint32_t operand<tf32_t>(uint32_t word) {
+#if FASTLSTM_ARCH >= 800
+  PTX_VALUE("cvt.rna.tf32.f32 %0, %1;", (OUT_R(word)), (IN_F(__builtin_bit_cast(float, word))));
+#endif
+  return word;
+}
+template <class T>
+__device__ __forceinline__ uint4 operand(const uint4& v) {
+  return {operand<T>(v.x), operand<T>(v.y), operand<T>(v.z), operand<T>(v.w)};
+}
+
+// d += A B with A 16 rows x 8 words (a0, a2: row lane / 4; a1, a3: that + 8), B 8 words x 8 columns.
+template <class T>
+__device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                    uint32_t b1);
+#define FASTLSTM_MMA(shape, type)                                                   \
+  PTX_VALUE("mma.sync.aligned." shape ".row.col.f32." type "." type                 \
+            ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};", \
+            (RW_F(d[0]), RW_F(d[1]), RW_F(d[2]), RW_F(d[3])),                       \
+            (IN_R(a0), IN_R(a1), IN_R(a2), IN_R(a3), IN_R(b0), IN_R(b1)))
+template <>
+__device__ __forceinline__ void mma<half_t>(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                            uint32_t b0, uint32_t b1) {
+#if FASTLSTM_ARCH >= 800
+  FASTLSTM_MMA("m16n8k16", "f16");
+#else  // sm_75: half as deep
+  PTX_VALUE("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};",
+            (RW_F(d[0]), RW_F(d[1]), RW_F(d[2]), RW_F(d[3])), (IN_R(a0), IN_R(a1), IN_R(b0)));
+  PTX_VALUE("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};",
+            (RW_F(d[0]), RW_F(d[1]), RW_F(d[2]), RW_F(d[3])), (IN_R(a2), IN_R(a3), IN_R(b1)));
+#endif
+}
+template <>
+__device__ __forceinline__ void mma<bfloat_t>(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                              uint32_t b0, uint32_t b1) {
+#if FASTLSTM_ARCH >= 800
+  FASTLSTM_MMA("m16n8k16", "bf16");
+#else  // sm_75 has none; the planner does not come here
+  PTX("trap;", (), ());
+#endif
+}
+template <>
+__device__ __forceinline__ void mma<tf32_t>(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                            uint32_t b0, uint32_t b1) {
+#if FASTLSTM_ARCH >= 800
+  FASTLSTM_MMA("m16n8k8", "tf32");
+#else
+  PTX("trap;", (), ());
+#endif
+}
+#undef FASTLSTM_MMA
+
+__device__ __forceinline__ float dot(const uint4& a, const uint4& b, float sum) {
+  const auto f = [](uint32_t word) { return __builtin_bit_cast(float, word); };
+  sum += f(a.x) * f(b.x);
+  sum += f(a.y) * f(b.y);
+  sum += f(a.z) * f(b.z);
+  return sum + f(a.w) * f(b.w);
+}
+
+// Sums v over the four lanes of a quad; lane q keeps the sums of entries 2q and 2q + 1.
+__device__ __forceinline__ void sum_quad(const float (&v)[8], int q, float& first, float& second) {
+  float half[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float keep = q & 2 ? v[i + 4] : v[i], send = q & 2 ? v[i] : v[i + 4];
+    half[i] = keep + __shfl_xor_sync(0xffffffffu, send, 2);
+  }
+  first = (q & 1 ? half[2] : half[0]) + __shfl_xor_sync(0xffffffffu, q & 1 ? half[0] : half[2], 1);
+  second = (q & 1 ? half[3] : half[1]) + __shfl_xor_sync(0xffffffffu, q & 1 ? half[1] : half[3], 1);
+}
+
+// w: rows i, f, g, o of a unit. `tile`: word 0 of the span in row 0 of 8 sequences that lie `stride` words apart.
+template <class T>
+struct ForwardProduct {
+  float d[2][4] = {};
+
+  __device__ __forceinline__ void add(const uint4 (&w)[4], const uint32_t* tile, int stride, int lane) {
+    const uint4 h = load_vector<uint4>(tile + (lane / 4) * stride + 4 * (lane % 4));
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      const uint4 &a = w[2 * pair], &b = w[2 * pair + 1];
+      mma<T>(d[pair], a.x, b.x, a.y, b.y, h.x, h.y);
+      mma<T>(d[pair], a.z, b.z, a.w, b.w, h.z, h.w);
+    }
+  }
+  // out[2 * gate + j]: sequence 2q + j
+  __device__ __forceinline__ void finish(float (&out)[8], int) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i] = d[i / 4][i % 4];
+  }
+};
+
+template <>
+struct ForwardProduct<float> {
+  float d[4][8] = {};
+
+  __device__ __forceinline__ void add(const uint4 (&w)[4], const uint32_t* tile, int stride, int lane) {
+#pragma unroll
+    for (int row = 0; row < 8; ++row) {
+      const uint4 h = load_vector<uint4>(tile + row * stride + 4 * (lane % 4));
+#pragma unroll
+      for (int gate = 0; gate < 4; ++gate) d[gate][row] = dot(w[gate], h, d[gate][row]);
+    }
+  }
+  __device__ __forceinline__ void finish(float (&out)[8], int lane) const {
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) sum_quad(d[gate], lane % 4, out[2 * gate], out[2 * gate + 1]);
+  }
+};
+
+// w: columns lane / 4 and lane / 4 + 8. Two chains of sums, since one would wait for itself.
+template <class T>
+struct BackwardProduct {
+  float d[2][4] = {};
+
+  __device__ __forceinline__ void add(const uint4 (&w)[2], const uint32_t* tile, int stride, int lane) {
+    const uint4 z = load_vector<uint4>(tile + (lane / 4) * stride + 4 * (lane % 4));
+    mma<T>(d[0], w[0].x, w[1].x, w[0].y, w[1].y, z.x, z.y);
+    mma<T>(d[1], w[0].z, w[1].z, w[0].w, w[1].w, z.z, z.w);
+  }
+  // out[2 * c + j]: column lane / 4 + 8c, sequence 2q + j
+  __device__ __forceinline__ void finish(float (&out)[4], int) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) out[i] = d[0][i] + d[1][i];
+  }
+};
+
+template <>
+struct BackwardProduct<float> {
+  float d[2][8] = {};
+
+  __device__ __forceinline__ void add(const uint4 (&w)[2], const uint32_t* tile, int stride, int lane) {
+#pragma unroll
+    for (int row = 0; row < 8; ++row) {
+      const uint4 z = load_vector<uint4>(tile + row * stride + 4 * (lane % 4));
+      d[0][row] = dot(w[0], z, d[0][row]);
+      d[1][row] = dot(w[1], z, d[1][row]);
+    }
+  }
+  __device__ __forceinline__ void finish(float (&out)[4], int lane) const {
+    sum_quad(d[0], lane % 4, out[0], out[1]);
+    sum_quad(d[1], lane % 4, out[2], out[3]);
+  }
+};
+
+}  // namespace fastlstm::cuda
