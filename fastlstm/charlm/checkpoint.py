@@ -146,18 +146,17 @@ def _unpack(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> C
 def locate(name: str) -> Path:
     """The checkpoint a user means: a file, a run's folder (its best), or a model that comes with the package."""
     path = Path(name)
-    if path.is_dir():
-        for file in ("best.safetensors", "last.safetensors"):
-            if (path / file).is_file():
-                return path / file
-        raise CharLMError(f"the folder {name} holds neither best.safetensors nor last.safetensors")
+    for file in ("best.safetensors", "last.safetensors"):
+        if (path / file).is_file():
+            return path / file
     shipped = {file.stem: file for file in (Path(__file__).parent / "data").glob("*.safetensors")}
-    if not path.exists() and name in shipped:
-        return shipped[name]
+    if name in shipped and not path.is_file():
+        return shipped[name]  # also beside a folder of that name that holds no run
+    if path.is_dir():
+        raise CharLMError(f"the folder {name} holds neither best.safetensors nor last.safetensors")
     if not path.exists():
-        models = ", ".join(sorted(shipped))
         raise CharLMError(
-            f"there is no checkpoint {name}: expected a .safetensors file, the folder of a run"
-            + (f", or a model that comes with fastlstm ({models})" if models else "")
+            f"there is no checkpoint {name}: expected a .safetensors file, the folder of a run, or a model that comes "
+            f"with fastlstm ({', '.join(sorted(shipped))})"
         )
     return path

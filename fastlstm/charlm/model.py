@@ -34,9 +34,9 @@ class CharModel(nn.Module):
         self.drop, self.locked = nn.Dropout(dropout), nn.Dropout(locked_dropout)
         self.out = nn.Linear(hidden_size, symbols)
 
-    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """ids: (T, B) int64 → scores (T, B, V) and the state after the last step."""
-        h, state = self.rnn(ids, state)
+    def forward(self, ids: Tensor, state: State | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """ids: (T, B) int64; reset: (T, B) bool, where the state begins anew → scores (T, B, V) and the last state."""
+        h, state = self.rnn(ids, state, reset=reset)
         h = self.drop(h)
         if self.training and self.locked.p:
             h = h * self.locked(torch.ones_like(h[:1]))

@@ -84,6 +84,7 @@ def train(
         if saved is not None:
             runstate.check_corpus(saved, text)
             runstate.restore(trainer, saved)
+        saved = start = None  # their tensors are views of the file, whose space is free again once they are gone
         with _signals(trainer):
             reason = trainer.run()
     except RuntimeError as error:

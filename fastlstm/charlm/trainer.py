@@ -115,7 +115,7 @@ class Trainer:
         progress = self.progress
         epoch, k = divmod(progress.iteration, self.train.batches)
         x, y = (torch.from_numpy(ids).to(self.ranks.device, non_blocking=True) for ids in self.train.batch(epoch, k))
-        scores, state = self.net(x, self.state)
+        scores, state = self.net(x, self.state, self._fresh_starts(x))
         loss = nn.functional.cross_entropy(scores.flatten(0, 1), y.flatten())
         loss.backward()
         self.optimiser.step(learning_rate(self.config, progress.iteration, epoch, self.done))
@@ -123,6 +123,17 @@ class Trainer:
         self.loss_sum += loss.detach()
         progress.loss_count += 1
         progress.iteration += 1
+
+    def _fresh_starts(self, x: Tensor) -> Tensor | None:
+        """Where the state begins anew, (T, B) bool: before half of the items of a list, drawn at random.
+
+        A list is sampled and scored item by item from a zero state, which training would otherwise never show again
+        after its first step: names then began with small letters. The other half keeps lists readable as one text.
+        """
+        if not self.config.lines:
+            return None
+        newline = self.corpus.vocab.symbols.index("\n")
+        return (x == newline) & (torch.rand(x.shape, device=x.device) < 0.5)
 
     @property
     def epoch(self) -> float:

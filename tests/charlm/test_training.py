@@ -111,6 +111,41 @@ def test_regularisers_reach_the_layers(text, tmp_path):
     assert torch.equal(model.eval()(ids)[0], plain)
 
 
+def test_items_of_a_list_begin_anew(tmp_path):
+    """Half of the newlines reset the state, nothing else does; running text never does."""
+    path = tmp_path / "items.txt"
+    path.write_text("\n".join(babble(20, seed).replace("\n", " ") for seed in range(300)))
+    settings = config.make(**SMALL, lines=True).settle(False)
+    trainer = Trainer(settings, load(str(path), Reading(lines=True, unique=True)), tmp_path, Ranks("cpu"), Reporter())
+    seen, x = [], torch.from_numpy(trainer.train.batch(0, 0)[0])
+    for _ in range(100):
+        seen.append(trainer._fresh_starts(x))
+    mask, newline = torch.stack(seen), x == trainer.corpus.vocab.symbols.index("\n")
+    assert not mask[:, ~newline].any()
+    assert mask[:, newline].float().mean() == pytest.approx(0.5, abs=0.1)
+    calls = []
+    real, trainer.net = trainer.net, lambda *args: (calls.append(args), real(*args))[1]
+    trainer.step()
+    assert calls[0][2].any()
+    running = Trainer(
+        config.make(**SMALL).settle(False), load(str(path), Reading()), tmp_path, Ranks("cpu"), Reporter()
+    )
+    assert running._fresh_starts(x) is None
+
+
+def test_a_list_is_sampled_as_it_was_learned(tmp_path):
+    """From a zero state, as from a carried one, an item begins with what items begin with."""
+    path = tmp_path / "items.txt"
+    path.write_text("".join(f"A{a}{b}{c}\n" for a in "bcdefgh" for b in "ijklmnop" for c in "qrstuvwx"))
+    given = {"hidden_size": 24, "batch_size": 8, "seq_length": 25, "max_epochs": 25, "learning_rate": 0.01}
+    done = train(str(path), tmp_path / "run", lines=True, optimizer="adam", num_layers=1, init_scale=0.0, **given)
+    lm = done.load()
+    alone = lm.sample(num=200, seed=1)
+    assert sum(item.startswith("A") for item in alone) > 190
+    together = lm.sample(length=1000, seed=1, num=2)
+    assert sum(item.startswith("A") for text in together for item in text.split("\n")[:-1]) > 360
+
+
 def test_a_run_and_its_records(small_run):
     log = log_of(small_run.folder)
     assert log[0]["iteration"] == 1

@@ -63,6 +63,7 @@ def sample(
         seed=secrets.randbelow(1 << 32) if seed is None else seed,
         argmax=argmax,
     )
+    lm.vocab.encode(lm.vocab.from_text(drawing.prime), "the prime")  # said before anything is shown
     known = Known.of(corpus := lm.corpus(), lm.divide(corpus)) if unique else None
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     texts: list[str] = []
