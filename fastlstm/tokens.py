@@ -78,12 +78,15 @@ class TokenLSTM(nn.Module):
         hx: State | None = None,
         *,
         reset: Tensor | PackedSequence | None = None,
+        return_cell_states: bool = False,
+        return_gates: bool = False,
     ):
         """Run the layers.
 
         input: (T, B) int64 ids, (B, T) with batch_first, (T,), or a PackedSequence of ids; hx: (h0, c0) as in LSTM;
         reset: bool, shaped as the ids, true where a sequence begins anew, as in LSTM.
-        Returns output and (h_n, c_n) as LSTM does. Raises IndexError for an id outside 0 … V - 1 on the CPU.
+        Returns output and (h_n, c_n) as LSTM does; then, where asked for, all cell states and all gates as LSTM does.
+        Raises IndexError for an id outside 0 … V - 1 on the CPU.
         """
         packed = isinstance(input, PackedSequence)
         ids = input.data if packed else input
@@ -92,10 +95,11 @@ class TokenLSTM(nn.Module):
         if not packed and ids.dim() not in (1, 2):
             raise ValueError(f"TokenLSTM: Expected ids to be 1D or 2D, got {ids.dim()}D instead")
         if self._takes_torch(ids, input.batch_sizes if packed else None):
-            return self._vectors_through(input, hx, reset)
-        return self._packed(input, hx, reset) if packed else self._dense(ids, hx, reset)
+            return self._vectors_through(input, hx, reset, return_cell_states, return_gates)
+        run = self._packed if packed else self._dense
+        return run(input, hx, reset, return_cell_states, return_gates)
 
-    def _dense(self, ids: Tensor, hx: State | None, reset: Tensor | None) -> tuple[Tensor, State]:
+    def _dense(self, ids: Tensor, hx: State | None, reset: Tensor | None, cells: bool, gates: bool) -> tuple:
         lstm, batched = self.lstm, ids.dim() == 2
         batch_dim = 0 if lstm.batch_first else 1
         mask = calls.reset_mask(reset, ids.shape)
@@ -105,31 +109,37 @@ class TokenLSTM(nn.Module):
         steps = lstm._time_first(ids)
         if steps.shape[0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        found = self._run(Rows(steps), hx, steps.shape[1], batched, mask)
-        out = lstm._time_first(found.output)
-        if batched:
-            return out, (found.h_n, found.c_n)
-        return out.squeeze(batch_dim), (found.h_n.squeeze(1), found.c_n.squeeze(1))
+        found = self._run(Rows(steps), hx, steps.shape[1], batched, mask, cells, gates).shaped(lstm._time_first)
+        return (found if batched else found.without_batch(batch_dim)).as_returned(cells, gates)
 
     def _packed(
-        self, input: PackedSequence, hx: State | None, reset: Tensor | PackedSequence | None
-    ) -> tuple[PackedSequence, State]:
+        self,
+        input: PackedSequence,
+        hx: State | None,
+        reset: Tensor | PackedSequence | None,
+        cells: bool,
+        gates: bool,
+    ) -> tuple:
         lstm = self.lstm
         mask = calls.reset_mask(reset.data if isinstance(reset, PackedSequence) else reset, input.data.shape)
         hx = None if hx is None else lstm.permute_hidden(hx, input.sorted_indices)
         rows = Rows.of(input.data, input.batch_sizes)
-        found = self._run(rows, hx, int(input.batch_sizes[0]), True, mask)
-        state = lstm.permute_hidden((found.h_n, found.c_n), input.unsorted_indices)
-        return PackedSequence(found.output, *input[1:]), state
+        found = self._run(rows, hx, int(input.batch_sizes[0]), True, mask, cells, gates)
+        h_n, c_n = lstm.permute_hidden((found.h_n, found.c_n), input.unsorted_indices)
+        found = found._replace(h_n=h_n, c_n=c_n).shaped(lambda v: PackedSequence(v, *input[1:]))
+        return found.as_returned(cells, gates)
 
-    def _run(self, rows: Rows, hx: State | None, B: int, batched: bool, reset: Tensor | None) -> layers.Results:
+    def _run(
+        self, rows: Rows, hx: State | None, B: int, batched: bool, reset: Tensor | None, cells: bool, gates: bool
+    ) -> layers.Results:
         lstm, weights = self.lstm, self.lstm._weights()
         hx = lstm._state(weights[1], hx, B, batched)
         n, P = lstm.num_layers * (2 if lstm.bidirectional else 1), lstm.proj_size or lstm.hidden_size
         lstm.check_hidden_size(hx[0], (n, B, P), "Expected hidden[0] size {}, got {}")
         lstm.check_hidden_size(hx[1], (n, B, lstm.hidden_size), "Expected hidden[1] size {}, got {}")
         _, hx, weights = calls.autocast(weights[1], hx, weights)
-        return layers.run(lstm, rows, hx, weights, tables=self.tables(weights), reset=reset)
+        tables = self.tables(weights)
+        return layers.run(lstm, rows, hx, weights, tables=tables, reset=reset, cells=cells, gates=gates)
 
     def _takes_torch(self, ids: Tensor, batch_sizes: Tensor | None) -> bool:
         """Whether torch's own LSTM runs, on vectors: after `restore`, when asked for, or on an unverified GPU."""
@@ -148,13 +158,21 @@ class TokenLSTM(nn.Module):
             ids = ids[:, None]
         return dispatch.prefers_torch(spec_of(None, ids, like.t(), w_hh, None, like_h0, batch_sizes, None, False, save))
 
-    def _vectors_through(self, input: Tensor | PackedSequence, hx: State | None, reset: Tensor | PackedSequence | None):
+    def _vectors_through(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None,
+        reset: Tensor | PackedSequence | None,
+        cells: bool,
+        gates: bool,
+    ):
         """The same through `self.lstm`, on vectors."""
-        if reset is None:
+        if reset is None and not (cells or gates):
             return self.lstm(self._vectors(input), hx)
         if type(self.lstm) is TORCH_LSTM:
-            raise RuntimeError("torch.nn.LSTM takes no reset mask; call fastlstm.replace(model) first")
-        return self.lstm(self._vectors(input), hx, reset=reset)
+            lacks = "takes no reset mask" if reset is not None else "returns no cell states or gates"
+            raise RuntimeError(f"torch.nn.LSTM {lacks}; call fastlstm.replace(model) first")
+        return self.lstm(self._vectors(input), hx, reset=reset, return_cell_states=cells, return_gates=gates)
 
     def _vectors(self, input: Tensor | PackedSequence) -> Tensor | PackedSequence:
         """The input as vectors, for torch's own path."""

@@ -49,3 +49,21 @@ def test_a_reset_mask_of_another_shape_or_for_torchs_lstm():
     fastlstm.restore(model)
     with pytest.raises(RuntimeError, match=r"torch.nn.LSTM takes no reset mask; call fastlstm.replace\(model\)"):
         model(ids, reset=torch.zeros(6, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_cell_states_and_gates_on_ids_are_those_on_vectors(batch_first):
+    model = fastlstm.TokenLSTM(V, None, 5, 2, batch_first=batch_first)
+    ids = torch.randint(V, (6, 4))
+    asked = {"return_cell_states": True, "return_gates": True}
+    for one in (ids, ids[0]):
+        torch.testing.assert_close(model(one, **asked), model.lstm(vectors(one), **asked))
+    assert len(model(ids, return_gates=True)) == 3
+    packed = pack_padded_sequence(ids, [4] * 6 if batch_first else [6, 5, 2, 1], batch_first=batch_first)
+    found = model(packed, **asked)
+    expected = model.lstm(PackedSequence(vectors(packed.data), *packed[1:]), **asked)
+    for got, want in zip([*found[2], *found[3]], [*expected[2], *expected[3]], strict=True):
+        torch.testing.assert_close(got.data, want.data)
+    fastlstm.restore(model)
+    with pytest.raises(RuntimeError, match=r"torch.nn.LSTM returns no cell states or gates; call fastlstm.replace"):
+        model(ids, return_gates=True)

@@ -5,12 +5,26 @@
     model = result.load()                      # or CharLM.load("runs/names"), CharLM.load("names")
     model.sample(num=10, temperature=0.8)
     model.evaluate().nats_per_char
+    trace(model, text).c, find_cells(model, text).rows         # what goes on inside
 
 Read the sources in this order: corpus.py, splits.py, model.py, optim.py, trainer.py, sample.py; the rest stands around.
 """
 
+from .cells import Findings, find_cells
 from .errors import CharLMError
 from .lm import CharLM
 from .runs import Interrupted, TrainResult, train
+from .tracing import Trace, pieces, trace
 
-__all__ = ["CharLM", "CharLMError", "Interrupted", "TrainResult", "train"]
+__all__ = [
+    "CharLM",
+    "CharLMError",
+    "Findings",
+    "Interrupted",
+    "Trace",
+    "TrainResult",
+    "find_cells",
+    "pieces",
+    "trace",
+    "train",
+]

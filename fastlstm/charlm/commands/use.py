@@ -13,11 +13,12 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda", rich_help_panel="Ru
 
 
 def register(app: typer.Typer) -> None:
-    from . import demo, inspect, measure, sample, timeline
+    from . import cells, demo, inspect, measure, sample, timeline
 
     app.command()(sample.sample)
     app.command()(measure.evaluate)
     app.command()(measure.score)
     app.command(name="inspect")(inspect.inspect_model)
     app.command()(timeline.timeline)
+    app.command()(cells.cells)
     app.command()(demo.demo)

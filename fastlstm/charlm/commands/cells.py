@@ -1,0 +1,105 @@
+"""`fastlstm cells`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .. import excerpt
+from ..cells import FLOOR, RATE, SHIFTS, Findings, Row, find_cells
+from ..checkpoint import replace
+from ..errors import count
+from ..lm import CharLM
+from .use import ModelName
+
+TextName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="TEXT",
+        help="a file, folder or built-in corpus [dim]\\[what validated the model][/]",
+        show_default=False,
+    ),
+]
+Start = Annotated[int, typer.Option(help="skip this many characters of the text")]
+_STATUS = {
+    "found": ("yes", "bold green"),
+    "none": ("no cell", ""),
+    "echo": ("echo", "dim"),
+    "rare": ("too rare", "dim"),
+}
+
+
+def cells(
+    model: ModelName,
+    text: TextName = None,
+    length: Annotated[int, typer.Option(help="characters of the text to read")] = 100_000,
+    start: Start = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="also write the findings as JSON", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of the table")] = False,
+    clamp: Annotated[bool, typer.Option(help="hold each cell that is found and see where the loss rises")] = True,
+    seed: Annotated[int, typer.Option(help="seed of the control's shifts")] = 0,
+) -> None:
+    """Which cell keeps track of what: quotes, comments, line position, indentation and more, found and checked."""
+    lm = CharLM.load(model)
+    found = find_cells(lm, excerpt.read(lm, text, start, length), clamp=clamp, seed=seed)
+    content = json.dumps(found.as_json(), indent=1)
+    if output:
+        replace(output, content.encode())
+    if as_json:
+        print(content)
+    else:
+        show(Console(highlight=False), found)
+
+
+def show(console: Console, found: Findings) -> None:
+    """The findings as a table."""
+    half = found.characters // 2
+    console.print(
+        Text.assemble(
+            (found.text, "bold"),
+            f": {count(found.characters, 'character')}, cells chosen on {half:,}, scored on the rest",
+        )
+    )
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    for name, side in (("label", "left"), ("share", "right"), ("", "left"), ("cell", "left"), ("", "left")):
+        table.add_column(name, justify=side, no_wrap=True)
+    for name in ("fit", "held out", "needed", "control", "last two", "cells", "clamp: label", "other"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in found.rows:
+        word, style = _STATUS[row.status]
+        table.add_row(row.label, f"{row.share:.1%}", word, *_numbers(row), style=style)
+    console.print(table)
+    shifts = f"control: best of the same with labels shifted, in 19 of 20 shifts; {SHIFTS} keep chance finds under {RATE:.0%}"
+    console.print(
+        Text(
+            f"AUC, ρ: rank correlation. {shifts}\nlast two: what the last two characters tell; a cell no better is an "
+            "echo\nclamp: rise of the loss, in nats a character, with the cell held where it is off the label",
+            "dim",
+        )
+    )
+    n = found.passes.size
+    rule = f"AUC ≥ {(1 + FLOOR[True]) / 2:g} or ρ ≥ {FLOOR[False]:g} on both parts, above the control and the last two"
+    console.print(
+        Text.assemble((f"{int(found.passes.sum())} of {n:,} cells pass ({found.share:.1%})", "bold"), f": {rule}")
+    )
+    for note in found.notes:
+        console.print(Text(note, "yellow"), soft_wrap=True)
+
+
+def _numbers(row: Row) -> list[str]:
+    if row.layer is None:
+        return ["–"] * 10
+    measure = "AUC" if row.measure == "AUC" else "ρ"
+    cell = f"{'−' if row.sign < 0 else ' '}{row.state} {row.layer}:{row.unit}"
+    scores = [row.fit, row.held_out, row.threshold, row.control, row.last_two]
+    rises = [row.clamp.label_nats, row.clamp.other_nats] if row.clamp else [None, None]
+    shown = ["–" if value is None else f"{value:.3f}" for value in scores]
+    return [cell, measure, *shown, str(row.passing), *("" if value is None else f"{value:+.3f}" for value in rises)]
