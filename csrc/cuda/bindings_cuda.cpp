@@ -43,7 +43,7 @@ void sequence(py::class_<Class>& c) {
 
 void bind_args(py::module_& m) {
   py::class_<ForwardArgs> f(m, "ForwardArgs");
-  f.def(py::init([] { return ForwardArgs{}; }));
+  f.def(py::init([] { return ForwardArgs{}; })).def(py::init<const ForwardArgs&>());
   sequence(f);
   pointer(f, "h", &ForwardArgs::h), pointer(f, "c", &ForwardArgs::c), pointer(f, "gates", &ForwardArgs::gates);
   pointer(f, "h_n", &ForwardArgs::h_n), pointer(f, "c_n", &ForwardArgs::c_n), pointer(f, "xg", &ForwardArgs::xg);
@@ -54,7 +54,7 @@ void bind_args(py::module_& m) {
   f.def_readwrite("V", &ForwardArgs::V).def_readwrite("exchange_width", &ForwardArgs::exchange_width);
 
   py::class_<BackwardArgs> b(m, "BackwardArgs");
-  b.def(py::init([] { return BackwardArgs{}; }));
+  b.def(py::init([] { return BackwardArgs{}; })).def(py::init<const BackwardArgs&>());
   sequence(b);
   pointer(b, "dxg", &BackwardArgs::dxg), pointer(b, "dh_state", &BackwardArgs::dh_state);
   pointer(b, "dc_state", &BackwardArgs::dc_state), pointer(b, "dh", &BackwardArgs::dh);

@@ -45,6 +45,8 @@ PYBIND11_MODULE(HOSTSIM_MODULE, m) {
   m.def("hold", [] { hostsim::engine().hold(); }, "Only queue the launches that follow.");
   m.def("release", &release, "Run what is queued; streams run at once.");
   m.def("clock_jumps", [](bool on) { hostsim::engine().clock_jumps = on; });
+  m.def("rewrite", &hostsim::rewrite, "Read one PTX text as another; empty: all as they are.");
+  m.def("texts", &hostsim::texts, "PTX texts that have run since the last rewrite.");
   m.def("mma_place", &place);
   m.def("to_half", &hostsim::to_half);
   m.def("from_half", &hostsim::from_half);

@@ -12,11 +12,14 @@ struct Decoded {
   Run run;
 };
 
+std::unordered_map<const void*, Decoded> known;          // by address: one entry per place in the source
+std::unordered_map<std::string, std::string> rewritten;  // texts that a test wants read as others
+
 const Decoded& decode(const char* text) {
-  static std::unordered_map<const void*, Decoded> known;  // by address: one entry per place in the source
   const auto found = known.find(text);
   if (found != known.end()) return found->second;
-  Decoded made{parse(text), nullptr};
+  const auto other = rewritten.find(text);
+  Decoded made{parse(other == rewritten.end() ? text : other->second), nullptr};
   for (const auto find : {find_matrix, find_memory, find_scalar})
     if (!made.run) made.run = find(made.code.opcode);
   if (!made.run) engine().fault("PTX: the simulation does not know '" + std::string(text) + "'");
@@ -24,6 +27,18 @@ const Decoded& decode(const char* text) {
 }
 
 }  // namespace
+
+void rewrite(const std::string& text, const std::string& as) {
+  known.clear();
+  rewritten.clear();
+  if (!text.empty()) rewritten[text] = as;
+}
+
+std::vector<std::string> texts() {
+  std::vector<std::string> all;
+  for (const auto& [address, decoded] : known) all.emplace_back(static_cast<const char*>(address));
+  return all;
+}
 
 Ptx parse(const std::string& text) {
   Ptx ptx;

@@ -15,6 +15,10 @@ struct Ptx {
 };
 Ptx parse(const std::string& text);
 
+// Reads one text as another from now on; empty: all as they are. And the texts that have run since.
+void rewrite(const std::string& text, const std::string& as);
+std::vector<std::string> texts();
+
 // Operands of one execution; get and set check widths.
 class Frame {
  public:

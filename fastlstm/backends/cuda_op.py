@@ -14,12 +14,29 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastlstm.backends.common import cell_type, recompute_gates
+from fastlstm.backends.common import BackendError, cell_type, recompute_gates
 
 TYPE_CODES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}
 _TF32 = 1
 _CHUNK_BYTES = 32 << 20  # of an input side that is not kept
 _PARTIAL_BYTES = 64 << 20  # of partial sums that travel between blocks
+
+
+TIMED_OUT, BAD_ID = 1, 2  # what a kernel leaves in the status word (csrc/cuda/args.h)
+
+
+def raise_on(status: Tensor, where: str) -> None:
+    """Report what an earlier kernel left in the status word, once; the host reads it without waiting."""
+    found = int(status[0])
+    if not found:
+        return
+    status[0] = 0
+    if found == BAD_ID:
+        raise IndexError(f"an earlier call on {where} had ids outside its table; check the vocabulary")
+    raise BackendError(
+        f"an earlier call on {where} waited 20 s for its own blocks and gave up; its results are NaN. Is another "
+        'program holding the GPU? `with fastlstm.backend("torch"):` uses torch\'s own kernels'
+    )
 
 
 class Runtime(Protocol):

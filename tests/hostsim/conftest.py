@@ -1,10 +1,14 @@
-"""The simulation with the small kernels of this folder; skipped where it cannot be built."""
+"""The simulation with the small kernels of this folder and with the shipped ones; skipped where it cannot be built."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from fastlstm.backends import hostsim
 from fastlstm.backends.hostsim import build
+
+sys.path.insert(0, str(Path(__file__).parent))  # `from shapes import ...`
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +17,10 @@ def library():
         pytest.skip(reason)
     here = Path(__file__).parent
     return build.load("simulation_tests", [here / "kernels.cpp"], [here / "bindings.cpp"])
+
+
+@pytest.fixture(scope="session")
+def hostsim_library():
+    if reason := build.why_not():
+        pytest.skip(reason)
+    return hostsim.library()

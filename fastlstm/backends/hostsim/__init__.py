@@ -23,7 +23,10 @@ from fastlstm.backends.cuda_op import Plan
 from fastlstm.backends.hostsim import build
 from fastlstm.backends.hostsim.report import with_source
 
-__all__ = ["NAME", "TILING", "Fault", "Settings", "backward", "forward", "library", "plan", "settings", "why_not"]
+__all__ = [
+    "NAME", "TILING", "Fault", "Settings", "Simulated", "backward", "choose", "forward", "library", "plan", "settings",
+    "why_not",
+]  # fmt: skip
 
 NAME = "hostsim"
 TILING = ("unit_blocks", "row_blocks", "groups", "k_splits", "row_tiles", "phase", "gate_splits")
@@ -73,18 +76,20 @@ def library(flags: tuple[str, ...] = (), csrc: Path = build.CSRC) -> ModuleType:
     return build.load("hostsim_kernels", kernels, bindings, flags=["-DFASTLSTM_HOSTSIM", *flags], include=csrc)
 
 
-class _Simulated:
-    """The simulation as a `cuda_op.Runtime` for one call; it knows of the tensors used in that call, and of no other."""
+_status = torch.zeros(1, dtype=torch.int32)  # what kernels leave for the next call
 
-    stream = 0
 
-    def __init__(self, module: ModuleType):
-        self.module = module
+class Simulated:
+    """The simulated device as a `cuda_op.Runtime`. What launches read and write is checked until the `with` block ends."""
+
+    def __init__(self, module: ModuleType, stream: int = 0):
+        self.module, self.stream = module, stream
         self.lib = module.cuda
-        self.status = torch.zeros(1, dtype=torch.int32)
+        self.status = _status
         self.tensors: list[Tensor] = []  # kept, so that no address is used twice
 
-    def __enter__(self) -> _Simulated:
+    def __enter__(self) -> Simulated:
+        cuda_op.raise_on(self.status, "the simulated GPU")
         self.module.forget()
         self.module.seed(_settings.seed)
         shared = _settings.shared_kib << 10
@@ -128,7 +133,8 @@ def _device() -> gpu_model.Device:
     )
 
 
-def _choose(spec: Spec, lib: ModuleType) -> Plan:
+def choose(spec: Spec, lib: ModuleType) -> Plan:
+    """What runs a call under the settings; ValueError where a kernel or tiling they name does not fit."""
     tf32 = _settings.tf32
     code = Plan(None, None, tf32).code(spec.dtype)
     sizes = {"H": spec.H, "B": spec.B, "projected": spec.projected}
@@ -149,7 +155,7 @@ def _fit(lib: ModuleType, code: int, spec: Spec, backward: bool, given: tuple[in
 def plan(spec: Spec) -> str:
     """Return one line on what would run."""
     lib = library(_settings.flags, _settings.csrc).plan
-    chosen = _choose(spec, lib)
+    chosen = choose(spec, lib)
     code = chosen.code(spec.dtype)
     return f"hostsim: {cuda_plan.sentence(chosen.forward, _device(), code)}"
 
@@ -158,8 +164,8 @@ def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, 
     """Run one layer in one direction; arguments and returns as in `fastlstm.reference.forward`."""
     tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
     spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
-    with _Simulated(library(_settings.flags, _settings.csrc)) as rt:
-        return cuda_op.forward(rt, _choose(spec, rt.module.plan), *tensors, reverse, save)
+    with Simulated(library(_settings.flags, _settings.csrc)) as rt:
+        return cuda_op.forward(rt, choose(spec, rt.module.plan), *tensors, reverse, save)
 
 
 def backward(
@@ -169,9 +175,9 @@ def backward(
     grads = _contiguous(dh, dc, dh_n, dc_n)
     tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
     spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
-    with _Simulated(library(_settings.flags, _settings.csrc)) as rt:
+    with Simulated(library(_settings.flags, _settings.csrc)) as rt:
         return cuda_op.backward(
-            rt, _choose(spec, rt.module.plan), *grads, *tensors, reverse, save, *_contiguous(h, c, gates)
+            rt, choose(spec, rt.module.plan), *grads, *tensors, reverse, save, *_contiguous(h, c, gates)
         )
 
 

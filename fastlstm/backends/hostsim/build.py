@@ -12,10 +12,11 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -68,14 +69,12 @@ def load(
 def _link(name: str, kernels: Sequence[Path], bindings: Sequence[Path], flags: list[str], include: Path) -> Path:
     import pybind11
 
-    plain = [*_PLAIN, f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", f"-I{include}"]
-    headers = _digest(sorted([*include.glob("*.h"), *(include / "cuda").glob("*.*h")]))
-    own = _digest(sorted((CSRC / "hostsim").glob("*.h")))
-    jobs = [(f, [*plain, f"-DHOSTSIM_MODULE={name}"] if f.name == "module.cpp" else plain, own) for f in _simulation()]
-    jobs += [(f, [*plain, *flags], own + headers) for f in bindings]
-    jobs += [(f, [*_KERNEL, f"-I{include}", *flags], own + headers) for f in kernels]
+    plain = [*_PLAIN, f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+    jobs = [(f, [*plain, f"-DHOSTSIM_MODULE={name}"] if f.name == "module.cpp" else plain) for f in _simulation()]
+    jobs += [(f, [*plain, *flags]) for f in bindings]
+    jobs += [(f, [*_KERNEL, *flags]) for f in kernels]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        objects = list(pool.map(lambda job: _compile(*job), jobs))
+        objects = list(pool.map(lambda job: _compile(*job, include), jobs))
     key = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
     library = BUILD / key / f"{name}.so"
     if not library.exists():
@@ -89,18 +88,27 @@ def _simulation() -> list[Path]:
     return sorted((CSRC / "hostsim").glob("*.cpp"))
 
 
-def _compile(source: Path, flags: list[str], headers: str) -> Path:
-    key = hashlib.sha256("\0".join([str(source), *flags, headers, source.read_text()]).encode()).hexdigest()[:16]
+def _compile(source: Path, flags: list[str], include: Path) -> Path:
+    texts = [p.read_bytes() for p in sorted(closure(source, include))]
+    key = hashlib.sha256(b"\0".join([*map(str.encode, flags), *texts])).hexdigest()[:16]
     target = BUILD / f"{source.stem}-{key}.o"
     if not target.exists():
         partial = target.with_suffix(".partial.o")
-        _run(["g++", *flags, "-c", str(source), "-o", str(partial)])
+        _run(["g++", *flags, f"-I{include}", "-c", str(source), "-o", str(partial)])
         partial.rename(target)
     return target
 
 
-def _digest(files: Iterable[Path]) -> str:
-    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
+def closure(source: Path, include: Path = CSRC) -> set[Path]:
+    """The source and every file of the project that it includes. An object is kept by their contents, wherever they lie."""
+    found, waiting = set(), [source.resolve()]
+    while waiting:
+        file = waiting.pop()
+        found.add(file)
+        for name in re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE):
+            candidates = (file.parent / name, include / name)
+            waiting += [c.resolve() for c in candidates if c.exists() and c.resolve() not in found][:1]
+    return found
 
 
 def _run(command: list[str]) -> None:

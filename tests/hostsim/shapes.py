@@ -1,0 +1,117 @@
+"""Ways to spread a kernel over blocks and warps which together reach every branch of the kernels, and runs of the op on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import judge
+import torch
+
+from benchmarks.cases import Case, make
+from fastlstm.backends import cuda_op, hostsim
+from fastlstm.backends.common import spec_of
+
+F32, TF32, F16, BF16 = "float32", "tf32", "float16", "bfloat16"
+KINDS = (F32, TF32, F16, BF16)
+SMS = 8  # of the fake device
+TF32_EPS = 2.0**-10
+
+
+def dtype_of(kind: str) -> torch.dtype:
+    return torch.float32 if kind == TF32 else getattr(torch, kind)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A wish: the numbers of a Tiling (csrc/cuda/args.h), made to fit a case by `tiling`."""
+
+    kernel: str
+    groups: int = 1
+    k_splits: int = 1
+    row_tiles: int = 1
+    phase: int = 1
+    gate_splits: int = 1
+
+    def tiling(self, H: int, B: int, backward: bool) -> tuple[int, ...]:
+        """The Tiling nearest to the wish that covers H units and B sequences on SMS multiprocessors."""
+        units, of_call = (16 if backward else 8), max(1, -(-B // 8))
+        groups = -(-H // units) if self.kernel == "tile" else self.groups
+        parts = self.gate_splits if backward and self.kernel == "persistent" else 1
+        row_tiles = min(self.row_tiles, of_call)
+        while self.kernel == "persistent" and -(-H // (units * groups)) * parts * -(-of_call // row_tiles) > SMS:
+            if row_tiles < min(of_call, 4):
+                row_tiles += 1
+            elif units * groups < H:
+                groups += 1 if parts == 1 else parts
+            else:
+                row_tiles += 1
+        splits = max(1, min(self.k_splits, 16 // groups))
+        phase = min(self.phase, row_tiles) if splits > 1 else 1
+        blocks = -(-H // (units * groups)) * parts
+        return blocks, -(-of_call // row_tiles), groups, splits, row_tiles, phase, parts
+
+
+TILE = (
+    Shape("tile"),
+    Shape("tile", k_splits=2, row_tiles=2, phase=2),
+    Shape("tile", row_tiles=3),
+    Shape("tile", k_splits=4, row_tiles=3, phase=2),  # a last phase that is not full; more warps than tiles
+)
+PERSISTENT = (
+    Shape("persistent"),
+    Shape("persistent", groups=2, k_splits=2, row_tiles=2, phase=2, gate_splits=2),
+    Shape("persistent", groups=3, row_tiles=2),
+    Shape("persistent", k_splits=4, row_tiles=3, phase=2, gate_splits=2),
+    Shape("persistent", groups=2, k_splits=1, gate_splits=4),
+)
+STEP = Shape("step")
+
+
+def fits(shape: Shape, case: Case, kind: str) -> bool:
+    """Whether the planner's limits let a case run on a shape (`tile` needs all of W_hh in one block)."""
+    if case.projection and shape.kernel != "step":
+        return False
+    try:
+        plan_of(shape, case, kind)
+    except ValueError:
+        return False
+    return True
+
+
+def settings(shape: Shape, case: Case, kind: str, seed: int, **other):
+    """The hostsim settings under which a case runs on a shape."""
+    forced = {}
+    if shape.kernel != "step":
+        forced = {
+            "forward": shape.tiling(case.H, case.B, False),
+            "backward": shape.tiling(case.H, case.B, True),
+        }
+    return hostsim.settings(
+        kernel=shape.kernel, sms=SMS, shared_kib=227, seed=seed, tf32=kind == TF32, **forced, **other
+    )
+
+
+def check(shape: Shape, case: Case, kind: str, seed: int, *, save: int = 1, **other) -> None:
+    """Run forward and backward and judge all that they return by the rule of accuracy."""
+    with settings(shape, case, kind, seed, **other):
+        if kind != TF32:
+            judge.check_backend(hostsim, case, dtype_of(kind), save=save)
+            return
+        got = judge._run(hostsim, case, torch.float32, save, "cpu", 0)
+        ref = judge.expected(case, torch.float32, 0)
+        for name, value in got.items():
+            found = judge.error(value, ref[name])
+            assert found <= 4 * TF32_EPS, f"{shape} {case.id} tf32 {name}: relative error {found:.3g}"
+
+
+def plan_of(shape: Shape, case: Case, kind: str) -> cuda_op.Plan:
+    """The Plan of a case on a shape; ValueError where it does not fit."""
+    inputs = make(case, dtype_of(kind))
+    of = (inputs.x, inputs.ids, inputs.w_x, inputs.w_hh, inputs.w_hr, inputs.h0, inputs.batch_sizes, inputs.reset)
+    with settings(shape, case, kind, 0):
+        return hostsim.choose(spec_of(*of, case.reverse, 1), hostsim.library().plan)
+
+
+def dense(T: int, B: int, H: int, **on) -> Case:
+    """A case by its sizes."""
+    return Case(id=f"T{T}B{B}H{H}" + "".join(f"-{name}" for name in on), T=T, B=B, I=3, H=H, P=H, **on)
