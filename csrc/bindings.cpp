@@ -1,5 +1,7 @@
 // fastlstm._C: addresses, sizes and flags in, nothing of torch. Python owns all memory and has checked every size
 // (fastlstm/backends/cpu.py). The GIL is released while a kernel runs.
+#include "bindings.h"
+
 #include <pthread.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,14 +12,13 @@
 #include <tuple>
 #include <vector>
 
-#include "kernels.h"
-
 namespace py = pybind11;
 using namespace fastlstm::cpu;
 
 #if defined(FASTLSTM_WITH_CUDA)
 void bind_cuda(py::module_& m);
 #endif
+void bind_decode(py::module_& m);
 
 namespace {
 
@@ -37,12 +38,6 @@ const Kernels* current = available().back();
 
 // OpenMP's threads do not survive a fork; a child that asked for them would wait for ever. It works on one thread.
 bool forked = false;
-int usable(int threads) { return forked ? 1 : threads; }
-
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // (T, B, H, P, batch_sizes, reset, reverse, rounding, threads)
 using ShapeTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, uintptr_t, uintptr_t, bool, int, int>;
@@ -159,6 +154,9 @@ void set_isa(const std::string& name) {
 
 }  // namespace
 
+const Kernels& kernels() { return *current; }
+int usable(int threads) { return forked ? 1 : threads; }
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of fastlstm; use them through fastlstm.LSTM.";
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
@@ -177,6 +175,7 @@ PYBIND11_MODULE(_C, m) {
     else
       current->unary_f32(at<float>(x), at<float>(y), n, what);
   });
+  bind_decode(m);
 #if defined(FASTLSTM_WITH_CUDA)
   bind_cuda(m);
 #endif

@@ -118,6 +118,52 @@ struct Gemm {
   int threads;
 };
 
+// Weights into the blocks of cpu/blocks.h: `gates` matrices of `units` rows, each row its I and then its P numbers.
+// With one gate a block is 64 rows (the last a smaller multiple of 16), with four it is 16 rows of each; rows past the
+// last are 0.
+struct Pack {
+  void* out;       // gates * units rounded up to 16 * (I + P) floats, or bfloat16 as their 16 bits
+  const float* x;  // (gates * units, I)
+  const float* h;  // (gates * units, P)
+  int64_t gates, units, I, P;
+  int threads;
+};
+
+// How a number is drawn. The draw of row known + t is number position + t of its stream.
+struct Drawing {
+  double temperature;  // 0: the largest score
+  int64_t top_k;       // 0: all
+  double top_p;        // 1: all
+  uint64_t seed, position;
+};
+
+// One layer of a decoder, packed by `Pack`. H_up is H rounded up to 16.
+struct DecodeLayer {
+  const float* start;  // first layer: the table (V, H_up / 16, 4, 16); others: the bias (H_up / 16, 4, 16)
+  const void* w;       // blocks of (I + P) x 4 gates x 16 units; I is 0 in the first layer, else P
+  const void* w_hr;    // blocks of H x 64 projected units, or null
+};
+
+// Sampling: the known rows of ids from `fed` on are fed, then T more are drawn, each fed in turn but the last.
+struct Decode {
+  int64_t* ids;      // (known + T, B); rows from `known` on hold -1; -2: there was nothing to draw
+  float* log_probs;  // (T, B) log softmax of the scores at what was drawn, or null
+  float *h, *c;      // (L, B, P), (L, B, H), in place
+  uint8_t* ended;    // (B,) in place: 1 = nothing is drawn for this stream (any more)
+  int32_t* states;   // (B,) in place: states of the automaton, or null
+  const DecodeLayer* layers;
+  const void* w_out;         // blocks of P x 64 numbers
+  const float* b_out;        // (V rounded up to 16,)
+  const int32_t* follows;    // (states, V): the state after each number, below 0 where it is forbidden; or null
+  const int64_t* stops;      // sequences that end a stream, one after another
+  const int64_t* stop_ends;  // (stop_count,) where each ends in `stops`
+  int64_t stop_count, L, B, H, P, V, known, T;
+  int64_t fed;    // rows of ids that the state has seen; below known
+  int64_t drawn;  // first row of ids that was drawn, here or before: a stop sequence lies in these
+  Drawing drawing;
+  int threads;
+};
+
 // The kernels of one instruction set.
 struct Kernels {
   const char* name;
@@ -128,6 +174,11 @@ struct Kernels {
   void (*stack_f32)(const Stack&);
   void (*stream_f32)(const StreamStep&);
   void (*stream_bf16)(const StreamStep&);
+  void (*pack_f32)(const Pack&);
+  void (*pack_bf16)(const Pack&);
+  void (*decode_f32)(const Decode&);
+  void (*decode_bf16)(const Decode&);
+  void (*gumbel)(double* noise, int64_t n, uint64_t seed, uint64_t position, uint64_t stream);  // n: a multiple of 8
   void (*gemm_f32)(const Gemm<float>&);
   void (*gemm_f64)(const Gemm<double>&);
   void (*sum_by_id_f32)(const SumById<float>&);

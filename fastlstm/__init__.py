@@ -1,11 +1,13 @@
 """fastlstm: torch.nn.LSTM with fused kernels, and character models on top.
 
 fastlstm.LSTM, fastlstm.TokenLSTM      the modules
+fastlstm.decode, fastlstm.Decoder      ids drawn from a TokenLSTM and an output layer
 fastlstm.replace, fastlstm.restore     swap the nn.LSTMs of a whole model, and back
 fastlstm.backend, fastlstm.explain     which kernels run, and why
 """
 
 from fastlstm._version import __version__
+from fastlstm.decoding import Decoded, Decoder, decode
 from fastlstm.dispatch import BackendError, backend, last_plan
 from fastlstm.explain import explain
 from fastlstm.nn import LSTM, TokenLSTM
@@ -14,9 +16,12 @@ from fastlstm.swap import replace, restore
 __all__ = [
     "LSTM",
     "BackendError",
+    "Decoded",
+    "Decoder",
     "TokenLSTM",
     "__version__",
     "backend",
+    "decode",
     "explain",
     "last_plan",
     "replace",

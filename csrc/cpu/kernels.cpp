@@ -2,6 +2,7 @@
 #include "../kernels.h"
 
 #include "backward.h"
+#include "decode.h"
 #include "forward.h"
 #include "gemm.h"
 #include "stack.h"
@@ -24,6 +25,11 @@ static void stack(const Stack& args) { StackPass(args).run(); }
 template <class W>
 static void stream(const StreamStep& args) {
   StreamPass<W>(args).run();
+}
+
+template <class W>
+static void decode(const Decode& args) {
+  DecodePass<W>(args).run();
 }
 
 // The gradient of a table of token rows. Columns are shared out, so every sum runs in the order of the rows.
@@ -58,11 +64,25 @@ namespace fastlstm::cpu {
 #define FASTLSTM_JOIN2(a, b) a##b
 #define FASTLSTM_JOIN(a, b) FASTLSTM_JOIN2(a, b)
 extern const Kernels FASTLSTM_JOIN(kernels_, FASTLSTM_ISA) = {
-    ::FASTLSTM_ISA::kName,           ::FASTLSTM_ISA::forward<float>,   ::FASTLSTM_ISA::forward<double>,
-    ::FASTLSTM_ISA::backward<float>, ::FASTLSTM_ISA::backward<double>, ::FASTLSTM_ISA::stack,
-    ::FASTLSTM_ISA::stream<float>,   ::FASTLSTM_ISA::stream<uint16_t>, ::FASTLSTM_ISA::gemm<float>,
-    ::FASTLSTM_ISA::gemm<double>,    ::FASTLSTM_ISA::sum_by_id<float>, ::FASTLSTM_ISA::sum_by_id<double>,
-    ::FASTLSTM_ISA::unary<float>,    ::FASTLSTM_ISA::unary<double>,
+    ::FASTLSTM_ISA::kName,
+    ::FASTLSTM_ISA::forward<float>,
+    ::FASTLSTM_ISA::forward<double>,
+    ::FASTLSTM_ISA::backward<float>,
+    ::FASTLSTM_ISA::backward<double>,
+    ::FASTLSTM_ISA::stack,
+    ::FASTLSTM_ISA::stream<float>,
+    ::FASTLSTM_ISA::stream<uint16_t>,
+    ::FASTLSTM_ISA::pack<float>,
+    ::FASTLSTM_ISA::pack<uint16_t>,
+    ::FASTLSTM_ISA::decode<float>,
+    ::FASTLSTM_ISA::decode<uint16_t>,
+    ::FASTLSTM_ISA::gumbel,
+    ::FASTLSTM_ISA::gemm<float>,
+    ::FASTLSTM_ISA::gemm<double>,
+    ::FASTLSTM_ISA::sum_by_id<float>,
+    ::FASTLSTM_ISA::sum_by_id<double>,
+    ::FASTLSTM_ISA::unary<float>,
+    ::FASTLSTM_ISA::unary<double>,
 };
 
 }  // namespace fastlstm::cpu

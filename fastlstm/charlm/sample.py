@@ -1,6 +1,7 @@
 """Drawing text from a model, one character after another, for one or many streams at once.
 
-Stream i of a seed draws its own random numbers (Philox, key (seed, i)), so it is the same text whatever `num` is.
+fastlstm.Decoder draws the ids; what is here is text: the prime, byte sequences, the stop. Stream i of a seed has random
+numbers of its own, so it is the same text whatever `num` is, and however many symbols are drawn at a time.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+import fastlstm
+
 from . import utf8
 from .errors import CharLMError
-from .model import CharModel, State
+from .model import CharModel
 from .vocab import Vocabulary
 
-PRIME_STEPS = 1024  # characters of a prime per call: bounds memory
+ROWS = 32  # symbols between two pieces: a few milliseconds of the largest models
 
 
 @dataclass(frozen=True)
@@ -52,88 +55,43 @@ class Drawing:
                 raise CharLMError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected {expected}")
 
 
-class _Uniforms:
-    """One stream of random numbers for each stream of text, in blocks."""
+def symbols(model: CharModel, vocab: Vocabulary, drawing: Drawing, rows: int = ROWS) -> Iterator[np.ndarray]:
+    """Yields ids, (n ≤ rows, num) int64, -1 after a stream's stop, until all have ended or `drawing.length` is reached.
 
-    def __init__(self, seed: int, num: int, block: int = 256):
-        self.generators = [np.random.Generator(np.random.Philox(key=[seed, i])) for i in range(num)]
-        self.block, self.used = block, block
-
-    def next(self) -> np.ndarray:
-        """(num,) in [0, 1)."""
-        if self.used == self.block:
-            self.values = np.stack([generator.random(self.block) for generator in self.generators], 1)
-            self.used = 0
-        self.used += 1
-        return self.values[self.used - 1]
-
-
-def choose(scores: np.ndarray, drawing: Drawing, uniform: np.ndarray) -> np.ndarray:
-    """One id of each row, (num,). scores: (num, V) float64, -inf for what is forbidden; uniform: (num,) in [0, 1)."""
-    if drawing.argmax or drawing.temperature == 0:
-        return scores.argmax(1)
-    weights = np.exp((scores - scores.max(1, keepdims=True)) / drawing.temperature)
-    if 0 < drawing.top_k < weights.shape[1]:
-        order = np.argsort(-weights, 1, kind="stable")  # a tie goes to the lower id: exactly k are left
-        np.put_along_axis(weights, order[:, drawing.top_k :], 0.0, 1)
-    if drawing.top_p < 1:
-        order = np.argsort(-weights, 1, kind="stable")
-        sums = np.cumsum(np.take_along_axis(weights, order, 1), 1)
-        before = np.concatenate([np.zeros_like(sums[:, :1]), sums[:, :-1]], 1)
-        dropped = before >= drawing.top_p * sums[:, -1:]  # the one that crosses the line stays
-        rows = np.arange(len(weights))[:, None]
-        weights[rows, order] = np.where(dropped, 0.0, weights[rows, order])
-    sums = np.cumsum(weights, 1)
-    return np.minimum((sums <= uniform[:, None] * sums[:, -1:]).sum(1), weights.shape[1] - 1)
-
-
-class Stepper:
-    """A model that is fed one symbol a stream at a time. scores: (num, V), those after the last symbol fed."""
-
-    def __init__(self, model: CharModel, num: int):
-        self.model, self.num, self.device = model, num, model.out.weight.device
-        self.state: State = model.zero_state(1)
-
-    @torch.inference_mode()
-    def prime(self, ids: np.ndarray) -> np.ndarray:
-        """Feed the same symbols, (n,), to all streams."""
-        steps = torch.from_numpy(ids.astype(np.int64)).to(self.device)[:, None]
-        for part in steps.split(PRIME_STEPS):
-            scores, self.state = self.model(part, self.state)
-        self.state = tuple(s.expand(-1, self.num, -1).contiguous() for s in self.state)
-        return self._numpy(scores[-1]).repeat(self.num, 0)
-
-    @torch.inference_mode()
-    def step(self, ids: np.ndarray) -> np.ndarray:
-        """Feed one symbol to each stream, (num,) int64."""
-        scores, self.state = self.model(torch.from_numpy(ids).to(self.device)[None], self.state)
-        return self._numpy(scores[0])
-
-    def _numpy(self, scores: torch.Tensor) -> np.ndarray:
-        return scores.double().cpu().numpy()
-
-
-def symbols(model: CharModel, vocab: Vocabulary, drawing: Drawing) -> Iterator[np.ndarray]:
-    """Yields the next id of every stream, (num,) int64, without end. The model must be in eval mode."""
-    uniforms = _Uniforms(drawing.seed, drawing.num)
-    prime = vocab.from_text(drawing.prime)
-    stepper = Stepper(model, drawing.num)
-    if prime or "\n" in vocab:
-        scores = stepper.prime(vocab.encode(prime or "\n", "the prime"))
+    Of a byte model up to three more, one row at a time, which complete a last character.
+    """
+    options: dict[str, object] = {"num": drawing.num, "seed": drawing.seed, "stop": _stops(vocab, drawing.stop)}
+    options |= {"top_k": drawing.top_k, "top_p": drawing.top_p}
+    options["temperature"] = 0.0 if drawing.argmax else drawing.temperature
+    symbols_of_prime = vocab.from_text(drawing.prime)
+    if vocab.bytes:
+        options["automaton"] = torch.from_numpy(utf8.NEXT), utf8.state_after(symbols_of_prime.encode("latin-1"))
+    left = drawing.length
+    if symbols_of_prime or "\n" in vocab:
+        prime = vocab.encode(symbols_of_prime or "\n", "the prime").astype(np.int64)
     else:  # nothing to begin with: the first symbol is any
-        ids = (uniforms.next() * len(vocab)).astype(np.int64)
-        yield ids
-        stepper.state = model.zero_state(drawing.num)
-        scores = stepper.step(ids)
-    state = np.full(drawing.num, utf8.state_after(prime.encode("latin-1"))) if vocab.bytes else None
-    while True:
-        if state is not None:
-            scores = np.where(utf8.ALLOWED[state], scores, -np.inf)
-        ids = choose(scores, drawing, uniforms.next()).astype(np.int64)
-        if state is not None:
-            state = utf8.NEXT[state, ids]
-        yield ids
-        scores = stepper.step(ids)
+        prime = np.array([[_first(drawing.seed, b, len(vocab)) for b in range(drawing.num)]])
+        yield prime
+        left -= 1
+    decoder = fastlstm.Decoder(model.rnn, model.out.weight, model.out.bias)
+    drawn = decoder.start(torch.from_numpy(prime), **options)
+    while left > -3 * vocab.bytes and not drawn.done:
+        try:
+            ids = drawn.draw(min(rows, left) if left > 0 else 1).ids
+        except ValueError as error:
+            raise CharLMError(f"the model cannot be drawn from: {error}") from error
+        left -= len(ids)
+        yield ids.cpu().numpy()
+
+
+def _stops(vocab: Vocabulary, stop: str) -> list[list[int]]:
+    """The stop as ids; none where the model cannot write it."""
+    ids = vocab.lookup(vocab.from_text(stop))
+    return [ids.tolist()] if len(ids) and ids.min() >= 0 else []
+
+
+def _first(seed: int, stream: int, symbols: int) -> int:
+    return int(np.random.Generator(np.random.Philox(key=[seed, stream])).integers(symbols))
 
 
 class _Stream:
@@ -144,8 +102,11 @@ class _Stream:
         self.decoder = codecs.getincrementaldecoder("utf-8")() if vocab.bytes else None
         self.held, self.done = "", False
 
-    def feed(self, index: int) -> str:
-        """Takes one id, returns the text that is now certain."""
+    def feed(self, ids: np.ndarray) -> str:
+        """Takes ids, returns the text that is now certain."""
+        return "".join(self._one(index) for index in ids.tolist() if not self.done)
+
+    def _one(self, index: int) -> str:
         symbol = self.vocab.symbols[index]
         piece = self.decoder.decode(symbol.encode("latin-1")) if self.decoder else symbol
         self.left -= 1
@@ -162,24 +123,19 @@ class _Stream:
         return text[: len(text) - keep]
 
 
-def stream(model: CharModel, vocab: Vocabulary, drawing: Drawing) -> Iterator[list[str]]:
-    """Yields the new piece of text of every stream, step by step, until all have ended."""
-    was_training = model.training
-    model.eval()
+def stream(model: CharModel, vocab: Vocabulary, drawing: Drawing, rows: int = ROWS) -> Iterator[list[str]]:
+    """Yields the new piece of text of every stream, at most `rows` symbols at a time, until all have ended."""
     streams = [_Stream(vocab, drawing) for _ in range(drawing.num)]
-    try:
-        for ids in symbols(model, vocab, drawing):
-            yield ["" if one.done else one.feed(int(index)) for one, index in zip(streams, ids, strict=True)]
-            if all(one.done for one in streams):
-                return
-    finally:
-        model.train(was_training)
+    for ids in symbols(model, vocab, drawing, rows):
+        yield [one.feed(ids[:, b]) for b, one in enumerate(streams)]
+        if all(one.done for one in streams):
+            return
 
 
 def draw(model: CharModel, vocab: Vocabulary, drawing: Drawing) -> list[str]:
     """The text of every stream, without the prime."""
     parts: list[list[str]] = [[] for _ in range(drawing.num)]
-    for pieces in stream(model, vocab, drawing):
+    for pieces in stream(model, vocab, drawing, rows=drawing.length):
         for part, piece in zip(parts, pieces, strict=True):
             part.append(piece)
     return ["".join(part) for part in parts]

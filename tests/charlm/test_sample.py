@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+import fastlstm
 from fastlstm.charlm import utf8
 from fastlstm.charlm.errors import CharLMError
 from fastlstm.charlm.model import CharModel
-from fastlstm.charlm.sample import Drawing, choose, draw, stream
+from fastlstm.charlm.sample import Drawing, draw, stream
 from fastlstm.charlm.vocab import Vocabulary
 
 VOCAB = Vocabulary("\nabcdefg")
@@ -57,33 +58,27 @@ def test_training_goes_on_as_if_nothing_had_been_drawn(model):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_frequencies_are_the_softmax():
-    """Chi-square of 20,000 draws; 5 degrees of freedom, far beyond the 99.99 % point only if wrong."""
-    scores = np.array([[2.0, 1.0, 0.0, -1.0, 0.5, -np.inf]])
-    n, temperature = 20_000, 0.7
-    generator = np.random.default_rng(0)
-    ids = choose(scores.repeat(n, 0), Drawing(temperature=temperature), generator.random(n))
-    weights = np.exp(scores[0] / temperature)
-    expected = n * weights / weights.sum()
-    seen = np.bincount(ids, minlength=6)
-    assert seen[5] == 0
-    assert ((seen - expected)[:5] ** 2 / expected[:5]).sum() < 25
+def test_text_is_drawn_as_asked(model):
+    """Each option reaches the decoder: the text is what fastlstm.decode draws with it."""
+    prime = torch.from_numpy(VOCAB.encode("ab").astype(np.int64))
+    for options in ({}, {"temperature": 0.6}, {"top_k": 2}, {"top_p": 0.6}):
+        ids = fastlstm.decode(model.rnn, model.out.weight, model.out.bias, prime, 40, num=3, seed=8, **options).ids
+        expected = [VOCAB.decode(ids[:, b].numpy()) for b in range(3)]
+        assert draw(model, VOCAB, Drawing(length=40, num=3, seed=8, prime="ab", **options)) == expected
 
 
-def test_top_k_and_top_p():
-    scores = np.log(np.array([[0.5, 0.2, 0.2, 0.1]])).repeat(1000, 0)
-    uniform = np.linspace(0, 1, 1000, endpoint=False)
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_text_does_not_depend_on_the_size_of_pieces(model, rows):
+    for drawing in (Drawing(length=50, num=3, seed=1), Drawing(length=50, num=3, seed=1, stop="ba")):
+        pieces = list(stream(model, VOCAB, drawing, rows))
+        assert ["".join(parts) for parts in zip(*pieces, strict=True)] == draw(model, VOCAB, drawing)
 
-    def kept(**options):
-        return set(choose(scores, Drawing(**options), uniform).tolist())
 
-    assert kept() == {0, 1, 2, 3}
-    assert kept(top_k=1) == {0}
-    assert kept(top_k=2) == {0, 1}  # of equals the first
-    assert kept(top_p=0.5) == {0}
-    assert kept(top_p=0.51) == {0, 1}
-    assert kept(top_p=0.95) == {0, 1, 2, 3}
-    assert kept(top_k=3, top_p=0.9) == {0, 1, 2}  # 0.5, 0.7 and 1.0 of what top-k left
+def test_weights_that_are_not_numbers(model):
+    with torch.no_grad():
+        model.out.bias[2] = float("nan")
+    with pytest.raises(CharLMError, match="the model cannot be drawn from: stream 0 has nothing to draw at step 0"):
+        draw(model, VOCAB, Drawing(length=5))
 
 
 def test_stop_ends_a_stream_and_is_left_out(model):
@@ -97,7 +92,7 @@ def test_pieces_add_up_and_hold_back_the_start_of_a_stop(model):
     whole = draw(model, VOCAB, Drawing(length=300, seed=2))[0]
     stop = whole[100:104]
     seen = ""
-    for (piece,) in stream(model, VOCAB, Drawing(length=300, seed=2, stop=stop)):
+    for (piece,) in stream(model, VOCAB, Drawing(length=300, seed=2, stop=stop), rows=1):
         seen += piece
         assert not (seen and stop.startswith(seen[-1]) and seen[-1] == stop[0] and whole.startswith(seen[:-1] + stop))
     assert seen == whole.split(stop)[0]
