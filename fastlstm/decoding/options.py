@@ -85,9 +85,10 @@ Run = Callable[["Streams", Options, Tensor, Tensor | None], None]
 
 @dataclass
 class Streams:
-    """Where each stream is. ids: the last rows, (≥ 1, num); the first `before` of them were not drawn, the first `fed` of them were fed.
+    """Where each stream is.
 
-    h, c: (L, num, P) and (L, num, H); ended: (num,) uint8; states: (num,) int32 of the automaton, or None; steps: ids drawn.
+    ids: the last rows, (≥ 1, num), of which the first `before` were not drawn and the first `fed` were fed; h, c: (L, num, P)
+    and (L, num, H); ended: (num,) uint8; states: (num,) int32 of the automaton, or None; steps: ids drawn.
     """
 
     ids: Tensor
