@@ -70,7 +70,8 @@ Ptx parse(const std::string& text) {
 
 const Operand& Frame::operand(size_t group, size_t item, const char* kinds) const {
   const std::string& word = code.groups.at(group).at(item);
-  const size_t number = std::stoul(word.substr(1));
+  const bool numbered = word.size() > 1 && word.find_first_not_of("0123456789", 1) == std::string::npos;
+  const size_t number = numbered ? std::stoul(word.substr(1)) : ~size_t(0);
   if (word[0] != '%' || number >= outs_ + ins_)
     engine().fault("PTX: " + code.opcode + " at " + at(site) + " has no operand " + word);
   const Operand& operand = number < outs_ ? out_[number] : in_[number - outs_];

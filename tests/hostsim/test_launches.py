@@ -1,0 +1,189 @@
+"""Launches that share memory or a device, launches that go wrong, and what a call asks of torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from shapes import BF16, F32, PERSISTENT, STEP, TILE, dense, dtype_of, plan_of, settings
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.cases import Case, make, make_grads
+from fastlstm import reference
+from fastlstm.backends import cuda_op, hostsim
+from fastlstm.backends.common import BackendError
+
+CASE = dense(4, 9, 40, initial=True, reset=True)
+SHAPES = [TILE[1], PERSISTENT[1]]
+IDS = ["tile", "persistent"]
+
+
+class Recorder:
+    """Launchers that remember what they launched, as a CUDA graph does."""
+
+    def __init__(self, lib):
+        self.lib, self.calls = lib, []
+
+    def __getattr__(self, name):
+        launch = getattr(self.lib, name)
+        if name in ("ForwardArgs", "BackwardArgs"):
+            return launch
+
+        def recording(*args):
+            kept = [type(a)(a) if isinstance(a, (self.lib.ForwardArgs, self.lib.BackwardArgs)) else a for a in args]
+            self.calls.append((launch, kept))
+            return launch(*args)
+
+        return recording
+
+    def again(self):
+        for launch, args in self.calls:
+            launch(*args)
+
+
+def _copies(tensors):
+    return [t.clone() for t in tensors]
+
+
+def _same(a, b):
+    return all(x.equal(y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+def test_launched_twice_on_one_workspace(hostsim_library, monkeypatch, shape):
+    """A CUDA graph's second replay finds its memory full of the first one's results; nothing may depend on that."""
+    monkeypatch.setattr(cuda_op, "_CHUNK_BYTES", 1)
+    v, grads, plan = make(CASE, torch.float32), make_grads(CASE, torch.float32), plan_of(shape, CASE, F32)
+    with settings(shape, CASE, F32, 0), hostsim.Simulated(hostsim_library) as rt:
+        rt.lib = Recorder(rt.lib)
+        out = cuda_op.forward(rt, plan, *v, False, 2)
+        first = _copies(out)
+        out[4].copy_(v.c0)  # comes in as the state
+        rt.lib.again()
+        assert len(rt.lib.calls) == CASE.T
+        assert _same(first, out)
+    h, c, gates = _states(v)
+    with settings(shape, CASE, F32, 1), hostsim.Simulated(hostsim_library) as rt:
+        rt.lib = Recorder(rt.lib)
+        found = cuda_op.backward(rt, plan, grads.dh, grads.dc, None, None, *v, False, 1, h, c, gates)
+        first = _copies(found)
+        found[2].zero_(), found[3].zero_()
+        rt.lib.again()
+        assert _same(first, found)
+
+
+def _states(v):
+    h, c, gates, _, _ = reference.forward(*v, False, 1)
+    return h, c, gates
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("pair", [(TILE[1], TILE[3]), (PERSISTENT[1], PERSISTENT[1]), (TILE[0], PERSISTENT[3])])
+def test_two_at_once(hostsim_library, pair, seed):
+    """Two directions on two streams: the same bits as one after the other, and no deadlock."""
+    v = make(CASE, torch.bfloat16)
+    plans = [plan_of(shape, CASE, BF16) for shape in pair]
+    alone = []
+    for plan, reverse in zip(plans, (False, True), strict=True):
+        with settings(pair[0], CASE, BF16, seed), hostsim.Simulated(hostsim_library) as rt:
+            alone.append(_copies(cuda_op.forward(rt, plan, *v, reverse, 1)))
+    with settings(pair[0], CASE, BF16, seed), hostsim.Simulated(hostsim_library) as rt:
+        other = hostsim.Simulated(hostsim_library, stream=2)
+        hostsim_library.hold()
+        both = [
+            cuda_op.forward(r, plan, *v, back, 1)
+            for r, plan, back in zip((rt, other), plans, (False, True), strict=True)
+        ]
+        hostsim_library.release()
+        assert all(_same(a, b) for a, b in zip(alone, both, strict=True))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_block_that_never_comes(hostsim_library, backward):
+    """The wait ends: NaN in the results, and the next call says why. The one after it works."""
+    shape = PERSISTENT[0]
+    case = dense(2, 2, 40, initial=True)
+    v, grads, plan = make(case, torch.float32), make_grads(case, torch.float32), plan_of(shape, case, F32)
+    broken = (plan.backward if backward else plan.forward).t
+    broken.unit_blocks -= 1
+    hostsim_library.clock_jumps(True)
+    try:
+        with settings(shape, case, F32, 0):
+            with hostsim.Simulated(hostsim_library) as rt:
+                if backward:
+                    found = cuda_op.backward(rt, plan, *grads, *v, False, 1, *_states(v))
+                else:
+                    found = cuda_op.forward(rt, plan, *v, False, 1)
+                assert found[0].isnan().any()
+                assert rt.status.item() == cuda_op.TIMED_OUT
+            with pytest.raises(BackendError, match="waited 20 s for its own blocks and gave up"):
+                hostsim.forward(*v, False, 1)
+            assert not hostsim.forward(*v, False, 1)[0].isnan().any()
+    finally:
+        hostsim_library.clock_jumps(False)
+
+
+@pytest.mark.parametrize("shape", [STEP, *SHAPES], ids=["step", *IDS])
+def test_an_id_outside_the_table(hostsim_library, shape):
+    case = Case(id="ids", T=2, B=3, I=0, H=40, P=40, V=5, ids=True)
+    for wrong in (-1, 5):
+        v = make(case, torch.float32)
+        v.ids[1, 2] = wrong
+        with settings(shape, case, F32, 0):
+            with pytest.raises(hostsim.Fault, match=r"trap at input.cuh"):
+                hostsim.forward(*v, False, 1)
+            with pytest.raises(IndexError, match="had ids outside its table"):
+                hostsim.forward(*v, False, 1)
+
+
+@pytest.mark.parametrize("shape", [STEP, *SHAPES], ids=["step", *IDS])
+def test_nan_and_infinity_pass_through(hostsim_library, shape):
+    """A NaN is no unset word: it arrives, nobody waits for it, and only its own sequence has it."""
+    for kind in (F32, BF16):
+        v = make(CASE, dtype_of(kind))
+        v = v._replace(reset=None)
+        v.x[1, 2, 0] = float("nan")
+        v.x[1, 3, 0] = float("inf")
+        with settings(shape, CASE, kind, 0):
+            h = hostsim.forward(*v, False, 1)[0]
+        assert h[1:, 2].isnan().all()
+        assert not h[0].isnan().any()
+        assert not h[:, [0, 1, 4]].isnan().any()
+        assert _status() == 0
+
+
+def _status() -> int:
+    return int(hostsim._status[0])
+
+
+class Asked(TorchDispatchMode):
+    """The operators a call uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", [STEP, *SHAPES], ids=["step", *IDS])
+def test_nothing_waits_for_the_device(hostsim_library, shape):
+    """No operator whose result the host must see, so that a call can be captured in a CUDA graph."""
+    v, grads = make(CASE, torch.float32), make_grads(CASE, torch.float32)
+    plan = plan_of(shape, CASE, F32)
+    with settings(shape, CASE, F32, 0), hostsim.Simulated(hostsim_library) as rt, Asked() as asked:
+        h, c, gates, _, _ = cuda_op.forward(rt, plan, *v, False, 1)
+        cuda_op.backward(rt, plan, *grads, *v, False, 1, h, c, gates)
+    waits = {
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "equal",
+        "unique",
+        "repeat_interleave",
+        "is_nonzero",
+        "item",
+    }
+    assert asked.names
+    assert not asked.names & waits

@@ -1,0 +1,81 @@
+"""The inline PTX is the only statement of an instruction: nvcc assembles the text that the simulation reads. So an operand
+changed in the text must make a run fail, or the simulation would test something else than what a GPU runs."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from shapes import BF16, F16, F32, PERSISTENT, TF32, TILE, check, dense, plan_of, settings
+
+from benchmarks.cases import make
+from fastlstm.backends import cuda_op, hostsim
+
+CASE = dense(3, 9, 24, initial=True)
+RUNS = [(TILE[1], F32), (TILE[1], F16), (PERSISTENT[1], TF32), (PERSISTENT[1], BF16)]
+BARE = ("cp.async.commit_group;", "trap;")  # no operands
+
+
+def _runs() -> None:
+    for shape, kind in RUNS:
+        check(shape, CASE, kind, seed=0)
+
+
+def _times_out(lib) -> None:
+    plan = plan_of(PERSISTENT[0], CASE, F32)
+    plan.forward.t.unit_blocks -= 1
+    lib.clock_jumps(True)
+    try:
+        with settings(PERSISTENT[0], CASE, F32, 0), hostsim.Simulated(lib) as rt:
+            cuda_op.forward(rt, plan, *make(CASE, torch.float32), False, 1)
+            assert rt.status.item() == cuda_op.TIMED_OUT
+    finally:
+        lib.clock_jumps(False)
+        hostsim._status.zero_()
+
+
+def _changed(text: str):
+    """The text with one operand exchanged for another of its own, each in turn; a lone literal for another number."""
+    found = list(re.finditer(r"(?<![\w.%])(%\d+|%%\w+|\d+)(?![\w.])", text))
+    words = [m[0] for m in found]
+    for m in found:
+        other = next((w for w in words[words.index(m[0]) + 1 :] + words if w != m[0]), "2")
+        if not m[0].startswith("%"):
+            other = str(int(m[0]) // 2)
+        yield text[: m.start()] + other + text[m.end() :]
+
+
+@pytest.fixture
+def texts(hostsim_library):
+    hostsim_library.rewrite("", "")
+    _runs()
+    _times_out(hostsim_library)
+    yield sorted(set(hostsim_library.texts()))
+    hostsim_library.rewrite("", "")
+
+
+def test_every_operand_of_every_text_counts(hostsim_library, texts):
+    in_source = (hostsim.build.CSRC / "cuda").glob("*.cuh")
+    statements = sum(len(re.findall(r"\bPTX(?:_VALUE)?\(\"", f.read_text())) for f in in_source)
+    assert len(texts) == statements - 3 - 2 + 2  # sm_75's two, a trap each for what it has not; mma's macro is three
+    unseen = []
+    for text in texts:
+        if text in BARE:
+            continue
+        changes = list(_changed(text))
+        assert changes, text
+        for other in changes:
+            hostsim_library.rewrite(text, other)
+            if not _fails(hostsim_library, text):
+                unseen.append(f"{text} -> {other}")
+    assert not unseen, "\n".join(unseen)
+
+
+def _fails(lib, text: str) -> bool:
+    rare = ".sys" in text or "globaltimer" in text
+    try:
+        _times_out(lib) if rare else _runs()
+    except (hostsim.Fault, AssertionError):
+        return True
+    return False
