@@ -19,6 +19,7 @@ using namespace fastlstm::cpu;
 void bind_cuda(py::module_& m);
 #endif
 void bind_decode(py::module_& m);
+void bind_short_call(py::module_& m);
 
 namespace {
 
@@ -82,18 +83,6 @@ void backward(const ShapeTuple& shape, const std::array<uintptr_t, 13>& pointers
     current->backward_f64(s, backward_args<double>(pointers));
   else
     current->backward_f32(s, backward_args<float>(pointers));
-}
-
-// weights: w_ih, w_hh, b_ih, b_hh of each layer (biases 0 where absent)
-void stack(uintptr_t out, uintptr_t h_n, uintptr_t c_n, uintptr_t x, uintptr_t h0, uintptr_t c0,
-           const std::vector<uintptr_t>& weights, int64_t T, int64_t B, int64_t I, int64_t H, int threads) {
-  py::gil_scoped_release release;
-  std::vector<StackLayer> layers(weights.size() / 4);
-  for (size_t l = 0; l < layers.size(); ++l)
-    layers[l] = {at<float>(weights[4 * l]), at<float>(weights[4 * l + 1]), at<float>(weights[4 * l + 2]),
-                 at<float>(weights[4 * l + 3])};
-  current->stack_f32({at<float>(out), at<float>(h_n), at<float>(c_n), at<float>(x), at<float>(h0), at<float>(c0),
-                      layers.data(), int64_t(layers.size()), T, B, I, H, usable(threads)});
 }
 
 // pointers: out, x, h, c, y; layers: w, bias, w_hr, I of each; sizes: B, H, P
@@ -162,7 +151,6 @@ PYBIND11_MODULE(_C, m) {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
   m.def("forward", &forward);
   m.def("backward", &backward);
-  m.def("stack", &stack);
   m.def("stream", &stream);
   m.def("gemm", &gemm);
   m.def("sum_by_id", &sum_by_id);
@@ -176,6 +164,7 @@ PYBIND11_MODULE(_C, m) {
       current->unary_f32(at<float>(x), at<float>(y), n, what);
   });
   bind_decode(m);
+  bind_short_call(m);
 #if defined(FASTLSTM_WITH_CUDA)
   bind_cuda(m);
 #endif

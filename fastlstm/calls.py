@@ -55,6 +55,24 @@ def takes_torch(
     )
 
 
+def check_weights(lstm: LSTM, weights: list[Tensor]) -> None:
+    """Raise RuntimeError where a weight has been given a size that the module's sizes do not imply.
+
+    nn.LSTM does not ask, and may read memory behind a small one.
+    """
+    if torch.jit.is_tracing():
+        return  # sizes are tensors there
+    directions, P = 2 if lstm.bidirectional else 1, lstm.proj_size or lstm.hidden_size
+    each, G = 2 + 2 * lstm.bias + bool(lstm.proj_size), 4 * lstm.hidden_size
+    tail = [(G,), (G,)] * bool(lstm.bias) + [(P, lstm.hidden_size)] * bool(lstm.proj_size)
+    for k, weight in enumerate(weights):
+        width = lstm.input_size if k < each * directions else P * directions
+        expected = ((G, width), (G, P), *tail)[k % each]
+        if weight is not None and weight.shape != expected:
+            name = lstm._flat_weights_names[k]
+            raise RuntimeError(f"{name} has shape {list(weight.shape)}, expected {list(expected)}")
+
+
 def reset_mask(reset: Tensor | None, shape: torch.Size) -> Tensor | None:
     """The reset mask as given; raises where its shape or type is wrong."""
     if reset is not None and (reset.shape != shape or reset.dtype != torch.bool):
@@ -73,6 +91,8 @@ def _op_takes(lstm: LSTM, x: Tensor, batch_sizes: Tensor | None, hx: State, weig
     if hx[1].dtype not in (dtype, cell_type(dtype)) or hx[0].dtype != dtype:
         return False
     if any(w is None or w.dtype != dtype for w in weights) or any(v.device != device for v in (*weights, *hx)):
+        return False
+    if any(v.layout is not torch.strided for v in (x, *hx)):
         return False
     if batch_sizes is None:
         return x.shape[1 if lstm.batch_first else 0] != 0

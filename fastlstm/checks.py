@@ -57,6 +57,7 @@ def inputs(
         ids_in_range(ids, w_x.shape[0])
         if bias is not None:
             raise RuntimeError("lstm_forward: bias is given with ids, expected None; add it to the table")
+    _expect("w_hh", w_hh, (4 * H, P), dtype, device)
     _expect("bias", bias, (4 * H,), dtype, device)
     _expect("w_hr", w_hr, (P, H), dtype, device)
     _expect("h0", h0, (B, P), dtype, device)

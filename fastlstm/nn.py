@@ -109,10 +109,9 @@ class LSTM(nn.RNNBase):
         gates = self.return_gates if return_gates is None else return_gates
         extra = reset is not None or cells or gates
         if not torch.compiler.is_compiling():
-            if not (extra or torch.is_grad_enabled()):
-                found = quick.run(self, input, hx)
-                if found is not None:
-                    return found
+            found = None if extra else quick.run(self, input, hx)
+            if found is not None:
+                return found
             self._update_flat_weights()
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, reset, cells, gates)
@@ -124,6 +123,7 @@ class LSTM(nn.RNNBase):
         hx = self._state(x, hx, x.size(batch_dim), batched)
         self.check_forward_args(x, hx, None)
         weights = self._weights()
+        calls.check_weights(self, weights)
         x, hx, weights = calls.autocast(x, hx, weights)
         if calls.takes_torch(self, x, None, hx, weights, extra):
             out, h_n, c_n = layers.whole(self, x, None, hx, weights)
@@ -149,6 +149,7 @@ class LSTM(nn.RNNBase):
                 self.check_hidden_size(hx[0], expected, "Expected hidden[0] size {}, got {}")
             hx = self.permute_hidden(hx, order)
         weights = self._weights()
+        calls.check_weights(self, weights)
         x, hx, weights = calls.autocast(x, hx, weights)
         if calls.takes_torch(self, x, batch_sizes, hx, weights, reset is not None or cells or gates):
             out, h_n, c_n = layers.whole(self, x, batch_sizes, hx, weights)

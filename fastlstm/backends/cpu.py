@@ -118,24 +118,3 @@ def backward(
     shape = _shape(_steps(h, batch_sizes), h0, H, batch_sizes, reset, reverse, dtype)
     native.load().backward(shape, [_address(v) for v in (*outputs, *inputs)], real == torch.float64)
     return dxg.to(dtype), d_hr.to(dtype), dh0.to(dtype), dc0
-
-
-def run_layers(weights: list[Tensor], L: int, bias: bool, x: Tensor, hx: tuple[Tensor, Tensor] | None, H: int):
-    """Inference of all layers for a few steps in one native call; None where the native module is missing.
-
-    weights: torch's flat list; x: (T, B, I); hx: (h0, c0), (L, B, H) each, or None for zero; all contiguous float32.
-    Returns out (T, B, H) and (h_n, c_n).
-    """
-    if native.why_not() is not None:
-        return None
-    x = x.contiguous()
-    T, B, I = x.shape
-    out, h_n, c_n = torch.empty((T, B, H)), torch.empty((L, B, H)), torch.empty((L, B, H))
-    addresses = [w.data_ptr() for w in weights]
-    if not bias:
-        addresses = [a for k in range(L) for a in (addresses[2 * k], addresses[2 * k + 1], 0, 0)]
-    h0, c0 = (0, 0) if hx is None else (hx[0].data_ptr(), hx[1].data_ptr())
-    state = (h_n.data_ptr(), c_n.data_ptr())
-    threads = torch.get_num_threads()
-    native.load().stack(out.data_ptr(), *state, x.data_ptr(), h0, c0, addresses, T, B, I, H, threads)
-    return out, (h_n, c_n)

@@ -1,0 +1,34 @@
+// The part of the DLPack C exchange API that is used here (DLPack 1.x, https://dmlc.github.io/dlpack): the table of
+// functions that a tensor class offers in its `__dlpack_c_exchange_api__`. Layouts are fixed by that standard.
+#pragma once
+#include <cstdint>
+
+namespace dlpack {
+
+inline constexpr const char* kCapsule = "dlpack_exchange_api";
+inline constexpr uint32_t kMajor = 1;
+inline constexpr int32_t kCpu = 1;
+inline constexpr uint8_t kFloat = 2;
+
+struct Tensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t ndim;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t* shape;    // (ndim,), the tensor's own
+  int64_t* strides;  // (ndim,) in elements, the tensor's own
+  uint64_t byte_offset;
+};
+
+struct ExchangeApi {
+  uint32_t major, minor;
+  ExchangeApi* previous;
+  void* allocate;
+  void* export_owning;
+  void* import_owning;
+  int (*look)(void* py_object, Tensor* out);  // borrows; 0, or -1 with a Python exception set; may be null
+  void* current_work_stream;
+};
+
+}  // namespace dlpack

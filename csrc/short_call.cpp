@@ -1,0 +1,309 @@
+// The short way of a module call, from Python objects to the kernel and back: few rows, no gradients
+// (fastlstm/quick.py).
+//
+// The checks of such a call took longer in Python than its work: 16 of 40 µs for one step of 2 layers of 128 units.
+// Tensors are looked at through the DLPack C exchange API (torch 2.10 and later): address, sizes, strides, type and
+// device, without a header of torch. Everything is looked at anew in every call; only torch's own functions are kept.
+// Whatever is not plain, in size, type or place, makes `short_call` return None, and the general way takes the call.
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "bindings.h"
+#include "dlpack.h"
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr int64_t kMostRows = 4;  // T · B up to which reading W_hh unpacked beats packing it
+
+// Owns one reference, or none.
+class Ref {
+ public:
+  explicit Ref(PyObject* object = nullptr) : object_(object) {}
+  ~Ref() { Py_XDECREF(object_); }
+  Ref(Ref&& other) noexcept : object_(other.release()) {}
+  Ref& operator=(Ref&& other) noexcept {
+    std::swap(object_, other.object_);
+    return *this;
+  }
+  PyObject* get() const { return object_; }
+  PyObject* release() {
+    PyObject* object = object_;
+    object_ = nullptr;
+    return object;
+  }
+  explicit operator bool() const { return object_ != nullptr; }
+
+ private:
+  PyObject* object_;
+};
+
+// Set once, and never freed: module class, tensor classes, torch's functions, the context variables of the dispatch.
+struct Torch {
+  const dlpack::ExchangeApi* api = nullptr;
+  PyObject *lstm = nullptr, *tensor = nullptr, *parameter = nullptr;
+  PyObject *is_neg = nullptr, *contiguous = nullptr, *new_empty = nullptr, *threads = nullptr;
+  PyObject* watchers = nullptr;    // tuple of functions: what they return is false while nobody looks at operations
+  PyObject* forward_ad = nullptr;  // the namespace of torch.autograd.forward_ad
+  PyObject *forced = nullptr, *last = nullptr, *plan = nullptr;
+} torch_;
+
+PyObject* name(const char* text) { return PyUnicode_InternFromString(text); }
+
+// Interned once. The attributes of a module that are read here.
+struct Names {
+  PyObject *L = name("num_layers"), *H = name("hidden_size"), *I = name("input_size"), *P = name("proj_size"),
+           *bias = name("bias"), *batch_first = name("batch_first"), *bidirectional = name("bidirectional"),
+           *training = name("training"), *drops = name("drops"), *parameters = name("_parameters"),
+           *order = name("_flat_weights_names"), *level = name("_current_level");
+};
+const Names& names() {
+  static const Names all;
+  return all;
+}
+
+// A tensor's memory as the exchange API tells it; `object` is borrowed.
+struct View {
+  PyObject* object = nullptr;
+  dlpack::Tensor t{};
+
+  float* data() const { return static_cast<float*>(t.data); }
+  bool has(std::initializer_list<int64_t> sizes) const {
+    return t.ndim == int32_t(sizes.size()) && std::equal(sizes.begin(), sizes.end(), t.shape);
+  }
+  bool contiguous() const {
+    int64_t expected = 1;
+    for (int d = t.ndim; d-- > 0; expected *= t.shape[d])
+      if (t.shape[d] != 1 && t.strides[d] != expected) return false;
+    return true;
+  }
+};
+
+bool is_false(PyObject* value) {
+  const int truth = value ? PyObject_IsTrue(value) : -1;
+  if (truth < 0) PyErr_Clear();
+  return truth == 0;
+}
+
+// A plain float32 tensor in the memory of the CPU, with numbers in it, none of them yet to be negated.
+bool look(PyObject* object, View& view) {
+  if (!object || (Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(torch_.tensor) &&
+                  Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(torch_.parameter)))
+    return false;
+  view.object = object;
+  if (torch_.api->look(object, &view.t) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const dlpack::Tensor& t = view.t;
+  const bool plain = t.device_type == dlpack::kCpu && t.code == dlpack::kFloat && t.bits == 32 && t.lanes == 1;
+  if (!plain || !t.data || t.byte_offset || !t.strides) return false;
+  return is_false(Ref(PyObject_Vectorcall(torch_.is_neg, &object, 1, nullptr)).get());
+}
+
+// Whether nothing wants to see torch's operations go by, no gradients are wanted and no other backend is forced.
+bool undisturbed() {
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(torch_.watchers); ++k)
+    if (!is_false(Ref(PyObject_CallNoArgs(PyTuple_GET_ITEM(torch_.watchers, k))).get())) return false;
+  PyObject* level = PyDict_GetItemWithError(torch_.forward_ad, names().level);
+  if (!level || PyLong_AsLong(level) >= 0) return PyErr_Clear(), false;
+  PyObject* forced = nullptr;
+  if (PyContextVar_Get(torch_.forced, nullptr, &forced) < 0) return PyErr_Clear(), false;
+  const Ref holder(forced);
+  if (forced == Py_None) {
+    const char* variable = std::getenv("FASTLSTM_BACKEND");
+    return !variable || !*variable || std::strcmp(variable, "cpu") == 0;
+  }
+  return PyUnicode_CompareWithASCIIString(forced, "") == 0 || PyUnicode_CompareWithASCIIString(forced, "cpu") == 0;
+}
+
+int64_t whole_number(PyObject* fields, PyObject* key) {
+  PyObject* value = PyDict_GetItemWithError(fields, key);
+  const int64_t found = value && PyLong_CheckExact(value) ? PyLong_AsLongLong(value) : -1;
+  PyErr_Clear();
+  return found;
+}
+
+// 0 or 1; -1 for anything else
+int flag(PyObject* fields, PyObject* key) {
+  PyObject* value = PyDict_GetItemWithError(fields, key);
+  PyErr_Clear();
+  return value == Py_True ? 1 : value == Py_False ? 0 : -1;
+}
+
+// One call: sizes from the module, what it reads, and what it makes.
+class ShortCall {
+ public:
+  ShortCall(PyObject* module, PyObject* x, PyObject* hx) : module_(module), x_given_(x), hx_(hx) {}
+
+  // (out, (h_n, c_n)), or None with nothing done; null with an exception only where memory ran out.
+  PyObject* run() {
+    if (!sizes() || !input() || !state() || !weights() || !outputs()) return Py_NewRef(Py_None);
+    if (!compute()) return PyErr_NoMemory();
+    Ref token(PyContextVar_Set(torch_.last, torch_.plan));
+    if (!token) return nullptr;
+    Ref pair(PyTuple_Pack(2, h_n_.get(), c_n_.get()));
+    return pair ? PyTuple_Pack(2, out_.get(), pair.get()) : nullptr;
+  }
+
+ private:
+  bool sizes() {
+    if (Py_TYPE(module_) != reinterpret_cast<PyTypeObject*>(torch_.lstm)) return false;
+    const Names& n = names();
+    fields_ = Ref(PyObject_GenericGetDict(module_, nullptr));
+    if (!fields_) return PyErr_Clear(), false;
+    PyObject* f = fields_.get();
+    L = whole_number(f, n.L), H = whole_number(f, n.H), I = whole_number(f, n.I);
+    bias_ = flag(f, n.bias), batch_first_ = flag(f, n.batch_first);
+    const int training = flag(f, n.training);
+    if (L < 1 || H < 1 || I < 1 || bias_ < 0 || batch_first_ < 0 || training < 0) return false;
+    if (flag(f, n.bidirectional) != 0 || whole_number(f, n.P) != 0) return false;
+    return !training || is_false(Ref(PyObject_CallMethodNoArgs(module_, n.drops)).get());
+  }
+
+  bool input() {
+    if (!look(x_given_, x_)) return false;
+    batched_ = x_.t.ndim == 3;
+    if ((x_.t.ndim != 2 && !batched_) || x_.t.shape[x_.t.ndim - 1] != I) return false;
+    T = x_.t.shape[batched_ && batch_first_ ? 1 : 0], B = batched_ ? x_.t.shape[batch_first_ ? 0 : 1] : 1;
+    if (T < 1 || B < 1 || T > kMostRows || B > kMostRows || T * B > kMostRows) return false;
+    if (batch_first_ && T > 1 && B > 1) return false;  // else (B, T, I) lies in memory as (T, B, I)
+    if (x_.contiguous()) return true;
+    x_copy_ = Ref(PyObject_Vectorcall(torch_.contiguous, &x_given_, 1, nullptr));
+    if (!x_copy_) PyErr_Clear();
+    return look(x_copy_.get(), x_) && x_.contiguous();
+  }
+
+  bool is_state(const View& view) const {
+    return view.contiguous() && (batched_ ? view.has({L, B, H}) : view.has({L, H}));
+  }
+
+  bool state() {
+    if (hx_ == Py_None) return true;
+    if (!PyTuple_CheckExact(hx_) || PyTuple_GET_SIZE(hx_) != 2) return false;
+    return look(PyTuple_GET_ITEM(hx_, 0), h0_) && is_state(h0_) && look(PyTuple_GET_ITEM(hx_, 1), c0_) && is_state(c0_);
+  }
+
+  // The parameters as they are now. References are kept: the kernel runs without the interpreter's lock.
+  bool weights() {
+    PyObject* parameters = PyDict_GetItemWithError(fields_.get(), names().parameters);
+    PyObject* order = PyDict_GetItemWithError(fields_.get(), names().order);
+    const int each = bias_ ? 4 : 2;
+    if (!parameters || !order || !PyDict_Check(parameters) || !PyList_CheckExact(order)) return PyErr_Clear(), false;
+    if (PyList_GET_SIZE(order) != L * each) return false;
+    layers_.resize(size_t(L));
+    held_.reserve(size_t(L * each));
+    for (int64_t l = 0; l < L; ++l) {
+      const float* at[4] = {nullptr, nullptr, nullptr, nullptr};
+      for (int k = 0; k < each; ++k) {
+        PyObject* weight = PyDict_GetItemWithError(parameters, PyList_GET_ITEM(order, l * each + k));
+        View view;
+        if (!look(weight, view) || !view.contiguous()) return PyErr_Clear(), false;
+        if (!(k > 1 ? view.has({4 * H}) : view.has({4 * H, k == 0 && l == 0 ? I : H}))) return false;
+        held_.emplace_back(Py_NewRef(weight));
+        at[k] = view.data();
+      }
+      layers_[size_t(l)] = {at[0], at[1], at[2], at[3]};
+    }
+    return true;
+  }
+
+  // A new tensor as x.new_empty makes it
+  Ref made(std::initializer_list<int64_t> sizes) {
+    PyObject* args[4] = {x_.object};
+    size_t n = 1;
+    for (int64_t size : sizes) args[n++] = PyLong_FromLongLong(size);
+    Ref result(PyObject_Vectorcall(torch_.new_empty, args, n, nullptr));
+    while (n > 1) Py_XDECREF(args[--n]);
+    if (!result) PyErr_Clear();
+    return result;
+  }
+
+  bool outputs() {
+    if (batched_) {
+      out_ = batch_first_ ? made({B, T, H}) : made({T, B, H});
+      h_n_ = made({L, B, H}), c_n_ = made({L, B, H});
+    } else {
+      out_ = made({T, H}), h_n_ = made({L, H}), c_n_ = made({L, H});
+    }
+    return look(out_.get(), out_view_) && look(h_n_.get(), h_view_) && look(c_n_.get(), c_view_);
+  }
+
+  bool compute() {
+    Ref count(PyObject_CallNoArgs(torch_.threads));
+    const long threads = count ? PyLong_AsLong(count.get()) : 1;
+    PyErr_Clear();
+    const fastlstm::cpu::Stack stack{out_view_.data(),
+                                     h_view_.data(),
+                                     c_view_.data(),
+                                     x_.data(),
+                                     h0_.data(),
+                                     c0_.data(),
+                                     layers_.data(),
+                                     L,
+                                     T,
+                                     B,
+                                     I,
+                                     H,
+                                     usable(threads < 1 ? 1 : int(threads))};
+    bool enough = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+      kernels().stack_f32(stack);
+    } catch (const std::bad_alloc&) {
+      enough = false;
+    }
+    Py_END_ALLOW_THREADS;
+    return enough;
+  }
+
+  PyObject *module_, *x_given_, *hx_;  // borrowed from the caller, who holds them
+  Ref fields_, x_copy_, out_, h_n_, c_n_;
+  int64_t L = 0, T = 0, B = 0, I = 0, H = 0;
+  int bias_ = 0, batch_first_ = 0;
+  bool batched_ = false;
+  View x_, h0_, c0_, out_view_, h_view_, c_view_;
+  std::vector<Ref> held_;
+  std::vector<fastlstm::cpu::StackLayer> layers_;
+};
+
+PyObject* short_call(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  if (n != 3) {
+    PyErr_SetString(PyExc_TypeError, "short_call takes a module, x and hx");
+    return nullptr;
+  }
+  if (!torch_.api || !undisturbed()) Py_RETURN_NONE;
+  return ShortCall(args[0], args[1], args[2]).run();
+}
+
+// Takes the objects of fastlstm/quick.py; false where this torch has no exchange API of a version known here.
+bool set_up_short_call(py::object capsule, const py::dict& found) {
+  if (!PyCapsule_IsValid(capsule.ptr(), dlpack::kCapsule)) return false;
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsule));
+  if (api->major != dlpack::kMajor || !api->look) return false;
+  const auto keep = [&](const char* key) { return py::object(found[key]).release().ptr(); };
+  torch_ = {nullptr,          keep("lstm"),       keep("tensor"),    keep("parameter"),
+            keep("is_neg"),   keep("contiguous"), keep("new_empty"), keep("get_num_threads"),
+            keep("watchers"), keep("forward_ad"), keep("forced"),    keep("last"),
+            keep("plan")};
+  torch_.api = api;
+  return true;
+}
+
+PyMethodDef short_call_method = {"short_call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(short_call)),
+                                 METH_FASTCALL, "(out, (h_n, c_n)) of a small module call, or None."};
+
+}  // namespace
+
+void bind_short_call(py::module_& m) {
+  m.def("set_up_short_call", &set_up_short_call);
+  m.attr("short_call") = py::reinterpret_steal<py::object>(PyCFunction_New(&short_call_method, nullptr));
+}
