@@ -7,6 +7,8 @@ need no further rule. Only what is asked for is computed.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,7 @@ def of_weights(
 ) -> tuple[Tensor | None, ...]:
     """Return dx, None (ids), dw_x, dbias, dw_hh, dw_hr, where wanted; `inputs` are those of `lstm_forward`."""
     x, ids, w_x, _, w_hh, _, h0, _, batch_sizes, offsets, reset, reverse, _ = inputs
-    rows = dxg.reshape(dxg.shape[:-1].numel(), dxg.shape[-1])
+    rows = dxg.reshape(math.prod(dxg.shape[:-1]), dxg.shape[-1])  # Size.numel() would fix a dynamic shape
     dx = dw_x = dbias = dw_hh = dw_hr = None
     if wanted[0]:
         dx = product(rows, w_x).view(x.shape)
@@ -65,7 +67,7 @@ def _before_projection(inputs: tuple, h: Tensor, c: Tensor, gates: Tensor) -> Te
     """
     x, ids, w_x, bias, w_hh, _, h0, _, batch_sizes, offsets, reset, reverse, save = inputs
     H, cell = c.shape[-1], cell_type(w_hh.dtype)
-    N = c.shape[:-1].numel()
+    N = math.prod(c.shape[:-1])
     if save == 1 and not torch.is_grad_enabled():
         o = gates[..., 3 * H :].reshape(N, H).to(cell)
     else:

@@ -27,23 +27,24 @@ def replace(model: Model) -> Model:
         if type(module) is TORCH_LSTM:
             module.__class__ = LSTM
         elif _is_other_lstm(module):
-            left.append(f"{name or 'the model'} ({type(module).__module__}.{type(module).__qualname__})")
-    if left:
-        warnings.warn(f"fastlstm.replace left alone what is not exactly torch.nn.LSTM: {', '.join(left)}", stacklevel=2)
+            left.append((name, module))
+    _warn("replace left alone what is not exactly torch.nn.LSTM", left)
     return model
 
 
 def restore(model: Model) -> Model:
     """Swap every fastlstm.LSTM in `model` back for an nn.LSTM, in place; returns the model.
 
-    For ONNX, TorchScript and quantisation. Raises ValueError, before anything is changed, where an option is on that
-    nn.LSTM does not have.
+    For ONNX, TorchScript and quantisation. Subclasses of fastlstm.LSTM are left alone, and a warning names them. Raises
+    ValueError, before anything is changed, where an option is on that nn.LSTM does not have.
     """
     found = [(name, module) for name, module in model.named_modules() if type(module) is LSTM]
     for name, module in found:
         _check_restorable(name or "the model", module)
     for _, module in found:
         module.__class__ = TORCH_LSTM
+    left = [(name, module) for name, module in model.named_modules() if isinstance(module, LSTM)]
+    _warn("restore left alone what is not exactly fastlstm.LSTM", left)
     return model
 
 
@@ -58,6 +59,13 @@ def to_torch(module: LSTM) -> nn.LSTM:
     """A new nn.LSTM that shares the parameters and the mode of a fastlstm.LSTM."""
     _check_restorable("the module", module)
     return _sharing(module, TORCH_LSTM)
+
+
+def _warn(what: str, left: list[tuple[str, nn.Module]]) -> None:
+    """Name modules with their classes, at the line that called `replace` or `restore`."""
+    if left:
+        named = [f"{name or 'the model'} ({type(m).__module__}.{type(m).__qualname__})" for name, m in left]
+        warnings.warn(f"fastlstm.{what}: {', '.join(named)}", stacklevel=3)
 
 
 def _sharing(module: nn.RNNBase, cls: type) -> nn.RNNBase:

@@ -1,0 +1,190 @@
+"""torch.compile and torch.export: one graph, one node a layer and direction, any T; results and gradients unchanged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fastlstm
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+
+
+def _nodes(graph: torch.fx.GraphModule, op: str = "lstm_forward") -> int:
+    return sum(op in str(node.target) for node in graph.graph.nodes)
+
+
+def _grads(run, lstm: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output, states and every gradient of a call."""
+    x = x.clone().requires_grad_()
+    lstm.zero_grad()
+    out, (h, c) = run(x)
+    (out.square().sum() + h.sum() + c.cos().sum()).backward()
+    return [out.detach(), h.detach(), c.detach(), x.grad, *(p.grad.clone() for p in lstm.parameters())]
+
+
+def _slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("options", "dynamic"),
+    [
+        ({"batch_first": True, "bias": False}, False),
+        ({"num_layers": 2, "bidirectional": True, "proj_size": 3}, True),
+        _slow({"num_layers": 2, "bidirectional": True, "proj_size": 3}, False),
+        _slow({"batch_first": True, "bias": False}, True),
+    ],
+)
+def test_fullgraph_forward_and_backward(options: dict, dynamic: bool) -> None:
+    lstm = fastlstm.LSTM(3, 5, **options)
+    counter, made = CompileCounterWithBackend("aot_eager"), []
+    compiled = torch.compile(lstm, fullgraph=True, dynamic=dynamic, backend=counter)
+    for T, B in ((7, 2), (4, 3), (9, 5)) if dynamic else ((7, 2),):
+        x = torch.randn(T, B, 3)
+        torch.testing.assert_close(_grads(compiled, lstm, x), _grads(lstm, lstm, x))
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), lstm(x))
+        made.append(counter.frame_count)
+    assert len(set(made)) == 1, "another shape compiled another graph"
+    for graph in counter.graphs:
+        assert _nodes(graph) == lstm.num_layers * (2 if lstm.bidirectional else 1)
+
+
+def test_nodes_do_not_grow_with_time_and_grow_with_layers() -> None:
+    """Compile time follows the nodes: the same for T 3 and T 3000, and so many more for each layer."""
+    sizes = {}
+    for T, L in ((3, 1), (3000, 1), (3, 2), (3, 3)):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("eager")
+        torch.compile(fastlstm.LSTM(2, 3, L), fullgraph=True, backend=counter)(torch.randn(T, 2, 2))
+        (graph,) = counter.graphs
+        sizes[T, L] = len(graph.graph.nodes)
+        assert _nodes(graph) == L
+    assert sizes[3, 1] == sizes[3000, 1] < 40
+    assert sizes[3, 3] - sizes[3, 2] == sizes[3, 2] - sizes[3, 1]
+
+
+def test_backward_is_one_node_a_layer() -> None:
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    graphs = {}
+
+    def keep(name: str):
+        def compiler(graph: torch.fx.GraphModule, _: list) -> object:
+            graphs[name] = graph
+            return make_boxed_func(graph.forward)
+
+        return compiler
+
+    backend = aot_autograd(fw_compiler=keep("forward"), bw_compiler=keep("backward"))
+    lstm = fastlstm.LSTM(3, 5, 2, bidirectional=True)
+    x = torch.randn(6, 2, 3)
+    found = _grads(torch.compile(lstm, fullgraph=True, backend=backend), lstm, x)
+    torch.testing.assert_close(found, _grads(lstm, lstm, x))
+    assert _nodes(graphs["forward"]) == 4
+    assert _nodes(graphs["backward"], "lstm_backward") == 4
+    assert _nodes(graphs["backward"]) == 0
+
+
+def test_options_and_given_states_under_compile() -> None:
+    lstm = fastlstm.LSTM(3, 5, 2, recompute=True)
+    x, hx = torch.randn(6, 2, 3), (torch.randn(2, 2, 5), torch.randn(2, 2, 5))
+    reset = torch.rand(6, 2) < 0.3
+
+    def call(x: Tensor):
+        return lstm(x, hx, reset=reset, return_cell_states=True, return_gates=True)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), call(x))
+
+
+def test_dropout_draws_in_training_and_not_after() -> None:
+    lstm = fastlstm.LSTM(3, 5, 2, dropout=0.5, weight_drop=0.3)
+    compiled, x = torch.compile(lstm, fullgraph=True, backend="aot_eager"), torch.randn(4, 2, 3)
+    first, second = compiled(x)[0], compiled(x)[0]
+    assert not torch.equal(first, second)
+    lstm.eval()
+    torch.testing.assert_close(compiled(x), lstm(x))
+
+
+def test_unbatched_and_autocast_under_compile() -> None:
+    lstm = fastlstm.LSTM(3, 5)
+    x = torch.randn(6, 3)
+    compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), lstm(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = compiled(x), lstm(x)
+    assert found[0].dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected)
+
+
+def test_packed_input_under_compile() -> None:
+    """As far as Dynamo carries a PackedSequence: made outside, its fields go in as tensors."""
+    lstm = fastlstm.LSTM(3, 5, 2)
+    packed = pack_padded_sequence(torch.randn(6, 3, 3), [6, 4, 1])
+    compiled = torch.compile(lstm, backend="aot_eager")
+    out, state = compiled(packed)
+    expected, expected_state = lstm(packed)
+    torch.testing.assert_close(out.data, expected.data)
+    torch.testing.assert_close(state, expected_state)
+
+
+def test_a_model_around_it_is_one_graph() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.rnn, self.head = nn.Embedding(11, 3), fastlstm.LSTM(3, 5), nn.Linear(5, 11)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.rnn(self.embedding(ids))[0])
+
+    model, ids = Model(), torch.randint(11, (7, 2))
+    counter = CompileCounterWithBackend("aot_eager")
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend=counter)(ids), model(ids))
+    assert counter.frame_count == 1
+
+
+def test_tokens_under_compile() -> None:
+    lstm = fastlstm.TokenLSTM(11, 3, 5)
+    ids = torch.randint(11, (7, 2))
+    torch.testing.assert_close(torch.compile(lstm, fullgraph=True, backend="aot_eager")(ids), lstm(ids))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}])
+def test_export_with_dynamic_batch_and_time(options: dict) -> None:
+    lstm = fastlstm.LSTM(3, 5, **options).eval()
+    time, batch = torch.export.Dim("time", min=2), torch.export.Dim("batch", min=2)
+    dims = {0: batch, 1: time} if lstm.batch_first else {0: time, 1: batch}
+    with torch.no_grad():
+        exported = torch.export.export(lstm, (torch.randn(7, 4, 3),), dynamic_shapes={"input": dims})
+    assert _nodes(exported.graph_module) == lstm.num_layers * (2 if lstm.bidirectional else 1)
+    for T, B in ((7, 4), (2, 9), (30, 2)):
+        x = torch.randn(B, T, 3) if lstm.batch_first else torch.randn(T, B, 3)
+        torch.testing.assert_close(exported.module()(x), lstm(x))
+
+
+def test_double_backward_under_compile_says_that_torch_cannot() -> None:
+    lstm = fastlstm.LSTM(3, 5)
+    compiled, x = torch.compile(lstm, fullgraph=True, backend="aot_eager"), torch.randn(4, 2, 3, requires_grad=True)
+    (first,) = torch.autograd.grad(compiled(x)[0].sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        first.sum().backward()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_inductor(dynamic: bool) -> None:
+    """With torch's default compiler, which builds C++."""
+    lstm = fastlstm.LSTM(3, 5, 2)
+    compiled = torch.compile(lstm, fullgraph=True, dynamic=dynamic)
+    for T in (6, 9):
+        x = torch.randn(T, 2, 3)
+        torch.testing.assert_close(_grads(compiled, lstm, x), _grads(lstm, lstm, x))

@@ -1,0 +1,307 @@
+"""Ways in and out: `replace`, `restore`, `from_torch`, `to_torch`, and what the restored model can do again."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from importlib import util
+from pathlib import Path
+
+import judge
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastlstm
+
+
+class Tagger(nn.Module):
+    """Embedding, two recurrent layers of different kinds, and a head tied to the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.rnns = nn.ModuleList(
+            [nn.LSTM(6, 5, bidirectional=True, batch_first=True), nn.LSTM(10, 6, batch_first=True)]
+        )
+        self.head = nn.Linear(6, 11)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        for rnn in self.rnns:
+            x, _ = rnn(x)
+        return self.head(x)
+
+
+class Own(nn.LSTM):
+    """Somebody's subclass."""
+
+
+def _kinds(model: nn.Module) -> list[type]:
+    return [type(m) for m in model.modules() if isinstance(m, nn.RNNBase)]
+
+
+def _results(model: nn.Module, ids: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    out = model(ids)
+    out.square().mean().backward()
+    return [out.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+def test_there_and_back_with_the_same_results_and_gradients() -> None:
+    model, ids = Tagger(), torch.randint(11, (3, 7))
+    expected, parameters, modules = _results(model, ids), list(model.parameters()), list(model.modules())
+    keys, text = list(model.state_dict()), repr(model)
+    assert fastlstm.replace(model) is model
+    assert _kinds(model) == [fastlstm.LSTM] * 2
+    torch.testing.assert_close(_results(model, ids), expected)
+    assert fastlstm.restore(model) is model
+    assert _kinds(model) == [nn.LSTM] * 2
+    torch.testing.assert_close(_results(model, ids), expected, rtol=0, atol=0)
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert all(a is b for a, b in zip(modules, model.modules(), strict=True))
+    assert (list(model.state_dict()), repr(model)) == (keys, text)
+
+
+def test_the_model_may_be_the_lstm_itself_and_twice_is_once() -> None:
+    lstm = nn.LSTM(3, 5)
+    assert fastlstm.replace(fastlstm.replace(lstm)) is lstm
+    assert type(lstm) is fastlstm.LSTM
+    assert type(fastlstm.restore(fastlstm.restore(lstm))) is nn.LSTM
+
+
+def test_optimisers_hooks_and_tied_weights_stay_valid() -> None:
+    def trained(change) -> tuple[list[Tensor], int]:
+        torch.manual_seed(3)
+        model, calls = Tagger(), []
+        model.rnns[1].weight_hh_l0 = nn.Parameter(model.rnns[1].weight_hh_l0.detach().clone())
+        model.rnns[0].bias_hh_l0_reverse = model.rnns[0].bias_hh_l0  # tied
+        optimiser = torch.optim.Adam(model.parameters(), lr=0.05)
+        model.rnns[0].register_forward_hook(lambda *_: calls.append("forward"))
+        model.rnns[0].register_full_backward_hook(lambda *_: calls.append("backward"))
+        model.rnns[1].weight_hh_l0.register_hook(lambda grad: grad * 0.5)
+        ids = torch.randint(11, (3, 7))
+        for step in range(4):
+            if step == 2:
+                change(model)
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+            optimiser.step()
+        assert model.head.weight is model.embedding.weight
+        assert model.rnns[0].bias_hh_l0_reverse is model.rnns[0].bias_hh_l0
+        assert calls == ["forward", "backward"] * 4
+        return [p.detach() for p in model.parameters()], len(calls)
+
+    torch.testing.assert_close(trained(fastlstm.replace), trained(lambda model: model), rtol=1e-4, atol=1e-4)
+
+
+def test_one_module_at_two_places_is_swapped_once() -> None:
+    lstm = nn.LSTM(5, 5)
+    model = nn.ModuleList([lstm, nn.ModuleDict({"again": lstm})])
+    fastlstm.replace(model)
+    assert model[0] is model[1]["again"] is lstm
+    assert type(lstm) is fastlstm.LSTM
+
+
+def test_subclasses_and_quantised_modules_are_left_alone_and_named() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.LSTM(3, 5)), {nn.LSTM})
+    model = nn.ModuleDict({"own": Own(3, 5), "small": quantised, "cell": nn.LSTMCell(3, 5), "gru": nn.GRU(3, 5)})
+    model["plain"] = nn.LSTM(3, 5)
+    kinds = {name: type(m) for name, m in model.named_modules()}
+    with pytest.warns(UserWarning, match="left alone what is not exactly torch.nn.LSTM") as caught:
+        fastlstm.replace(model)
+    (message,) = [str(w.message) for w in caught]
+    assert "own (" in message
+    assert "test_swap.Own" in message
+    assert "small.0 (torch.ao.nn.quantized.dynamic.modules.rnn.LSTM)" in message
+    assert "gru" not in message
+    assert {name for name, m in model.named_modules() if type(m) is not kinds[name]} == {"plain"}
+    assert caught[0].filename == __file__
+
+
+def test_a_parametrised_module_is_left_alone() -> None:
+    lstm = nn.utils.parametrizations.weight_norm(nn.LSTM(3, 5), "weight_hh_l0")
+    with pytest.warns(UserWarning, match="ParametrizedLSTM"):
+        fastlstm.replace(lstm)
+    assert isinstance(lstm, nn.LSTM)
+
+
+def test_restore_names_what_it_cannot_and_changes_nothing_then() -> None:
+    model = nn.ModuleDict({"a": fastlstm.LSTM(3, 5, recompute=True), "b": fastlstm.LSTM(3, 5, weight_drop=0.5)})
+    with pytest.raises(ValueError, match=r"b uses weight_drop, which torch\.nn\.LSTM does not have; turn it off first"):
+        fastlstm.restore(model)
+    assert _kinds(model) == [fastlstm.LSTM] * 2
+    model["b"].weight_drop = 0.0
+    assert _kinds(fastlstm.restore(model)) == [nn.LSTM] * 2
+    assert fastlstm.replace(model)["a"].recompute is True
+
+    class Mine(fastlstm.LSTM):
+        pass
+
+    with pytest.warns(UserWarning, match=r"restore left alone .*the model \(.*Mine"):
+        fastlstm.restore(Mine(3, 5))
+
+
+def test_copies_that_share_parameters() -> None:
+    theirs = nn.LSTM(3, 5, 2, dropout=0.5, batch_first=True, proj_size=2).eval()
+    mine = fastlstm.LSTM.from_torch(theirs)
+    back = mine.to_torch()
+    assert (type(mine), type(back)) == (fastlstm.LSTM, nn.LSTM)
+    assert repr(mine) == repr(theirs) == repr(back)
+    assert not mine.training
+    for a, b, c in zip(theirs.parameters(), mine.parameters(), back.parameters(), strict=True):
+        assert a is b is c
+    x = torch.randn(2, 4, 3)
+    torch.testing.assert_close(mine(x), theirs(x))
+    mine.train()
+    mine.weight_hh_l0 = nn.Parameter(torch.zeros(20, 2))
+    assert not theirs.training
+    assert theirs.weight_hh_l0 is not mine.weight_hh_l0
+    with pytest.raises(TypeError, match=r"module is a GRU, expected torch\.nn\.LSTM"):
+        fastlstm.LSTM.from_torch(nn.GRU(3, 5))
+    with pytest.raises(ValueError, match="return_gates"):
+        fastlstm.LSTM(3, 5, return_gates=True).to_torch()
+
+
+def test_saved_models_go_both_ways() -> None:
+    model, ids = Tagger(), torch.randint(11, (2, 3))
+    expected, other = model(ids), fastlstm.replace(Tagger())
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(ids), expected)
+    model.load_state_dict(other.state_dict())
+    for copied in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        assert _kinds(copied) == [fastlstm.LSTM] * 2
+        torch.testing.assert_close(copied(ids), expected)
+    buffer = io.BytesIO()
+    torch.save(other.state_dict(), buffer)
+    buffer.seek(0)
+    model.load_state_dict(torch.load(buffer, weights_only=True))
+
+
+def test_old_state_of_a_module_without_projection() -> None:
+    """Pickles from before torch 1.8 have no proj_size, older ones names of another form and no flat list."""
+    theirs, mine = nn.LSTM(3, 5), fastlstm.LSTM(3, 5)
+    x = torch.randn(2, 1, 3)
+    for lstm in (theirs, mine):
+        torch.manual_seed(0)
+        lstm.reset_parameters()
+        state = lstm.__getstate__()
+        for name in ("proj_size", "_flat_weights", "_flat_weights_names"):
+            state.pop(name)
+        state["_all_weights"] = [[0]]
+        lstm.__dict__.clear()
+        lstm.__setstate__(state)
+    torch.testing.assert_close(mine(x), theirs(x))
+    assert mine._flat_weights_names == theirs._flat_weights_names
+
+
+def test_script_is_refused_and_works_after_restore() -> None:
+    model, ids = fastlstm.replace(Tagger()), torch.randint(11, (2, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match=r"fastlstm.restore\(model\) first"):
+            torch.jit.script(model)
+        expected = model(ids)
+        scripted = torch.jit.script(fastlstm.restore(Scriptable(model)))
+    torch.testing.assert_close(scripted(ids), expected)
+
+
+class Scriptable(nn.Module):
+    """What TorchScript can read of a Tagger: it does not unroll a ModuleList with a tuple in it."""
+
+    def __init__(self, tagger: Tagger) -> None:
+        super().__init__()
+        self.embedding, self.head = tagger.embedding, tagger.head
+        self.first, self.second = tagger.rnns
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x, _ = self.first(self.embedding(ids))
+        x, _ = self.second(x)
+        return self.head(x)
+
+
+def test_traced_without_restoring() -> None:
+    model, ids = fastlstm.replace(Tagger()).eval(), torch.randint(11, (2, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, ids)
+    torch.testing.assert_close(traced(ids), model(ids))
+
+
+def test_quantised_after_restore() -> None:
+    model, ids = fastlstm.replace(Tagger()).eval(), torch.randint(11, (2, 3))
+    expected = model(ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        small = torch.ao.quantization.quantize_dynamic(fastlstm.restore(model), {nn.LSTM}, dtype=torch.qint8)
+    assert "quantized" in type(small.rnns[0]).__module__
+    torch.testing.assert_close(small(ids), expected, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.skipif(
+    util.find_spec("onnxruntime") is None or util.find_spec("onnx") is None, reason="needs onnx[runtime]"
+)
+def test_onnx_of_a_restored_model(tmp_path: Path) -> None:
+    import onnxruntime
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 5, 2, bidirectional=True)
+
+        def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            out, (h, c) = self.lstm(x, (h, c))
+            return out, h, c
+
+    model = fastlstm.replace(Whole()).eval()
+    x, h, c = torch.randn(7, 2, 3), torch.randn(4, 2, 5), torch.randn(4, 2, 5)
+    expected, path = model(x, h, c), str(tmp_path / "model.onnx")
+    names = ["x", "h", "c"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fastlstm.restore(model)
+        axes = {"x": {0: "T", 1: "B"}, "h": {1: "B"}, "c": {1: "B"}}
+        torch.onnx.export(model, (x, h, c), path, input_names=names, dynamo=False, dynamic_axes=axes)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(None, {n: v.numpy() for n, v in zip(names, (x, h, c), strict=True)})
+    torch.testing.assert_close([torch.from_numpy(v) for v in found], list(expected), rtol=1e-4, atol=1e-5)
+
+
+def _trained_weights() -> Path | None:
+    """The weights in Resemblyzer's wheel, which need nothing else of it."""
+    found = util.find_spec("resemblyzer")
+    path = Path(found.origin).parent / "pretrained.pt" if found and found.origin else None
+    return path if path and path.is_file() else None
+
+
+@pytest.mark.skipif(
+    _trained_weights() is None, reason="Resemblyzer is not installed; pip install --no-deps Resemblyzer (16 MB)"
+)
+def test_a_trained_speaker_encoder() -> None:
+    """Three layers of 256 units that somebody trained: embeddings and gradients agree after `replace`."""
+    weights = torch.load(_trained_weights(), map_location="cpu", weights_only=True)["model_state"]
+    lstm = nn.LSTM(40, 256, 3, batch_first=True)
+    lstm.load_state_dict({k.removeprefix("lstm."): v for k, v in weights.items() if k.startswith("lstm.")})
+    head = nn.Linear(256, 256)
+    head.load_state_dict({k.removeprefix("linear."): v for k, v in weights.items() if k.startswith("linear.")})
+    mels = torch.rand(2, 30, 40).cumsum(1).sin().square() * 0.2  # as loud as speech
+
+    def results(lstm: nn.Module, kind: torch.dtype) -> list[Tensor]:
+        lstm.to(kind).zero_grad()
+        x = mels.to(kind, copy=True).requires_grad_()
+        _, (h, _) = lstm(x)
+        embedding = nn.functional.normalize(head.to(kind)(h[-1]).relu(), dim=1)
+        (embedding @ embedding.mT).sum().backward()
+        return [embedding.detach(), x.grad, *(p.grad.clone() for p in lstm.parameters())]
+
+    theirs, exact = results(lstm, torch.float32), results(copy.deepcopy(lstm), torch.float64)
+    mine = results(fastlstm.replace(lstm), torch.float32)
+    assert type(lstm) is fastlstm.LSTM
+    names = ["embedding", "x", *(n for n, _ in lstm.named_parameters())]
+    for name, a, b, c in zip(names, mine, exact, theirs, strict=True):
+        judge.check(name, a, b, c)
