@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from fastlstm.nn import LSTM
 
 
-def autocast(x: Tensor, hx: State, weights: list[Tensor]) -> tuple[Tensor, State, list[Tensor]]:
-    """Under autocast, everything in its type, as torch's own LSTM op does it; float64 stays."""
+def autocast(x: Tensor, hx: State, weights: list[Tensor], packed: bool = False) -> tuple[Tensor, State, list[Tensor]]:
+    """Under autocast, everything in its type, as torch's own LSTM op does it; float64 stays.
+
+    So does packed input on the CPU: torch's autocast there does not know the packed op.
+    """
     device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device) or (packed and device == "cpu"):
         return x, hx, weights
     dtype = torch.get_autocast_dtype(device)
 

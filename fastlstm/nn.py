@@ -150,7 +150,7 @@ class LSTM(nn.RNNBase):
             hx = self.permute_hidden(hx, order)
         weights = self._weights()
         calls.check_weights(self, weights)
-        x, hx, weights = calls.autocast(x, hx, weights)
+        x, hx, weights = calls.autocast(x, hx, weights, packed=True)
         if calls.takes_torch(self, x, batch_sizes, hx, weights, reset is not None or cells or gates):
             out, h_n, c_n = layers.whole(self, x, batch_sizes, hx, weights)
             found = layers.Results(out, h_n, c_n, [], [])

@@ -1,0 +1,341 @@
+"""fastlstm.LSTM inside the rest of torch: types, autocast, torch.func, checkpoint, hooks, deferred construction."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import judge
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.utils import parametrize, rnn
+from torch.utils.checkpoint import checkpoint
+
+import fastlstm
+
+
+def _pair(*args: object, **kwargs: object) -> tuple[nn.LSTM, fastlstm.LSTM]:
+    theirs = nn.LSTM(*args, **kwargs)
+    mine = fastlstm.LSTM(*args, **kwargs)
+    mine.load_state_dict(theirs.state_dict())
+    return theirs, mine
+
+
+def _leaves(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, rnn.PackedSequence):
+        return [value.data]
+    return [leaf for item in value for leaf in _leaves(item)]
+
+
+def _results(lstm: nn.Module, x: object, hx: object = None) -> list[Tensor]:
+    """Everything that comes out, then every gradient that goes in."""
+    leaves = [v for v in (*_leaves(x), *_leaves(hx or ())) if v.requires_grad]
+    for v in (*leaves, *lstm.parameters()):
+        v.grad = None
+    found = _leaves(lstm(x, hx))
+    weights = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape) for y in found]
+    torch.autograd.backward(found, weights)
+    return [y.detach() for y in found] + [v.grad for v in (*leaves, *lstm.parameters())]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 3}], ids=str)
+def test_types_by_the_rule_of_accuracy(options: dict, dtype: torch.dtype) -> None:
+    exact, mine = _pair(3, 5, **options)
+    theirs = copy.deepcopy(exact).to(dtype)
+    mine = mine.to(dtype)
+    exact = copy.deepcopy(theirs).double()  # of the rounded weights
+    x = torch.randn(6, 4, 3).to(dtype)
+    found, other, true = (_results(m, v) for m, v in ((mine, x), (theirs, x), (exact, x.double())))
+    for a, b, c in zip(found, true, other, strict=True):
+        assert a.dtype == dtype
+        if dtype == torch.float64:
+            torch.testing.assert_close(a, b)
+        else:
+            judge.check(str(a.shape), a, b, c)
+
+
+def test_conversions_there_and_back() -> None:
+    lstm, x = fastlstm.LSTM(3, 5, 2), torch.randn(4, 2, 3)
+    expected = lstm(x)[0]
+    for change, dtype in ((lstm.half, torch.float16), (lstm.bfloat16, torch.bfloat16), (lstm.double, torch.float64)):
+        assert {p.dtype for p in change().parameters()} == {dtype}
+        assert {v.dtype for v in _leaves(lstm(x.to(dtype)))} == {dtype}
+        assert all(w is getattr(lstm, n) for n, w in zip(lstm._flat_weights_names, lstm._flat_weights, strict=True))
+    torch.testing.assert_close(lstm.float()(x)[0], expected, rtol=0.1, atol=0.05)
+
+
+def test_a_half_module_takes_the_float32_cell_state_back() -> None:
+    lstm, x = fastlstm.LSTM(3, 5).bfloat16(), torch.randn(2, 4, 3).bfloat16()
+    h, c = torch.zeros(1, 4, 5).bfloat16(), torch.randn(1, 4, 5)
+    out, (_, c_n) = lstm(x, (h, c))
+    torch.testing.assert_close(out, lstm(x, (h, c.bfloat16()))[0], rtol=0.05, atol=0.02)
+    assert c_n.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_autocast(packed: bool) -> None:
+    """Types as nn.LSTM's, which leaves float64 and, on the CPU, packed input alone; gradients in the parameters' type."""
+    for kind in (torch.float32, torch.float64):
+        theirs, mine = _pair(3, 5, 2, dtype=kind)
+        x = torch.randn(6, 4, 3, dtype=kind)
+        x = rnn.pack_padded_sequence(x, [6, 4, 4, 1]) if packed else x
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found, expected = _leaves(mine(x)), _leaves(theirs(x))
+        assert [v.dtype for v in found] == [v.dtype for v in expected]
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
+        sum(v.float().sum() for v in found).backward()
+        assert {p.grad.dtype for p in mine.parameters()} == {kind}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_of_few_rows_and_of_half_input(dtype: torch.dtype) -> None:
+    lstm, x = fastlstm.LSTM(3, 5), torch.randn(1, 1, 3)
+    with torch.autocast("cpu", dtype=dtype), torch.no_grad():
+        found = lstm(x)[0]
+        assert found.dtype == lstm(x.to(dtype))[0].dtype == dtype
+    with torch.no_grad():
+        torch.testing.assert_close(found.float(), lstm(x)[0], rtol=0.05, atol=0.02)
+
+
+def test_functional_call_and_per_sample_gradients() -> None:
+    lstm = fastlstm.LSTM(3, 4, 2, bidirectional=True, dtype=torch.float64)
+    named = dict(lstm.named_parameters())
+    x = torch.randn(5, 6, 3, dtype=torch.float64)  # six samples
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(lstm, weights, (x,))[0].square().sum()
+
+    per_sample = vmap(grad(loss), in_dims=(None, 1))({n: p.detach() for n, p in named.items()}, x)
+    loss(named, x).backward()
+    for n, p in named.items():
+        torch.testing.assert_close(per_sample[n].sum(0), p.grad)
+    one = grad(loss)(named, x[:, 2])
+    torch.testing.assert_close({n: g[2] for n, g in per_sample.items()}, {n: g.detach() for n, g in one.items()})
+
+
+def test_vmap_over_an_ensemble_of_weights_and_jvp() -> None:
+    models = [fastlstm.LSTM(3, 4, 2, batch_first=True, dtype=torch.float64) for _ in range(3)]
+    stacked, _ = torch.func.stack_module_state(models)
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+
+    def call(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(models[0], weights, (x,))[0]
+
+    torch.testing.assert_close(vmap(call, (0, None))(stacked, x), torch.stack([m(x)[0] for m in models]))
+    theirs = nn.LSTM(3, 4, 2, batch_first=True, dtype=torch.float64)
+    theirs.load_state_dict(models[0].state_dict())
+    v = torch.randn_like(x)
+    torch.testing.assert_close(jvp(lambda x: models[0](x)[0], (x,), (v,)), jvp(lambda x: theirs(x)[0], (x,), (v,)))
+
+
+def test_checkpoint() -> None:
+    theirs, mine = _pair(3, 5, 2, dropout=0.5)
+
+    class Again(nn.Module):
+        def __init__(self, lstm: nn.Module) -> None:
+            super().__init__()
+            self.lstm = lstm
+
+        def forward(self, x: Tensor, hx: object = None):
+            return checkpoint(self.lstm, x, hx, use_reentrant=False)
+
+    x, found = torch.randn(6, 4, 3, requires_grad=True), []
+    for lstm in (mine, Again(mine), Again(theirs)):
+        torch.manual_seed(3)
+        found.append(_results(lstm, x))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[1], found[2])
+
+
+def test_anomaly_mode_names_the_op() -> None:
+    lstm, x = fastlstm.LSTM(3, 5), torch.randn(6, 4, 3)
+    with torch.autograd.detect_anomaly(check_nan=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lstm(x)[0].sum().backward()
+        out = lstm(x)[0]
+        with pytest.raises(RuntimeError, match="returned nan values"):
+            (out.sum() * float("nan")).backward()
+
+
+def test_hooks_see_what_they_see_of_nn_lstm() -> None:
+    def watched(lstm: nn.Module) -> tuple:
+        calls = []
+        lstm.register_forward_pre_hook(lambda m, args: (args[0] * 2,))
+        lstm.register_forward_hook(lambda m, args, out: calls.append(("forward", args[0].clone(), out[0].clone())))
+        lstm.register_full_backward_hook(
+            lambda m, into, outof: calls.append(("backward", *(g for g in outof if g is not None)))
+        )
+        lstm.register_full_backward_pre_hook(lambda m, outof: calls.append(("pre", len(outof))))
+        lstm.weight_ih_l0.register_hook(lambda g: g * 3)
+        torch.manual_seed(1)
+        x = torch.randn(2, 1, 3, requires_grad=True)
+        out = lstm(x)[0]
+        out.register_hook(lambda g: g + 1)
+        out.sum().backward()
+        lstm(x.detach())
+        with torch.no_grad():
+            lstm(x)
+        return calls, x.grad, lstm.weight_ih_l0.grad
+
+    seen = [watched(lstm) for lstm in _pair(3, 5)]
+    torch.testing.assert_close(seen[1][1:], seen[0][1:])
+    for a, b in zip(seen[1][0], seen[0][0], strict=True):
+        assert a[0] == b[0]
+        torch.testing.assert_close(a[1:], b[1:])
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def test_parametrised_weights() -> None:
+    found, x = [], torch.randn(6, 4, 3)
+    for lstm in _pair(3, 5, 2):
+        nn.utils.parametrizations.weight_norm(lstm, "weight_hh_l0")
+        parametrize.register_parametrization(lstm, "weight_ih_l1", Doubled())
+        found.append(_results(lstm, x))
+        with parametrize.cached():
+            found.append(_results(lstm, x)[:1])
+        with torch.no_grad():
+            found.append(_leaves(lstm(torch.ones(1, 1, 3))))
+        parametrize.remove_parametrizations(lstm, "weight_hh_l0")
+        found.append(_results(lstm, x)[:1])
+    assert type(lstm) is not fastlstm.LSTM
+    torch.testing.assert_close(found[4:], found[:4])
+
+
+def test_deferred_construction_on_meta() -> None:
+    with torch.device("meta"):
+        lstm = fastlstm.LSTM(3, 5, 2)
+    assert {p.device.type for p in lstm.parameters()} == {"meta"}
+    assert lstm(torch.randn(4, 2, 3, device="meta"))[0].shape == (4, 2, 5)
+    lstm.to_empty(device="cpu")
+    torch.manual_seed(0)
+    lstm.reset_parameters()
+    torch.manual_seed(0)
+    expected, x = nn.LSTM(3, 5, 2), torch.randn(4, 2, 3)
+    torch.testing.assert_close(lstm(x), expected(x))
+    with torch.device("meta"):
+        again = fastlstm.LSTM(3, 5, 2)
+    again.load_state_dict(expected.state_dict(), assign=True)
+    torch.testing.assert_close(again(x), expected(x))
+    assert fastlstm.LSTM(3, 5, device="cpu", dtype=torch.float64).weight_ih_l0.dtype == torch.float64
+
+
+def test_fake_tensors() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        for dtype in (torch.float32, torch.bfloat16):
+            lstm = fastlstm.LSTM(3, 5, 2, bidirectional=True, dtype=dtype)
+            out, (h, c) = lstm(torch.randn(7, 2, 3, dtype=dtype))
+            assert (out.shape, h.shape, c.shape) == ((7, 2, 10), (4, 2, 5), (4, 2, 5))
+            assert {out.dtype, h.dtype, c.dtype} == {dtype}
+            out.sum().backward()
+
+
+def test_a_replica_as_data_parallel_makes_it() -> None:
+    """Its parameters are plain tensors that lead back to those of the module."""
+    found, x = [], torch.randn(6, 4, 3)
+    for lstm in _pair(3, 5, 2):
+        replica = lstm._replicate_for_data_parallel()
+        for name, p in lstm.named_parameters():
+            setattr(replica, name, p * 1)
+        out = replica(x)[0]
+        out.sum().backward()
+        with torch.no_grad():
+            found.append([out, replica(x[:1, :1])[0], *(p.grad for p in lstm.parameters())])
+        assert [type(v) for v in replica._flat_weights] == [Tensor] * 8
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_shared_between_threads_and_in_multiprocessing_memory() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    lstm = fastlstm.LSTM(3, 5, 2).share_memory()
+    xs = [torch.randn(n % 3 + 1, 1, 3) for n in range(24)]
+    with torch.no_grad():
+        expected = [lstm(x)[0] for x in xs]
+
+    def call(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return lstm(x)[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        torch.testing.assert_close(list(pool.map(call, xs)), expected)
+    assert all(p.is_shared() for p in lstm.parameters())
+
+
+def test_more_than_65535_steps() -> None:
+    """As many as two calls that hand the state on; the gradient too."""
+    lstm, x = fastlstm.LSTM(2, 3), torch.randn(70_000, 1, 2, requires_grad=True)
+    first, state = lstm(x[:30_000])
+    second, state = lstm(x[30_000:], state)
+    found, found_state = lstm(x)
+    torch.testing.assert_close((found, found_state), (torch.cat([first, second]), state))
+    (expected,) = torch.autograd.grad(second[-1].sum(), x)
+    torch.testing.assert_close(torch.autograd.grad(found[-1].sum(), x)[0], expected)
+
+
+def _strided(draw: st.DrawFn, value: Tensor) -> Tensor:
+    """The same numbers, lying otherwise."""
+    kind = draw(st.sampled_from(["as it is", "gaps", "transposed", "offset", "negated"]))
+    if kind == "gaps":
+        return torch.stack([value, value.new_full((), float("nan")).expand_as(value)], -1)[..., 0]
+    if kind == "transposed":
+        return value.transpose(0, -1).contiguous().transpose(0, -1)
+    if kind == "offset":
+        return torch.cat([value.new_full((1, *value.shape[1:]), float("nan")), value])[1:]
+    return torch._neg_view(-value) if kind == "negated" else value
+
+
+@st.composite
+def _calls(draw: st.DrawFn) -> tuple:
+    """Constructor arguments, the input, the state, and whether gradients are wanted."""
+    size = st.integers(1, 9)
+    H = draw(size)
+    options = {
+        "input_size": draw(size), "hidden_size": H, "num_layers": draw(st.integers(1, 3)),
+        "bias": draw(st.booleans()), "batch_first": draw(st.booleans()), "bidirectional": draw(st.booleans()),
+        "proj_size": draw(st.integers(0, H - 1)), "dtype": draw(st.sampled_from([torch.float32, torch.float64])),
+    }  # fmt: skip
+    kind = draw(st.sampled_from(["dense", "dense", "unbatched", "packed"]))
+    T, B = draw(size), draw(size)
+    I, dtype = options["input_size"], options["dtype"]
+    if kind == "packed":
+        lengths = draw(st.lists(st.integers(1, T), min_size=B, max_size=B))
+        x = rnn.pack_sequence([torch.randn(n, I, dtype=dtype) for n in lengths], enforce_sorted=False)
+        x = x._replace(data=_strided(draw, x.data))
+    else:
+        shape = (T, I) if kind == "unbatched" else (B, T, I) if options["batch_first"] else (T, B, I)
+        x = _strided(draw, torch.randn(shape, dtype=dtype))
+    hx = None
+    if draw(st.booleans()):
+        rows = options["num_layers"] * (1 + options["bidirectional"])
+        lead = (rows,) if kind == "unbatched" else (rows, B)
+        sizes = (options["proj_size"] or H, H)
+        hx = tuple(_strided(draw, torch.randn(*lead, n, dtype=dtype)) for n in sizes)
+    return options, x, hx, draw(st.booleans())
+
+
+@settings(max_examples=40, deadline=None)
+@given(_calls(), st.randoms(use_true_random=False))
+def test_anything_that_nn_lstm_takes(call: tuple, random) -> None:
+    options, x, hx, wanted = call
+    theirs, mine = _pair(**options)
+    if random.random() < 0.5:  # weights that lie otherwise
+        for lstm in (theirs, mine):
+            for p in lstm.parameters():
+                p.data = torch.stack([p.data, p.data], -1)[..., 0]
+    if wanted:
+        torch.testing.assert_close(_results(mine, x, hx), _results(theirs, x, hx), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(_leaves(mine(x, hx)), _leaves(theirs(x, hx)), rtol=1e-4, atol=1e-5)
