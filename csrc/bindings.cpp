@@ -15,8 +15,10 @@
 namespace py = pybind11;
 using namespace fastlstm::cpu;
 
+void bind_plan(py::module_& m);
 #if defined(FASTLSTM_WITH_CUDA)
 void bind_cuda(py::module_& m);
+void bind_device(py::module_& m);
 #endif
 void bind_decode(py::module_& m);
 void bind_short_call(py::module_& m);
@@ -164,8 +166,15 @@ PYBIND11_MODULE(_C, m) {
       current->unary_f32(at<float>(x), at<float>(y), n, what);
   });
   bind_decode(m);
+<<<<<<< HEAD
   bind_short_call(m);
+=======
+  bind_plan(m);
+>>>>>>> 1708419 (Build the CUDA kernels with nvcc, the system's or PyPI's; the cuda backend that launches them; doctor says what is built)
 #if defined(FASTLSTM_WITH_CUDA)
   bind_cuda(m);
+  bind_device(m);
+#else
+  m.attr("no_cuda") = FASTLSTM_CUDA_REASON;
 #endif
 }

@@ -85,6 +85,17 @@ def instruction_set() -> str:
     return module.isa() + (f" (also possible: {', '.join(others)}; FASTLSTM_ISA chooses)" if others else "")
 
 
+def cuda_kernels() -> str:
+    """The GPU architectures that the native module has kernels for."""
+    if native.why_not() is not None:
+        return "none: there is no native module"
+    module = native.load()
+    if not hasattr(module, "cuda"):
+        return f"none, since {module.no_cuda}"
+    *others, newest = module.cuda.archs.split(",")
+    return f"for {', '.join(f'sm_{arch}' for arch in (*others, newest))}, and what is newer"
+
+
 def facts() -> dict[str, str]:
     """What this machine is and how torch is set up on it."""
     limits = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
@@ -95,6 +106,7 @@ def facts() -> dict[str, str]:
         "platform": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "instructions": instruction_set(),
+        "CUDA kernels": cuda_kernels(),
         "threads": f"{torch.get_num_threads()}" + (f" ({', '.join(limits)})" if limits else ""),
         "OpenMP": (", ".join(runtimes) or "none loaded")
         + (": more than one runtime; remove all but torch's if programs hang or run slow" if len(runtimes) > 1 else ""),

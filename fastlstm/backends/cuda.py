@@ -1,0 +1,212 @@
+"""The CUDA backend: the kernels of csrc/cuda on an NVIDIA GPU, where fastlstm._C was built with nvcc.
+
+Three kernels, chosen by the planner (csrc/cuda/plan.h): *tile* (W_hh in one block), *persistent* (W_hh spread over the
+chip), *step* (a cuBLAS product and one fused kernel per step). Launches go to the current stream of the tensors' device;
+nothing is allocated but through torch and nothing waits, so a CUDA graph can hold a call (after one call outside it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, lru_cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fastlstm import gpu_model, native
+from fastlstm.backends import cuda_op, cuda_plan
+from fastlstm.backends.common import BackendError, Spec, spec_of
+from fastlstm.backends.cuda_op import Plan
+from fastlstm.backends.device import allows_tf32, not_nvidia
+
+__all__ = ["KERNELS", "NAME", "backward", "force", "forward", "plan", "why_not"]
+
+NAME = "cuda"
+KERNELS = ("step", "tile", "persistent")
+_TIMED_OUT, _BAD_ID = 1, 2  # csrc/cuda/args.h
+_forced: ContextVar[str] = ContextVar("fastlstm_cuda_kernel", default="")
+
+
+@contextmanager
+def force(kernel: str | None) -> Iterator[None]:
+    """Use one kernel inside a `with` block: step, tile or persistent; None: choose as usual."""
+    if kernel is not None and kernel not in KERNELS:
+        raise ValueError(f"kernel is {kernel!r}, expected one of {', '.join(KERNELS)}")
+    token = _forced.set(kernel or "")
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def why_not(spec: Spec) -> str | None:
+    """Return why these kernels cannot run this call, with what to do, or None."""
+    if spec.dtype not in cuda_op.TYPE_CODES:
+        return f"dtype is {spec.dtype}; the CUDA kernels take float32, bfloat16 and float16"
+    return not_built() or _wrong_device(spec.device) or _no_plan(spec)
+
+
+def not_built() -> str | None:
+    """Return why this installation has no CUDA kernels, with what to do, or None."""
+    reason = native.why_not()
+    if reason is None and not hasattr(native.load(), "cuda"):
+        reason = (
+            f"fastlstm has no CUDA kernels, since {native.load().no_cuda}; install an nvcc (a CUDA toolkit, or pip "
+            "install 'fastlstm[cuda-build]'), then install fastlstm again from source with FASTLSTM_CUDA=on"
+        )
+    return reason
+
+
+def _wrong_device(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return _no_driver() or f"tensors are on {device}; the CUDA kernels take CUDA tensors"
+    return not_nvidia() or _no_driver() or _no_code(_index(device))
+
+
+@cache
+def _no_driver() -> str | None:
+    return _lib().missing() or None
+
+
+@cache
+def _no_code(index: int) -> str | None:
+    """Why nothing that was built runs on a GPU: machine code is for one major version, PTX for everything newer."""
+    capability, archs = _lib().properties(index)[0], [int(a) for a in _lib().archs.split(",")]
+    alike = [a for a in archs if a // 10 == capability // 10 and a <= capability]
+    if alike or archs[-1] <= capability:
+        return None
+    return (
+        f"the GPU has compute capability {capability / 10} and the kernels were built for "
+        f"{', '.join(str(a / 10) for a in archs)}; install fastlstm from source with FASTLSTM_CUDA_ARCHS={capability}"
+    )
+
+
+def _no_plan(spec: Spec) -> str | None:
+    try:
+        _choose(spec)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _lib() -> ModuleType:
+    return native.load().cuda
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+@cache
+def _gpu(index: int) -> gpu_model.Device:
+    return gpu_model.known(torch.cuda.get_device_name(index), *_lib().properties(index))
+
+
+def _choose(spec: Spec) -> Plan:
+    tf32 = spec.dtype == torch.float32 and allows_tf32() and _gpu(_index(spec.device)).tf32 > 0
+    return _cached_choice(_index(spec.device), spec.dtype, tf32, spec.H, spec.B, spec.projected, _forced.get())
+
+
+@lru_cache(maxsize=4096)
+def _cached_choice(index: int, dtype: torch.dtype, tf32: bool, H: int, B: int, projected: bool, only: str) -> Plan:
+    code = Plan(None, None, tf32).code(dtype)
+    return Plan(
+        *cuda_plan.choices(native.load().plan, _gpu(index), code, H=H, B=B, projected=projected, only=only), tf32
+    )
+
+
+def plan(spec: Spec) -> str:
+    """Return one line: kernel, tiles, registers, shared memory, blocks, the predicted time of a step and its bound."""
+    chosen = _choose(spec)
+    return f"cuda: {cuda_plan.sentence(chosen.forward, _gpu(_index(spec.device)), chosen.code(spec.dtype))}"
+
+
+@cache
+def _status(index: int) -> Tensor:
+    """One word in host memory that kernels of a device write and the host reads without waiting."""
+    return torch.zeros(1, dtype=torch.int32, pin_memory=True)
+
+
+def _raise_on(index: int) -> None:
+    """Report what an earlier kernel of this device left in the status word."""
+    status = _status(index)
+    found = int(status[0])
+    if not found:
+        return
+    status[0] = 0
+    if found == _BAD_ID:
+        raise IndexError(f"an earlier call on cuda:{index} had ids outside its table; check the vocabulary")
+    raise BackendError(
+        f"an earlier call on cuda:{index} waited 20 s for its own blocks and gave up; its results are NaN. Is another "
+        'program holding the GPU? `with fastlstm.backend("torch"):` uses torch\'s own kernels'
+    )
+
+
+class _Gpu:
+    """A GPU as a `cuda_op.Runtime` for one call, on the current stream of the device."""
+
+    def __init__(self, index: int):
+        self.lib = _lib()
+        self.stream = torch.cuda.current_stream(index).cuda_stream
+        self.status = _status(index)
+
+    def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
+        return 0 if tensor is None else tensor.data_ptr()
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        if out.dtype == a.dtype:
+            torch.mm(a, b, out=out)
+        else:
+            torch.mm(a, b, out_dtype=out.dtype, out=out)
+
+    def product_type(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.float32 if _wide_products() else dtype
+
+
+@cache
+def _wide_products() -> bool:
+    """Whether this torch multiplies half types into float32."""
+    return "dtype_out" in torch.ops.aten.mm.overloads()
+
+
+@contextmanager
+def _on(device: torch.device) -> Iterator[_Gpu]:
+    """The tensors' device as the current one, for torch and for the runtime inside fastlstm._C."""
+    index = _index(device)
+    with torch.cuda.device(index):
+        _lib().set_device(index)
+        _raise_on(index)
+        yield _Gpu(index)
+
+
+def _checked(spec: Spec) -> Plan:
+    reason = why_not(spec)
+    if reason is not None:
+        raise BackendError(f"backend 'cuda' cannot run this call: {reason}")
+    return _choose(spec)
+
+
+def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
+    """Run one layer in one direction; arguments and returns as in `fastlstm.reference.forward`."""
+    chosen = _checked(spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save))
+    inputs = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
+    with _on(w_hh.device) as gpu:
+        return cuda_op.forward(gpu, chosen, *inputs, reverse, save)
+
+
+def backward(
+    dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates
+):
+    """Run the backward recurrence; arguments and returns as in `fastlstm.reference.backward`."""
+    chosen = _checked(spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save))
+    grads = _contiguous(dh, dc, dh_n, dc_n)
+    inputs = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
+    with _on(w_hh.device) as gpu:
+        return cuda_op.backward(gpu, chosen, *grads, *inputs, reverse, save, *_contiguous(h, c, gates))
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.contiguous() for t in tensors]
