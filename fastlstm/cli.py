@@ -29,10 +29,22 @@ use_commands.register(app)
 
 
 @app.command()
-def doctor() -> None:
-    """Versions, platform, threads, and which backends can run here; for each that cannot, why and what to do."""
+def doctor(
+    verify: bool = typer.Option(
+        False, "--verify", help="Check and time the GPU kernels on every GPU model here; later calls follow the record."
+    ),
+) -> None:
+    """Versions, platform, threads, and which backends can run here; for each that cannot, why and what to do.
+
+    With --verify the exit code is 0 where all is right, 1 where a backend gave wrong results, 2 where there is no GPU.
+    """
     from .doctor import report
 
+    if verify:
+        from .verify.run import verify as verify_here
+
+        console = Console(soft_wrap=True, highlight=False, markup=False)
+        raise typer.Exit(verify_here(console.print))
     report(Console())
 
 

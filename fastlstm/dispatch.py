@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from importlib import import_module, util
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -89,14 +89,18 @@ def _order(spec: Spec) -> tuple[str, ...]:
 
 
 @cache
-def _verify_module() -> ModuleType | None:
-    return import_module("fastlstm.verify") if util.find_spec("fastlstm.verify") else None
+def _verify_module() -> ModuleType:
+    return import_module("fastlstm.verify")
 
 
 def _verified(spec: Spec) -> str | None:
     """Return what `doctor --verify` recorded as right and fastest for this GPU and call, or None."""
-    verify = _verify_module() if spec.device.type == "cuda" else None
-    return None if verify is None else verify.choice(spec.device, spec)
+    return _verify_module().choice(spec.device, spec) if spec.device.type == "cuda" else None
+
+
+def _failed(spec: Spec) -> frozenset[str]:
+    """Return the backends that `doctor --verify` found wrong on this GPU."""
+    return _verify_module().failed(spec.device) if spec.device.type == "cuda" else frozenset()
 
 
 @cache
@@ -121,9 +125,9 @@ def choose(spec: Spec) -> str:
         if reason is not None:
             raise BackendError(f"backend '{name}' was asked for and cannot run this call: {reason}")
         return name
-    verified = _verified(spec)
+    verified, wrong = _verified(spec), _failed(spec)
     order = _order(spec) if verified in (None, "torch") else (verified, *_order(spec))
-    return next(candidate for candidate in order if why_not(candidate, spec) is None)
+    return next(name for name in order if name not in wrong and why_not(name, spec) is None)
 
 
 def prefers_torch(spec: Spec) -> bool:

@@ -1,0 +1,160 @@
+"""The record of a verification: written whole or not at all, and what it means for a call."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastlstm import dispatch
+from fastlstm.doctor import small_call
+from fastlstm.verify import record
+
+GPU = "Fake GPU 9000 (80 GB)"
+KIND = ("dense", "tf32", True)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTLSTM_CACHE", str(tmp_path))
+    monkeypatch.setattr(record, "gpu_name", lambda device: GPU)
+    record.read.cache_clear()
+    record._decided.cache_clear()
+    yield
+    record.read.cache_clear()
+    record._decided.cache_clear()
+
+
+def row(H: int, B: int, T: int = 64, kind=KIND, **seconds: float) -> dict:
+    layout, math, training = kind
+    return {"layout": layout, "math": math, "training": training, "H": H, "B": B, "T": T, "seconds": seconds}
+
+
+def made(*rows: dict, failed: dict | None = None) -> dict:
+    return {"timings": list(rows), "failed": failed or {}}
+
+
+def spec(H: int = 128, B: int = 50, T: int = 50, **other):
+    return replace(small_call(torch.device("cuda")), H=H, P=H, B=B, T=T, **other)
+
+
+def test_path_is_one_plain_name_per_model(tmp_path):
+    assert record.path(GPU) == tmp_path / "gpu-fake-gpu-9000-80-gb.json"
+
+
+def test_folder_follows_xdg(monkeypatch, tmp_path):
+    monkeypatch.delenv("FASTLSTM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert record.folder() == tmp_path / "xdg" / "fastlstm"
+
+
+def test_write_then_read():
+    record.write(GPU, made(row(128, 32, torch=2.0, cuda=1.0)))
+    assert record.read(GPU)["timings"][0]["seconds"] == {"torch": 2.0, "cuda": 1.0}
+
+
+def test_a_failed_write_leaves_the_old_record_and_nothing_else(tmp_path):
+    record.write(GPU, made(row(128, 32, torch=2.0, cuda=1.0)))
+    before = record.path(GPU).read_bytes()
+    with pytest.raises(TypeError):
+        record.write(GPU, made({"seconds": object()}))
+    assert record.path(GPU).read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [record.path(GPU).name]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', "null"])
+def test_a_broken_record_is_none(text):
+    record.path(GPU).write_text(text)
+    assert record.read(GPU) is None
+    assert record.choice(torch.device("cuda"), spec()) is None
+
+
+@pytest.mark.parametrize("field", ["format", "identity"])
+def test_a_record_of_other_kernels_or_torch_is_none(field):
+    path = record.write(GPU, made(row(128, 32, torch=2.0, cuda=1.0)))
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: "other"}))
+    record.read.cache_clear()
+    assert record.read(GPU) is None
+
+
+def test_identity_changes_with_the_kernels(monkeypatch, tmp_path):
+    before = record.identity.__wrapped__()
+    package = tmp_path / "fastlstm"
+    (package / "backends").mkdir(parents=True)
+    (package / "backends" / "cuda.py").write_text("changed")
+    (package / "gpu_model.py").write_text("")
+    monkeypatch.setattr(record, "__file__", str(package / "verify" / "record.py"))
+    first = record.identity.__wrapped__()
+    (package / "backends" / "cuda.py").write_text("changed again")
+    assert len({before, first, record.identity.__wrapped__()}) == 3
+
+
+def test_unverified_is_none():
+    assert record.choice(torch.device("cuda"), spec()) is None
+    assert record.failed(torch.device("cuda")) == frozenset()
+
+
+def test_the_faster_of_two_that_beat_torch_wins():
+    found = made(row(128, 64, torch=3.0, cuda=2.0, triton=1.0))
+    assert record.winner(found, KIND, 128, 64, 64) == "triton"
+
+
+def test_within_the_margin_torch_stays():
+    found = made(row(128, 64, torch=1.0, cuda=0.98))
+    assert record.winner(found, KIND, 128, 64, 64) == "torch"
+
+
+def test_a_backend_must_beat_torch_at_all_neighbours():
+    rows = [row(H, B, torch=2.0, cuda=1.0) for H in (64, 256) for B in (16, 64)]
+    assert record.winner(made(*rows), KIND, 100, 50, 64) == "cuda"
+    rows[3]["seconds"]["cuda"] = 2.5
+    assert record.winner(made(*rows), KIND, 100, 50, 64) == "torch"
+    assert record.winner(made(*rows), KIND, 64, 50, 64) == "cuda"  # not between: the slow one is no neighbour
+    del rows[3]["seconds"]["cuda"]
+    assert record.winner(made(*rows), KIND, 100, 50, 64) == "torch"
+
+
+@pytest.mark.parametrize(
+    ("H", "B", "T", "expected"),
+    [
+        (32, 8, 32, "cuda"),
+        (31, 16, 64, "torch"),
+        (129, 16, 64, "torch"),
+        (64, 33, 64, "torch"),
+        (64, 16, 10_000, "cuda"),
+    ],
+)
+def test_far_from_what_was_timed_torch_runs(H, B, T, expected):
+    assert record.winner(made(row(64, 16, torch=2.0, cuda=1.0)), KIND, H, B, T) == expected
+
+
+@pytest.mark.parametrize("kind", [("packed", "tf32", True), ("dense", "float32", True), ("dense", "tf32", False)])
+def test_another_kind_of_call_was_not_timed(kind):
+    assert record.winner(made(row(64, 16, torch=2.0, cuda=1.0)), kind, 64, 16, 64) == "torch"
+
+
+def test_a_backend_that_failed_never_wins():
+    found = made(row(64, 16, torch=3.0, cuda=1.0, triton=2.0), failed={"cuda": ["wrong"]})
+    assert record.winner(found, KIND, 64, 16, 64) == "triton"
+
+
+def test_kind_of_a_call():
+    assert record.kind_of(spec()) == ("dense", "tf32", True)
+    assert record.kind_of(spec(packed=True, dtype=torch.float16, training=False)) == ("packed", "float16", False)
+    assert record.kind_of(spec(packed=True, projected=True))[0] == "projected"
+
+
+def test_dispatch_follows_the_record(monkeypatch):
+    monkeypatch.setattr(dispatch, "why_not", lambda name, spec: None)
+    assert dispatch.prefers_torch(spec(128, 64, 64))  # no record
+    record.write(GPU, made(*(row(128, B, torch=2.0, triton=1.0, cuda=3.0) for B in (16, 64))))
+    assert not dispatch.prefers_torch(spec(128, 64, 64))
+    assert dispatch.choose(spec(128, 64, 64)) == "triton"
+    assert dispatch.prefers_torch(spec(1024, 64, 64))  # not timed
+    assert dispatch.choose(spec(1024, 64, 64)) == "cuda"  # resets, say: torch's path cannot
+    record.write(GPU, made(failed={"cuda": ["wrong"]}))
+    assert dispatch.choose(spec(1024, 64, 64)) == "triton"
+    record.write(GPU, made(failed={"cuda": ["wrong"], "triton": ["wrong"]}))
+    assert dispatch.choose(spec(1024, 64, 64)) == "reference"
