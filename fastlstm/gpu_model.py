@@ -22,6 +22,7 @@ CELL_CLOCKS = 120  # instructions of the cell for one unit of one row, backward 
 EFFICIENCY = 0.75  # of a peak rate that a well-fed loop reaches
 LAUNCH_US = 2.5  # one kernel inside a CUDA graph, end to start included
 HOST_LAUNCH_US = 5.0  # one kernel launched by compiled host code, when the device waits for the host
+TORCH_LAUNCH_US = 8.0  # one matrix product or CUDA kernel launched from Python, through torch or pybind11
 PYTHON_LAUNCH_US = 15.0  # one kernel launched by Triton's Python launcher
 GRID_WAIT_US = 1.3  # every block waits for every other one, data through L2
 

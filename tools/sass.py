@@ -66,6 +66,17 @@ def read(cubin: bytes) -> Code:
     return parse(text, int(found[1]), int(found[2]))
 
 
+def read_all(cubin: Path) -> dict[str, Code]:
+    """Disassemble a cubin file; mangled name of a kernel → its code."""
+    text = _output(tool("nvdisasm"), "-c", str(cubin))
+    usage = re.findall(
+        r"Function (\S+):\n\s*REG:(\d+) STACK:(\d+)", _output(tool("cuobjdump"), "-res-usage", str(cubin))
+    )
+    _, *parts = re.split(r"^\s*\.section\s+\.text\.(\w+).*$", text, flags=re.M)
+    bodies = dict(zip(parts[::2], parts[1::2], strict=True))
+    return {name: parse(bodies[name], int(registers), int(stack)) for name, registers, stack in usage}
+
+
 def parse(text: str, registers: int, stack: int) -> Code:
     """Count instructions in nvdisasm's text; a loop is what lies between a label and a later branch back to it."""
     labels, lines, inside = {}, [], set()
