@@ -42,7 +42,7 @@ void sequence(py::class_<Class>& c) {
 }
 
 void bind_args(py::module_& m) {
-  py::class_<ForwardArgs> f(m, "ForwardArgs");
+  py::class_<ForwardArgs> f(m, "ForwardArgs", py::module_local());
   f.def(py::init([] { return ForwardArgs{}; })).def(py::init<const ForwardArgs&>());
   sequence(f);
   pointer(f, "h", &ForwardArgs::h), pointer(f, "c", &ForwardArgs::c), pointer(f, "gates", &ForwardArgs::gates);
@@ -53,7 +53,7 @@ void bind_args(py::module_& m) {
   pointer(f, "status", &ForwardArgs::status);
   f.def_readwrite("V", &ForwardArgs::V).def_readwrite("exchange_width", &ForwardArgs::exchange_width);
 
-  py::class_<BackwardArgs> b(m, "BackwardArgs");
+  py::class_<BackwardArgs> b(m, "BackwardArgs", py::module_local());
   b.def(py::init([] { return BackwardArgs{}; })).def(py::init<const BackwardArgs&>());
   sequence(b);
   pointer(b, "dxg", &BackwardArgs::dxg), pointer(b, "dh_state", &BackwardArgs::dh_state);

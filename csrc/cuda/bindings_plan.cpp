@@ -1,4 +1,5 @@
 // Python's view of the planner: `plan` in fastlstm._C, with or without CUDA, and in the host simulation.
+// Types are local to their module, since tests load both.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -12,7 +13,7 @@ using namespace fastlstm::cuda;
 namespace {
 
 void bind_gpu(py::module_& m) {
-  py::class_<Gpu>(m, "Gpu")
+  py::class_<Gpu>(m, "Gpu", py::module_local())
       .def(py::init([] { return Gpu{}; }))
       .def_readwrite("capability", &Gpu::capability)
       .def_readwrite("sms", &Gpu::sms)
@@ -32,7 +33,7 @@ void bind_gpu(py::module_& m) {
 }
 
 void bind_choice(py::module_& m) {
-  py::class_<Tiling>(m, "Tiling")
+  py::class_<Tiling>(m, "Tiling", py::module_local())
       .def(py::init([] { return Tiling{}; }))
       .def_readwrite("unit_blocks", &Tiling::unit_blocks)
       .def_readwrite("row_blocks", &Tiling::row_blocks)
@@ -41,7 +42,7 @@ void bind_choice(py::module_& m) {
       .def_readwrite("row_tiles", &Tiling::row_tiles)
       .def_readwrite("phase", &Tiling::phase)
       .def_readwrite("gate_splits", &Tiling::gate_splits);
-  py::class_<Work>(m, "Work")
+  py::class_<Work>(m, "Work", py::module_local())
       .def_readonly("blocks", &Work::blocks)
       .def_readonly("l2_bytes", &Work::l2_bytes)
       .def_readonly("shared_bytes", &Work::shared_bytes)
@@ -52,7 +53,7 @@ void bind_choice(py::module_& m) {
       .def_readonly("hbm_bytes", &Work::hbm_bytes)
       .def_readonly("launches", &Work::launches)
       .def_readonly("grid_waits", &Work::grid_waits);
-  py::class_<Choice>(m, "Choice")
+  py::class_<Choice>(m, "Choice", py::module_local())
       .def_property_readonly("kernel", [](const Choice& c) { return name_of(c.kernel); })
       .def_readonly("t", &Choice::t)
       .def_readonly("blocks", &Choice::blocks)

@@ -181,10 +181,12 @@ def test_the_gpu_backends_without_a_gpu(tmp_path):
     """Triton in its interpreter and the CUDA kernels in the host simulation, each in a process of its own."""
     code = """
 import json, torch
+from fastlstm.backends import hostsim
 from fastlstm.verify import checks, record, run, timings
 from fastlstm.verify.cases import SHORT
 
 if __name__ == "__main__":
+    hostsim.library()  # g++ takes a while when it is first built
     table = checks.Table((SHORT[3],), ("float32", "bfloat16"))
     cells = tuple(timings.grid("dense", (4,), (2,), (3,), ("bfloat16",)))
     device = torch.device("cpu")

@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fastlstm import gpu_model
+from fastlstm import gpu_model, native
 from fastlstm.backends import cuda_op, cuda_plan
 from fastlstm.backends.common import BackendError, Spec, spec_of
 from fastlstm.backends.cuda_op import Plan
@@ -154,7 +154,8 @@ def _fit(lib: ModuleType, code: int, spec: Spec, backward: bool, given: tuple[in
 
 def plan(spec: Spec) -> str:
     """Return one line on what would run."""
-    lib = library(_settings.flags, _settings.csrc).plan
+    native_plan = None if native.why_not() else getattr(native.load(), "plan", None)  # the same planner, ready built
+    lib = native_plan or library(_settings.flags, _settings.csrc).plan
     chosen = choose(spec, lib)
     code = chosen.code(spec.dtype)
     return f"hostsim: {cuda_plan.sentence(chosen.forward, _device(), code)}"
