@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fastlstm
 from benchmarks.work import Run, Work, chosen_by_dispatch, columns, same_weights
 from fastlstm.charlm.model import CharModel
 from fastlstm.charlm.sample import Drawing, symbols
 from fastlstm.charlm.vocab import Vocabulary
 
 V = 65  # symbols of tinyshakespeare
+FIRST_INPUT = ("rnn.embedding.weight", "rnn.lstm.weight_ih_l0")  # a decoder reads one row of their product
 State = tuple[Tensor, Tensor]
 Loop = Callable[[Drawing], list[Tensor]]
 
@@ -83,14 +85,18 @@ def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Work:
     """
     theirs = TorchModel(H, L)
     ours = ours_of(theirs).eval()
-    loops: dict[str, Loop] = {"torch": torch_loop(theirs, num, length), "charlm": charlm_loop(ours, num, length)}
+    decoded = decode_loop(ours, num, length)
+    loops: dict[str, Loop] = dict.fromkeys(columns("cpu"), decoded)
+    loops |= {"charlm": charlm_loop(ours, num, length), "torch": torch_loop(theirs, num, length)}
+    with fastlstm.backend(None):
+        decoded(Drawing(num=num))
+        chosen = fastlstm.last_plan().split(":")[0]
     return Work(
         {name: partial(loop, Drawing(num=num)) for name, loop in loops.items()},
         checked={name: partial(loop, Drawing(num=num, argmax=True)) for name, loop in loops.items()},
         grad=False,
-        chosen="cpu",
-        bytes=4.0 * length * sum(p.numel() for name, p in ours.named_parameters() if "embedding" not in name),
-        skipped=dict.fromkeys(columns("cpu"), "this fastlstm has no decode"),
+        chosen=chosen,
+        bytes=4.0 * length * sum(p.numel() for name, p in ours.named_parameters() if name not in FIRST_INPUT),
         characters=num * length,
     )
 
@@ -112,11 +118,23 @@ def torch_loop(model: TorchModel, num: int, length: int) -> Loop:
     return loop
 
 
+def decode_loop(model: CharModel, num: int, length: int) -> Loop:
+    """fastlstm.decode as a user calls it: weights are packed anew in every call."""
+
+    def loop(drawing: Drawing) -> list[Tensor]:
+        temperature = 0.0 if drawing.argmax else drawing.temperature
+        layers = (model.rnn, model.out.weight, model.out.bias)
+        return [fastlstm.decode(*layers, [0], length, num=num, temperature=temperature, seed=drawing.seed).ids]
+
+    return loop
+
+
 def charlm_loop(model: CharModel, num: int, length: int) -> Loop:
-    """The sampler of `fastlstm sample`, from the symbol 0 (a newline) on as the other loop."""
+    """The sampler of `fastlstm sample`, from the symbol 0 (a newline) on as the other loops."""
     vocabulary = Vocabulary("\n" + "".join(map(chr, range(64, 63 + V))))
 
     def loop(drawing: Drawing) -> list[Tensor]:
-        return [torch.from_numpy(np.stack(list(islice(symbols(model, vocabulary, drawing), length))))]
+        pieces = list(symbols(model, vocabulary, replace(drawing, length=length)))
+        return [torch.from_numpy(np.concatenate(pieces))]
 
     return loop

@@ -35,7 +35,9 @@ constexpr int columns_at_once(int rows) {
 #endif
 }
 
-// How far ahead of its use a line of weights is asked for, in bytes. The machine's own prefetch stops at every 4 KiB.
+// Several rows read a block a few registers of columns at a time, with gaps, which the machine's own prefetch follows
+// badly: lines are asked for this many bytes ahead (64 streams gain 20 %). One row reads on and on; there it only
+// costs.
 inline constexpr int64_t kAhead = 2048;
 
 // z[r][:] += sum_k v[r][k] * w[k][:]   for `rows` rows and `vecs` registers of columns
@@ -49,13 +51,14 @@ __attribute__((noinline)) void tile_of_block(const W* w, int64_t columns, const 
 #pragma GCC unroll 16
     for (int n = 0; n < vecs; ++n) sum[r][n] = Vec<float>::load(z + r * z_row + n * width).v;
   for (int64_t k = 0; k < K; ++k, w += columns) {
-#pragma GCC unroll 16
-    for (int n = 0; n < vecs * width * int(sizeof(W)); n += 64) __builtin_prefetch((const char*)w + kAhead + n, 0, 3);
     if constexpr (rows == 1) {
       const auto x = Vec<float>(v[k]).v;
 #pragma GCC unroll 16
       for (int n = 0; n < vecs; ++n) sum[0][n] += x * load_block(w + n * width).v;
     } else {
+#pragma GCC unroll 16
+      for (int n = 0; n < vecs * width * int(sizeof(W)); n += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead + n, 0, 3);
       typename Vec<float>::Raw weight[vecs];
 #pragma GCC unroll 16
       for (int n = 0; n < vecs; ++n) weight[n] = load_block(w + n * width).v;
@@ -117,13 +120,31 @@ inline void ask_for_large_pages(void* p, int64_t bytes) {
 
 using fastlstm::cpu::Pack;
 
-// to[k][columns] of one gate's lanes from rows of w, 16 k at a time, so that what is written stays in the cache
+inline void store_weights(float* to, const float (&w)[4]) { std::memcpy(to, w, sizeof(w)); }
+inline void store_weights(uint16_t* to, const float (&w)[4]) {
+  for (int i = 0; i < 4; ++i) store_weight(to + i, w[i]);
+}
+
+// to[k][columns] of one gate's lanes from rows of w, 16 k at a time, so that what is written stays in the cache; four
+// rows and four k are turned round in registers (half the time of one weight after another)
 template <class W>
 void pack_rows(W* to, int64_t columns, const float* w, int64_t width, int64_t lanes, int64_t real) {
+  typedef float Four __attribute__((vector_size(16)));
   for (int64_t k0 = 0; k0 < width; k0 += 16) {
     const int64_t k1 = k0 + 16 < width ? k0 + 16 : width;
-    for (int64_t j = 0; j < lanes; ++j)
-      for (int64_t k = k0; k < k1; ++k) store_weight(to + k * columns + j, j < real ? w[j * width + k] : 0.0f);
+    for (int64_t j = 0; j < lanes; j += 4) {
+      int64_t k = k0;
+      for (; k + 4 <= k1 && j + 4 <= real; k += 4) {
+        Four row[4];
+        for (int i = 0; i < 4; ++i) std::memcpy(&row[i], w + (j + i) * width + k, sizeof(Four));
+        for (int i = 0; i < 4; ++i) {
+          const float column[4] = {row[0][i], row[1][i], row[2][i], row[3][i]};
+          store_weights(to + (k + i) * columns + j, column);
+        }
+      }
+      for (; k < k1; ++k)
+        for (int64_t i = j; i < j + 4; ++i) store_weight(to + k * columns + i, i < real ? w[i * width + k] : 0.0f);
+    }
   }
 }
 
