@@ -166,11 +166,8 @@ PYBIND11_MODULE(_C, m) {
       current->unary_f32(at<float>(x), at<float>(y), n, what);
   });
   bind_decode(m);
-<<<<<<< HEAD
   bind_short_call(m);
-=======
   bind_plan(m);
->>>>>>> 1708419 (Build the CUDA kernels with nvcc, the system's or PyPI's; the cuda backend that launches them; doctor says what is built)
 #if defined(FASTLSTM_WITH_CUDA)
   bind_cuda(m);
   bind_device(m);
