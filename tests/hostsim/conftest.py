@@ -4,11 +4,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastlstm.backends import hostsim
 from fastlstm.backends.hostsim import build
 
 sys.path.insert(0, str(Path(__file__).parent))  # `from shapes import ...`
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors are tiny here; torch's threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

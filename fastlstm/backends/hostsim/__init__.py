@@ -49,6 +49,7 @@ class Settings:
     seed: int = 0
     flags: tuple[str, ...] = ()  # further compiler flags
     csrc: Path = build.CSRC  # where the kernels' sources lie (a mutated copy, in tests)
+    only: tuple[str, ...] = ()  # kernel files to take from there; empty: all
     tf32: bool = False
     half_products: bool = False  # products of half types come in their own type, as from an old torch
 
@@ -69,11 +70,13 @@ def settings(**changes) -> Iterator[None]:
 
 
 @lru_cache(maxsize=64)
-def library(flags: tuple[str, ...] = (), csrc: Path = build.CSRC) -> ModuleType:
-    """The simulation with the kernels in a csrc folder; flags: further compiler flags."""
-    bindings = [csrc / "cuda" / name for name in ("bindings_cuda.cpp", "bindings_plan.cpp", "plan.cpp")]
-    kernels = sorted((csrc / "cuda").glob("*.cu"))
-    return build.load("hostsim_kernels", kernels, bindings, flags=["-DFASTLSTM_HOSTSIM", *flags], include=csrc)
+def library(flags: tuple[str, ...] = (), csrc: Path = build.CSRC, only: tuple[str, ...] = ()) -> ModuleType:
+    """The simulation with the kernels in a csrc folder; flags: further compiler flags; only: stems, empty for all."""
+    cuda = build.CSRC / "cuda"
+    bindings = [cuda / name for name in ("bindings_cuda.cpp", "bindings_plan.cpp", "plan.cpp")]
+    names = sorted(f.name for f in cuda.glob("*.cu"))
+    kernels = [(csrc / "cuda" if not only or Path(n).stem in only else cuda) / n for n in names]
+    return build.load("hostsim_kernels", kernels, bindings, flags=["-DFASTLSTM_HOSTSIM", *flags])
 
 
 _status = torch.zeros(1, dtype=torch.int32)  # what kernels leave for the next call
@@ -116,6 +119,10 @@ class Simulated:
         return dtype if _settings.half_products else torch.float32
 
 
+def _library() -> ModuleType:
+    return library(_settings.flags, _settings.csrc, _settings.only)
+
+
 def why_not(spec: Spec) -> str | None:
     """Return why the simulation cannot run this call, or None."""
     if spec.device.type != "cpu":
@@ -135,13 +142,17 @@ def _device() -> gpu_model.Device:
 
 def choose(spec: Spec, lib: ModuleType) -> Plan:
     """What runs a call under the settings; ValueError where a kernel or tiling they name does not fit."""
-    tf32 = _settings.tf32
+    tf32, device = _settings.tf32, cuda_plan.gpu(lib, _device())
     code = Plan(None, None, tf32).code(spec.dtype)
-    sizes = {"H": spec.H, "B": spec.B, "projected": spec.projected}
-    found = list(cuda_plan.choices(lib, _device(), code, **sizes, only=_settings.kernel or ""))
+    found = []
     for backward, given in enumerate((_settings.forward, _settings.backward)):
         if given is not None:
-            found[backward] = _fit(lib, code, spec, bool(backward), given)
+            found.append(_fit(lib, code, spec, bool(backward), given))
+            continue
+        only = _settings.kernel or ""
+        found.append(lib.choose(device, code, spec.H, spec.B, bool(backward), spec.projected, only))
+        if found[-1].blocks < 0:
+            raise ValueError(found[-1].why)
     return Plan(*found, tf32)
 
 
@@ -155,7 +166,7 @@ def _fit(lib: ModuleType, code: int, spec: Spec, backward: bool, given: tuple[in
 def plan(spec: Spec) -> str:
     """Return one line on what would run."""
     native_plan = None if native.why_not() else getattr(native.load(), "plan", None)  # the same planner, ready built
-    lib = native_plan or library(_settings.flags, _settings.csrc).plan
+    lib = native_plan or _library().plan
     chosen = choose(spec, lib)
     code = chosen.code(spec.dtype)
     return f"hostsim: {cuda_plan.sentence(chosen.forward, _device(), code)}"
@@ -165,7 +176,7 @@ def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, 
     """Run one layer in one direction; arguments and returns as in `fastlstm.reference.forward`."""
     tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
     spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
-    with Simulated(library(_settings.flags, _settings.csrc)) as rt:
+    with Simulated(_library()) as rt:
         return cuda_op.forward(rt, choose(spec, rt.module.plan), *tensors, reverse, save)
 
 
@@ -176,7 +187,7 @@ def backward(
     grads = _contiguous(dh, dc, dh_n, dc_n)
     tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
     spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
-    with Simulated(library(_settings.flags, _settings.csrc)) as rt:
+    with Simulated(_library()) as rt:
         return cuda_op.backward(
             rt, choose(spec, rt.module.plan), *grads, *tensors, reverse, save, *_contiguous(h, c, gates)
         )

@@ -48,25 +48,25 @@ def load(
     bindings: Sequence[Path] = (),
     *,
     flags: Sequence[str] = (),
-    include: Path = CSRC,
 ) -> ModuleType:
     """Build (or find built) and import a simulation with these kernels.
 
     kernels: files compiled with hooks; bindings: files compiled plainly, one of which defines bind_kernels;
-    flags: further compiler flags for both; include: the csrc folder to take headers from (a mutated copy, in tests).
+    flags: further compiler flags for both. A kernel that lies in a copy of csrc/ takes its headers from there.
     Raises RuntimeError with the compiler's words.
     """
     BUILD.mkdir(parents=True, exist_ok=True)
     with open(BUILD / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        library = _link(name, kernels, bindings, list(flags), include)
-    spec = importlib.util.spec_from_file_location(name, library)
+        library = _link(name, kernels, bindings, list(flags))
+    unique = f"{library.parent.name}.{name}"  # pybind11 gives one module to all libraries of one name
+    spec = importlib.util.spec_from_file_location(unique, library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def _link(name: str, kernels: Sequence[Path], bindings: Sequence[Path], flags: list[str], include: Path) -> Path:
+def _link(name: str, kernels: Sequence[Path], bindings: Sequence[Path], flags: list[str]) -> Path:
     import pybind11
 
     plain = [*_PLAIN, f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
@@ -74,7 +74,7 @@ def _link(name: str, kernels: Sequence[Path], bindings: Sequence[Path], flags: l
     jobs += [(f, [*plain, *flags]) for f in bindings]
     jobs += [(f, [*_KERNEL, *flags]) for f in kernels]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        objects = list(pool.map(lambda job: _compile(*job, include), jobs))
+        objects = list(pool.map(lambda job: _compile(*job), jobs))
     key = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
     library = BUILD / key / f"{name}.so"
     if not library.exists():
@@ -88,7 +88,8 @@ def _simulation() -> list[Path]:
     return sorted((CSRC / "hostsim").glob("*.cpp"))
 
 
-def _compile(source: Path, flags: list[str], include: Path) -> Path:
+def _compile(source: Path, flags: list[str]) -> Path:
+    include = source.parents[1] if source.parent.name == "cuda" else CSRC
     texts = [p.read_bytes() for p in sorted(closure(source, include))]
     key = hashlib.sha256(b"\0".join([*map(str.encode, flags), *texts])).hexdigest()[:16]
     target = BUILD / f"{source.stem}-{key}.o"

@@ -1,0 +1,154 @@
+"""The planner of the CUDA kernels, asked about GPUs that are not there: its choice fits, is the cheapest, and is explained."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from fastlstm import gpu_model
+from fastlstm.backends import cuda_plan, hostsim
+from fastlstm.backends.hostsim import TILING, build
+
+DEVICES = ("T4", "A100", "H100", "H200", "RTX 3090", "RTX 4090", "RTX 5090")
+CODES = {"float32": 0, "tf32": 1, "float16": 2, "bfloat16": 3}
+BYTES = {0: 4, 1: 4, 2: 2, 3: 2}
+SIZES = list(product((1, 7, 64, 128, 512, 1024, 1536), (1, 16, 128)))
+
+
+@pytest.fixture(scope="module")
+def lib():
+    if reason := build.why_not():
+        pytest.skip(reason)
+    return hostsim.library().plan
+
+
+def _allowed(device: gpu_model.Device, code: int) -> bool:
+    return device.capability >= 80 or code in (0, 2)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_what_it_chooses_fits(lib, name):
+    device = gpu_model.KNOWN[name]
+    for (H, B), code in product(SIZES, CODES.values()):
+        for backward, choice in enumerate(cuda_plan.choices(lib, device, code, H=H, B=B)):
+            t = choice.t
+            if choice.kernel == "step":
+                continue
+            assert _allowed(device, code)
+            assert choice.shared_bytes <= device.shared_bytes
+            assert choice.threads == 32 * t.groups * t.k_splits <= 512
+            units = t.groups * (16 if backward else 8) * t.unit_blocks // t.gate_splits
+            assert units >= H
+            assert 8 * t.row_tiles * t.row_blocks >= B
+            assert t.unit_blocks == 1 if choice.kernel == "tile" else choice.blocks <= device.sms
+            held = (choice.register_weights + choice.shared_weights) * t.unit_blocks
+            assert held >= 4 * H * H * BYTES[code]
+            again = lib.fit(cuda_plan.gpu(lib, device), code, H, B, bool(backward), choice.kernel, t)
+            assert again.us == choice.us
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_its_cost_is_the_cost_models(lib, name):
+    device = gpu_model.KNOWN[name]
+    for (H, B), code in product(SIZES[::2], CODES.values()):
+        for choice in cuda_plan.choices(lib, device, code, H=H, B=B):
+            predicted = cuda_plan.predicted(choice, device, code)
+            assert choice.us == pytest.approx(predicted.us, rel=1e-9)
+            assert predicted.bound in predicted.parts
+
+
+def test_it_takes_the_cheapest(lib):
+    device = gpu_model.KNOWN["A100"]
+    for (H, B), code in product(((64, 16), (512, 16), (1024, 128)), (0, 3)):
+        best = cuda_plan.choices(lib, device, code, H=H, B=B)
+        for kernel in ("step", "tile", "persistent"):
+            try:
+                other = cuda_plan.choices(lib, device, code, H=H, B=B, only=kernel)
+            except ValueError:
+                continue
+            assert all(a.us <= b.us for a, b in zip(best, other, strict=True))
+    gpu, best = cuda_plan.gpu(lib, device), cuda_plan.choices(lib, device, 3, H=512, B=16)[0]
+    for name in TILING[2:6]:
+        changed = lib.Tiling()
+        for n in TILING:
+            setattr(changed, n, getattr(best.t, n))
+        setattr(changed, name, 2 * getattr(best.t, name))
+        with suppress(ValueError):  # does not fit
+            assert lib.fit(gpu, 3, 512, 16, False, best.kernel, changed).us >= best.us
+
+
+def test_sizes_choose_kernels(lib):
+    """Small H stays in a block, larger H on the chip, what is too large nowhere."""
+    h100 = gpu_model.KNOWN["H100"]
+
+    def kernels(H, B=16, code=3, device=h100):
+        return [c.kernel for c in cuda_plan.choices(lib, device, code, H=H, B=B)]
+
+    assert kernels(64) == ["tile", "tile"]
+    assert kernels(1024) == kernels(768) == ["persistent", "persistent"]
+    assert kernels(16384) == ["step", "step"]
+    assert kernels(256, code=3, device=gpu_model.KNOWN["T4"]) == ["step", "step"]
+    assert kernels(64, code=2, device=gpu_model.KNOWN["T4"]) == ["tile", "tile"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"only": "tile", "H": 1024}, "1024 units do not fit one block|does not stay in one block"),
+        ({"only": "tile", "H": 128, "code": 0}, "KiB of shared memory, a block gets"),
+        ({"only": "persistent", "H": 4}, "one block has all 4 units"),
+        ({"only": "tile", "H": 32, "projected": True}, "a projection goes through step"),
+        ({"only": "tile", "H": 32, "code": 3, "device": "T4"}, "bfloat16 products need compute capability 8.0"),
+        ({"only": "tile", "H": 32, "code": 1, "device": "T4"}, "TF32 products need compute capability 8.0"),
+        ({"only": "tiles", "H": 32}, "kernel is 'tiles', expected step, tile or persistent"),
+        ({"only": "tile", "H": 32, "device": "old"}, "compute capability 7.0, at least 7.5 is needed"),
+    ],
+)
+def test_it_says_why_not(lib, options, reason):
+    options = {"B": 16, "code": 3, "device": "H100", **options}
+    device, code = options.pop("device"), options.pop("code")
+    found = replace(gpu_model.KNOWN["T4"], capability=70) if device == "old" else gpu_model.KNOWN[device]
+    with pytest.raises(ValueError, match=reason):
+        cuda_plan.choices(lib, found, code, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"groups": 17}, "a block has at most 16 warps"),
+        ({"k_splits": 0}, "a block has at most 16 warps"),
+        ({"phase": 2}, "a phase of 2 of 1 row tiles with 1 splits"),
+        ({"gate_splits": 2}, "do not divide into 2 parts"),
+        ({"unit_blocks": 3}, "3 x 1 blocks do not cover H 64 and B 8"),
+        ({"groups": 1, "unit_blocks": 8}, "W_hh of H 64 does not stay in one block"),
+    ],
+)
+def test_a_tiling_that_does_not_fit(lib, changes, reason):
+    tiling = lib.Tiling()
+    for name, value in zip(TILING, (1, 1, 8, 1, 1, 1, 1), strict=True):
+        setattr(tiling, name, changes.get(name, value))
+    with pytest.raises(ValueError, match=reason):
+        lib.fit(cuda_plan.gpu(lib, gpu_model.KNOWN["H100"]), 3, 64, 8, False, "tile", tiling)
+
+
+def test_too_many_blocks_for_the_chip(lib):
+    tiling = lib.Tiling()
+    for name, value in zip(TILING, (64, 4, 1, 1, 1, 1, 1), strict=True):
+        setattr(tiling, name, value)
+    with pytest.raises(ValueError, match="256 blocks that wait for each other need as many multiprocessors"):
+        lib.fit(cuda_plan.gpu(lib, gpu_model.KNOWN["H100"]), 3, 512, 32, False, "persistent", tiling)
+
+
+@pytest.mark.parametrize(("H", "kernel"), [(64, "tile"), (768, "persistent"), (16384, "step")])
+def test_the_sentence(lib, H, kernel):
+    device = gpu_model.KNOWN["H100"]
+    said = [cuda_plan.sentence(c, device, 3) for c in cuda_plan.choices(lib, device, 3, H=H, B=16)]
+    for line in said:
+        assert line.startswith(f"{kernel}: ")
+        words = ["µs a step predicted on H100", "bound by", "W_hh ("]
+        if kernel != "step":
+            words += ["blocks of", "threads", "registers", "KiB", "over units x", "groups", "tiles of 8 sequences"]
+        assert all(word in line for word in words), line

@@ -1,0 +1,107 @@
+"""Faults for the shipped kernels: what is changed where, and which kernels it is to break. test_mutations.py compiles each.
+
+A mutation replaces one piece of text, found exactly once, in a copy of csrc/. Six classes; `step` has no shared memory,
+no barrier, no copy to wait for and no other block to hand to, so only the first two concern it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROW = "wrong fragment row"
+TAIL = "off-by-one tail"
+BARRIER = "missing barrier"
+ORDER = "relaxed store where order matters"
+WAIT = "read before the wait"
+UNSET = "uninitialised shared word"
+CLASSES = (ROW, TAIL, BARRIER, ORDER, WAIT, UNSET)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    what: str  # one of CLASSES
+    kernels: str  # stems of the .cu files that must fail, with spaces between
+    file: str  # in csrc/cuda
+    old: str
+    new: str
+
+
+FORWARD, BACKWARD = "tile_forward persistent_forward", "tile_backward persistent_backward"
+BOTH = "persistent_forward persistent_backward"
+
+MUTATIONS = (
+    Mutation(ROW, "step", "step.cuh", "load_floats(hw + g * H, product);", "load_floats(hw + (g ^ 1) * H, product);"),
+    Mutation(TAIL, "step", "step.cuh", "return b < count;", "return b <= count;"),
+    Mutation(
+        TAIL,
+        "step",
+        "step.cuh",
+        "b < before.count ? p.c + (before.first + b) * H + u",
+        "b <= before.count ? p.c + (before.first + b) * H + u",
+    ),
+    Mutation(ROW, FORWARD, "product.cuh", "a.x, b.x, a.y, b.y, h.x", "b.x, a.x, a.y, b.y, h.x"),
+    Mutation(
+        ROW,
+        FORWARD,
+        "product.cuh",
+        "h = load_vector<uint4>(tile + (lane / 4)",
+        "h = load_vector<uint4>(tile + (lane / 4 ^ 1)",
+    ),
+    Mutation(TAIL, FORWARD, "forward.cuh", "unit() < H ? H - k : 0, wide);", "unit() <= H ? H - k : 0, wide);"),
+    Mutation(TAIL, FORWARD, "block.cuh", "i < min_of(valid, 8)", "i < min_of(valid, 9)"),
+    Mutation(
+        TAIL,
+        "persistent_forward",
+        "forward.cuh",
+        "at < width) store_relaxed(to + (now.first + b) * width + at, word)",
+        "at <= width) store_relaxed(to + (now.first + b) * width + at, word)",
+    ),
+    Mutation(
+        BARRIER, "tile_forward", "forward.cuh", "        __syncthreads();\n        exchange.par", "        exchange.par"
+    ),
+    Mutation(BARRIER, FORWARD, "forward.cuh", "    if (t.k_splits > 1) __syncthreads();\n", ""),
+    Mutation(
+        BARRIER, "persistent_forward", "exchange.cuh", "    __syncwarp();\n    return strip;", "    return strip;"
+    ),
+    Mutation(WAIT, FORWARD, "forward.cuh", "    wait_copies<1>();\n", "    wait_copies<2>();\n"),
+    Mutation(WAIT, BOTH, "exchange.cuh", "          waits |= unset(v[i]);\n", ""),
+    Mutation(ORDER, BOTH, "memory.cuh", " || v.y == kUnset || v.z == kUnset || v.w == kUnset", ""),
+    Mutation(
+        ORDER,
+        BOTH,
+        "memory.cuh",
+        '  PTX("st.relaxed.gpu.global.b32 [%0], %1;", (), (IN_L(to), IN_R(word)));',
+        "  *to = word;",
+    ),
+    Mutation(UNSET, "tile_forward", "forward.cuh", "i < 16 * t.row_tiles * pieces;", "i < 8 * t.row_tiles * pieces;"),
+    Mutation(
+        UNSET, FORWARD, "forward.cuh", "    for_own_states([](float* place, float* state) { *place = *state; });\n", ""
+    ),
+    Mutation(ROW, BACKWARD, "product.cuh", "w[0].x, w[1].x, w[0].y", "w[1].x, w[0].x, w[0].y"),
+    Mutation(TAIL, BACKWARD, "backward.cuh", "H, at < H ? H - u : 0, false);", "H, at <= H ? H - u : 0, false);"),
+    Mutation(
+        TAIL,
+        BACKWARD,
+        "backward.cuh",
+        "if (b >= now.count || u >= H) continue;",
+        "if (b >= now.count || u > H) continue;",
+    ),
+    Mutation(BARRIER, "tile_backward", "backward.cuh", "      if constexpr (Exchange::kWhole) __syncthreads();\n", ""),
+    Mutation(BARRIER, BACKWARD, "backward.cuh", "    if (t.k_splits > 1) __syncthreads();\n", ""),
+    Mutation(WAIT, BACKWARD, "backward.cuh", "    wait_copies<1>();\n", "    wait_copies<2>();\n"),
+    Mutation(
+        WAIT,
+        "persistent_backward",
+        "backward.cuh",
+        "            while (word == kUnset && !exchange.lost && patience.again(p.status, exchange.lost));",
+        "            while (false);",
+    ),
+    Mutation(UNSET, "tile_backward", "backward.cuh", "      exchange.clear();\n", ""),
+    Mutation(
+        UNSET,
+        BACKWARD,
+        "backward.cuh",
+        "    for_own_states([](float* place, float* state) { *place = *state; });\n",
+        "",
+    ),
+)

@@ -1,0 +1,76 @@
+"""The simulation finds real faults: the shipped kernels with one fault each, compiled, must fail; without it they pass."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from mutations import CLASSES, MUTATIONS, ORDER, ROW, TAIL, Mutation
+from shapes import BF16, PERSISTENT, STEP, TILE, check, dense
+
+from fastlstm.backends import hostsim
+from fastlstm.backends.hostsim import build
+
+# Rows of a multiple of 16 bytes and not, tails of units and sequences, resets, several tiles and phases
+CASES = (dense(4, 19, 40, initial=True), dense(3, 9, 21, initial=True, reset=True))
+SHAPES = {"step": (STEP,), "tile": TILE[1::2], "persistent": (PERSISTENT[1], PERSISTENT[3])}
+SEEDS = range(4)  # every policy of scheduling
+# One type is enough and compiles four times as fast
+ONE_TYPE = "#undef with_type\n#define with_type(type, ...) (__VA_ARGS__)(bfloat_t{})\n\nnamespace fastlstm::cuda {"
+
+
+def _mutated(mutation: Mutation, stem: str, folder: Path) -> Path:
+    """A copy of csrc in which one kernel file sees the fault; the others include it too but are not compiled anew."""
+    csrc = folder / "csrc"
+    shutil.copytree(build.CSRC / "cuda", csrc / "cuda")
+    shutil.copytree(build.CSRC / "hostsim", csrc / "hostsim")
+    shutil.copy(build.CSRC / "cell.h", csrc)
+    file = csrc / "cuda" / mutation.file
+    text = file.read_text()
+    assert text.count(mutation.old) == 1, f"{mutation.file}: {mutation.old!r} is there {text.count(mutation.old)} times"
+    file.write_text(text.replace(mutation.old, mutation.new))
+    kernel = csrc / "cuda" / f"{stem}.cu"
+    if stem != "step":
+        kernel.write_text(kernel.read_text().replace("namespace fastlstm::cuda {", ONE_TYPE, 1))
+    return csrc
+
+
+def _failure(stem: str, csrc: Path) -> str | None:
+    """What the first run that fails says."""
+    for seed in SEEDS:
+        for case in CASES:
+            for shape in SHAPES[stem.split("_")[0]]:
+                try:
+                    check(shape, case, BF16, seed, csrc=csrc, only=(stem,))
+                except (hostsim.Fault, AssertionError) as error:
+                    return str(error)
+    return None
+
+
+PAIRS = [(m, stem) for m in MUTATIONS for stem in m.kernels.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mutation", "stem"), PAIRS, ids=[f"{stem}-{k}-{m.what}" for k, (m, stem) in enumerate(PAIRS)])
+def test_a_fault_is_found(hostsim_library, tmp_path, mutation, stem):
+    found = _failure(stem, _mutated(mutation, stem, tmp_path))
+    assert found is not None, f"{stem} with {mutation.new!r} for {mutation.old!r} passed everything"
+    print(f"{stem}, {mutation.what}: {found.splitlines()[0]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", ["step", "tile", "persistent"])
+def test_without_a_fault_the_same_runs_pass(hostsim_library, stem):
+    assert _failure(stem, build.CSRC) is None
+
+
+def test_every_kernel_and_class_is_there(hostsim_library):
+    """And every mutation still finds the text that it changes."""
+    has = {(stem, m.what) for m, stem in PAIRS}
+    assert has >= {("step", what) for what in (ROW, TAIL)}
+    for direction in ("forward", "backward"):
+        assert has >= {(f"persistent_{direction}", what) for what in CLASSES}
+        assert has >= {(f"tile_{direction}", what) for what in CLASSES if what != ORDER}
+    for m in MUTATIONS:
+        assert (build.CSRC / "cuda" / m.file).read_text().count(m.old) == 1, m
