@@ -61,6 +61,7 @@ FLOORS = (
     Floor("packed, H 256", ("packed/H256",), "worst", 3.0),
     Floor("bidirectional packed, H 256", ("packed-bidirectional",), "worst", 2.5),
     Floor("projection, H 256, P 128", ("projection",), "worst", 2.0),
+    Floor("one step, 1x8: overhead of a call", ("one-step/1x8",), "worst", 1.0, "dispatched"),
     Floor("one step, 2x128", ("one-step/2x128",), "worst", 8.0),
     Floor("one step, 2x512", ("one-step/2x512",), "worst", 4.0),
     Floor("one step, 1x1024", ("one-step/1x1024",), "worst", 2.5),

@@ -92,6 +92,7 @@ CASES = [
     Timed("bidirectional/H256-B32", _layer(shape(64, 32, 256), bidirectional=True)),
     Timed("projection/H256-P128-B16", _layer(shape(64, 16, 256, P=128))),
     Timed("projection/H256-P128-B50", _layer(shape(64, 50, 256, P=128)), quick=True),
+    Timed("one-step/1x8", _layer(shape(1, 1, 8, initial=True), train=False), True),
     Timed("one-step/2x128", _layer(shape(1, 1, 128, initial=True), L=2, train=False), True, SIMPLE),
     Timed("one-step/2x512", _layer(shape(1, 1, 512, initial=True), L=2, train=False), True, SIMPLE),
     Timed("one-step/1x1024", _layer(shape(1, 1, 1024, initial=True), train=False), False, SIMPLE),
