@@ -34,7 +34,8 @@ class LSTM(nn.RNNBase):
     proj_size: P < H, 0 for none; device; dtype. Raises what torch.nn.LSTM raises. By keyword only, not in nn.LSTM:
 
     recompute: keep only h and c for backward and compute the gates again there. Saved for each layer and direction, in
-        scalars: T·B·(P + 5H) without, T·B·(P + H) with it, each plus its input (T·B·I in the first layer).
+        scalars: T·B·(P + 5H) without, T·B·(P + H) with it, each and B·(P + H) + 4H; and each layer's input where it is
+        not the h below: T·B·I in the first, T·B·2P above it if bidirectional.
     return_cell_states: also return all c_t; return_gates: also return all gates i, f, g, o, without gradients.
     weight_drop: probability to drop each weight of W_hh (DropConnect), one mask a forward call, in training.
     input_dropout, locked_dropout: dropout on the input and between layers with one mask (B, ·) for all steps.
