@@ -24,27 +24,8 @@ namespace {
 
 constexpr int64_t kMostRows = 4;  // T · B up to which reading W_hh unpacked beats packing it
 
-// Owns one reference, or none.
-class Ref {
- public:
-  explicit Ref(PyObject* object = nullptr) : object_(object) {}
-  ~Ref() { Py_XDECREF(object_); }
-  Ref(Ref&& other) noexcept : object_(other.release()) {}
-  Ref& operator=(Ref&& other) noexcept {
-    std::swap(object_, other.object_);
-    return *this;
-  }
-  PyObject* get() const { return object_; }
-  PyObject* release() {
-    PyObject* object = object_;
-    object_ = nullptr;
-    return object;
-  }
-  explicit operator bool() const { return object_ != nullptr; }
-
- private:
-  PyObject* object_;
-};
+using Ref = py::object;  // owns one reference, or none
+Ref owned(PyObject* fresh) { return py::reinterpret_steal<py::object>(fresh); }
 
 // Set once, and never freed: module class, tensor classes, torch's functions, the context variables of the dispatch.
 struct Torch {
@@ -106,18 +87,18 @@ bool look(PyObject* object, View& view) {
   const dlpack::Tensor& t = view.t;
   const bool plain = t.device_type == dlpack::kCpu && t.code == dlpack::kFloat && t.bits == 32 && t.lanes == 1;
   if (!plain || !t.data || t.byte_offset || !t.strides) return false;
-  return is_false(Ref(PyObject_Vectorcall(torch_.is_neg, &object, 1, nullptr)).get());
+  return is_false(owned(PyObject_Vectorcall(torch_.is_neg, &object, 1, nullptr)).ptr());
 }
 
 // Whether nothing wants to see torch's operations go by, no gradients are wanted and no other backend is forced.
 bool undisturbed() {
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(torch_.watchers); ++k)
-    if (!is_false(Ref(PyObject_CallNoArgs(PyTuple_GET_ITEM(torch_.watchers, k))).get())) return false;
+    if (!is_false(owned(PyObject_CallNoArgs(PyTuple_GET_ITEM(torch_.watchers, k))).ptr())) return false;
   PyObject* level = PyDict_GetItemWithError(torch_.forward_ad, names().level);
   if (!level || PyLong_AsLong(level) >= 0) return PyErr_Clear(), false;
   PyObject* forced = nullptr;
   if (PyContextVar_Get(torch_.forced, nullptr, &forced) < 0) return PyErr_Clear(), false;
-  const Ref holder(forced);
+  const Ref holder = owned(forced);
   if (forced == Py_None) {
     const char* variable = std::getenv("FASTLSTM_BACKEND");
     return !variable || !*variable || std::strcmp(variable, "cpu") == 0;
@@ -148,25 +129,25 @@ class ShortCall {
   PyObject* run() {
     if (!sizes() || !input() || !state() || !weights() || !outputs()) return Py_NewRef(Py_None);
     if (!compute()) return PyErr_NoMemory();
-    Ref token(PyContextVar_Set(torch_.last, torch_.plan));
+    Ref token = owned(PyContextVar_Set(torch_.last, torch_.plan));
     if (!token) return nullptr;
-    Ref pair(PyTuple_Pack(2, h_n_.get(), c_n_.get()));
-    return pair ? PyTuple_Pack(2, out_.get(), pair.get()) : nullptr;
+    Ref pair = owned(PyTuple_Pack(2, h_n_.ptr(), c_n_.ptr()));
+    return pair ? PyTuple_Pack(2, out_.ptr(), pair.ptr()) : nullptr;
   }
 
  private:
   bool sizes() {
     if (Py_TYPE(module_) != reinterpret_cast<PyTypeObject*>(torch_.lstm)) return false;
     const Names& n = names();
-    fields_ = Ref(PyObject_GenericGetDict(module_, nullptr));
+    fields_ = owned(PyObject_GenericGetDict(module_, nullptr));
     if (!fields_) return PyErr_Clear(), false;
-    PyObject* f = fields_.get();
+    PyObject* f = fields_.ptr();
     L = whole_number(f, n.L), H = whole_number(f, n.H), I = whole_number(f, n.I);
     bias_ = flag(f, n.bias), batch_first_ = flag(f, n.batch_first);
     const int training = flag(f, n.training);
     if (L < 1 || H < 1 || I < 1 || bias_ < 0 || batch_first_ < 0 || training < 0) return false;
     if (flag(f, n.bidirectional) != 0 || whole_number(f, n.P) != 0) return false;
-    return !training || is_false(Ref(PyObject_CallMethodNoArgs(module_, n.drops)).get());
+    return !training || is_false(owned(PyObject_CallMethodNoArgs(module_, n.drops)).ptr());
   }
 
   bool input() {
@@ -177,9 +158,9 @@ class ShortCall {
     if (T < 1 || B < 1 || T > kMostRows || B > kMostRows || T * B > kMostRows) return false;
     if (batch_first_ && T > 1 && B > 1) return false;  // else (B, T, I) lies in memory as (T, B, I)
     if (x_.contiguous()) return true;
-    x_copy_ = Ref(PyObject_Vectorcall(torch_.contiguous, &x_given_, 1, nullptr));
+    x_copy_ = owned(PyObject_Vectorcall(torch_.contiguous, &x_given_, 1, nullptr));
     if (!x_copy_) PyErr_Clear();
-    return look(x_copy_.get(), x_) && x_.contiguous();
+    return look(x_copy_.ptr(), x_) && x_.contiguous();
   }
 
   bool is_state(const View& view) const {
@@ -194,8 +175,8 @@ class ShortCall {
 
   // The parameters as they are now. References are kept: the kernel runs without the interpreter's lock.
   bool weights() {
-    PyObject* parameters = PyDict_GetItemWithError(fields_.get(), names().parameters);
-    PyObject* order = PyDict_GetItemWithError(fields_.get(), names().order);
+    PyObject* parameters = PyDict_GetItemWithError(fields_.ptr(), names().parameters);
+    PyObject* order = PyDict_GetItemWithError(fields_.ptr(), names().order);
     const int each = bias_ ? 4 : 2;
     if (!parameters || !order || !PyDict_Check(parameters) || !PyList_CheckExact(order)) return PyErr_Clear(), false;
     if (PyList_GET_SIZE(order) != L * each) return false;
@@ -208,7 +189,7 @@ class ShortCall {
         View view;
         if (!look(weight, view) || !view.contiguous()) return PyErr_Clear(), false;
         if (!(k > 1 ? view.has({4 * H}) : view.has({4 * H, k == 0 && l == 0 ? I : H}))) return false;
-        held_.emplace_back(Py_NewRef(weight));
+        held_.push_back(py::reinterpret_borrow<py::object>(weight));
         at[k] = view.data();
       }
       layers_[size_t(l)] = {at[0], at[1], at[2], at[3]};
@@ -221,7 +202,7 @@ class ShortCall {
     PyObject* args[4] = {x_.object};
     size_t n = 1;
     for (int64_t size : sizes) args[n++] = PyLong_FromLongLong(size);
-    Ref result(PyObject_Vectorcall(torch_.new_empty, args, n, nullptr));
+    Ref result = owned(PyObject_Vectorcall(torch_.new_empty, args, n, nullptr));
     while (n > 1) Py_XDECREF(args[--n]);
     if (!result) PyErr_Clear();
     return result;
@@ -234,12 +215,12 @@ class ShortCall {
     } else {
       out_ = made({T, H}), h_n_ = made({L, H}), c_n_ = made({L, H});
     }
-    return look(out_.get(), out_view_) && look(h_n_.get(), h_view_) && look(c_n_.get(), c_view_);
+    return look(out_.ptr(), out_view_) && look(h_n_.ptr(), h_view_) && look(c_n_.ptr(), c_view_);
   }
 
   bool compute() {
-    Ref count(PyObject_CallNoArgs(torch_.threads));
-    const long threads = count ? PyLong_AsLong(count.get()) : 1;
+    Ref count = owned(PyObject_CallNoArgs(torch_.threads));
+    const long threads = count ? PyLong_AsLong(count.ptr()) : 1;
     PyErr_Clear();
     const fastlstm::cpu::Stack stack{out_view_.data(),
                                      h_view_.data(),

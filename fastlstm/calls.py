@@ -58,6 +58,11 @@ def takes_torch(
     )
 
 
+def is_state(hx: object) -> bool:
+    """Whether it is a pair of tensors."""
+    return isinstance(hx, (tuple, list)) and len(hx) == 2 and all(isinstance(v, Tensor) for v in hx)
+
+
 def check_weights(lstm: LSTM, weights: list[Tensor]) -> None:
     """Raise RuntimeError where a weight has been given a size that the module's sizes do not imply.
 
@@ -89,7 +94,7 @@ def reset_mask(reset: Tensor | None, shape: torch.Size) -> Tensor | None:
 def _op_takes(lstm: LSTM, x: Tensor, batch_sizes: Tensor | None, hx: State, weights: list[Tensor]) -> bool:
     """Whether types, devices and sizes are what the op takes. Where not, torch's own LSTM raises, or runs it."""
     dtype, device = x.dtype, x.device
-    if dtype not in TYPES or not isinstance(hx, (tuple, list)) or len(hx) != 2:
+    if dtype not in TYPES or not is_state(hx):
         return False
     if hx[1].dtype not in (dtype, cell_type(dtype)) or hx[0].dtype != dtype:
         return False

@@ -145,7 +145,8 @@ class LSTM(nn.RNNBase):
         if hx is None:
             hx = self._state(x, None, batch_sizes[0], True)
         else:
-            if not torch.compiler.is_compiling() and hx[0].dim() == 3 and hx[0].shape[1] != int(batch_sizes[0]):
+            checked = calls.is_state(hx) and not torch.compiler.is_compiling()
+            if checked and hx[0].dim() == 3 and hx[0].shape[1] != int(batch_sizes[0]):
                 expected = self.get_expected_hidden_size(x, batch_sizes)  # nn.LSTM returns memory that nobody wrote
                 self.check_hidden_size(hx[0], expected, "Expected hidden[0] size {}, got {}")
             hx = self.permute_hidden(hx, order)

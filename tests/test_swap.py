@@ -9,7 +9,6 @@ import warnings
 from importlib import util
 from pathlib import Path
 
-import judge
 import pytest
 import torch
 from torch import Tensor, nn
@@ -270,38 +269,3 @@ def test_onnx_of_a_restored_model(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     found = session.run(None, {n: v.numpy() for n, v in zip(names, (x, h, c), strict=True)})
     torch.testing.assert_close([torch.from_numpy(v) for v in found], list(expected), rtol=1e-4, atol=1e-5)
-
-
-def _trained_weights() -> Path | None:
-    """The weights in Resemblyzer's wheel, which need nothing else of it."""
-    found = util.find_spec("resemblyzer")
-    path = Path(found.origin).parent / "pretrained.pt" if found and found.origin else None
-    return path if path and path.is_file() else None
-
-
-@pytest.mark.skipif(
-    _trained_weights() is None, reason="Resemblyzer is not installed; pip install --no-deps Resemblyzer (16 MB)"
-)
-def test_a_trained_speaker_encoder() -> None:
-    """Three layers of 256 units that somebody trained: embeddings and gradients agree after `replace`."""
-    weights = torch.load(_trained_weights(), map_location="cpu", weights_only=True)["model_state"]
-    lstm = nn.LSTM(40, 256, 3, batch_first=True)
-    lstm.load_state_dict({k.removeprefix("lstm."): v for k, v in weights.items() if k.startswith("lstm.")})
-    head = nn.Linear(256, 256)
-    head.load_state_dict({k.removeprefix("linear."): v for k, v in weights.items() if k.startswith("linear.")})
-    mels = torch.rand(2, 30, 40).cumsum(1).sin().square() * 0.2  # as loud as speech
-
-    def results(lstm: nn.Module, kind: torch.dtype) -> list[Tensor]:
-        lstm.to(kind).zero_grad()
-        x = mels.to(kind, copy=True).requires_grad_()
-        _, (h, _) = lstm(x)
-        embedding = nn.functional.normalize(head.to(kind)(h[-1]).relu(), dim=1)
-        (embedding @ embedding.mT).sum().backward()
-        return [embedding.detach(), x.grad, *(p.grad.clone() for p in lstm.parameters())]
-
-    theirs, exact = results(lstm, torch.float32), results(copy.deepcopy(lstm), torch.float64)
-    mine = results(fastlstm.replace(lstm), torch.float32)
-    assert type(lstm) is fastlstm.LSTM
-    names = ["embedding", "x", *(n for n, _ in lstm.named_parameters())]
-    for name, a, b, c in zip(names, mine, exact, theirs, strict=True):
-        judge.check(name, a, b, c)
