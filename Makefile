@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 EXTRAS := names,visualize,tensorboard,bench,test,lint
 BUILD_FILES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc cmake -type f 2>/dev/null)
 
-.PHONY: demo test test-slow lint format venv bench bench-full clean
+.PHONY: demo test test-slow lint format venv bench bench-full bench-readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test       the fast test suite        make test-slow  the rest"
 	@echo "make bench      speed beside torch in under three minutes; ISA=avx2 holds both to AVX2"
 	@echo "make bench-full all of it, with onnxruntime and JAX (about a quarter of an hour)"
+	@echo "make bench-readme  the same on AVX2, and README.md's table and picture from it"
 	@echo "make lint       ruff and clang-format      make venv       the environment alone"
 
 .venv/.tools: constraints.txt
@@ -60,6 +61,12 @@ bench: .venv/.all
 
 bench-full: .venv/.peers
 	$(BIN)/python -m benchmarks --full --isa $(ISA)
+
+# What README.md shows: all cases on AVX2, kept as a committed file, from which the table and the picture are made
+bench-readme: .venv/.peers
+	$(BIN)/python -m benchmarks --full --isa avx2 --out build/bench-readme
+	cp build/bench-readme/results.csv benchmarks/results/cpu-avx2.csv
+	$(BIN)/python -m benchmarks.report benchmarks/results/cpu-avx2.csv --readme
 
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu')
 lint: .venv/.all

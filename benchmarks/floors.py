@@ -15,7 +15,7 @@ class Floor:
 
     covers: groups of cases, or whole names; column: the contender it speaks of (`cpu`: forced). statistic and bound:
     geometric mean or worst of ratios to nn.LSTM, at least; share of the cases that dispatch sends to torch, size as a
-    share of nn.LSTM's, or seconds, at most.
+    share of nn.LSTM's, seconds or bytes, at most.
     """
 
     row: str
@@ -41,6 +41,7 @@ class Floor:
             "share": lambda: sum(row.chosen == "torch" for row in rows) / len(rows),
             "size": lambda: 1 / min(ratios),
             "seconds": lambda: max(row.p50 for row in rows),
+            "bytes": lambda: max(row.p50 for row in rows),
         }[self.statistic]()
 
     def met(self, value: float) -> bool:
@@ -75,4 +76,5 @@ FLOORS = (
     Floor("saved for backward", ("saved",), "size", 0.5),
     Floor("saved for backward with recompute", ("saved",), "size", 0.35, "recompute"),
     Floor("import fastlstm after torch", ("import",), "seconds", 0.05, "fastlstm"),
+    Floor("the CPU wheel", ("wheel",), "bytes", 3e6, "fastlstm"),
 )

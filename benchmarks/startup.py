@@ -1,13 +1,16 @@
-"""What fastlstm costs beside its own calls: importing it, and the torch operation that comes after a call."""
+"""What fastlstm costs beside its own calls: importing it, its wheel, and the torch operation that comes after a call."""
 
 from __future__ import annotations
 
+import io
 import statistics
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -33,6 +36,18 @@ def import_rows(rounds: int = 7) -> list[Row]:
         values.append(float(done.stdout))
     values = values[1:]  # the first reads files from disk and may write .pyc
     row = quantiles(Row("import/after-torch", "fastlstm", calls=1), values, [1.0])
+    return [replace(row, ratio=None, ratio_p20=None, ratio_p80=None)]
+
+
+def wheel_rows() -> list[Row]:
+    """Return the bytes that the installed package takes in a wheel: its files, the native module too, compressed as there."""
+    folder = Path(fastlstm.__file__).parent
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for path in files:
+            wheel.write(path, path.relative_to(folder.parent))
+    row = quantiles(Row("wheel/size", "fastlstm", unit="B", calls=1), [float(buffer.tell())], [1.0])
     return [replace(row, ratio=None, ratio_p20=None, ratio_p80=None)]
 
 

@@ -25,7 +25,12 @@ from benchmarks.record import Row
 from benchmarks.running import run
 from benchmarks.suite import CASES, Timed
 
-OTHERS = {"saved": partial(saved.rows, 64, 50, 256), "import": startup.import_rows, "after": startup.after_rows}
+OTHERS = {
+    "saved": partial(saved.rows, 64, 50, 256),
+    "import": startup.import_rows,
+    "wheel": startup.wheel_rows,
+    "after": startup.after_rows,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

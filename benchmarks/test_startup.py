@@ -9,5 +9,9 @@ def test_import(benchmark, keep):
     benchmark.pedantic(lambda: keep(startup.import_rows()), rounds=1)
 
 
+def test_the_size_of_the_wheel(benchmark, keep):
+    benchmark.pedantic(lambda: keep(startup.wheel_rows()), rounds=1)
+
+
 def test_the_operation_after_a_call(benchmark, keep):
     benchmark.pedantic(lambda: keep(startup.after_rows()), rounds=1)

@@ -40,6 +40,7 @@ def test_the_grid_has_the_shapes_that_its_floors_speak_of(groups: tuple[str, ...
         ("share", 0.2, 0.21, False),
         ("size", 0.5, 0.51, False),
         ("seconds", 0.05, 0.04, True),
+        ("bytes", 3e6, 3.1e6, False),
     ],
 )
 def test_ratios_are_at_least_and_the_rest_at_most(statistic: str, bound: float, value: float, met: bool):
