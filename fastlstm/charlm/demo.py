@@ -10,63 +10,75 @@ from rich.console import Console
 from rich.text import Text
 
 from . import checkpoint
+from .errors import command
 from .lm import CharLM
 from .novelty import Known
-from .progress import NATS_PER_BIT, Terminal
-from .runs import train
+from .progress import NATS_PER_BIT, Terminal, clock
+from .runs import TrainResult, train
 from .sample import Drawing, draw
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-SHOW_AT = (0.01, 0.05, 0.2, 0.5)  # shares of the run after which it shows what it writes by then
+SHOW_AT = (0.0, 0.02, 0.05, 0.12, 0.3, 0.6, 1.0)  # shares of the run after which it shows what it writes by then
 NAMES = 50
 SEED = 1
 
 
 class _Demo(Terminal):
-    """The terminal's reporter, with a few names at some points on the way."""
+    """The terminal's bar; above it one line at each of a few points: time, loss, and what the model writes by then."""
+
+    row_seconds = 0.0
 
     def __init__(self, console: Console):
         super().__init__(console)
         self.points = list(SHOW_AT)
 
-    def row(self, trainer: Trainer, row: dict[str, Any]) -> None:
-        super().row(trainer, row)
-        if self.points and trainer.done >= self.points[0]:
-            self.points.pop(0)
-            names = draw(trainer.model, trainer.corpus.vocab, Drawing(length=24, stop="\n", num=7, seed=SEED))
-            text = Text.assemble((f"  writes {' ':2}", "dim"), ("  ".join(names), "cyan"))
-            self.console.print(text, no_wrap=True, overflow="ellipsis")
+    def begin(self, trainer: Trainer) -> None:
+        items = len(trainer.corpus.starts) - 1
+        self.console.print(
+            Text(f"Reading {items:,} given names, letter by letter, until it can make up its own.", "bold")
+        )
+        super().begin(trainer)
+        self.console.print(Text("\n   time    loss  writes", "dim"))
+
+    def _evaluation(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        if not self.points or trainer.done < self.points[0]:
+            return
+        self.points = [point for point in self.points if point > trainer.done]
+        names = draw(trainer.model, trainer.corpus.vocab, Drawing(length=24, stop="\n", num=7, seed=SEED))
+        facts = f"{clock(trainer.progress.seconds):>7}  {row['val_nats']:6.3f}  "
+        self.console.print(Text.assemble(facts, ("  ".join(names), "cyan")), no_wrap=True, overflow="ellipsis")
 
 
 def demo(folder: Path, seconds: float, console: Console) -> None:
-    """Train the `names` model and show what it makes up. folder: of the run; seconds: of training."""
+    """Train the `names` model and show what it makes up. folder: of the run; seconds: of training at most."""
     reporter = _Demo(console)
     try:
-        result = train(
-            "names", folder, preset="names", max_time=seconds, max_epochs=1_000_000, overwrite=True, reporter=reporter
-        )
+        result = train("names", folder, preset="names", max_time=seconds, overwrite=True, reporter=reporter)
     finally:
         reporter.stop()
     lm = result.load()
     names, share = new_names(lm, NAMES)
     path = folder / "names.txt"
     checkpoint.replace(path, "".join(name + "\n" for name in names).encode())
-    bits = result.nats / NATS_PER_BIT
     console.print()
     console.print(Text(f"{len(names)} names that are not in the training data", "bold"))
     console.print(Columns([Text(name, "green") for name in sorted(names)], padding=(0, 2), column_first=True))
     console.print()
-    facts = {
+    for name, value in _facts(result, share, path).items():
+        console.print(Text.assemble((f"{name:8}", "dim"), value), soft_wrap=True)
+
+
+def _facts(result: TrainResult, share: float, path: Path) -> dict[str, str]:
+    return {
         "new": f"{share:.0%} of the names it draws are in neither the training nor the validation set",
-        "loss": f"{result.nats:.4f} nats ({bits:.4f} bits) a character, the best validation loss",
+        "loss": f"{result.nats:.4f} nats ({result.nats / NATS_PER_BIT:.4f} bits) a character, the best validation loss",
+        "time": f"{clock(result.seconds)} of training, {result.iteration:,} iterations",
         "model": str(result.best),
         "names": str(path),
-        "more": f"fastlstm sample {folder} --num 20",
+        "more": f"{command()} sample {result.folder} --num 20",
     }
-    for name, value in facts.items():
-        console.print(Text.assemble((f"{name:8}", "dim"), value), soft_wrap=True)
 
 
 def new_names(lm: CharLM, wanted: int) -> tuple[list[str], float]:

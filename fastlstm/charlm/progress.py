@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -19,7 +19,6 @@ from .model import parameters
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-ROW_SECONDS = 2.0  # evaluations are shown no more often than this; all of them are in the log
 NATS_PER_BIT = math.log(2)
 
 
@@ -77,6 +76,8 @@ class Terminal(Reporter):
     sample_lines: lines of a kept sample that are shown.
     """
 
+    row_seconds = 2.0  # evaluations are shown no more often than this; all of them are in the log
+
     def __init__(self, console: Console, sample_lines: int = 4):
         self.console, self.sample_lines = console, sample_lines
         self.live: Live | None = None
@@ -109,7 +110,7 @@ class Terminal(Reporter):
             self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
             self._last = (iteration, seconds)
         last = iteration >= trainer.total
-        if "val_nats" in row and (last or time.monotonic() - self._shown >= ROW_SECONDS):
+        if "val_nats" in row and (last or time.monotonic() - self._shown >= self.row_seconds):
             self._shown = time.monotonic()
             self._evaluation(trainer, row)
         if self.live is not None:
@@ -130,20 +131,23 @@ class Terminal(Reporter):
             )
         )
 
-    def _bar(self, trainer: Trainer, row: dict[str, Any]) -> Group:
-        progress, loss = trainer.progress, row["train_nats"]
+    def _bar(self, trainer: Trainer, row: dict[str, Any]) -> Table:
+        progress, loss, width = trainer.progress, row["train_nats"], self.console.width
         grid = Table.grid(padding=(0, 2))
-        left = self._left(trainer)
-        best = f"best {progress.best_nats:.4f}" if progress.best_nats else ""
-        grid.add_row(
-            ProgressBar(total=1.0, completed=min(1.0, trainer.done), width=28),
-            f"{trainer.done:4.0%}",
+        done, left = min(1.0, trainer.done), self._left(trainer)
+        cells = [
+            ProgressBar(total=1.0, completed=done, width=max(8, min(28, width - 82))),
+            Text(f"{done:4.0%}"),
             Text.assemble(("loss ", "dim"), f"{loss:.3f} nats", (f" {loss / NATS_PER_BIT:.3f} bits", "dim")),
-            Text(best, "green"),
             Text.assemble(f"{row['chars_per_s']:,}", (" chars/s", "dim")),
             Text.assemble(clock(left) if left is not None else "–", (" left", "dim")),
-        )
-        return Group(grid)
+        ]
+        if progress.best_nats and width >= 88:
+            cells.insert(3, Text(f"best {progress.best_nats:.4f}", "green"))
+        for _ in cells:
+            grid.add_column(no_wrap=True)
+        grid.add_row(*cells)
+        return grid
 
     def _left(self, trainer: Trainer) -> float | None:
         progress, config = trainer.progress, trainer.config

@@ -16,7 +16,7 @@ from . import config as configs
 from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .corpus import Corpus, Reading, load
-from .errors import CharLMError
+from .errors import CharLMError, command
 from .lm import CharLM
 from .progress import Reporter
 from .ranks import Ranks
@@ -105,7 +105,7 @@ def _result(trainer: Trainer, reason: str) -> TrainResult:
     if reason == "interrupted":
         raise Interrupted(
             f"interrupted at iteration {progress.iteration:,}, saved in {last}; go on with: "
-            f"fastlstm train --resume --checkpoint-dir {shlex.quote(str(folder))}"
+            f"{command()} train --resume --checkpoint-dir {shlex.quote(str(folder))}"
         )
     nats = progress.best_nats if progress.best_nats is not None else float("nan")
     return TrainResult(folder, folder / "best.safetensors", last, progress.iteration, nats, progress.seconds, reason)

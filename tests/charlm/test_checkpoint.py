@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,3 +136,13 @@ def test_where_a_model_is_looked_for(small_run, tmp_path):
     (tmp_path / "void").mkdir()
     with pytest.raises(CharLMError, match=r"holds neither best.safetensors nor last.safetensors"):
         checkpoint.locate(str(tmp_path / "void"))
+
+
+def test_a_shipped_model_and_what_is_named_alike(small_run, tmp_path):
+    """A run's folder or a file of that name wins; a folder that holds no run does not."""
+    shipped = checkpoint.locate("names")
+    assert shipped.parent.name == "data"
+    (tmp_path / "names").mkdir(exist_ok=True)
+    assert checkpoint.locate("names") == shipped
+    (tmp_path / "names/best.safetensors").write_bytes(small_run.best.read_bytes())
+    assert checkpoint.locate("names") == Path("names/best.safetensors")

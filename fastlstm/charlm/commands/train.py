@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..config import PRESETS, TrainConfig
+from ..errors import command
 
 _TYPES = {"str": str, "bool": bool, "int": int, "float": float}
 
@@ -94,7 +96,7 @@ def train(corpus: str | None = None, **given: Any) -> None:
             f" ({result.nats / NATS_PER_BIT:.4f} bits) a character\n",
             f"  {result.best}\n  {result.last}\n  {result.folder / 'log.jsonl'}\n",
             ("try it: ", "dim"),
-            f"fastlstm sample {result.folder}",
+            f"{command()} sample {shlex.quote(str(result.folder))}",
         ),
         soft_wrap=True,
     )

@@ -1,0 +1,29 @@
+"""What a wheel of this package brings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_a_wheel_brings_the_names_model(tmp_path):
+    """Built without the native module, unpacked elsewhere: the model is there and writes names."""
+    pytest.importorskip("scikit_build_core", reason="the build needs scikit-build-core")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, ROOT]
+    done = subprocess.run(command, env=os.environ | {"FASTLSTM_NATIVE": "off"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    command = [sys.executable, "-m", "fastlstm", "sample", "names", "--num", "5", "--seed", "1"]
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 5
