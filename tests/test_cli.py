@@ -171,7 +171,7 @@ def test_the_demo(run, monkeypatch):
     code, out, err = run("demo", "--seconds", 2)
     assert (code, err) == (0, "")
     assert "given names, letter by letter" in out
-    assert re.search(r"\n +0:0\d +\d\.\d{3}  \S", out)
+    assert re.search(r"\n +\d:\d\d +\d\.\d{3}  \S", out)
     names = Path("runs/demo/names.txt").read_text().splitlines()
     assert len(set(names)) == len(names) == 50
     assert all(name in out for name in names)

@@ -143,7 +143,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grad_clip": 0.0,
         "clip_norm": 1.0,
         "seq_length": 32,
-        "max_epochs": 60,
+        "max_epochs": 250,  # patience ends it at about 130
+        "patience": 25,
     },
 }
 

@@ -20,7 +20,7 @@ from .sample import Drawing, draw
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-SHOW_AT = (0.0, 0.02, 0.05, 0.12, 0.3, 0.6, 1.0)  # shares of the run after which it shows what it writes by then
+SHOW_AT = (0.0, 0.01, 0.03, 0.08, 0.16, 0.3, 0.42)  # shares of the run after which it shows what it writes by then
 NAMES = 50
 SEED = 1
 
@@ -74,7 +74,7 @@ def _facts(result: TrainResult, share: float, path: Path) -> dict[str, str]:
     return {
         "new": f"{share:.0%} of the names it draws are in neither the training nor the validation set",
         "loss": f"{result.nats:.4f} nats ({result.nats / NATS_PER_BIT:.4f} bits) a character, the best validation loss",
-        "time": f"{clock(result.seconds)} of training, {result.iteration:,} iterations",
+        "time": f"{clock(result.seconds)} of training, {result.iteration:,} iterations: {result.reason}",
         "model": str(result.best),
         "names": str(path),
         "more": f"{command()} sample {result.folder} --num 20",
