@@ -26,7 +26,7 @@ def gpu(lib: Any, device: Device) -> Any:
     g.fma, g.half, g.tf32 = device.fma, device.half, device.tf32
     g.barrier_clocks, g.l2_clocks = gpu_model.BARRIER_CLOCKS, gpu_model.L2_CLOCKS
     g.cell_clocks, g.efficiency = gpu_model.CELL_CLOCKS, gpu_model.EFFICIENCY
-    g.launch_us, g.grid_wait_us = gpu_model.HOST_LAUNCH_US, gpu_model.GRID_WAIT_US
+    g.launch_us, g.grid_wait_us = gpu_model.TORCH_LAUNCH_US, gpu_model.GRID_WAIT_US
     return g
 
 
@@ -49,7 +49,7 @@ def predicted(choice: Any, device: Device, code: int) -> gpu_model.Prediction:
     counts = {name: getattr(w, name) for name in ("l2_bytes", "shared_bytes", "products", "cells", "barriers")}
     chip = {name: getattr(w, name) for name in ("l2_rounds", "hbm_bytes", "launches", "grid_waits")}
     rate = _RATES[code]
-    work = gpu_model.Work(w.blocks, rate=rate, launch_us=gpu_model.HOST_LAUNCH_US, **counts, **chip)
+    work = gpu_model.Work(w.blocks, rate=rate, launch_us=gpu_model.TORCH_LAUNCH_US, **counts, **chip)
     return gpu_model.predict(work, device)
 
 

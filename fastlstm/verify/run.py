@@ -11,7 +11,6 @@ from importlib import metadata, util
 import torch
 
 from fastlstm import __version__, dispatch
-from fastlstm.backends.common import Spec
 from fastlstm.verify import checks, isolate, record, timings
 from fastlstm.verify.checks import Outcome, Table
 from fastlstm.verify.timings import Cell, Clock, DeviceClock
@@ -76,7 +75,7 @@ def _verify(say: Callable[[str], None], machine: Machine, plan: Plan) -> int:
     say(f"{machine.name} ({machine.device}): {len(plan.table.cases)} cases, {len(plan.cells)} timed sizes")
     passed, failed, absent = {}, {}, {}
     for backend in plan.candidates:
-        reason = dispatch.why_not(backend, _small_call(machine.device))
+        reason = why_not(backend, machine.device)
         if reason is not None:
             absent[backend] = reason
             say(f"  {backend}: not here: {reason}")
@@ -128,10 +127,11 @@ def _counted(count: Counter) -> str:
     return ", ".join(f"{name} {number}" for name, number in sorted(count.items()))
 
 
-def _small_call(device: torch.device) -> Spec:
+def why_not(backend: str, device: torch.device) -> str | None:
+    """Why a backend cannot run a plain call on a device, or None."""
     from fastlstm.doctor import small_call
 
-    return small_call(device)
+    return dispatch.why_not(backend, small_call(device))
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,143 @@
+"""What CMake decides about the CUDA kernels, by running cmake/FindNvcc.cmake as a script with made-up tools."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+NAMES = ("FASTLSTM_NVCC", "FASTLSTM_NVCC_LIB", "FASTLSTM_CUDA_REASON", "FASTLSTM_CUDA_BUILT")
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+NVCC = """#!/bin/sh
+case "$*" in
+  *--dryrun*) echo "#$ TOP={top}" >&2 ;;
+  *--list-gpu-arch*) printf 'compute_75\\ncompute_80\\ncompute_90\\n' ;;
+  *) {compiles} ;;
+esac
+"""
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def toolkit(folder: Path, compiles: str = "exit 0", library: bool = True) -> Path:
+    """A made-up nvcc, with its runtime library where PyPI's has it."""
+    nvcc = program(folder / "bin" / "nvcc", NVCC.format(top=folder, compiles=compiles))
+    if library:
+        (folder / "lib").mkdir()
+        (folder / "lib" / "libcudart_static.a").touch()
+    return nvcc
+
+
+def cmake(tmp_path: Path, *options: str, python: str = sys.executable, **env: str) -> tuple[int, dict[str, str], str]:
+    """Run the script; returns its code, what it set, and what it said."""
+    script = tmp_path / "ask.cmake"
+    shown = "\n".join(f'message("{name}=${{{name}}}")' for name in NAMES)
+    script.write_text(f"include({ROOT}/cmake/FindNvcc.cmake)\n{shown}\n")
+    given = [f"-D{option}" for option in options]
+    given += [f"-DPython_EXECUTABLE={python}", f"-DCMAKE_CXX_COMPILER={shutil.which('g++')}"]
+    command = [shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"), *given, "-P", str(script)]
+    clean = {k: v for k, v in os.environ.items() if k not in ("CUDACXX", "CUDA_HOME", "CUDA_PATH")}
+    done = subprocess.run(command, cwd=tmp_path, env={**clean, **env}, capture_output=True, text=True)
+    said = " ".join((done.stdout + done.stderr).split())
+    return done.returncode, dict(re.findall(r"^(\w+)=(.*)$", done.stderr, re.M)), said
+
+
+NONE = "FASTLSTM_NVCC_ON_PATH="  # as if the system had none
+
+
+def python_without(tmp_path: Path) -> str:
+    """A Python whose site-packages hold no nvcc."""
+    return str(program(tmp_path / "python", "#!/bin/sh\nprintf ''\n"))
+
+
+def test_nvcc_from_cudacxx(tmp_path):
+    nvcc = toolkit(tmp_path / "cuda")
+    code, found, _ = cmake(tmp_path, CUDACXX=str(nvcc))
+    assert code == 0
+    assert found["FASTLSTM_NVCC"] == str(nvcc)
+    assert found["FASTLSTM_NVCC_LIB"] == str(tmp_path / "cuda" / "lib")
+    assert found["FASTLSTM_CUDA_BUILT"] == "75;80;90"  # those of ours that it knows
+
+
+def test_nvcc_from_site_packages(tmp_path):
+    nvcc = toolkit(tmp_path / "nvidia" / "cu13")
+    code, found, _ = cmake(tmp_path, NONE, PYTHONPATH=str(tmp_path), python=sys.executable)
+    if found["FASTLSTM_NVCC"] != str(nvcc):  # this environment has one of its own, which goes by its version
+        assert "site-packages" in found["FASTLSTM_NVCC"]
+    assert code == 0
+
+
+def test_chosen_architectures(tmp_path):
+    nvcc = toolkit(tmp_path / "cuda")
+    for given in ("90,80", "80 90", "80;90"):
+        assert cmake(tmp_path, f"FASTLSTM_CUDA_ARCHS={given}", CUDACXX=str(nvcc))[1]["FASTLSTM_CUDA_BUILT"] == "80;90"
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (None, "no nvcc was found when it was built"),
+        ({"compiles": "echo 'error: unsupported GNU version'; exit 1"}, "error: unsupported GNU version"),
+        ({"library": False}, "came without libcudart_static.a"),
+    ],
+)
+def test_without_a_working_nvcc(tmp_path, mode, make, words):
+    """auto: the CPU alone, and why; on: an error that says what to install."""
+    env = {} if make is None else {"CUDACXX": str(toolkit(tmp_path / "cuda", **make))}
+    code, found, said = cmake(tmp_path, NONE, f"FASTLSTM_CUDA={mode}", python=python_without(tmp_path), **env)
+    if mode == "auto":
+        assert (code, found["FASTLSTM_NVCC"]) == (0, "")
+        assert words in found["FASTLSTM_CUDA_REASON"]
+    else:
+        assert code != 0
+        assert words in said
+        assert "pip install 'nvidia-cuda-nvcc==13.0.*'" in said
+
+
+def test_off_looks_for_nothing(tmp_path):
+    nvcc = toolkit(tmp_path / "cuda")
+    code, found, _ = cmake(tmp_path, "FASTLSTM_CUDA=off", CUDACXX=str(nvcc))
+    assert (code, found["FASTLSTM_NVCC"], found["FASTLSTM_CUDA_REASON"]) == (0, "", "it was built with FASTLSTM_CUDA=off")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("FASTLSTM_CUDA=yes", "FASTLSTM_CUDA is 'yes', expected auto, on or off"),
+        ("FASTLSTM_CUDA_ARCHS=sm_80", "FASTLSTM_CUDA_ARCHS has 'sm_80', expected numbers from 75 on, such as 80,90"),
+        ("FASTLSTM_CUDA_ARCHS=70", "FASTLSTM_CUDA_ARCHS has '70', expected numbers from 75 on, such as 80,90"),
+        ("FASTLSTM_CUDA_ARCHS=120", "FASTLSTM_CUDA_ARCHS has 120, which"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, option, words):
+    code, _, said = cmake(tmp_path, option, CUDACXX=str(toolkit(tmp_path / "cuda")))
+    assert code != 0
+    assert words in said
+
+
+def test_setup_fetches_what_the_extra_names():
+    """setup.py's list of packages is the extra's."""
+    tomllib = pytest.importorskip("tomllib")
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cuda-build"]
+    source = (ROOT / "setup.py").read_text()
+    code = source[source.index("CUDA = ") : source.index("class BuildNative")]
+    for mode, expected in (("on", set(extra)), ("auto", set())):
+        space: dict = {}
+        exec(f"import os, shutil\n{code}", space)
+        space.update(CUDA=mode, shutil=type("S", (), {"which": lambda name: None}))
+        space["os"] = type("O", (), {"environ": {}, "path": type("P", (), {"exists": lambda path: False})})
+        assert set(space["nvcc_to_fetch"]()) == expected
