@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCES = ("csrc", "cmake", "fastlstm", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+SOURCES = (
+    "csrc",
+    "cmake",
+    "fastlstm",
+    "CMakeLists.txt",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "MANIFEST.in",
+)
 
 ASK = """
 import json, torch, fastlstm
@@ -56,8 +66,24 @@ def test_pip_install_builds_the_kernels_and_they_explain_a_missing_driver(tmp_pa
         ignore = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(path, source / name, ignore=ignore) if path.is_dir() else shutil.copy(path, source / name)
     tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    build = {"FASTLSTM_CUDA": "on", "FASTLSTM_CUDA_ARCHS": "80,90", "FASTLSTM_WERROR": "1", "CUDACXX": nvcc(), "PATH": tools}
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--target", str(site), str(source)]
+    build = {
+        "FASTLSTM_CUDA": "on",
+        "FASTLSTM_CUDA_ARCHS": "80,90",
+        "FASTLSTM_WERROR": "1",
+        "CUDACXX": nvcc(),
+        "PATH": tools,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(site),
+        str(source),
+    ]
     done = subprocess.run(command, env={**os.environ, **build}, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     asked = subprocess.run(

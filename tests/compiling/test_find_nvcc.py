@@ -48,7 +48,12 @@ def cmake(tmp_path: Path, *options: str, python: str = sys.executable, **env: st
     script.write_text(f"include({ROOT}/cmake/FindNvcc.cmake)\n{shown}\n")
     given = [f"-D{option}" for option in options]
     given += [f"-DPython_EXECUTABLE={python}", f"-DCMAKE_CXX_COMPILER={shutil.which('g++')}"]
-    command = [shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"), *given, "-P", str(script)]
+    command = [
+        shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
+        *given,
+        "-P",
+        str(script),
+    ]
     clean = {k: v for k, v in os.environ.items() if k not in ("CUDACXX", "CUDA_HOME", "CUDA_PATH")}
     done = subprocess.run(command, cwd=tmp_path, env={**clean, **env}, capture_output=True, text=True)
     said = " ".join((done.stdout + done.stderr).split())
@@ -111,7 +116,11 @@ def test_without_a_working_nvcc(tmp_path, mode, make, words):
 def test_off_looks_for_nothing(tmp_path):
     nvcc = toolkit(tmp_path / "cuda")
     code, found, _ = cmake(tmp_path, "FASTLSTM_CUDA=off", CUDACXX=str(nvcc))
-    assert (code, found["FASTLSTM_NVCC"], found["FASTLSTM_CUDA_REASON"]) == (0, "", "it was built with FASTLSTM_CUDA=off")
+    assert (code, found["FASTLSTM_NVCC"], found["FASTLSTM_CUDA_REASON"]) == (
+        0,
+        "",
+        "it was built with FASTLSTM_CUDA=off",
+    )
 
 
 @pytest.mark.parametrize(
