@@ -103,11 +103,11 @@ def run(
             found.append(_direction(lstm, k, rows, table, weights, h0[k], c0[k], resets[d], d == 1, save))
         h, c, g, h_n, c_n = zip(*found, strict=True)
         last += zip(h_n, c_n, strict=True)
-        out = h[0] if directions == 1 else torch.cat(h, -1)
+        out, c, g = (v[0] if directions == 1 else torch.cat(v, -1) for v in (h, c, g))
         if cells:
-            kept_cells.append(torch.cat(c, -1).to(out.dtype))
+            kept_cells.append(c.to(out.dtype))
         if gates:
-            kept_gates.append(torch.cat(g, -1).detach())
+            kept_gates.append(g.detach())
         if lstm.dropout and lstm.training and layer < lstm.num_layers - 1:
             out = F.dropout(out, lstm.dropout, training=True)
         rows = rows._replace(data=out)

@@ -35,7 +35,8 @@ class Row:
 
     share: of characters that have it, for a scalar label that can; status: found, none, echo (the last two characters
     tell as much) or rare (too little of it in the text, nothing is scored). layer, unit, state (c or h), sign (-1: the
-    unit falls where the label rises), fit, held_out: of the best unit. threshold: that units had to reach, None for
+    unit falls where the label rises), fit, held_out: of the unit that passes and whose tanh(c) moves most with the label,
+    or of the best fit where none passes. threshold: that units had to reach, None for
     out of reach; control: best score of any unit in 19 of 20 shifts; last_two: score of the last two characters;
     passing: units; false_rate: share of these that chance makes.
     """
@@ -160,8 +161,7 @@ class _Board:
         level, false = threshold(both, control, FLOOR[label.binary], RATE)
         passing = both >= level
         echo = both <= last_two
-        rank = scores.fit[k] + 2 * passing + 2 * (passing & ~echo)
-        best = int(np.argmax(rank + 1e-3 * scores.linear[k]))  # the last decides only between units that rank alike
+        best = self._best(label, scores.fit[k], passing & ~echo if (passing & ~echo).any() else passing)
         layer, state, unit = np.unravel_index(best, self.shape)
         row.layer, row.unit, row.state, row.sign = int(layer), int(unit), STATES[state], int(scores.sign[k, best])
 
@@ -174,6 +174,23 @@ class _Board:
         row.status = "found" if (passing & ~echo).any() else "echo" if passing.any() else "none"
         row.passing, row.false_rate = int((passing & ~echo).sum()), false
         self.both[label.name] = np.where(passing & ~echo, 2 + both, both)
+
+    def _best(self, label: Label, fit: np.ndarray, passing: np.ndarray) -> int:
+        """Of the units that pass, the one whose tanh(c) moves most with the label; where none does, the best fit.
+
+        Many a cell ranks well deep in tanh's flat end, where the network sees nothing of it.
+        """
+        if not passing.any():
+            return int(np.argmax(fit))
+        half = len(self.piece) // 2
+        where = np.flatnonzero(_positions(label)[:half])
+        values = label.values[where].astype(np.float32)
+        values = (values - values.mean()) / max(float(values.std()), 1e-9)
+        c = np.arange(len(fit)).reshape(self.shape)
+        c[:, 1] = c[:, 0]  # the column of each unit's c, for its c and its h
+        units = np.flatnonzero(passing)
+        moves = [abs(float(values @ np.tanh(self.signals[where, c.flat[u]].astype(np.float32)))) for u in units]
+        return int(units[np.argmax(moves)])
 
     def clamp(self, model: CharLM) -> None:
         """Hold the best cell of each find, on the second half of the text."""

@@ -60,7 +60,7 @@ def read(lm: CharLM, name: str | None, start: int, length: int) -> Excerpt:
         total = np.cumsum(spans[:, 1] - spans[:, 0])
         spans = spans[: int(np.searchsorted(total, start + length)) + 1]
         symbols = "".join(corpus.text(a, b) for a, b in spans)
-        name = f"{corpus.name}, its validation part"
+        name = f"{corpus.name}, validation part"
     else:
         source, _ = builtin.find(name, None if lm.config.bytes else lm.config.encoding)
         parts, have = [], 0

@@ -57,26 +57,16 @@ def _effects(w: np.ndarray, binary: np.ndarray, ranks: np.ndarray) -> np.ndarray
     return np.where(binary[:, None], sums, sums / np.maximum(norms, 1e-9))
 
 
-def _linear(labels: np.ndarray, signals: np.ndarray) -> np.ndarray:
-    """Correlation of each label (K, n) with each signal (n, U)."""
-    y, x = labels - labels.mean(1, keepdims=True), signals.astype(np.float32)
-    x -= x.mean(0)
-    norms = np.linalg.norm(y, axis=1)[:, None] * np.linalg.norm(x, axis=0)
-    return (y.astype(np.float32) @ x) / np.maximum(norms, 1e-9)
-
-
 @dataclass
 class Scores:
     """Effects of K labels and U units. sign: that of the fit; fit, held: (K, U) in the direction of the fit.
 
-    linear: (K, U), size of the plain correlation on the fit part, which tells units apart that rank alike;
     control: (S, K, U) float32, the lesser of fit and held-out effect for each of S shifts of the labels.
     """
 
     sign: np.ndarray
     fit: np.ndarray
     held: np.ndarray
-    linear: np.ndarray
     control: np.ndarray
 
     @property
@@ -95,13 +85,12 @@ def score(signals: np.ndarray, labels: np.ndarray, binary: np.ndarray, shifts: i
     w = [np.stack([weights(row[part], b) for row, b in zip(labels, binary, strict=True)]) for part in parts]
     rng = np.random.default_rng(seed)
     away = [rng.integers(*_range(x.shape[1]), size=shifts) for x in w]
-    found = Scores(*(np.empty((K, U)) for _ in range(4)), np.empty((shifts, K, U), np.float32))
+    found = Scores(*(np.empty((K, U)) for _ in range(3)), np.empty((shifts, K, U), np.float32))
     for block in _blocks(U):
         ranks = [midranks(signals[part, block]) for part in parts]
         fit, held = (_effects(x, binary, r) for x, r in zip(w, ranks, strict=True))
         sign = np.where(fit < 0, -1.0, 1.0)
         found.sign[:, block], found.fit[:, block], found.held[:, block] = sign, sign * fit, sign * held
-        found.linear[:, block] = np.abs(_linear(labels[:, parts[0]], signals[parts[0], block]))
         for s in range(shifts):
             fit, held = (_effects(np.roll(x, d[s], 1), binary, r) for x, d, r in zip(w, away, ranks, strict=True))
             found.control[s, :, block] = np.minimum(np.abs(fit), np.where(fit < 0, -held, held))

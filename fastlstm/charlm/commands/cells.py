@@ -27,6 +27,7 @@ TextName = Annotated[
     ),
 ]
 Start = Annotated[int, typer.Option(help="skip this many characters of the text")]
+WIDTH = 132  # columns that the table needs; a narrower terminal wraps its lines, nothing is cut off
 _STATUS = {
     "found": ("yes", "bold green"),
     "none": ("no cell", ""),
@@ -56,7 +57,7 @@ def cells(
     if as_json:
         print(content)
     else:
-        show(Console(highlight=False), found)
+        show(Console(highlight=False, width=max(WIDTH, Console().width)), found)
 
 
 def show(console: Console, found: Findings) -> None:

@@ -13,7 +13,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda", rich_help_panel="Ru
 
 
 def register(app: typer.Typer) -> None:
-    from . import cells, demo, inspect, measure, sample, timeline
+    from . import cells, demo, inspect, measure, sample, timeline, visualize
 
     app.command()(sample.sample)
     app.command()(measure.evaluate)
@@ -21,4 +21,5 @@ def register(app: typer.Typer) -> None:
     app.command(name="inspect")(inspect.inspect_model)
     app.command()(timeline.timeline)
     app.command()(cells.cells)
+    app.command()(visualize.visualize)
     app.command()(demo.demo)

@@ -1,0 +1,41 @@
+"""`fastlstm visualize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from .. import checkpoint, excerpt
+from .. import visualize as making
+from ..errors import count
+from ..lm import CharLM
+from .cells import Start, TextName
+from .use import ModelName
+
+
+def visualize(
+    model: ModelName,
+    text: TextName = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the page")] = Path("page.html"),
+    length: Annotated[int, typer.Option(help="characters of the text to show")] = 10_000,
+    start: Start = 0,
+    score_length: Annotated[int, typer.Option(help="characters of it to find cells on")] = 100_000,
+) -> None:
+    """One page that shows what a model does: predictions, cells, training. Opens from disk, needs no network."""
+    lm = CharLM.load(model)
+    shown = excerpt.read(lm, text, start, length)
+    long = excerpt.read(lm, text, start, max(length, score_length))
+    folder = checkpoint.locate(model).parent
+    name = Path(model).resolve().name if Path(model).exists() else model
+    html = making.page(lm, shown, long, folder, f"{name} · reading {shown.name}")
+    checkpoint.replace(output, html.encode())
+    console, size = Console(highlight=False), output.stat().st_size / 1e6
+    console.print(
+        Text.assemble((str(output), "bold"), f"  {count(len(shown), 'character')}, {size:.1f} MB"), soft_wrap=True
+    )
+    if shown.note:
+        console.print(Text(shown.note, "yellow"), soft_wrap=True)

@@ -1,0 +1,29 @@
+"""How a symbol is drawn in a square of the page: whatever it is, as one visible thing that moves nothing around it."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_NAMED = {"\n": ("⏎", "newline"), "\t": ("⇥", "tab"), " ": ("␣", "space"), "\r": ("␍", "carriage return")}
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}  # controls, marks of direction, surrogates, odd spaces
+
+
+def glyph(symbol: str, of_bytes: bool) -> tuple[str, str, str]:
+    """What to draw, its name, and its style: `blank`, `code` (a number in small print), `wide` or nothing.
+
+    of_bytes: whether the symbol stands for the byte of its number.
+    """
+    point = ord(symbol)
+    if symbol in _NAMED:
+        return *_NAMED[symbol], "blank"
+    if of_bytes and point > 0x7E:
+        return f"{point:02x}", f"byte 0x{point:02x}", "code"
+    number = f"U+{point:04X}"
+    name = f"{number} {unicodedata.name(symbol, '')}".strip()
+    kind = unicodedata.category(symbol)
+    if kind in _HIDDEN:
+        picture = chr(0x2400 + point) if point < 32 else "␡" if point == 0x7F else f"{point:04X}"
+        return picture, name, "blank" if len(picture) == 1 else "code"
+    if kind.startswith("M"):
+        return "◌" + symbol, name, ""
+    return symbol, name, "wide" if unicodedata.east_asian_width(symbol) in "WF" else ""
