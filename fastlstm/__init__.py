@@ -4,6 +4,7 @@ fastlstm.LSTM, fastlstm.TokenLSTM      the modules
 fastlstm.decode, fastlstm.Decoder      ids drawn from a TokenLSTM and an output layer
 fastlstm.replace, fastlstm.restore     swap the nn.LSTMs of a whole model, and back
 fastlstm.backend, fastlstm.explain     which kernels run, and why
+fastlstm.warm_up                       compile Triton kernels before the first call
 """
 
 from fastlstm._version import __version__
@@ -12,6 +13,7 @@ from fastlstm.dispatch import BackendError, backend, last_plan
 from fastlstm.explain import explain
 from fastlstm.nn import LSTM, TokenLSTM
 from fastlstm.swap import replace, restore
+from fastlstm.warmup import warm_up
 
 __all__ = [
     "LSTM",
@@ -26,4 +28,5 @@ __all__ = [
     "last_plan",
     "replace",
     "restore",
+    "warm_up",
 ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,7 +27,10 @@ OPTIONS = ("plain", "full")  # dense; packed, reset, ids, gradients into c and t
 
 @dataclass(frozen=True)
 class Row:
-    """What one kernel compiled to. `limit` is what the architecture gives a block of shared memory, in bytes."""
+    """What one kernel compiled to; counts are of SASS instructions, spills, barriers and loads of those inside loops.
+
+    limit: shared memory that the architecture gives a block, in bytes; bound: what the planner counts on.
+    """
 
     backend: str
     capability: int
@@ -45,6 +49,10 @@ class Row:
     tf32: bool
     ffma: int
     constant_loads: int
+    block_barrier: bool
+    async_copies: int
+    narrow_loads: int
+    rounds_tf32: bool
 
 
 @contextmanager
@@ -141,13 +149,12 @@ def _row(
     sass, capability: int, name: str, math: str, tile: Tile, options: str, compiled, bound: int, limit: int
 ) -> Row:
     code = sass.read(compiled.asm["cubin"])
-    size = f"{tile.BM}x{tile.BN}" + ("" if name.startswith("resident") else f"/{tile.BK}")
     return Row(
         backend="triton",
         capability=capability,
         kernel=name,
         math=math,
-        tile=f"{size} w{tile.warps} s{tile.stages}",
+        tile=planner.describe(name.split(".")[0], tile),
         options=options,
         registers=code.registers,
         shared=compiled.metadata.shared,
@@ -159,8 +166,13 @@ def _row(
         tensor=code.tensor,
         tf32=".tf32" in compiled.asm["ptx"],
         ffma=code.count("FFMA", "FFMA2"),
-        constant_loads=code.count("LDG.E.CONSTANT", in_loops=True)
-        + sum(n for op, n in code.loops.items() if op.startswith("LDG") and "CONSTANT" in op),
+        constant_loads=sum(n for op, n in code.loops.items() if op.startswith("LDG") and "CONSTANT" in op),
+        # debug_barrier is in the IR before layouts bring barriers of their own, and must survive into PTX
+        block_barrier="barrier" in compiled.asm["ttgir"] and "bar.sync" in compiled.asm["ptx"],
+        async_copies=code.count("LDGSTS", in_loops=True),
+        narrow_loads=code.count("LDG.E.U16", in_loops=True),
+        # the tensor core drops 13 bits; half of the last kept one is added before (math.py's to_tf32)
+        rounds_tf32=re.search(r"selp\.b32\s+%r\d+, 4096, 0", compiled.asm["ptx"]) is not None,
     )
 
 

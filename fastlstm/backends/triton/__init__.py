@@ -1,8 +1,8 @@
 """The Triton backend: fused kernels on NVIDIA GPUs without a compiler on the user's machine. Triton loads at first use.
 
-Three kernel shapes, chosen by `planner.choose`: *resident* (W_hh stays in shared memory, one launch per sequence), *streamed*
-(W_hh re-read from L2, one launch per sequence), *step* (one launch per step). See docs/gpu-resources.md for what they
-compile to and docs/gpu-model.md for what they are predicted to cost.
+Three kernel shapes, chosen by `planner.choose`: *resident* (W_hh stays in registers and shared memory, one launch per
+sequence), *streamed* (W_hh re-read from L2, one launch per sequence), *step* (one launch per step). docs/gpu-resources.md
+has what they compile to, docs/gpu-model.md what they are predicted to cost.
 
 With TRITON_INTERPRET=1, set before Triton is imported, the same kernels run on CPU tensors, slowly: for tests.
 """
@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from functools import cache, lru_cache
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 
 import torch
 
 from fastlstm import gpu_model
 from fastlstm.backends.common import BackendError, Spec
 from fastlstm.backends.triton import planner
+from fastlstm.backends.triton.padding import padded
 from fastlstm.backends.triton.planner import Plan, force
 
-__all__ = ["NAME", "backward", "force", "forward", "plan", "warm_up", "why_not"]
+__all__ = ["NAME", "backward", "force", "forward", "missing", "plan", "why_not"]
 
 NAME = "triton"
 OLDEST = (3, 5)
@@ -33,17 +35,26 @@ def why_not(spec: Spec) -> str | None:
     """Return why these kernels cannot run this call, with what to do, or None."""
     if spec.dtype not in _TYPES:
         return f"dtype is {spec.dtype}; the triton backend takes float32, bfloat16 and float16"
-    return _missing() or _wrong_device(spec.device) or _too_large(spec)
+    return missing() or _wrong_device(spec.device) or _too_large(spec)
 
 
 @lru_cache(maxsize=1)
-def _missing() -> str | None:
+def missing() -> str | None:
+    """Return what is wrong with the installed Triton, with what to do, or None. Does not import it."""
     if util.find_spec("triton") is None:
         return f"Triton is not installed; pip install 'triton>={OLDEST[0]}.{OLDEST[1]}' (Linux)"
-    version = metadata.version("triton")
+    version = _version()
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         return f"Triton is {version}, {OLDEST[0]}.{OLDEST[1]} or newer is needed; upgrade torch or triton"
     return None
+
+
+def _version() -> str:
+    """Triton's version, whatever the distribution is called that brought it."""
+    for name in ("triton", "pytorch-triton", "triton-windows"):
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return import_module("triton").__version__
 
 
 def interpreted() -> bool:
@@ -58,9 +69,9 @@ def _wrong_device(device: torch.device) -> str | None:
     if device.type == "cpu":
         if interpreted():
             return None
-        gpu = "is a GPU" if torch.cuda.is_available() else "is no GPU"
+        there = "is a GPU" if torch.cuda.is_available() else "is no GPU"
         return (
-            f"tensors are on the CPU (there {gpu}); the kernels run on CUDA tensors, or, to test them without one, with "
+            f"tensors are on the CPU (there {there}); the kernels run on CUDA tensors, or, to test them without one, with "
             "TRITON_INTERPRET=1 set before Triton is imported"
         )
     if device.type != "cuda" or torch.version.hip is not None:
@@ -74,8 +85,9 @@ def _wrong_device(device: torch.device) -> str | None:
 
 
 def _too_large(spec: Spec) -> str | None:
-    if 4 * spec.H * spec.P >= planner.MAX_WEIGHTS:
-        return f"W_hh has {4 * spec.H * spec.P} elements, less than {planner.MAX_WEIGHTS} are supported"
+    elements = 4 * padded(spec.H) * padded(spec.P)
+    if elements >= planner.MAX_WEIGHTS:
+        return f"W_hh has {elements} elements, less than {planner.MAX_WEIGHTS} are supported"
     found = _choose(spec)
     return None if isinstance(found, Plan) else found
 
@@ -117,7 +129,7 @@ def _cached_choice(
 
 def plan(spec: Spec) -> str:
     """Return one line: which kernel, tile and warps would run, and why."""
-    where = " in Triton's interpreter" if interpreted() else ""
+    where = "; in Triton's interpreter" if interpreted() else ""
     return str(_choose(spec)) + where
 
 
@@ -153,27 +165,3 @@ def backward(
     chosen = _of(_spec(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save))
     inputs = (x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save)
     return launch.backward(chosen, dh, dc, dh_n, dc_n, *inputs, h, c, gates)
-
-
-def warm_up(module: torch.nn.Module, x: torch.Tensor, training: bool = True) -> None:
-    """Compile everything that `module(x)` would run on this backend, without running it; later calls start at once.
-
-    module: a fastlstm.LSTM or TokenLSTM, or a model with them; x: any input of the type and batch size to come.
-    training: also compile the backward kernels. Compiled kernels are kept in Triton's cache folder.
-    """
-    from fastlstm import backend
-    from fastlstm.backends.triton import launch
-
-    with backend(NAME), launch.instead(launch.compile_only), torch.set_grad_enabled(training):
-        out = module(x)
-        if training:
-            leaves = [p for p in module.parameters() if p.requires_grad]
-            flat = [t for t in _tensors(out) if t.requires_grad]
-            if leaves and flat:
-                torch.autograd.grad(flat, leaves, [torch.zeros_like(t) for t in flat], allow_unused=True)
-
-
-def _tensors(value) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [t for part in value for t in _tensors(part)] if isinstance(value, (tuple, list)) else []

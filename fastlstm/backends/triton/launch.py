@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastlstm.backends.common import recompute_gates
 from fastlstm.backends.triton import resident, step, streamed
+from fastlstm.backends.triton.padding import cut_gates, cut_units, pad_gate_rows, pad_gates, pad_units, padded, to_tf32
 from fastlstm.backends.triton.planner import Plan, Tile
 
 _start: ContextVar[Callable | None] = ContextVar("fastlstm_triton_start", default=None)
@@ -40,7 +41,9 @@ def compile_only(kernel, grid: tuple[int, ...], args: tuple, options: dict) -> N
 
 
 def _run(kernel, grid: tuple[int, ...], args: tuple, tile: Tile, constants: dict) -> None:
-    options = {**constants, "num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+    # one block has the SM to itself: without maxnreg ptxas stops at 128 registers for a second one, and spills
+    limits = {"maxnreg": min(255, 65536 // (32 * tile.warps)), "enable_fp_fusion": True}
+    options = {**constants, "num_warps": tile.warps, "num_stages": tile.stages, **limits}
     start = _start.get()
     if start is None:
         kernel[grid](*args, **options)
@@ -67,7 +70,7 @@ def _starts(offsets: Tensor | None, N: int) -> Tensor | None:
 
 
 def _bytes(reset: Tensor | None) -> Tensor | None:
-    return None if reset is None else reset.contiguous().view(torch.uint8)
+    return None if reset is None else pad_units(reset.view(torch.uint8), 0)
 
 
 class _Step(NamedTuple):
@@ -77,45 +80,13 @@ class _Step(NamedTuple):
     n: int
 
 
-ALIGNMENT = 16
+def _weights(plan: Plan, w_hh: Tensor, wide: int, narrow: int) -> Tensor:
+    """W_hh (4 wide, narrow) as the kernels read it: padded, and rounded once per call if tensor cores would cut it off.
 
-
-def _up(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _units(tensor: Tensor | None, size: int) -> Tensor | None:
-    """(…, H) to (…, size) with zeros; contiguous, on a 16-byte address."""
-    if tensor is None:
-        return None
-    if tensor.shape[-1] < size:
-        return F.pad(tensor, (0, size - tensor.shape[-1]))
-    tensor = tensor.contiguous()
-    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
-
-
-def _gates(tensor: Tensor | None, size: int) -> Tensor | None:
-    """(…, 4H) to (…, 4 size), every gate padded by itself."""
-    if tensor is None or tensor.shape[-1] == 4 * size:
-        return _units(tensor, 0)
-    return _units(tensor.unflatten(-1, (4, -1)), size).flatten(-2)
-
-
-def _gate_rows(tensor: Tensor, size: int) -> Tensor:
-    """(4H, K) to (4 size, K)."""
-    if tensor.shape[0] == 4 * size:
-        return _units(tensor, 0)
-    return F.pad(tensor.unflatten(0, (4, -1)), (0, 0, 0, size - tensor.shape[0] // 4)).flatten(0, 1)
-
-
-def _only_units(tensor: Tensor, size: int) -> Tensor:
-    return tensor if tensor.shape[-1] in (0, size) else tensor[..., :size].contiguous()
-
-
-def _only_gates(tensor: Tensor, size: int) -> Tensor:
-    if tensor.shape[-1] in (0, 4 * size):
-        return tensor
-    return tensor.unflatten(-1, (4, -1))[..., :size].flatten(-2)
+    The resident kernels round it themselves, once. The interpreter's products are exact.
+    """
+    w_hh = pad_units(pad_gate_rows(w_hh, wide), narrow)
+    return to_tf32(w_hh) if plan.math == "tf32" and plan.shape != "resident" and w_hh.is_cuda else w_hh
 
 
 def _order(T: int, B: int, batch_sizes: Tensor | None, reverse: bool) -> list[_Step]:
@@ -155,15 +126,15 @@ def forward(
         if N == 0:
             h, c = w_hh.new_empty(*lead, P), c0.new_empty((*lead, H) if save else (0,))
             return h, c, w_hh.new_empty((*lead, 4 * H) if save == 1 else (0,)), h0.clone(), c0.clone()
-        wide, narrow = _up(H), _up(P)
+        wide, narrow = padded(H), padded(P)
         if ids is None:
-            bias = None if bias is None else _gates(bias, wide)
-            xg = _input_side(x.reshape(N, x.shape[-1]), _gate_rows(w_x, wide), bias)
+            bias = None if bias is None else pad_gates(bias, wide)
+            xg = _input_side(x.reshape(N, x.shape[-1]), pad_gate_rows(w_x, wide), bias)
         else:
-            ids, xg = _units(ids, 0), _gates(w_x, wide)
+            ids, xg = pad_units(ids, 0), pad_gates(w_x, wide)
         h, c = w_hh.new_empty(*lead, narrow), c0.new_empty(*lead, wide) if save else None
         gates = (xg.view(*lead, 4 * wide) if ids is None else w_hh.new_empty(*lead, 4 * wide)) if save == 1 else None
-        source = (xg, ids, _units(_gate_rows(w_hh, wide), narrow), _units(h0, narrow), _units(c0, wide))
+        source = (xg, ids, _weights(plan, w_hh, wide, narrow), pad_units(h0, narrow), pad_units(c0, wide))
         if plan.shape == "step":
             w_hr = None if w_hr is None else F.pad(w_hr, (0, wide - H, 0, narrow - P))
             order = _order(T, B, batch_sizes, reverse)
@@ -172,7 +143,7 @@ def forward(
             h_n, c_n = _whole_forward(plan, *source, _starts(offsets, N), _bytes(reset), h, c, gates, T, reverse)
         c = c0.new_empty(0) if c is None else c
         gates = w_hh.new_empty(0) if gates is None else gates
-        return (*map(_only_units, (h, c), (P, H)), _only_gates(gates, H), *map(_only_units, (h_n, c_n), (P, H)))
+        return (*map(cut_units, (h, c), (P, H)), cut_gates(gates, H), *map(cut_units, (h_n, c_n), (P, H)))
 
 
 def _input_side(x: Tensor, w_x: Tensor, bias: Tensor | None) -> Tensor:
@@ -249,11 +220,11 @@ def backward(
             return w_hh.new_empty(*lead, 4 * H), d_hr, *(d.clone() for d in d_states)
         if save == 2:
             gates = recompute_gates(x, ids, w_x, bias, w_hh, h0, batch_sizes, offsets, reset, reverse, h)
-        wide, narrow = _up(H), _up(P)
+        wide, narrow = padded(H), padded(P)
         dxg = w_hh.new_empty(*lead, 4 * wide)
         d_hr = w_hh.new_empty((*lead, narrow) if w_hr is not None else (0,))
-        grads = (_units(dh, narrow), _units(dc, wide), _units(dh_n, narrow), _units(dc_n, wide))
-        saved = (_units(_gate_rows(w_hh, wide), narrow), _units(c0, wide), _units(c, wide), _gates(gates, wide))
+        grads = (pad_units(dh, narrow), pad_units(dc, wide), pad_units(dh_n, narrow), pad_units(dc_n, wide))
+        saved = (_weights(plan, w_hh, wide, narrow), pad_units(c0, wide), pad_units(c, wide), pad_gates(gates, wide))
         if plan.shape == "step":
             w_hr = None if w_hr is None else F.pad(w_hr, (0, wide - H, 0, narrow - P))
             order = _order(T, B, batch_sizes, reverse)
@@ -261,8 +232,8 @@ def backward(
         else:
             starts = _starts(offsets, N)
             dh0, dc0 = _whole_backward(plan, *grads, *saved, starts, _bytes(reset), dxg, T, reverse)
-        d_states = map(_only_units, (dh0, dc0), (P, H))
-        return _only_gates(dxg, H), _only_units(d_hr, P), *d_states
+        d_states = map(cut_units, (dh0, dc0), (P, H))
+        return cut_gates(dxg, H), cut_units(d_hr, P), *d_states
 
 
 def _whole_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, dxg, T, reverse):

@@ -1,7 +1,8 @@
 """Device functions shared by every Triton kernel: products, rounding, activations, and which rows a step has.
 
-`dot` and `round_to` hold the only branches for Triton's interpreter, whose bfloat16 arithmetic is wrong: there a half
-value is widened to float32 (exact) before it is used, and rounding to nearest even is done on the bits.
+`dot`, `weights` and `round_to` hold the only branches for Triton's interpreter, whose bfloat16 arithmetic is wrong and
+which knows no TF32: there a half value is widened to float32 (exact) before it is used, float32 stays as it is, and
+rounding to nearest even is done on the bits.
 """
 
 from __future__ import annotations
@@ -37,11 +38,27 @@ def tanh(x):
 
 
 @triton.jit
+def to_tf32(x):
+    """float32 x for a tensor core, which drops the last 13 bits: what is left is x rounded to nearest. NaN stays NaN."""
+    return (x.to(tl.int32, bitcast=True) + tl.where(x == x, 0x1000, 0)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def weights(w, PRECISION: tl.constexpr):
+    """w as the second operand of `dot`; for weights that stay in the kernel. launch.py rounds those that are read again."""
+    if PRECISION == "tf32" and not INTERPRETED:
+        w = to_tf32(w)
+    return w
+
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b in float32. PRECISION: how float32 operands are multiplied, "ieee" or "tf32"."""
+    """acc + a @ b in float32. PRECISION: how float32 operands are multiplied, "ieee" or "tf32"; b went through `weights`."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     else:
+        if PRECISION == "tf32":
+            a = to_tf32(a)
         return tl.dot(a, b, acc, input_precision=PRECISION)
 
 

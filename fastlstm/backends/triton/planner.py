@@ -225,6 +225,12 @@ def committed() -> Iterator[tuple[Device, int, int, str]]:
                     yield device, H, B, math
 
 
+def describe(shape: str, tile: Tile) -> str:
+    """Return a tile as docs/gpu-resources.md has it: rows x units / terms of a block of the sum, warps, stages."""
+    size = f"{tile.BM}x{tile.BN}" + ("" if shape == "resident" else f"/{tile.BK}")
+    return f"{size} w{tile.warps} s{tile.stages}"
+
+
 def variants(capability: int | None = None) -> list[tuple[str, str, Tile, str]]:
     """Every (shape, math, tile, "forward" or "backward") that `choose` picks over `committed`, for one capability or all."""
     found = {}

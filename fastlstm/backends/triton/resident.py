@@ -12,7 +12,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastlstm.backends.triton.math import dot, join_gates, round_to, sigmoid, split_gates, step_rows, tanh, tile_steps
+from fastlstm.backends.triton.math import (
+    dot,
+    join_gates,
+    round_to,
+    sigmoid,
+    split_gates,
+    step_rows,
+    tanh,
+    tile_steps,
+    weights,
+)
 
 
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
@@ -44,7 +54,7 @@ def forward(
     unit = tl.arange(0, 4 * HP) % HP
     column = tl.arange(0, 4 * HP) // HP * H + unit
     w_mask = (u < H)[:, None] & (unit < H)[None, :]
-    w = tl.load(w_ptr + column[None, :] * H + u[:, None], mask=w_mask, other=0.0)
+    w = weights(tl.load(w_ptr + column[None, :] * H + u[:, None], mask=w_mask, other=0.0), PRECISION)
     at = lane[:, None] * H + u[None, :]  # inside a tile offsets are 32-bit; what moves with time is a scalar, 64-bit
     at_gates = lane[:, None] * (4 * H) + column[None, :]
     inside = (lane < B - tile)[:, None] & (u < H)[None, :]
@@ -117,7 +127,7 @@ def backward(
     unit = tl.arange(0, 4 * HP) % HP
     column = tl.arange(0, 4 * HP) // HP * H + unit
     w_mask = (unit < H)[:, None] & (u < H)[None, :]
-    w = tl.load(w_ptr + column[:, None] * H + u[None, :], mask=w_mask, other=0.0)
+    w = weights(tl.load(w_ptr + column[:, None] * H + u[None, :], mask=w_mask, other=0.0), PRECISION)
     at = lane[:, None] * H + u[None, :]  # inside a tile offsets are 32-bit; what moves with time is a scalar, 64-bit
     at_gates = lane[:, None] * (4 * H) + column[None, :]
     inside = (lane < B - tile)[:, None] & (u < H)[None, :]

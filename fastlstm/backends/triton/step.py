@@ -61,6 +61,7 @@ def forward(
     x = tl.load(xg_ptr + row_in[:, None] * (4 * H) + column[None, :], mask=gate_mask, other=0.0)
     c_prev = tl.load(c_n_ptr + at_state, mask=mask & kept[:, None], other=0.0)
     h_prev = tl.where(rows < n_before, h_ptr + (rows + before.to(tl.int64)) * P, h0_ptr + rows.to(tl.int64) * P)
+    h_prev = tl.multiple_of(h_prev, [16])  # bytes: rows begin there, and without saying so a load is one number wide
     z = tl.zeros((BM, 4 * BN), dtype=tl.float32)
     for k0 in tl.range(0, P, BK, num_stages=STAGES):
         k = k0 + tl.arange(0, BK)

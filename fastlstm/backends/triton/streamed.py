@@ -54,6 +54,9 @@ def forward(
         if reset_ptr is not None:
             kept = live & (tl.load(reset_ptr + row, mask=live, other=0) == 0)
         h_prev = tl.where(rows < n_before, h_ptr + (before + rows) * H, h0_ptr + state_row)
+        h_prev = tl.multiple_of(
+            h_prev, [16]
+        )  # bytes: rows begin there, and without saying so a load is one number wide
         z = tl.zeros((BM, 4 * BN), dtype=tl.float32)
         u0 = tl.full((), 0, tl.int32)
         k0 = tl.full((), 0, tl.int32)

@@ -1,0 +1,117 @@
+"""The plan function on made-up devices: plain Python, neither Triton nor a GPU."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastlstm import gpu_model
+from fastlstm.backends.triton import planner
+from fastlstm.backends.triton.planner import Plan
+
+MADE_UP = gpu_model.Device("Made up", 90, 10, 1.0, 1000.0, 2000.0, 10, 100, 128, 1024, 512)
+MATHS = ("half", "tf32", "ieee")
+
+
+def test_needs_neither_torch_nor_triton() -> None:
+    for module in (planner, gpu_model):
+        lines = Path(module.__file__).read_text(encoding="utf-8").splitlines()
+        imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
+        assert imported <= {"__future__", "fastlstm", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("math", MATHS)
+def test_small_layers_stay_resident_and_large_ones_go_by_steps(math: str) -> None:
+    assert planner.choose(MADE_UP, 16, 8, math).shape == "resident"
+    many_sms = replace(MADE_UP, sms=128, l2_gbs=6000.0)
+    assert planner.choose(many_sms, 4096, 8, math).shape == "step"
+
+
+def test_the_tile_covers_h_and_the_batch_grows_the_tile() -> None:
+    for H in (1, 15, 16, 17, 33, 64):
+        plan = planner.choose(MADE_UP, H, 8, "half")
+        assert plan.shape == "resident"
+        assert plan.forward.BN // 2 < max(H, 16) <= plan.forward.BN
+    with planner.force("step"):
+        few, many = (planner.choose(MADE_UP, 512, B, "half").forward for B in (8, 4096))
+    assert few.BM < many.BM
+
+
+def test_shared_memory_is_held_to_the_device() -> None:
+    """Each shape in turn is refused for what it needs, and stages are given up before the shape is."""
+    with planner.force("resident"):
+        roomy = planner.choose(replace(MADE_UP, shared_kib=227), 64, 8, "tf32")
+        need = roomy.shared_bytes
+        assert (roomy.forward.stages, roomy.backward.stages) == (2, 2)
+        tight = planner.choose(replace(MADE_UP, shared_kib=(need - 1) // 1024), 64, 8, "tf32")
+        assert (tight.forward.stages, tight.backward.stages) == (2, 1)
+        refused = planner.choose(replace(MADE_UP, shared_kib=32), 64, 8, "tf32")
+    assert isinstance(refused, str)
+    assert refused.startswith("resident: needs ")
+    assert "Made up gives a block 32768" in refused
+    nothing = planner.choose(replace(MADE_UP, shared_kib=4), 64, 8, "tf32")
+    assert nothing.count("bytes of shared memory") == 3
+    smaller = planner.choose(replace(MADE_UP, shared_kib=60), 64, 8, "tf32")
+    assert smaller.shape != "resident"
+    assert any(reason.startswith("resident: needs ") for reason in smaller.reasons)
+
+
+def test_reasons_name_what_was_weighed() -> None:
+    plan = planner.choose(MADE_UP, 200, 8, "half")
+    first, *refused = plan.reasons
+    others = {"streamed", "step"} - {plan.shape}
+    assert first.startswith(f"predicted {plan.us:.1f} µs a step (")
+    assert all(name in first for name in others)
+    assert refused == ["resident: W_hh of H 200 does not stay on one multiprocessor"]
+    assert str(plan).startswith(f"triton {plan.shape} (half): {plan.forward.BM} rows × {plan.forward.BN} units")
+
+
+def test_projection_goes_through_step() -> None:
+    plan = planner.choose(MADE_UP, 16, 8, "half", projected=True)
+    assert plan.shape == "step"
+    assert "streamed: projection goes through step" in plan.reasons
+    with planner.force("streamed"):
+        reason = planner.choose(MADE_UP, 16, 8, "half", projected=True)
+    assert "step: streamed was asked for" in reason
+    assert "streamed: projection goes through step" in reason
+
+
+def test_force_is_undone_and_checked() -> None:
+    with planner.force("step"):
+        assert planner.choose(MADE_UP, 16, 8, "half").shape == "step"
+        with planner.force(None):
+            assert planner.choose(MADE_UP, 16, 8, "half").shape == "resident"
+    assert planner.forced() is None
+    with pytest.raises(ValueError, match="resident, streamed, step"), planner.force("cluster"):
+        pass
+
+
+def test_how_products_are_made() -> None:
+    assert planner.how(2, False, MADE_UP) == "half"
+    assert planner.how(4, True, MADE_UP) == "tf32"
+    assert planner.how(4, False, MADE_UP) == "ieee"
+    assert planner.how(4, True, replace(MADE_UP, tf32=0)) == "ieee"
+
+
+def test_every_committed_call_has_a_plan_within_limits() -> None:
+    """Tiles are legal for Triton (powers of two, 16 terms a product), and shared memory is what the device has."""
+    for device, H, B, math in planner.committed():
+        plan = planner.choose(device, H, B, math)
+        assert isinstance(plan, Plan), (device.name, H, B, math, plan)
+        assert plan.shared_bytes <= device.shared_bytes
+        for tile in (plan.forward, plan.backward):
+            assert all(size & (size - 1) == 0 for size in (tile.BM, tile.BN, tile.BK, tile.warps))
+            assert min(tile.BN, tile.BK) >= 16
+            assert (4 if math == "ieee" else 16) <= tile.BM
+            assert tile.warps <= 16
+
+
+def test_unknown_devices_borrow_from_their_generation() -> None:
+    device = gpu_model.known("NVIDIA RTX 4000 SFF Ada", 89, 48, 101376)
+    assert (device.sms, device.shared_bytes, device.half) == (48, 101376, gpu_model.KNOWN["RTX 4090"].half)
+    assert isinstance(planner.choose(device, 128, 32, "half"), Plan)
+    future = gpu_model.known("NVIDIA Next", 130, 200, 232448)
+    assert isinstance(planner.choose(future, 1024, 64, "half"), Plan)
