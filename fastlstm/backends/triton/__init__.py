@@ -19,6 +19,7 @@ import torch
 
 from fastlstm import gpu_model
 from fastlstm.backends.common import BackendError, Spec
+from fastlstm.backends.device import allows_tf32, not_nvidia
 from fastlstm.backends.triton import planner
 from fastlstm.backends.triton.padding import padded
 from fastlstm.backends.triton.planner import Plan, force
@@ -74,8 +75,10 @@ def _wrong_device(device: torch.device) -> str | None:
             f"tensors are on the CPU (there {there}); the kernels run on CUDA tensors, or, to test them without one, with "
             "TRITON_INTERPRET=1 set before Triton is imported"
         )
-    if device.type != "cuda" or torch.version.hip is not None:
-        return f"tensors are on {device.type}; the triton backend takes CUDA tensors (NVIDIA)"
+    if device.type != "cuda":
+        return f"tensors are on {device.type}; the triton backend takes CUDA tensors"
+    if reason := not_nvidia():
+        return reason
     if interpreted():
         return "TRITON_INTERPRET is set, so kernels would run in Triton's interpreter; unset it"
     found = gpu(device)
@@ -105,13 +108,6 @@ def _gpu(index: int) -> gpu_model.Device:
     capability = 10 * p.major + p.minor
     shared = getattr(p, "shared_memory_per_block_optin", None) or gpu_model.known(p.name, capability, 1, 0).shared_bytes
     return gpu_model.known(p.name, capability, p.multi_processor_count, shared)
-
-
-def allows_tf32() -> bool:
-    """Return whether torch would let cuDNN's LSTM multiply float32 as TF32."""
-    rnn = getattr(torch.backends.cudnn, "rnn", None)
-    precision = getattr(rnn, "fp32_precision", None)
-    return torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
 
 
 def _choose(spec: Spec) -> Plan | str:
