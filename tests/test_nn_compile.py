@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 
@@ -126,15 +126,24 @@ def test_unbatched_and_autocast_under_compile() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_packed_input_under_compile() -> None:
-    """As far as Dynamo carries a PackedSequence: made outside, its fields go in as tensors."""
-    lstm = fastlstm.LSTM(3, 5, 2)
-    packed = pack_padded_sequence(torch.randn(6, 3, 3), [6, 4, 1])
-    compiled = torch.compile(lstm, backend="aot_eager")
-    out, state = compiled(packed)
-    expected, expected_state = lstm(packed)
-    torch.testing.assert_close(out.data, expected.data)
-    torch.testing.assert_close(state, expected_state)
+@pytest.mark.parametrize("given", [False, True])
+def test_packed_input_is_one_graph_too(given: bool) -> None:
+    """Packed outside or from tensors inside; lengths are data, so others compile nothing new."""
+    lstm = fastlstm.LSTM(3, 5, 2, bidirectional=True)
+    hx = (torch.randn(4, 3, 5), torch.randn(4, 3, 5)) if given else None
+
+    def call(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        out, (h, _) = lstm(PackedSequence(data, batch_sizes), hx)
+        return out.data, h
+
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(call, fullgraph=True, backend=counter)
+    for lengths in ([6, 4, 1], [6, 3, 2]):
+        packed = pack_padded_sequence(torch.randn(6, 3, 3), lengths)
+        torch.testing.assert_close(compiled(*packed[:2]), call(*packed[:2]))
+    assert counter.frame_count == 1
+    whole = torch.compile(lstm, fullgraph=True, backend="eager")
+    torch.testing.assert_close(whole(packed, hx)[0].data, lstm(packed, hx)[0].data)
 
 
 def test_a_model_around_it_is_one_graph() -> None:

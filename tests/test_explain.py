@@ -1,0 +1,53 @@
+"""`fastlstm.explain`: what would run, and why the others would not; nothing runs for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+import fastlstm
+from fastlstm import backends, native
+
+needs_native = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "module", [fastlstm.LSTM(3, 5, 2, batch_first=True), fastlstm.TokenLSTM(7, 3, 5)], ids=["x", "ids"]
+)
+def test_says_what_then_runs(module: nn.Module) -> None:
+    x = torch.randint(7, (6, 2)) if isinstance(module, fastlstm.TokenLSTM) else torch.randn(6, 2, 3)
+    fastlstm.dispatch.note_plan("nothing")
+    said = fastlstm.explain(module, x)
+    assert fastlstm.last_plan() == "nothing"
+    module(x)
+    first = said.splitlines()[0]
+    assert first == f"runs on cpu (automatic choice): {fastlstm.last_plan().removeprefix('cpu: ')}"
+    assert "gradients are on" in said
+
+
+def test_every_other_backend_gives_its_reason() -> None:
+    said = fastlstm.explain(fastlstm.LSTM(3, 5), pack_sequence([torch.randn(4, 3), torch.randn(2, 3)]))
+    for name in backends.NAMES:
+        if backends.load(name) is not None:
+            assert f"  {name}: " in said
+    assert "  cuda: no, " in said or backends.load("cuda") is None
+    with torch.no_grad():
+        assert "gradients are on" not in fastlstm.explain(fastlstm.LSTM(3, 5), torch.randn(2, 3))
+
+
+def test_a_forced_backend_that_cannot_raises_its_reason() -> None:
+    lstm, x = fastlstm.LSTM(3, 5), torch.randn(4, 2, 3)
+    with fastlstm.backend("reference"):
+        assert fastlstm.explain(lstm, x).startswith("runs on reference ('reference' is forced)")
+    with fastlstm.backend("torch"):
+        assert "nn.LSTM's own kernels" in fastlstm.explain(lstm, x)
+    with (
+        fastlstm.backend("triton"),
+        pytest.raises(fastlstm.BackendError, match="'triton' was asked for and cannot run"),
+    ):
+        fastlstm.explain(lstm, x.double())
+    with pytest.raises(TypeError, match=r"module is a LSTM, expected fastlstm\.LSTM or fastlstm\.TokenLSTM"):
+        fastlstm.explain(nn.LSTM(3, 5), x)
