@@ -127,7 +127,7 @@ def winner(record: dict, kind: tuple[str, str, bool], H: int, B: int, T: int) ->
     if not rows:
         return "torch"
     candidates = set.intersection(*(set(r["seconds"]) for r in rows)) - {"torch", *record["failed"]}
-    good = {c: _ratio(rows, c) for c in candidates if all(_beats(r["seconds"], c) for r in rows)}
+    good = {c: _mean(rows, c) for c in candidates if all(_beats(r["seconds"], c) for r in rows)}
     return min(good, key=lambda name: (good[name], name)) if good else "torch"
 
 
@@ -145,9 +145,10 @@ def _around(known: Iterable[int], value: int, longest: bool) -> set[int]:
 
 
 def _beats(seconds: dict[str, float], name: str) -> bool:
-    return seconds[name] < MARGIN * seconds["torch"]
+    """Whether a backend is faster than torch's own path, or the only one of the two that ran."""
+    return "torch" not in seconds or seconds[name] < MARGIN * seconds["torch"]
 
 
-def _ratio(rows: list[dict], name: str) -> float:
-    """Geometric mean of time over torch's time."""
-    return math.exp(sum(math.log(r["seconds"][name] / r["seconds"]["torch"]) for r in rows) / len(rows))
+def _mean(rows: list[dict], name: str) -> float:
+    """Logarithm of the geometric mean of a backend's times."""
+    return sum(math.log(r["seconds"][name]) for r in rows) / len(rows)

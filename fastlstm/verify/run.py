@@ -147,7 +147,7 @@ def summary(rows: list[dict], candidates: tuple[str, ...]) -> list[str]:
         mine = [r["seconds"] for r in rows if (r["layout"], r["math"], r["training"]) == kind]
         words = []
         for name in candidates:
-            ratios = sorted(s["torch"] / s[name] for s in mine if name in s)
+            ratios = sorted(s["torch"] / s[name] for s in mine if name in s and "torch" in s)
             if ratios:
                 better = sum(ratio * record.MARGIN > 1 for ratio in ratios)
                 middle = ratios[len(ratios) // 2]

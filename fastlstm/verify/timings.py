@@ -64,12 +64,17 @@ def run(candidates: tuple[str, ...], device: torch.device, cells: tuple[Cell, ..
 
 
 def times(contenders: dict[str, Callable[[], object]], clock: Clock) -> dict[str, float]:
-    """Median seconds of each; one that cannot run the call (its first one shows it) is left out."""
+    """Median seconds of each; one that cannot run the call (its first one shows it) is left out, torch too.
+
+    Raises RuntimeError where the device itself failed.
+    """
     samples: dict[str, list[float]] = {}
     for name, step in contenders.items():
         try:
             step(), step()  # the first compiles
-        except fastlstm.BackendError:
+        except RuntimeError as error:  # a BackendError, cuDNN without such a kernel, too little memory
+            if "CUDA error" in str(error):
+                raise
             continue
         samples[name] = []
     for _ in range(ROUNDS):

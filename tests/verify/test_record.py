@@ -140,6 +140,10 @@ def test_a_backend_that_failed_never_wins():
     assert record.winner(found, KIND, 64, 16, 64) == "triton"
 
 
+def test_where_torch_could_not_run_the_backend_wins():
+    assert record.winner(made(row(64, 16, cuda=1.0)), KIND, 64, 16, 64) == "cuda"
+
+
 def test_kind_of_a_call():
     assert record.kind_of(spec()) == ("dense", "tf32", True)
     assert record.kind_of(spec(packed=True, dtype=torch.float16, training=False)) == ("packed", "float16", False)

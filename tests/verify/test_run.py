@@ -140,6 +140,12 @@ def test_a_contender_that_cannot_run_a_cell_is_left_out():
 
     assert timings.times({"torch": lambda: None, "cuda": cannot}, clock(2.0)) == {"torch": 2.0}
 
+    def dead():
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    with pytest.raises(RuntimeError, match="launch failure"):
+        timings.times({"torch": lambda: None, "cuda": dead}, clock(2.0))
+
 
 def test_tf32_has_an_eps_of_its_own():
     from fastlstm.verify import judge
