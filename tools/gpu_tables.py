@@ -12,7 +12,7 @@ LAUNCHES = """A launch, forward / backward, at B = 16: kernel, blocks × threads
 recurrent kernel keeps to 128 registers a thread; what a block can ask for stands beside the device's name.
 """
 _SIZES = (32, 128, 256, 512, 768, 1024, 1536)
-_DEVICES = ("T4", "A100", "RTX 3090", "RTX 4090", "H100", "H200", "B200", "RTX 5090")
+_DEVICES = ("T4", "A100", "RTX 4090", "H100", "RTX 5090")
 
 
 def markdown(head: Iterable[object], lines: Iterable[Iterable[object]]) -> str:
