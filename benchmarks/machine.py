@@ -97,3 +97,10 @@ def finish(device: str) -> None:
     """Wait for what the device still does."""
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def torch_threads_for(seconds: float) -> None:
+    """Keep torch's threads busy with a parallel operation."""
+    values, end = torch.ones(1 << 18), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        torch.add(values, 1.0)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import record
-from benchmarks.machine import finish, gemm_rate
+from benchmarks import peers, record
+from benchmarks.machine import finish, gemm_rate, torch_threads_for
 from benchmarks.record import Row
 from benchmarks.suite import Timed
-from benchmarks.timing import Interleaved, take_turns, undisturbed
+from benchmarks.timing import Interleaved, take_turns, undisturbed, wait_for_rest
 
 Drive = Callable[[Interleaved, int], None]
 
@@ -28,10 +28,22 @@ def run(case: Timed, seconds: float, drive: Drive = take_turns) -> list[Row]:
         work.check()
         first = next(name for name in work.runs if name != work.judge)
         device = work.made.call.device if work.made else "cpu"
-        turns = Interleaved(work.runs, first, work.inside, lambda: finish(device))
+        turns = Interleaved(
+            work.runs, first, work.inside, lambda: finish(device), settle=_settle, warm=bool(work.optional)
+        )
         with undisturbed():
             drive(turns, turns.rounds_for(seconds))
         gemm = gemm_rate(torch.get_num_threads(), device, work.dtype)
         return record.of_times(case, work, turns.times, turns.calls, gemm)
     finally:
         torch.set_num_threads(before)
+
+
+def _settle(name: str) -> None:
+    """After a peer whose own threads spin on: wait for them, then let torch's threads find their cores again.
+
+    Without the second step the next parallel call takes 30 ms, whoever makes it: its two threads share a core at first.
+    """
+    if name in peers.OWN_THREADS:
+        wait_for_rest()
+        torch_threads_for(0.05)

@@ -24,7 +24,8 @@ class Interleaved:
 
     steps: name → step, each called before (the check of its output does that); first: the name of the one that ends a
     round; inside: the context that a contender's samples are taken in, entered before the clock starts; finish: waits for
-    work that a step only started (a GPU's); clock: seconds.
+    work that a step only started (a GPU's); clock: seconds; settle: called after each sample with its name: brings the machine
+    back to how the others expect it; warm: an untimed call before every sample, not before those of short steps alone.
     """
 
     def __init__(
@@ -34,12 +35,15 @@ class Interleaved:
         inside: Inside = lambda name: nullcontext(),
         finish: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
+        settle: Callable[[str], object] = lambda name: None,
+        warm: bool = False,
     ) -> None:
         self.steps, self.first, self.inside, self.finish, self.clock = dict(steps), first, inside, finish, clock
+        self.settle, self.warm, self.settling = settle, warm, dict.fromkeys(steps, 0.0)
         self.times: Times = {name: [] for name in steps}
         once = {name: self._once(name) for name in self.steps}
         self.calls = {name: _calls(seconds) for name, seconds in once.items()}
-        self.round_seconds = sum(once[name] * calls for name, calls in self.calls.items())
+        self.round_seconds = sum(once[name] * (n + warm) + self.settling[name] for name, n in self.calls.items())
 
     def _once(self, name: str) -> float:
         """Seconds of one call; the least of three where it is short, since a first call is slower."""
@@ -49,14 +53,20 @@ class Interleaved:
     def _seconds(self, name: str, calls: int) -> float:
         step = self.steps[name]
         with self.inside(name):
-            if calls > 1:  # a short step finds its weights where its last call left them, not where others put them
+            if (
+                calls > 1 or self.warm
+            ):  # a short step finds its weights where its last call left them, not where others put them
                 step()
             self.finish()
             start = self.clock()
             for _ in range(calls):
                 step()
             self.finish()
-            return (self.clock() - start) / calls
+            found = (self.clock() - start) / calls
+        start = self.clock()
+        self.settle(name)
+        self.settling[name] = self.clock() - start
+        return found
 
     def sample(self, name: str) -> None:
         """Take and keep one sample of one contender."""
@@ -71,7 +81,7 @@ class Interleaved:
     def before_first(self) -> None:
         """All of a round but the last sample, for a timer outside that then times `run_first`."""
         self.others()
-        if self.calls[self.first] > 1:
+        if self.calls[self.first] > 1 or self.warm:
             with self.inside(self.first):
                 self.steps[self.first]()
         self.finish()
@@ -87,6 +97,17 @@ class Interleaved:
     def rounds_for(self, seconds: float) -> int:
         """How many rounds fit into `seconds`."""
         return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / max(self.round_seconds, 1e-6))))
+
+
+def wait_for_rest(most: float = 0.5, look: float = 2e-3) -> bool:
+    """Sleep until the other threads of this process use less than a fifth of a core; False after `most` seconds."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < most:
+        wall, busy = time.perf_counter(), time.process_time()
+        time.sleep(look)
+        if time.process_time() - busy < 0.2 * (time.perf_counter() - wall):
+            return True
+    return False
 
 
 def _calls(once: float) -> int:

@@ -16,6 +16,7 @@ from benchmarks.work import Run, Work
 
 CPU = ("cell-loop", "compiled-loop", "onnxruntime", "jax")
 GPU = ("flashrnn", "haste")
+OWN_THREADS = ("onnxruntime", "jax")  # pools beside torch's, which spin for a while after a call
 _WHERE = {
     "cell-loop": "loops:cells",
     "compiled-loop": "loops:compiled",

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import gc
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import timing
 from benchmarks.record import Row, quantiles
-from benchmarks.timing import LEAST_ROUNDS, MOST_ROUNDS, Interleaved, pair_ratios, quantile, take_turns, undisturbed
+from benchmarks.timing import (
+    LEAST_ROUNDS,
+    MOST_ROUNDS,
+    Interleaved,
+    pair_ratios,
+    quantile,
+    take_turns,
+    undisturbed,
+)
 
 
 class Bench:
@@ -50,6 +60,46 @@ def test_contenders_take_turns_and_the_first_ends_a_round():
     times = turns.times
     assert bench.names() == ["torch", "loop", "cpu"] * 5
     assert times == {"cpu": [1.0] * 5, "torch": [2.0] * 5, "loop": [3.0] * 5}
+
+
+def test_the_machine_settles_after_each_sample_and_rounds_know_how_long_it_takes():
+    bench = Bench(cpu=1.0, torch=2.0)
+
+    def settle(name: str) -> None:
+        bench.turns.append((f"{name} settles", ()))
+        bench.now += 4.0 if name == "torch" else 0.0
+
+    turns = Interleaved(bench.steps, "cpu", clock=lambda: bench.now, settle=settle)
+    bench.turns.clear()
+    take_turns(turns, 2)
+    assert bench.names() == ["torch", "torch settles", "cpu", "cpu settles"] * 2
+    assert turns.times == {"cpu": [1.0] * 2, "torch": [2.0] * 2}
+    assert turns.rounds_for(70.0) == 10
+
+
+def test_warm_contenders_are_called_once_before_a_sample():
+    bench = Bench(cpu=1.0, torch=2.0)
+    turns = Interleaved(bench.steps, "cpu", clock=lambda: bench.now, warm=True)
+    bench.turns.clear()
+    take_turns(turns, 2)
+    assert bench.names() == ["torch", "torch", "cpu", "cpu"] * 2
+    assert turns.times == {"cpu": [1.0] * 2, "torch": [2.0] * 2}
+
+
+@pytest.mark.parametrize(("busy", "looks", "rests"), [([1.0, 0.5, 0.1], 3, True), ([0.3] * 99, 50, False)])
+def test_waiting_for_rest(monkeypatch: pytest.MonkeyPatch, busy: list[float], looks: int, rests: bool):
+    """busy: cores in use while it sleeps, time after time; rest is less than a fifth of one."""
+    now, used, slept = [0.0], [0.0], []
+
+    def sleep(seconds: float) -> None:
+        used[0] += busy[len(slept)] * seconds
+        now[0] += seconds
+        slept.append(seconds)
+
+    fake = SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: used[0], sleep=sleep)
+    monkeypatch.setattr(timing, "time", fake)
+    assert timing.wait_for_rest(most=0.5, look=0.01) is rests
+    assert len(slept) == looks
 
 
 def test_each_sample_is_taken_inside_its_own_context_and_without_its_cost():
