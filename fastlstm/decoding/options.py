@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastlstm.decoding.weights import Sizes, Weights
 
+PIECE = 1024  # rows of a prime that an engine feeds in one call: between calls Ctrl-C is heard
 FAILED = -2  # an engine writes it where there was nothing to draw
 
 
@@ -117,11 +118,13 @@ class Streams:
         if not alike:
             ids, h, c = ids.expand(-1, num), h.expand(-1, num, -1), c.expand(-1, num, -1)
         ended = torch.zeros(1 if alike else num, dtype=torch.uint8, device=device)
-        found = cls(ids.contiguous(), len(ids), h.clone().contiguous(), c.clone().contiguous(), ended, None, 0)
-        if len(ids) > 1:
+        ids = ids.contiguous()
+        found = cls(ids, len(ids), h.clone().contiguous(), c.clone().contiguous(), ended, None, 0)
+        for first in range(0, len(ids) - 1, PIECE):  # each piece begins with the one id that the piece before left
+            found.ids = ids[first : first + PIECE + 1]
             run(found, options, found.ids, None)
         states = None if options.starts is None else options.starts.to(device).clone()
-        last = found.ids[-1:].expand(1, num).contiguous()
+        last = ids[-1:].expand(1, num).contiguous()
         h, c = (s.expand(-1, num, -1).contiguous() for s in (found.h, found.c))
         return cls(last, 1, h, c, ended.expand(num).contiguous(), states, 0)
 

@@ -8,6 +8,7 @@ from models import Loop, Model, model
 from torch import nn
 
 import fastlstm
+from fastlstm.decoding import options
 
 SIZES = [(21, 5, 17, 2), (13, None, 33, 1), (30, 8, 24, 2, 9)]  # V, E, H, L, P
 
@@ -58,6 +59,16 @@ def test_pieces_are_the_whole(made: Model, backend: str | None) -> None:
             assert torch.equal(pieces[-1].state[0], whole.state[0])
             assert torch.equal(pieces[-1].state[1], whole.state[1])
     assert (free[:, 1] != -1).all()
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 9])
+def test_a_long_prime_is_fed_in_pieces(made: Model, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    prime = torch.randint(11, (length,))
+    expected = fastlstm.decode(*made.args, prime, 10, num=2)
+    monkeypatch.setattr(options, "PIECE", 4)
+    found = fastlstm.decode(*made.args, prime, 10, num=2)
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.state[0], expected.state[0])
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
