@@ -38,11 +38,17 @@ class Lib:
         self.devices.append(index)
 
 
+def with_cuda(launchers, planner) -> SimpleNamespace:
+    """fastlstm._C as it would be with these parts."""
+    module = native.load()
+    return SimpleNamespace(**{**vars(module), "cuda": launchers, "plan": planner})
+
+
 @pytest.fixture
 def lib(monkeypatch):
     """Make fastlstm._C look as if built with CUDA; the test sets the library's fields."""
     found = Lib()
-    module = SimpleNamespace(cuda=found, plan=native.load().plan)
+    module = with_cuda(found, native.load().plan)
     monkeypatch.setattr(native, "load", lambda: module)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100 80GB HBM3")
     caches = (cuda._no_driver, cuda._no_code, cuda._gpu, cuda._cached_choice)
@@ -168,13 +174,14 @@ def simulated(monkeypatch):
     monkeypatch.setattr(cuda, "why_not", lambda spec: None)
     monkeypatch.setattr(cuda, "_status", lambda index: torch.zeros(1, dtype=torch.int32))
     monkeypatch.setattr(cuda, "allows_tf32", lambda: False)
-    monkeypatch.setattr(native, "load", lambda: library)
+    module = with_cuda(library.cuda, library.plan)
+    monkeypatch.setattr(native, "load", lambda: module)
     cuda._cached_choice.cache_clear()
 
     @contextmanager
     def on(where):
         seen.append(("device", where.index if isinstance(where, torch.device) else where))
-        with hostsim._Simulated(library) as sim:
+        with hostsim.Simulated(library) as sim:
             monkeypatch.setattr(cuda._Gpu, "use", lambda self, *args: sim.use(*args))
             monkeypatch.setattr(cuda._Gpu, "product", lambda self, *args: sim.product(*args))
             yield
