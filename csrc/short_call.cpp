@@ -173,23 +173,28 @@ class ShortCall {
     return look(PyTuple_GET_ITEM(hx_, 0), h0_) && is_state(h0_) && look(PyTuple_GET_ITEM(hx_, 1), c0_) && is_state(c0_);
   }
 
-  // The parameters as they are now. References are kept: the kernel runs without the interpreter's lock.
+  Ref field(PyObject* key) const {
+    return py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(fields_.ptr(), key));
+  }
+
+  // The parameters as they are now. References are kept: torch's functions and the kernel let other threads run.
   bool weights() {
-    PyObject* parameters = PyDict_GetItemWithError(fields_.ptr(), names().parameters);
-    PyObject* order = PyDict_GetItemWithError(fields_.ptr(), names().order);
+    const Ref parameters = field(names().parameters), order = field(names().order);
     const int each = bias_ ? 4 : 2;
-    if (!parameters || !order || !PyDict_Check(parameters) || !PyList_CheckExact(order)) return PyErr_Clear(), false;
-    if (PyList_GET_SIZE(order) != L * each) return false;
+    if (!parameters || !order || !PyDict_Check(parameters.ptr()) || !PyList_CheckExact(order.ptr()))
+      return PyErr_Clear(), false;
+    if (PyList_GET_SIZE(order.ptr()) != L * each) return false;
     layers_.resize(size_t(L));
     held_.reserve(size_t(L * each));
     for (int64_t l = 0; l < L; ++l) {
       const float* at[4] = {nullptr, nullptr, nullptr, nullptr};
       for (int k = 0; k < each; ++k) {
-        PyObject* weight = PyDict_GetItemWithError(parameters, PyList_GET_ITEM(order, l * each + k));
+        PyObject* key = PyList_GetItem(order.ptr(), l * each + k);
+        PyObject* weight = key ? PyDict_GetItemWithError(parameters.ptr(), key) : nullptr;
+        held_.push_back(py::reinterpret_borrow<py::object>(weight));
         View view;
         if (!look(weight, view) || !view.contiguous()) return PyErr_Clear(), false;
         if (!(k > 1 ? view.has({4 * H}) : view.has({4 * H, k == 0 && l == 0 ? I : H}))) return false;
-        held_.push_back(py::reinterpret_borrow<py::object>(weight));
         at[k] = view.data();
       }
       layers_[size_t(l)] = {at[0], at[1], at[2], at[3]};
