@@ -65,7 +65,7 @@ def language(text: str) -> str:
 def labels(text: str) -> list[Label]:
     """All labels of a text, each (N,), whether or not the text has what it names."""
     kind = language(text)
-    quoted, comment, bare = _tokens(text, kind)
+    quoted, comment, triple, bare = _tokens(text, kind)
     nesting = _nesting(bare)
     at = _since(codes(text) == ord("\n"))
     pattern = _IF.get(kind)
@@ -74,6 +74,8 @@ def labels(text: str) -> list[Label]:
     newline = codes(text) == ord("\n")
     return [
         Label("inside quotes", quoted),
+        Label("inside a one-line string", quoted & ~triple if triple.any() else 0 * quoted),
+        Label("inside a long string", triple),
         Label("inside a comment", comment),
         Label("inside parentheses", nesting.round > 0),
         Label("inside [ ]", nesting.square > 0),
@@ -93,16 +95,19 @@ def labels(text: str) -> list[Label]:
     ]
 
 
-def _tokens(text: str, kind: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """Inside quotes (N,), inside a comment (N,), and the text with both blanked out, line ends kept."""
+def _tokens(text: str, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Inside quotes, a comment, triple quotes (N,) each, and the text with all blanked out, line ends kept."""
     pattern, shift = _TOKENS[kind], 0
     if kind == "python" and _starts_quoted(text):
         text, shift = '"""' + text, 3
-    spans: dict[str, list[tuple[int, int]]] = {"quote": [], "comment": []}
+    spans: dict[str, list[tuple[int, int]]] = {"quote": [], "comment": [], "triple": []}
     bare, last = [], 0
     for match in pattern.finditer(text):
         start, end = match.span()
-        spans[match.lastgroup].append((start, _closed(match.group(), start)))
+        span = (start, _closed(match.group(), start))
+        spans[match.lastgroup].append(span)
+        if match.group().startswith(_CLOSERS[:2]):
+            spans["triple"].append(span)
         bare += [text[last:start], re.sub(r"[^\n]", "\0", match.group())]
         last = end
     if kind == "prose":

@@ -47,14 +47,17 @@ def weights(values: np.ndarray, binary: bool) -> np.ndarray:
 def effect(values: np.ndarray, label: np.ndarray, binary: bool) -> float:
     """2 AUC - 1 or the rank correlation of one signal with one label, (n,) each."""
     ranks = midranks(values[:, None])
-    return float(_effects(weights(label, binary)[None], np.array([binary]), ranks)[0, 0])
+    return float(_effects(weights(label, binary)[None], np.array([binary]), ranks, _norms(ranks))[0, 0])
 
 
-def _effects(w: np.ndarray, binary: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """Effects (K, U) from weights (K, n) and ranks (n, U)."""
-    norms = np.sqrt(np.einsum("nu,nu->u", ranks, ranks, dtype=np.float64))
+def _norms(ranks: np.ndarray) -> np.ndarray:
+    return np.maximum(np.linalg.norm(ranks, axis=0), 1e-9).astype(np.float64)
+
+
+def _effects(w: np.ndarray, binary: np.ndarray, ranks: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """Effects (K, U) from weights (K, n), ranks (n, U) and their norms (U,)."""
     sums = (w @ ranks).astype(np.float64)
-    return np.where(binary[:, None], sums, sums / np.maximum(norms, 1e-9))
+    return np.where(binary[:, None], sums, sums / norms)
 
 
 @dataclass
@@ -88,11 +91,12 @@ def score(signals: np.ndarray, labels: np.ndarray, binary: np.ndarray, shifts: i
     found = Scores(*(np.empty((K, U)) for _ in range(3)), np.empty((shifts, K, U), np.float32))
     for block in _blocks(U):
         ranks = [midranks(signals[part, block]) for part in parts]
-        fit, held = (_effects(x, binary, r) for x, r in zip(w, ranks, strict=True))
+        ranks = [(r, _norms(r)) for r in ranks]
+        fit, held = (_effects(x, binary, *r) for x, r in zip(w, ranks, strict=True))
         sign = np.where(fit < 0, -1.0, 1.0)
         found.sign[:, block], found.fit[:, block], found.held[:, block] = sign, sign * fit, sign * held
         for s in range(shifts):
-            fit, held = (_effects(np.roll(x, d[s], 1), binary, r) for x, d, r in zip(w, away, ranks, strict=True))
+            fit, held = (_effects(np.roll(x, d[s], 1), binary, *r) for x, d, r in zip(w, away, ranks, strict=True))
             found.control[s, :, block] = np.minimum(np.abs(fit), np.where(fit < 0, -held, held))
     return found
 

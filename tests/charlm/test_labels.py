@@ -36,6 +36,10 @@ def line(name: str, number: int, text: str = CODE) -> tuple[str, str]:
     [
         ("inside quotes", 1, "0000111111111111111100"),
         ("inside quotes", 2, "00000000000011000000000000000"),
+        ("inside a long string", 1, "0000111111111111111100"),
+        ("inside a long string", 2, "0" * 29),
+        ("inside a one-line string", 1, "0" * 22),
+        ("inside a one-line string", 2, "00000000000011000000000000000"),
         ("inside a comment", 2, "00000000000000000111111111110"),
         ("inside parentheses", 0, "0000011111111111111111000"),
         ("inside parentheses", 1, "0000000000000000000000"),
