@@ -216,7 +216,7 @@ struct BackwardRun {
 
   __device__ __forceinline__ const uint32_t* operands(int tile) {
     if constexpr (Exchange::kWhole) {
-      return exchange.tile(tile);
+      return exchange.tile(me, tile);
     } else {
       const int b = sequence(tile, me.lane / 4), width = p.exchange_width;
       const T* from = static_cast<const T*>(p.exchange) + ((now.first + b) * 4 + me.q()) * width;
@@ -277,7 +277,7 @@ struct BackwardRun {
     for (int r = 0; r < tiles; ++r) {
       if (sequence(first + r, 0) >= now.count) break;
       BackwardProduct<T> product;
-      weights.multiply(product, operands(first + r), exchange.step(), exchange.stride, l, me);
+      weights.multiply(product, operands(first + r), exchange.step(), exchange.stride(), l, me);
       product.finish(sums, me.lane);
       if (t.k_splits > 1) partials.put(me, r, sums);
     }

@@ -12,26 +12,28 @@ namespace fastlstm::cuda {
 
 struct WithinBlock {
   static constexpr bool kWhole = true;
-  uint32_t* words;  // [parity][row][stride]
-  int stride, rows, split, k_splits, parity = 0;
+  const Layout& l;
+  const Tiling& t;
+  int parity = 0;
 
-  __device__ __forceinline__ WithinBlock(const Layout& l, const Tiling& t, const Place& me)
-      : words(reinterpret_cast<uint32_t*>(shared_memory() + l.operand)),
-        stride(l.stride),
-        rows(8 * t.row_tiles),
-        split(me.split),
-        k_splits(t.k_splits) {}
-
-  __device__ __forceinline__ uint32_t* row(int which, int r) const { return words + (which * rows + r) * stride; }
+  __device__ __forceinline__ uint32_t* words() const {  // [parity][row][stride]
+    return reinterpret_cast<uint32_t*>(shared_memory() + l.operand);
+  }
+  __device__ __forceinline__ uint32_t* row(int which, int r) const {
+    return words() + (which * 8 * t.row_tiles + r) * l.stride;
+  }
   // Where the warp's first span of a tile lies, and how far apart its spans are.
-  __device__ __forceinline__ const uint32_t* tile(int tile) const { return row(parity, 8 * tile) + split * kSpanWords; }
-  __device__ __forceinline__ int step() const { return k_splits * kSpanWords; }
+  __device__ __forceinline__ const uint32_t* tile(const Place& me, int tile) const {
+    return row(parity, 8 * tile) + me.split * kSpanWords;
+  }
+  __device__ __forceinline__ int step() const { return t.k_splits * kSpanWords; }
+  __device__ __forceinline__ int stride() const { return l.stride; }
 
   // Zeros everywhere: what no cell writes stays zero. A barrier must follow.
   __device__ __forceinline__ void clear() const {
 #pragma unroll 1
-    for (int i = int(threadIdx.x); i < 2 * rows * stride / 4; i += int(blockDim.x))
-      store_vector(words + 4 * i, uint4{0, 0, 0, 0});
+    for (int i = int(threadIdx.x); i < 4 * t.row_tiles * l.stride; i += int(blockDim.x))
+      store_vector(words() + 4 * i, uint4{0, 0, 0, 0});
   }
 
   // One number at index `at` of a row, for the step after this one.
@@ -47,16 +49,17 @@ struct WithinBlock {
 struct BetweenBlocks {
   static constexpr bool kWhole = false;
   uint32_t* strip;  // [8 rows][stride] of this warp
-  int stride;
+  int pitch;
   bool lost = false;  // this thread has run out of patience once: it waits no more
   int* status;
 
   __device__ __forceinline__ BetweenBlocks(const Layout& l, const Place& me, int* status)
       : strip(reinterpret_cast<uint32_t*>(shared_memory() + l.operand) + me.warp * 8 * l.stride),
-        stride(l.stride),
+        pitch(l.stride),
         status(status) {}
 
   __device__ __forceinline__ int step() const { return kSpanWords; }
+  __device__ __forceinline__ int stride() const { return pitch; }
 
   // Fetches `count` spans of 8 rows; the lane, words 4q … 4q + 3 of row lane / 4. Where `from` is not null: from there,
   // once they have arrived; offset(i) numbers on for the warp's i-th span. Else what plain(i) gives.
@@ -64,7 +67,7 @@ struct BetweenBlocks {
   __device__ __forceinline__ const uint32_t* fetch(const Place& me, int count, const T* from, Offset offset,
                                                    Plain plain) {
     __syncwarp();  // the strip's last use is over
-    uint32_t* mine = strip + (me.lane / 4) * stride + 4 * me.q();
+    uint32_t* mine = strip + (me.lane / 4) * pitch + 4 * me.q();
     if (from) {
       await<T>(mine, count, from, offset);
     } else {

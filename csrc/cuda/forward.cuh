@@ -98,7 +98,7 @@ struct ForwardRun {
   // WithinBlock: both copies of h, zero beyond H and at resets. BetweenBlocks fetches when it multiplies.
   __device__ __forceinline__ void start() {
     if constexpr (Exchange::kWhole) {
-      const int pieces = exchange.stride / 4;
+      const int pieces = l.stride / 4;
 #pragma unroll 1
       for (int i = int(threadIdx.x); i < 16 * t.row_tiles * pieces; i += int(blockDim.x)) {
         const int row = i / pieces % (8 * t.row_tiles), piece = i % pieces, b = me.rows_at + row;
@@ -106,7 +106,7 @@ struct ForwardRun {
         const bool live = b < p.s.B && !is_reset(p.s, now, b);
         uint4 words{0, 0, 0, 0};
         if (live && k < H) words = gather_words(state_before(b) + k, 1, H - k, wide);
-        store_vector(exchange.words + i * 4, operand<T>(words));
+        store_vector(exchange.words() + i * 4, operand<T>(words));
       }
       __syncthreads();
     }
@@ -114,7 +114,7 @@ struct ForwardRun {
 
   __device__ __forceinline__ const uint32_t* operands(int k, int tile) {
     if constexpr (Exchange::kWhole) {
-      return exchange.tile(tile);
+      return exchange.tile(me, tile);
     } else {
       recompute(me.lane), recompute(me.split), recompute(me.rows_at);
       const int b = sequence(tile, me.lane / 4);
@@ -206,7 +206,7 @@ struct ForwardRun {
     for (int r = 0; r < tiles; ++r) {
       if (sequence(first + r, 0) >= now.count) break;
       ForwardProduct<T> product;
-      weights.multiply(product, operands(k, first + r), exchange.step(), exchange.stride, l, me);
+      weights.multiply(product, operands(k, first + r), exchange.step(), exchange.stride(), l, me);
       product.finish(sums, me.lane);
       if (t.k_splits > 1) partials.put(me, r, sums);
     }

@@ -10,7 +10,7 @@ template <class T>
 __global__ void __launch_bounds__(32 * kMaxWarps, 1)
     tile_backward_kernel(const __grid_constant__ Laid<BackwardArgs> p) {
   const Place me(p.args.t);
-  BackwardRun<T, WithinBlock>(p, me, WithinBlock(p.layout, p.args.t, me)).run();
+  BackwardRun<T, WithinBlock>(p, me, WithinBlock{p.layout, p.args.t}).run();
 }
 
 }  // namespace

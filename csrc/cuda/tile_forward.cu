@@ -10,7 +10,7 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(32 * kMaxWarps, 1) tile_forward_kernel(const __grid_constant__ Laid<ForwardArgs> p) {
   const Place me(p.args.t);
-  ForwardRun<T, WithinBlock>(p, me, WithinBlock(p.layout, p.args.t, me)).run();
+  ForwardRun<T, WithinBlock>(p, me, WithinBlock{p.layout, p.args.t}).run();
 }
 
 }  // namespace

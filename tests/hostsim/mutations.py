@@ -24,6 +24,7 @@ class Mutation:
     file: str  # in csrc/cuda
     old: str
     new: str
+    cpp: str = "bfloat_t"  # the one type that is compiled; float shares operands between lanes where the others do not
 
 
 FORWARD, BACKWARD = "tile_forward persistent_forward", "tile_backward persistent_backward"
@@ -61,7 +62,12 @@ MUTATIONS = (
     ),
     Mutation(BARRIER, FORWARD, "forward.cuh", "    if (t.k_splits > 1) __syncthreads();\n", ""),
     Mutation(
-        BARRIER, "persistent_forward", "exchange.cuh", "    __syncwarp();\n    return strip;", "    return strip;"
+        BARRIER,
+        "persistent_forward",
+        "exchange.cuh",
+        "    __syncwarp();\n    return strip;",
+        "    return strip;",
+        "float",
     ),
     Mutation(WAIT, FORWARD, "forward.cuh", "    wait_copies<1>();\n", "    wait_copies<2>();\n"),
     Mutation(WAIT, BOTH, "exchange.cuh", "          waits |= unset(v[i]);\n", ""),

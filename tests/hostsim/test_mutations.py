@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from mutations import CLASSES, MUTATIONS, ORDER, ROW, TAIL, Mutation
-from shapes import BF16, PERSISTENT, STEP, TILE, check, dense
+from shapes import BF16, F32, PERSISTENT, STEP, TILE, check, dense
 
 from fastlstm.backends import hostsim
 from fastlstm.backends.hostsim import build
@@ -17,7 +17,7 @@ CASES = (dense(4, 19, 40, initial=True), dense(3, 9, 21, initial=True, reset=Tru
 SHAPES = {"step": (STEP,), "tile": TILE[1::2], "persistent": (PERSISTENT[1], PERSISTENT[3])}
 SEEDS = range(4)  # every policy of scheduling
 # One type is enough and compiles four times as fast
-ONE_TYPE = "#undef with_type\n#define with_type(type, ...) (__VA_ARGS__)(bfloat_t{})\n\nnamespace fastlstm::cuda {"
+ONE_TYPE = "#undef with_type\n#define with_type(type, ...) (__VA_ARGS__)({cpp}{{}})\n\nnamespace fastlstm::cuda {{"
 
 
 def _mutated(mutation: Mutation, stem: str, folder: Path) -> Path:
@@ -32,17 +32,19 @@ def _mutated(mutation: Mutation, stem: str, folder: Path) -> Path:
     file.write_text(text.replace(mutation.old, mutation.new))
     kernel = csrc / "cuda" / f"{stem}.cu"
     if stem != "step":
-        kernel.write_text(kernel.read_text().replace("namespace fastlstm::cuda {", ONE_TYPE, 1))
+        kernel.write_text(
+            kernel.read_text().replace("namespace fastlstm::cuda {", ONE_TYPE.format(cpp=mutation.cpp), 1)
+        )
     return csrc
 
 
-def _failure(stem: str, csrc: Path) -> str | None:
+def _failure(stem: str, csrc: Path, kind: str) -> str | None:
     """What the first run that fails says."""
     for seed in SEEDS:
         for case in CASES:
             for shape in SHAPES[stem.split("_")[0]]:
                 try:
-                    check(shape, case, BF16, seed, csrc=csrc, only=(stem,))
+                    check(shape, case, kind, seed, csrc=csrc, only=(stem,))
                 except (hostsim.Fault, AssertionError) as error:
                     return str(error)
     return None
@@ -54,15 +56,16 @@ PAIRS = [(m, stem) for m in MUTATIONS for stem in m.kernels.split()]
 @pytest.mark.slow
 @pytest.mark.parametrize(("mutation", "stem"), PAIRS, ids=[f"{stem}-{k}-{m.what}" for k, (m, stem) in enumerate(PAIRS)])
 def test_a_fault_is_found(hostsim_library, tmp_path, mutation, stem):
-    found = _failure(stem, _mutated(mutation, stem, tmp_path))
+    found = _failure(stem, _mutated(mutation, stem, tmp_path), F32 if mutation.cpp == "float" else BF16)
     assert found is not None, f"{stem} with {mutation.new!r} for {mutation.old!r} passed everything"
     print(f"{stem}, {mutation.what}: {found.splitlines()[0]}")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", [F32, BF16])
 @pytest.mark.parametrize("stem", ["step", "tile", "persistent"])
-def test_without_a_fault_the_same_runs_pass(hostsim_library, stem):
-    assert _failure(stem, build.CSRC) is None
+def test_without_a_fault_the_same_runs_pass(hostsim_library, stem, kind):
+    assert _failure(stem, build.CSRC, kind) is None
 
 
 def test_every_kernel_and_class_is_there(hostsim_library):

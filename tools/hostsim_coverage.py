@@ -1,0 +1,92 @@
+"""Writes docs/hostsim-coverage.md: which lines of the CUDA kernels run in the host simulation, by gcov.
+
+    python -m tools.hostsim_coverage          builds with --coverage, runs cases on every shape, takes some minutes
+
+Templates and inlined functions count a line as reached when any instance reaches it. Exits with 1 below 95 %.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "hostsim-coverage.md"
+FLOOR = 0.95
+FLAGS = ("--coverage", "-fprofile-update=single")
+
+# Runs in a process of its own: counts are written when it ends.
+RUN = """
+import torch
+torch.set_num_threads(1)
+from shapes import KINDS, PERSISTENT, STEP, TILE, check, dense, fits
+from benchmarks import cases
+for k, case in enumerate([dense(3, 19, 40, initial=True, reset=True), *cases.SHORT]):
+    for i, shape in enumerate((STEP, *TILE, *PERSISTENT)):
+        kind = KINDS[(k + i) % 4]
+        if fits(shape, case, kind):
+            check(shape, case, kind, seed=k, flags={flags!r})
+"""
+
+
+def counts(folder: Path) -> dict[str, Counter[int]]:
+    """Executions of each line of the .cuh files, by file name; all builds of a line added up."""
+    found: dict[str, Counter[int]] = {}
+    with tempfile.TemporaryDirectory() as out:
+        notes = [str(p) for p in folder.rglob("*.gcno")]
+        subprocess.run(["gcov", "--json-format", *notes], cwd=out, check=True, capture_output=True)
+        for report in Path(out).glob("*.gcov.json.gz"):
+            for file in json.loads(gzip.decompress(report.read_bytes()))["files"]:
+                name = Path(file["file"])
+                if name.suffix == ".cuh":
+                    lines = found.setdefault(name.name, Counter())
+                    for line in file["lines"]:
+                        lines[line["line_number"]] += line["count"]
+    return found
+
+
+def render(found: dict[str, Counter[int]]) -> str:
+    """The page."""
+    rows = ["| file | lines | reached | not reached |", "| --- | --- | --- | --- |"]
+    for name, lines in sorted(found.items()):
+        missed = sorted(n for n, count in lines.items() if not count)
+        share = 1 - len(missed) / len(lines)
+        rows.append(f"| {name} | {len(lines)} | {share:.1%} | {', '.join(map(str, missed)) or '-'} |")
+    head = (
+        "# Lines of the CUDA kernels that the host simulation runs\n\nWritten by `python -m tools.hostsim_coverage` (gcov). "
+        f"All files together: **{share_of(found):.1%}**; the test wants {FLOOR:.0%}.\n\n"
+    )
+    return head + "\n".join(rows) + "\n"
+
+
+def share_of(found: dict[str, Counter[int]]) -> float:
+    """The part of all lines that ran."""
+    lines = [count for one in found.values() for count in one.values()]
+    return sum(count > 0 for count in lines) / len(lines)
+
+
+def measure(folder: Path) -> dict[str, Counter[int]]:
+    """Build in `folder`, run, and count."""
+    paths = [ROOT, ROOT / "tests", ROOT / "tests" / "hostsim"]
+    env = {**os.environ, "FASTLSTM_BUILD": str(folder), "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    subprocess.run([sys.executable, "-c", RUN.format(flags=FLAGS)], check=True, env=env, cwd=folder)
+    return counts(folder)
+
+
+def main() -> int:
+    """Measure and write the page."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder))
+    PAGE.write_text(render(found), encoding="utf-8")
+    print(PAGE.read_text(encoding="utf-8"))
+    return int(share_of(found) < FLOOR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
