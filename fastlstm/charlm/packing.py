@@ -65,16 +65,17 @@ class CellTraces:
 def within(traces: CellTraces, order: Iterable[tuple[int, int]], budget: int) -> tuple[dict[str, str], dict[str, dict]]:
     """What fits: packed colours, then the rest, of cells in order while they stay within `budget` characters.
 
-    Returns both by cell, as `layer:unit`.
+    Colours take two thirds of it at most, so that the best cells of a large model have their gates too. Returns both by
+    cell, as `layer:unit`.
     """
-    order, colours, rest = list(order), {}, {}
+    order, colours, rest, reserved = list(order), {}, {}, budget // 3
     for layer, unit in order:
         packed = traces.colours(layer, unit)
+        if budget - len(packed) - 16 < reserved:
+            break
         budget -= len(packed) + 16
-        if budget < 0:
-            return colours, rest
         colours[f"{layer}:{unit}"] = packed
-    for layer, unit in order:
+    for layer, unit in order[: len(colours)]:
         packed = traces.rest(layer, unit)
         budget -= len(packed["data"]) + 60
         if budget < 0:

@@ -118,14 +118,16 @@ def test_cells_that_do_not_fit_are_left_out_last():
     colours, rest = packing.within(traces, order, 10**9)
     assert len(colours) == len(rest) == 16
     everything = sum(map(len, colours.values()))
-    colours, rest = packing.within(traces, order, everything + 2 * len(rest["1:5"]["data"]))
+    colours, rest = packing.within(traces, order, everything * 8 // 5)
     assert len(colours) == 16
     assert next(iter(rest)) == "1:5"
-    assert 0 < len(rest) < 4
-    colours, rest = packing.within(traces, order, everything // 2)
+    assert 0 < len(rest) < 16
+    budget = everything // 2
+    colours, rest = packing.within(traces, order, budget)
     assert list(colours)[:2] == ["1:5", "0:2"]
-    assert 0 < len(colours) < 16
-    assert rest == {}
+    assert 2 < len(colours) < 16
+    assert set(rest) < set(colours)
+    assert sum(map(len, colours.values())) + sum(len(one["data"]) for one in rest.values()) <= budget
 
 
 @pytest.mark.slow
@@ -138,7 +140,7 @@ def test_10000_characters_stay_under_15_mb(hidden, layers):
     assert len(html.encode()) < 15e6
     data = data_of(html)
     assert len(data["colours"]) > 256
-    assert len(data["rest"]) > 100
+    assert len(data["rest"]) > 50
 
 
 @pytest.mark.parametrize(
