@@ -11,6 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# Without the finder of an editable installation, which would lend the unpacked package the native module of the tree
+PROGRAM = """
+import sys
+sys.meta_path[:] = [one for one in sys.meta_path if "__editable__" not in getattr(one, "__module__", "")]
+from fastlstm import cli
+assert cli.__file__.startswith(sys.argv[1]), cli.__file__
+cli.main(["sample", "names", "--num", "5", "--seed", "1"])
+"""
 
 
 @pytest.mark.slow
@@ -22,7 +30,7 @@ def test_a_wheel_brings_the_names_model(tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    command = [sys.executable, "-m", "fastlstm", "sample", "names", "--num", "5", "--seed", "1"]
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
