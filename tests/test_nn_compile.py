@@ -47,7 +47,7 @@ def test_fullgraph_forward_and_backward(options: dict, dynamic: bool) -> None:
     counter, made = CompileCounterWithBackend("aot_eager"), []
     compiled = torch.compile(lstm, fullgraph=True, dynamic=dynamic, backend=counter)
     for T, B in ((7, 2), (4, 3), (9, 5)) if dynamic else ((7, 2),):
-        x = torch.randn(T, B, 3)
+        x = torch.randn(B, T, 3) if lstm.batch_first else torch.randn(T, B, 3)
         torch.testing.assert_close(_grads(compiled, lstm, x), _grads(lstm, lstm, x))
         assert _nodes(counter.graphs[-1]) == lstm.num_layers * (2 if lstm.bidirectional else 1)
         with torch.no_grad():
