@@ -48,6 +48,6 @@ def test_a_forced_backend_that_cannot_raises_its_reason() -> None:
         fastlstm.backend("triton"),
         pytest.raises(fastlstm.BackendError, match="'triton' was asked for and cannot run"),
     ):
-        fastlstm.explain(lstm, x.double())
+        fastlstm.explain(lstm.double(), x.double())  # float64, which it does not take, GPU or not
     with pytest.raises(TypeError, match=r"module is a LSTM, expected fastlstm\.LSTM or fastlstm\.TokenLSTM"):
         fastlstm.explain(nn.LSTM(3, 5), x)

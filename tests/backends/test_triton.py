@@ -65,7 +65,7 @@ def _check(case: cases.Case, dtype: torch.dtype, shape: str, save: int, math: st
     spec = _spec(case, dtype, save)
     with backend.force(shape), _multiplying(math):
         assert backend.why_not(spec) is None
-        assert backend.plan(spec).startswith(f"triton {shape} ({math}): ")
+        assert backend.plan(spec).startswith(f"triton: {shape} ({math}), ")
         judge.check_backend(backend, case, dtype, save=save, most=1 if case.T > 10 else 4)
 
 

@@ -68,7 +68,7 @@ def test_bidirectional_packed() -> None:
 
     with fastlstm.backend("triton"):
         found = run(ours, torch.float32)
-    assert dispatch.last_plan().startswith("triton resident (tf32): 16 rows × 32 units, 8 warps, 2 stages; ")
+    assert dispatch.last_plan().startswith("triton: resident (tf32), 16 rows × 32 units, 8 warps, 2 stages; ")
     assert dispatch.last_plan().endswith("; in Triton's interpreter")
     _equal(found, run(theirs, torch.float32), run(exact.double(), torch.float64))
 
@@ -90,7 +90,7 @@ def test_characters(ieee: None) -> None:
     with fastlstm.backend("triton"):
         out, state = ours(ids)
         (out * mix).sum().backward()
-    assert dispatch.last_plan().startswith("triton streamed (ieee): 4 rows × 32 units, blocks of 32, ")
+    assert dispatch.last_plan().startswith("triton: streamed (ieee), 4 rows × 32 units, blocks of 32, ")
     found = [out, *state, ours.embedding.weight.grad, *(p.grad for p in ours.lstm.parameters())]
     _equal(found, theirs(torch.float32), theirs(torch.float64))
 
@@ -100,7 +100,7 @@ def test_projected_bfloat16() -> None:
     ours = fastlstm.LSTM(5, 12, proj_size=7, dtype=torch.bfloat16)
     with fastlstm.backend("triton"), torch.no_grad():
         out, (h_n, c_n) = ours(torch.randn(3, 2, 5, dtype=torch.bfloat16))
-    assert dispatch.last_plan().startswith("triton step (half): ")
+    assert dispatch.last_plan().startswith("triton: step (half), ")
     assert (out.dtype, out.shape, h_n.shape, c_n.shape) == (torch.bfloat16, (3, 2, 7), (1, 2, 7), (1, 2, 12))
     assert torch.equal(out[-1], h_n[0])
 
@@ -116,7 +116,7 @@ def test_explain_gives_the_planners_reasons() -> None:
     lstm = fastlstm.LSTM(8, 200)
     with fastlstm.backend("triton"):
         text = fastlstm.explain(lstm, torch.randn(4, 3, 8))
-    assert text.startswith("runs on triton ('triton' is forced): ")
+    assert text.startswith("runs on triton ('triton' is forced): step (tf32), ")
     assert "µs a step (streamed " in text  # what the other shape would take
     assert "resident: W_hh of H 200 does not stay on one multiprocessor" in text
 

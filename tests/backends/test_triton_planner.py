@@ -66,7 +66,7 @@ def test_reasons_name_what_was_weighed() -> None:
     assert first.startswith(f"predicted {plan.us:.1f} µs a step (")
     assert all(name in first for name in others)
     assert refused == ["resident: W_hh of H 200 does not stay on one multiprocessor"]
-    assert str(plan).startswith(f"triton {plan.shape} (half): {plan.forward.BM} rows × {plan.forward.BN} units")
+    assert str(plan).startswith(f"triton: {plan.shape} (half), {plan.forward.BM} rows × {plan.forward.BN} units")
 
 
 def test_projection_goes_through_step() -> None:

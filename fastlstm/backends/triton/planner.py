@@ -52,7 +52,7 @@ class Plan:
         t = self.forward
         size = f"{t.BM} rows × {t.BN} units" + ("" if self.shape == "resident" else f", blocks of {t.BK}")
         return (
-            f"triton {self.shape} ({self.math}): {size}, {t.warps} warps, {t.stages} stages; {'; '.join(self.reasons)}"
+            f"triton: {self.shape} ({self.math}), {size}, {t.warps} warps, {t.stages} stages; {'; '.join(self.reasons)}"
         )
 
 
