@@ -26,7 +26,6 @@ __all__ = ["KERNELS", "NAME", "backward", "force", "forward", "plan", "why_not"]
 
 NAME = "cuda"
 KERNELS = ("step", "tile", "persistent")
-_TIMED_OUT, _BAD_ID = 1, 2  # csrc/cuda/args.h
 _forced: ContextVar[str] = ContextVar("fastlstm_cuda_kernel", default="")
 
 
@@ -132,17 +131,7 @@ def _status(index: int) -> Tensor:
 
 def _raise_on(index: int) -> None:
     """Report what an earlier kernel of this device left in the status word."""
-    status = _status(index)
-    found = int(status[0])
-    if not found:
-        return
-    status[0] = 0
-    if found == _BAD_ID:
-        raise IndexError(f"an earlier call on cuda:{index} had ids outside its table; check the vocabulary")
-    raise BackendError(
-        f"an earlier call on cuda:{index} waited 20 s for its own blocks and gave up; its results are NaN. Is another "
-        'program holding the GPU? `with fastlstm.backend("torch"):` uses torch\'s own kernels'
-    )
+    cuda_op.raise_on(_status(index), f"cuda:{index}")
 
 
 class _Gpu:
