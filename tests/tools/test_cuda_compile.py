@@ -1,0 +1,113 @@
+"""What nvcc makes of the CUDA kernels: no warning, no spill, no cached load of exchanged data, tensor cores."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tools import cuda_compile, gpu_resources, sass
+
+RECURRENT = {f"{kernel}_{way}" for kernel in ("tile", "persistent") for way in ("forward", "backward")}
+
+PTXAS = """ptxas info    : Compiling entry function '_Z1av' for 'sm_90'
+ptxas info    : Function properties for _Z1av
+    8 bytes stack frame, 20 bytes spill stores, 28 bytes spill loads
+ptxas info    : Used 128 registers, used 1 barriers
+ptxas info    : Compiling entry function '_Z1bv' for 'sm_90'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+"""
+
+SASS = """
+        /*0000*/                   LDG.E.CONSTANT R2, desc[UR4][R2.64] ;
+.L_x_1:
+        /*0010*/                   LDG.E.128.STRONG.GPU R4, desc[UR4][R2.64] ;
+        /*0020*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0030*/              @!P0 BRA `(.L_x_1) ;
+        /*0040*/                   EXIT ;
+.L_x_2:
+        /*0050*/                   BRA `(.L_x_2);
+"""
+
+
+def test_spilled_bytes_are_read():
+    assert cuda_compile.spill_bytes(PTXAS) == {"_Z1av": 48, "_Z1bv": 0}
+
+
+def test_loads_are_told_apart_and_counted_in_loops():
+    code = sass.parse(SASS, 10, 0)
+    assert (cuda_compile._loads(code, "CONSTANT"), cuda_compile._loads(code, "STRONG")) == (0, 1)
+    assert code.count(*sass.TENSOR, in_loops=True) == 1
+
+
+@cache
+def compiled(capability: int) -> tuple[cuda_compile.Row, ...]:
+    nvcc = cuda_compile.find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc; pip install 'fastlstm[cuda-build]'")
+    return tuple(cuda_compile.rows(nvcc, capability)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_compiled_kernels(capability):
+    """compile_file has raised on any warning."""
+    rows = compiled(capability)
+    assert {row.kernel for row in rows} == RECURRENT | {"step_forward", "step_backward", "step_backward_sum"}
+    for row in rows:
+        assert (row.spill_bytes, row.spills, row.stack) == (0, 0, 0), row
+        assert row.registers <= 128, row
+        assert row.constant_loads == 0, row
+    for row in (row for row in rows if row.kernel in RECURRENT):
+        assert (row.tensor > 0) == (row.math != "float32"), row
+        assert row.math != "float32" or row.ffma > 100, row
+        assert row.async_copies > 0, row
+        assert (row.strong_loads > 0) == row.kernel.startswith("persistent"), row
+
+
+@pytest.mark.slow
+def test_a_warning_is_an_error(tmp_path):
+    nvcc = cuda_compile.find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc; pip install 'fastlstm[cuda-build]'")
+    source = tmp_path / "warns.cu"
+    source.write_text("__global__ void f(float* x) { int unused; *x = 1; }\n")
+    with pytest.raises(RuntimeError, match="unused"):
+        cuda_compile.compile_file(nvcc, source, 80, tmp_path / "warns.cubin")
+
+
+def committed() -> list[dict]:
+    return gpu_resources.read(gpu_resources.DATA / "cuda.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_committed_rows_are_what_the_kernels_compile_to(capability):
+    nvcc = cuda_compile.find_nvcc()
+    by = (gpu_resources.DATA / "cuda.version").read_text().strip()
+    if nvcc is None or by != f"nvcc {cuda_compile.version(nvcc)}":
+        pytest.skip(f"the committed rows are by {by}")
+    key = ("kernel", "math", "tile", "options")
+    mine = {tuple(getattr(row, k) for k in key): vars(row) for row in compiled(capability)}
+    theirs = {tuple(row[k] for k in key): row for row in committed() if row["capability"] == capability}
+    assert mine == theirs, "run python -m tools.gpu_resources --compile cuda"
+
+
+def test_committed_rows_cover_all_architectures_without_spills():
+    rows = committed()
+    assert {row["capability"] for row in rows} == set(gpu_resources.ARCHITECTURES["cuda"])
+    for row in rows:
+        assert (row["spill_bytes"], row["constant_loads"]) == (0, 0), row
+        promised = row["math"] == "float16" or (row["math"] != "float32" and row["capability"] >= 80)
+        if row["kernel"] in RECURRENT:
+            assert (row["tensor"] > 0) == promised, row
+
+
+def test_the_log_of_the_compiler_is_committed():
+    log = Path(gpu_resources.DATA / "cuda.txt").read_text()
+    files = {path.name for path in cuda_compile.CUDA.glob("*.cu")}
+    for capability in gpu_resources.ARCHITECTURES["cuda"]:
+        for name in files:
+            assert f"-arch=sm_{capability} -Xptxas=-v -cubin csrc/cuda/{name}" in log
+    assert "warning" not in log.replace("all-warnings", "")
