@@ -44,11 +44,11 @@ def test_wide_rows(hostsim_library, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(16))
+@pytest.mark.parametrize("part", range(15))  # coprime to the number of options, so every part has a bit of all
 def test_crossed_table(hostsim_library, monkeypatch, part):
     """All options crossed with all sizes, every type, every kernel; shapes and schedules in rotation."""
     ran = set()
-    for n, case in enumerate(cases.FULL[part::16]):
+    for n, case in enumerate(cases.FULL[part::15]):
         if n % 2:
             _small_chunks(monkeypatch)
         for i, kind in enumerate(KINDS):
