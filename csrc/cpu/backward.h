@@ -36,6 +36,9 @@ class BackwardPass {
         far(w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
     w.data = w_data.get();
     proj.data = proj_data.get();
+    const size_t rows = size_t(steps.offset.back()) * sizeof(R);
+    want_large_pages(a.dxg, rows * size_t(4 * s.H));
+    want_large_pages(a.d_hr, rows * size_t(s.P));
   }
 
   void run() {

@@ -46,6 +46,10 @@ class ForwardPass {
         far(4 * w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
     w.data = w_data.get();
     proj.data = proj_data.get();
+    const size_t rows = size_t(steps.offset.back()) * sizeof(R);
+    want_large_pages(a.h, rows * size_t(s.P));
+    want_large_pages(a.c, rows * size_t(s.H));
+    if (a.gates != a.xg) want_large_pages(a.gates, rows * size_t(4 * s.H));
   }
 
   void run() {
@@ -143,10 +147,15 @@ class ForwardPass {
   // One row, one block of units from u0 on; z[g * gate_stride + u] is the recurrent side. whole: all units exist.
   template <bool whole>
   FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z, int64_t gate_stride) {
+    // Addresses first: after a store the compiler reads members again
     const int64_t row = steps.row(t, b), H = s.H;
-    const R* x = input_row(row) + u0;
+    const R *x = input_row(row) + u0, *bias = a.bias ? a.bias + u0 : nullptr;
     R* c_state = a.c_n + b * H + u0;
+    R* h_out = a.w_hr ? nullptr : a.h + row * s.P + u0;
     R* h_next = a.w_hr ? raw_data.get() + b * raw_stride + u0 : carried(k + 1, b) + u0;
+    R* c_out = a.c ? a.c + row * H + u0 : nullptr;
+    R* gates_out = a.gates ? a.gates + row * 4 * H + u0 : nullptr;
+    const Rounding rounding = s.rounding;
 #pragma GCC unroll 2
     for (int v = 0; v < Panel<R>::vectors; ++v) {
       const int64_t u = v * width, n = H - u0 - u;
@@ -155,21 +164,21 @@ class ForwardPass {
 #pragma GCC unroll 4
       for (int g = 0; g < 4; ++g)
         gate[g] = Vec<R>::load(z + g * gate_stride + u) + Vec<R>::template load_some<whole>(x + g * H + u, n);
-      if (a.bias) {
+      if (bias) {
 #pragma GCC unroll 4
-        for (int g = 0; g < 4; ++g) gate[g] += Vec<R>::template load_some<whole>(a.bias + g * H + u0 + u, n);
+        for (int g = 0; g < 4; ++g) gate[g] += Vec<R>::template load_some<whole>(bias + g * H + u, n);
       }
       LstmCell::forward<Math>(gate, Vec<R>::template load_some<whole>(c_state + u, n), c, h);
       c.template store_some<whole>(c_state + u, n);
-      if (!a.w_hr) {
-        h = round_stored(h, s.rounding);
-        h.template store_some<whole>(a.h + row * s.P + u0 + u, n);
+      if (h_out) {
+        h = round_stored(h, rounding);
+        h.template store_some<whole>(h_out + u, n);
       }
       h.template store_some<whole>(h_next + u, n);
-      if (a.c) c.template store_some<whole>(a.c + row * H + u0 + u, n);
-      if (a.gates) {
+      if (c_out) c.template store_some<whole>(c_out + u, n);
+      if (gates_out) {
 #pragma GCC unroll 4
-        for (int g = 0; g < 4; ++g) gate[g].template store_some<whole>(a.gates + row * 4 * H + g * H + u0 + u, n);
+        for (int g = 0; g < 4; ++g) gate[g].template store_some<whole>(gates_out + g * H + u, n);
       }
     }
   }

@@ -163,6 +163,7 @@ void gemm(const Gemm<R>& g) {
     return Range{blocks.from * unit, blocks.to * unit < n ? blocks.to * unit : n};
   };
   const int64_t pieces = split.down * split.across;
+  if (!g.accumulate) want_large_pages(g.c, size_t(g.M * g.c_row) * sizeof(R));
 #pragma omp parallel for num_threads(int(pieces)) schedule(static) if (pieces > 1)
   for (int64_t i = 0; i < pieces; ++i)
     GemmBlock<R>::run(g, piece(g.M, kMaxRows, i / split.across, split.down),

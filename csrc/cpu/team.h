@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../kernels.h"
+#include "pages.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -31,7 +32,9 @@ class Scratch {
         return p;
       }
     void* p = nullptr;
-    if (posix_memalign(&p, 64, bytes) != 0) throw std::bad_alloc();
+    const bool large = bytes >= 2 * kLargePage;
+    if (posix_memalign(&p, large ? kLargePage : 64, bytes) != 0) throw std::bad_alloc();
+    if (large) want_large_pages(p, bytes);
     return p;
   }
   static void give(void* p, size_t bytes) {
