@@ -57,34 +57,64 @@ Shape shape_of(const ShapeTuple& v) {
           usable(std::get<8>(v))};
 }
 
+// Pointers in the order of the structs in kernels.h
+using ForwardPointers = std::array<uintptr_t, 14>;
+using BackwardPointers = std::array<uintptr_t, 13>;
+using ProductPointers = std::array<uintptr_t, 9>;
+
 template <class R>
-Forward<R> forward_args(const std::array<uintptr_t, 12>& p) {
-  return {at<R>(p[0]), at<R>(p[1]), at<R>(p[2]), at<R>(p[3]),  at<R>(p[4]), at<R>(p[5]), at<const int64_t>(p[6]),
-          at<R>(p[7]), at<R>(p[8]), at<R>(p[9]), at<R>(p[10]), at<R>(p[11])};
+Forward<R> forward_args(const ForwardPointers& p, int64_t I) {
+  return {at<R>(p[0]),
+          at<R>(p[1]),
+          at<R>(p[2]),
+          at<R>(p[3]),
+          at<R>(p[4]),
+          at<R>(p[5]),
+          at<const int64_t>(p[6]),
+          at<R>(p[7]),
+          at<R>(p[8]),
+          at<R>(p[9]),
+          at<R>(p[10]),
+          at<R>(p[11]),
+          at<R>(p[12]),
+          at<R>(p[13]),
+          I};
 }
 
 template <class R>
-Backward<R> backward_args(const std::array<uintptr_t, 13>& p) {
-  return {at<R>(p[0]), at<R>(p[1]), at<R>(p[2]), at<R>(p[3]),  at<R>(p[4]),  at<R>(p[5]), at<R>(p[6]),
-          at<R>(p[7]), at<R>(p[8]), at<R>(p[9]), at<R>(p[10]), at<R>(p[11]), at<R>(p[12])};
+Backward<R> backward_args(const BackwardPointers& p, const ProductPointers& q, int64_t I, int64_t V) {
+  const Products<R> products{at<R>(q[0]),
+                             at<R>(q[1]),
+                             at<R>(q[2]),
+                             at<R>(q[3]),
+                             at<R>(q[4]),
+                             at<const int64_t>(q[5]),
+                             at<R>(q[6]),
+                             at<R>(q[7]),
+                             at<R>(q[8]),
+                             I,
+                             V};
+  return {at<R>(p[0]), at<R>(p[1]), at<R>(p[2]), at<R>(p[3]),  at<R>(p[4]),  at<R>(p[5]),  at<R>(p[6]),
+          at<R>(p[7]), at<R>(p[8]), at<R>(p[9]), at<R>(p[10]), at<R>(p[11]), at<R>(p[12]), products};
 }
 
-void forward(const ShapeTuple& shape, const std::array<uintptr_t, 12>& pointers, bool is_double) {
+void forward(const ShapeTuple& shape, const ForwardPointers& pointers, int64_t I, bool is_double) {
   py::gil_scoped_release release;
   const Shape s = shape_of(shape);
   if (is_double)
-    current->forward_f64(s, forward_args<double>(pointers));
+    current->forward_f64(s, forward_args<double>(pointers, I));
   else
-    current->forward_f32(s, forward_args<float>(pointers));
+    current->forward_f32(s, forward_args<float>(pointers, I));
 }
 
-void backward(const ShapeTuple& shape, const std::array<uintptr_t, 13>& pointers, bool is_double) {
+void backward(const ShapeTuple& shape, const BackwardPointers& pointers, const ProductPointers& products, int64_t I,
+              int64_t V, bool is_double) {
   py::gil_scoped_release release;
   const Shape s = shape_of(shape);
   if (is_double)
-    current->backward_f64(s, backward_args<double>(pointers));
+    current->backward_f64(s, backward_args<double>(pointers, products, I, V));
   else
-    current->backward_f32(s, backward_args<float>(pointers));
+    current->backward_f32(s, backward_args<float>(pointers, products, I, V));
 }
 
 // pointers: out, x, h, c, y; layers: w, bias, w_hr, I of each; sizes: B, H, P

@@ -29,19 +29,41 @@ struct Forward {
   R* h_n;    // (B, P)
   R* c_n;    // (B, H)
   // inputs
-  const R* xg;         // (N, 4H) input side of the pre-activations; with ids: the table (V, 4H)
+  const R* xg;         // (N, 4H) input side of the pre-activations; with ids: the table (V, 4H); null with x
   const int64_t* ids;  // (N,) rows of the table, checked by the caller; null: xg is used row by row
   const R* bias;       // (4H,) added to xg, or null
   const R* w_hh;       // (4H, P)
   const R* w_hr;       // (P, H) or null
   const R* h0;         // (B, P)
   const R* c0;         // (B, H)
+  const R* x;          // (N, I) or null; the input side is then computed in chunks of steps, as x @ w_x^T
+  const R* w_x;        // (4H, I) with x
+  int64_t I;
+};
+
+// What follows from the gradients at the pre-activations, by products over chunks of steps. A null output is not
+// wanted.
+template <class R>
+struct Products {
+  // outputs
+  R* dx;     // (N, I)
+  R* dw_x;   // (4H, I); with ids the gradient of the table, (V, 4H)
+  R* dbias;  // (4H,)
+  R* dw_hh;  // (4H, P)
+  // inputs
+  const R* x;          // (N, I) or null
+  const int64_t* ids;  // (N,) or null
+  const R* w_x;        // (4H, I)
+  const R* h;          // (N, P)
+  const R* h0;         // (B, P)
+  int64_t I, V;
+  bool any() const { return dx || dw_x || dbias || dw_hh; }
 };
 
 template <class R>
 struct Backward {
   // outputs
-  R* dxg;   // (N, 4H) gradient at the pre-activations; may be the same memory as gates
+  R* dxg;   // (N, 4H) gradient at the pre-activations; may be the same memory as gates; null: not kept
   R* d_hr;  // (N, P) total gradient at the projected h, or null without projection
   R* dh0;   // (B, P)
   R* dc0;   // (B, H)
@@ -55,6 +77,7 @@ struct Backward {
   const R* c0;     // (B, H)
   const R* w_hh;   // (4H, P)
   const R* w_hr;   // (P, H) or null
+  Products<R> products;
 };
 
 // One layer of a stack for `stack`: torch's own parameters, read where they lie. Biases may be null.

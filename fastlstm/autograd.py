@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import _SingleLevelFunction
 
 from fastlstm import dispatch, gradients, reference
+from fastlstm.products import unrecorded
 
 
 def _look_through(*args: object) -> bool:
@@ -79,12 +80,17 @@ class Forward(_SingleLevelFunction):
     def backward(ctx, dh, dc, _, dh_n, dc_n) -> tuple[Tensor | None, ...]:
         *tensors, h, c, gates = ctx.saved_tensors
         inputs = (*tensors, ctx.reverse, ctx.save)
+        grads, wanted = (dh, dc, dh_n, dc_n), ctx.needs_input_grad[1:7]
         with dispatch.again(ctx.forced):
+            if ctx.save and unrecorded(*grads, *ctx.saved_tensors):
+                found = dispatch.gradients(wanted, grads, inputs, (h, c, gates))
+                if found is not None:
+                    return None, *found, None, None, None, None, None
             if ctx.save == 0:
                 inputs = (*tensors, ctx.reverse, 1)
                 h, c, gates, _, _ = torch.ops.fastlstm.lstm_forward(*inputs)
-            dxg, d_hr, dh0, dc0 = torch.ops.fastlstm.lstm_backward(dh, dc, dh_n, dc_n, *inputs, h, c, gates)
-        found = gradients.of_weights(ctx.needs_input_grad[1:7], dxg, d_hr, inputs, h, c, gates)
+            dxg, d_hr, dh0, dc0 = torch.ops.fastlstm.lstm_backward(*grads, *inputs, h, c, gates)
+        found = gradients.of_weights(wanted, dxg, d_hr, inputs, h, c, gates)
         return None, *found, dh0, dc0, None, None, None, None, None
 
 

@@ -187,6 +187,17 @@ def backward(dh, dc, dh_n, dc_n, *rest) -> tuple[Tensor, ...]:
     return module.backward(dh, dc, dh_n, dc_n, *rest)
 
 
+def gradients(wanted: tuple[bool, ...], grads: tuple, inputs: tuple, outputs: tuple) -> tuple | None:
+    """All gradients of a call in one, where the chosen backend has that; None where not. See `backends.cpu.gradients`."""
+    x, ids, w_x, _, w_hh, w_hr, h0, _, batch_sizes, _, reset, reverse, save = inputs
+    spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
+    module = backends.load(choose(spec))
+    if not hasattr(module, "gradients"):
+        return None
+    _last.set((module, spec))
+    return module.gradients(wanted, grads, inputs, outputs)
+
+
 def describe(spec: Spec) -> str:
     """Return what each backend says of a call, one line each: its plan, or why it would not run."""
     lines = []

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastlstm.backends.common import cell_type, h_previous
+from fastlstm.backends.common import before_projection, h_previous
 from fastlstm.products import product
 
 
@@ -35,7 +34,7 @@ def of_weights(
     if wanted[4]:
         dw_hh = _recurrent(dxg, h, h0, batch_sizes, offsets, reset, reverse)
     if wanted[5]:
-        y = _before_projection(inputs, h, c, gates)
+        y = before_projection(inputs, h, c, gates)
         dw_hr = (d_hr.reshape(y.shape[0], d_hr.shape[-1]).to(y.dtype).t() @ y).to(w_hh.dtype)
     return dx, None, dw_x, dbias, dw_hh, dw_hr
 
@@ -57,25 +56,3 @@ def _recurrent(
     later, earlier, first = (dxg[:-1], h[1:], dxg[-1]) if reverse else (dxg[1:], h[:-1], dxg[0])
     rows = later.shape[0] * later.shape[1]
     return product(first.t(), h0, add_to=product(later.reshape(rows, W).t(), earlier.reshape(rows, P)))
-
-
-def _before_projection(inputs: tuple, h: Tensor, c: Tensor, gates: Tensor) -> Tensor:
-    """o ⊙ tanh(c) of every row, (N, H), in the cell type.
-
-    Where the result is to be differentiated again, o is computed again from what it depends on: the saved gates are
-    outputs without a gradient.
-    """
-    x, ids, w_x, bias, w_hh, _, h0, _, batch_sizes, offsets, reset, reverse, save = inputs
-    H, cell = c.shape[-1], cell_type(w_hh.dtype)
-    N = math.prod(c.shape[:-1])
-    if save == 1 and not torch.is_grad_enabled():
-        o = gates[..., 3 * H :].reshape(N, H).to(cell)
-    else:
-        before = h_previous(h, h0, batch_sizes, offsets, reset, reverse).to(cell)
-        if ids is None:
-            z = F.linear(x.reshape(N, x.shape[-1]).to(cell), w_x[3 * H :].to(cell))
-            z = z if bias is None else z + bias[3 * H :]
-        else:
-            z = w_x[:, 3 * H :].to(cell)[ids.reshape(N)]
-        o = torch.sigmoid(z + before @ w_hh[3 * H :].to(cell).t())
-    return o * torch.tanh(c.reshape(N, H))

@@ -20,7 +20,7 @@ def product(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
 
     Differentiable and traceable: the native GEMM runs only where nobody records what happens.
     """
-    if _recorded(a, b) or not runs(a):
+    if not (unrecorded(a, b) and runs(a)):
         return a @ b if add_to is None else add_to + a @ b
     return native_product(a, b, add_to)
 
@@ -55,10 +55,11 @@ def _plain(v: Tensor) -> bool:
     return type(v) in _PLAIN and torch._C._dispatch_keys(v).raw_repr() in _KEYS
 
 
-def _recorded(a: Tensor, b: Tensor) -> bool:
+def unrecorded(*values: Tensor | None) -> bool:
+    """Whether nobody records what happens (autograd, torch.func, modes) and all values are plain tensors."""
     return (
-        torch.is_grad_enabled()
-        or not (_plain(a) and _plain(b))
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
+        not torch.is_grad_enabled()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(v is None or _plain(v) for v in values)
     )

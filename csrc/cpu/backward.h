@@ -1,10 +1,12 @@
 // Backward recurrence of one layer in one direction: from the gradients at h, c, h_n, c_n to those at the
-// pre-activations (dxg) and the initial state. Weight gradients are large products and are left to the caller.
+// pre-activations (dxg) and the initial state. What follows from dxg by large products (gradients of weights and input)
+// comes chunk by chunk of steps while dxg is in the caches (chunks.h); dxg itself is kept only where it is asked for.
 //
 // Per step, from the last processed to the first: dh = dh_out[t] + dz_next @ W_hh, then the cell's backward. dz is
 // carried in two padded buffers (a row is zero where no gradient passes: ended sequences, resets), dc in dc0.
 #pragma once
 #include "../cell.h"
+#include "chunks.h"
 #include "math.h"
 #include "product.h"
 #include "team.h"
@@ -31,6 +33,9 @@ class BackwardPass {
         proj_data(args.w_hr ? proj.matrix_size() : 0),
         carry_data(2 * s.B * stride),
         dh_data(args.w_hr ? s.B * dh_stride : 0),
+        most_rows(std::min(steps.offset.back(), chunk_rows<R>(s.H) + s.B)),
+        products(s, steps, args.products, args.products.any() ? most_rows : 0),
+        dxg_data(args.dxg ? 0 : most_rows * 4 * s.H),
         plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
         barrier(plan.threads),
         far(w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
@@ -59,19 +64,41 @@ class BackwardPass {
                                 : Blocks{share(w.blocks(), i, plan.threads), share(proj.blocks(), i, plan.threads)};
     for (int64_t b = own.from; b < own.to; ++b) start_row(b);
     barrier.wait();
-    for (int64_t k = 0; k < s.T; ++k) {
-      const int64_t t = steps.time(s.T - 1 - k), alive = steps.alive(t);
-      step(t, k, {rows.from, rows.to < alive ? rows.to : alive}, blocks);
-      meet();
-      finish_rows(t, k, {rows.from, rows.to < alive ? rows.to : alive}, blocks.hidden);
+    const bool chunked = a.products.any() || !a.dxg;
+    for (int64_t k = 0; k < s.T;) {
+      const Chunk chunk = chunked ? chunk_from(steps, k, chunk_rows<R>(s.H), [this](int64_t n) { return time(n); })
+                                  : Chunk{0, s.T, {0, 0}};
+      R* dxg = a.dxg ? a.dxg + chunk.rows.from * 4 * s.H : dxg_data.get();
+      for (; k < chunk.to; ++k) {
+        const int64_t t = time(k), alive = steps.alive(t);
+        step(t, k, {rows.from, rows.to < alive ? rows.to : alive}, blocks, {dxg, chunk.rows.from});
+        meet();
+        finish_rows(t, k, {rows.from, rows.to < alive ? rows.to : alive}, blocks.hidden);
+      }
+      if (!chunked) continue;
+      barrier.wait();
+      if (a.products.any()) {
+        const int64_t first = time(chunk.from), last = time(chunk.to - 1);
+        products.run(chunk, {std::min(first, last), std::max(first, last) + 1}, dxg, i, plan.threads, barrier);
+        barrier.wait();
+      }
     }
   }
+
+  // Where a chunk's dxg goes: `first` is the row that data begins with.
+  struct Output {
+    R* data;
+    int64_t first;
+  };
+
+  int64_t time(int64_t k) const { return steps.time(s.T - 1 - k); }  // of the k-th step, counted from the end
 
   void meet() {
     if (!plan.split_rows) barrier.wait();
   }
 
   void pack(int i) {
+    products.pack(i, plan.threads);
     const Range mine = share(w.blocks(), i, plan.threads);
     for (int64_t j = mine.from; j < mine.to; ++j) w.pack_panel(j, a.w_hh, 1, s.P);
     const Range own = share(proj.blocks(), i, plan.threads);
@@ -94,16 +121,16 @@ class BackwardPass {
       std::memset(a.dh0 + b * s.P, 0, h_bytes);
   }
 
-  void step(int64_t t, int64_t k, Range rows, Blocks blocks) {
+  void step(int64_t t, int64_t k, Range rows, Blocks blocks, Output out) {
     alignas(64) R z[4 * kTileRows * units];
     for (int64_t j = blocks.hidden.from; j < blocks.hidden.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
-        for (int m = 0; m < n; ++m) soon(t, b + m, j * units);
+        for (int m = 0; m < n; ++m) soon(t, b + m, j * units, out);
         tile_product_deep<R>(n, carried(k, b), stride, w.data + j * w.panel_size(), 4 * s.H, z, far);
         if ((j + 1) * units <= s.P)
-          for (int m = 0; m < n; ++m) arrive<true>(t, k, b + m, j * units, z + m * units);
+          for (int m = 0; m < n; ++m) arrive<true>(t, k, b + m, j * units, z + m * units, out);
         else
-          for (int m = 0; m < n; ++m) arrive<false>(t, k, b + m, j * units, z + m * units);
+          for (int m = 0; m < n; ++m) arrive<false>(t, k, b + m, j * units, z + m * units, out);
       });
     if (!a.w_hr) return;
     meet();
@@ -113,12 +140,12 @@ class BackwardPass {
                              false);
         for (int m = 0; m < n; ++m)
           for (int u = 0; u < units && j * units + u < s.H; u += width)
-            cell<false>(t, k, b + m, j * units + u, Vec<R>::load(z + m * units + u));
+            cell<false>(t, k, b + m, j * units + u, Vec<R>::load(z + m * units + u), out);
       });
   }
 
   // Fetches what `arrive` and `cell` will touch while the product runs: without, a core waits a third of its time.
-  FASTLSTM_INLINE void soon(int64_t t, int64_t b, int64_t u0) const {
+  FASTLSTM_INLINE void soon(int64_t t, int64_t b, int64_t u0, Output out) const {
     const int64_t row = steps.row(t, b), H = s.H;
     if (a.dh) fetch_units(a.dh + row * s.P + u0);
     if (a.w_hr) return;
@@ -127,13 +154,13 @@ class BackwardPass {
     if (!steps.is_first(t, b)) fetch_units(a.c + steps.row(t + (s.reverse ? 1 : -1), b) * H + u0);
     for (int g = 0; g < 4; ++g) {
       fetch_units(a.gates + row * 4 * H + g * H + u0);
-      fetch_units_to_write(a.dxg + row * 4 * H + g * H + u0);
+      fetch_units_to_write(out.data + (row - out.first) * 4 * H + g * H + u0);
     }
   }
 
   // The total gradient at h of one row, one block of columns; without projection the cell runs on it at once.
   template <bool whole>
-  FASTLSTM_INLINE void arrive(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z) {
+  FASTLSTM_INLINE void arrive(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z, Output out) {
     const int64_t row = steps.row(t, b);
     const bool last = a.dh_n && steps.is_last(t, b);
 #pragma GCC unroll 2
@@ -147,14 +174,14 @@ class BackwardPass {
         dh.template store_some<whole>(a.d_hr + row * s.P + u, n);
         dh.template store_some<whole>(dh_data.get() + b * dh_stride + u, n);
       } else {
-        cell<whole>(t, k, b, u, dh);
+        cell<whole>(t, k, b, u, dh, out);
       }
     }
   }
 
   // One row, one register of units from u on.
   template <bool whole>
-  FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u, Vec<R> dh) {
+  FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u, Vec<R> dh, Output out) {
     const int64_t row = steps.row(t, b), H = s.H, n = H - u;
     const bool reset = steps.resets(t, b);
     Vec<R> gate[4], dz[4], dc_prev;
@@ -171,7 +198,7 @@ class BackwardPass {
     LstmCell::backward<Math>(gate, c_prev, Vec<R>::template load_some<whole>(a.c + row * H + u, n), dh, dc, dz,
                              dc_prev);
 #pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) dz[g].template store_some<whole>(a.dxg + row * 4 * H + g * H + u, n);
+    for (int g = 0; g < 4; ++g) dz[g].template store_some<whole>(out.data + (row - out.first) * 4 * H + g * H + u, n);
     R* carry = carried(k + 1, b) + u;
     if (reset) {
       const Vec<R> zero(R(0));
@@ -204,6 +231,9 @@ class BackwardPass {
   Packed<R> w, proj;
   int64_t stride, dh_stride;
   Buffer<R> w_data, proj_data, carry_data, dh_data;
+  int64_t most_rows;
+  ChunkProducts<R> products;
+  Buffer<R> dxg_data;
   Plan plan;
   Barrier barrier;
   bool far;

@@ -2,9 +2,11 @@
 //
 // Per step: z = h_prev @ W_hh^T panel by panel into a small buffer, and as soon as the four gates of a block of units
 // are there, the cell runs on them. h is carried in two padded buffers (row stride off the powers of two, where rows
-// would fight for the same cache sets: H = 1024 gains 15 %); c is carried in c_n.
+// would fight for the same cache sets: H = 1024 gains 15 %); c is carried in c_n. The input side is a product over a
+// chunk of steps before they run (chunks.h); where gates are kept, it is written where they will be.
 #pragma once
 #include "../cell.h"
+#include "chunks.h"
 #include "math.h"
 #include "product.h"
 #include "team.h"
@@ -41,6 +43,9 @@ class ForwardPass {
         proj_data(args.w_hr ? proj.matrix_size() : 0),
         carry_data(2 * s.B * stride),
         raw_data(args.w_hr ? s.B * raw_stride : 0),
+        input(a.x, a.w_x, a.I, s.H),
+        xg_rows(std::min(steps.offset.back(), chunk_rows<R>(s.H) + s.B)),
+        xg_data(a.x && !a.gates ? xg_rows * 4 * s.H : 0),
         plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
         barrier(plan.threads),
         far(4 * w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
@@ -67,17 +72,36 @@ class ForwardPass {
     const Range own = plan.split_rows ? rows : share(s.B, i, plan.threads);
     for (int64_t b = own.from; b < own.to; ++b) start_row(b);
     meet();
-    for (int64_t k = 0; k < s.T; ++k) {
-      const int64_t t = steps.time(k), alive = steps.alive(t);
-      if (s.reset) {
-        for (int64_t b = own.from; b < own.to && b < alive; ++b)
-          if (steps.resets(t, b)) clear_row(b, k);
+    for (int64_t k = 0; k < s.T;) {
+      const Chunk chunk = a.x ? chunk_from(steps, k, chunk_rows<R>(s.H), [this](int64_t n) { return steps.time(n); })
+                              : Chunk{0, s.T, {0, 0}};
+      const Input in = input_of(chunk, i);
+      for (; k < chunk.to; ++k) {
+        const int64_t t = steps.time(k), alive = steps.alive(t);
+        if (s.reset) {
+          for (int64_t b = own.from; b < own.to && b < alive; ++b)
+            if (steps.resets(t, b)) clear_row(b, k);
+          meet();
+        }
+        step(t, k, {rows.from, rows.to < alive ? rows.to : alive}, blocks, proj_blocks, in);
         meet();
       }
-      step(t, k, {rows.from, rows.to < alive ? rows.to : alive}, blocks, proj_blocks);
-      meet();
+      if (xg_data.get()) barrier.wait();  // before the next chunk takes its place
     }
     finish_rows(own);
+  }
+
+  // The input side of the pre-activations: `first` is the row that data begins with.
+  struct Input {
+    const R* data;
+    int64_t first;
+  };
+  Input input_of(const Chunk& chunk, int i) {
+    if (!a.x) return {a.xg, 0};
+    R* to = a.gates ? a.gates + chunk.rows.from * 4 * s.H : xg_data.get();
+    input.run(chunk.rows, to, i, plan.threads);
+    barrier.wait();
+    return {to, chunk.rows.from};
   }
 
   void meet() {
@@ -86,6 +110,7 @@ class ForwardPass {
 
   // Gate g of unit block j is panel g of block j: the four lie side by side in memory.
   void pack(int i) {
+    input.pack(i, plan.threads);
     const Range mine = share(w.blocks(), i, plan.threads);
     for (int64_t j = mine.from; j < mine.to; ++j)
       for (int g = 0; g < 4; ++g) {
@@ -116,71 +141,123 @@ class ForwardPass {
     }
   }
 
-  void step(int64_t t, int64_t k, Range rows, Range blocks, Range proj_blocks) {
+  void step(int64_t t, int64_t k, Range rows, Range blocks, Range proj_blocks, Input in) {
     alignas(64) R z[4 * kTileRows * units];
     for (int64_t j = blocks.from; j < blocks.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
-        for (int m = 0; m < n; ++m) soon(t, b + m, j * units);
+        for (int m = 0; m < n; ++m) soon(t, b + m, j * units, in);
         tile_product4<R>(n, carried(k, b), stride, w.data + 4 * j * w.panel_size(), w.panel_size(), s.P, z, n * units,
                          far);
-        if ((j + 1) * units <= s.H)
-          for (int m = 0; m < n; ++m) cell<true>(t, k, b + m, j * units, z + m * units, n * units);
-        else
-          for (int m = 0; m < n; ++m) cell<false>(t, k, b + m, j * units, z + m * units, n * units);
+        cells(t, k, b, n, j * units, z, n * units, in);
       });
     if (a.w_hr) project(t, k, rows, proj_blocks);
   }
 
   // Fetches what `cell` will touch while the product runs.
-  FASTLSTM_INLINE void soon(int64_t t, int64_t b, int64_t u0) const {
+  FASTLSTM_INLINE void soon(int64_t t, int64_t b, int64_t u0, Input in) const {
     const int64_t row = steps.row(t, b), H = s.H;
-    const R* x = input_row(row) + u0;
+    const R* x = input_row(in, row) + u0;
     for (int g = 0; g < 4; ++g) fetch_units(x + g * H);
-    if (a.gates && a.gates != a.xg)
+    if (a.gates && !a.x && a.gates != a.xg)
       for (int g = 0; g < 4; ++g) fetch_units_to_write(a.gates + row * 4 * H + g * H + u0);
     if (a.c) fetch_units_to_write(a.c + row * H + u0);
     if (!a.w_hr) fetch_units_to_write(a.h + row * H + u0);
   }
 
-  const R* input_row(int64_t row) const { return a.xg + 4 * s.H * (a.ids ? a.ids[row] : row); }
+  const R* input_row(Input in, int64_t row) const { return in.data + 4 * s.H * (a.ids ? a.ids[row] : row - in.first); }
 
-  // One row, one block of units from u0 on; z[g * gate_stride + u] is the recurrent side. whole: all units exist.
-  template <bool whole>
-  FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z, int64_t gate_stride) {
-    // Addresses first: after a store the compiler reads members again
+  // `count` rows from b on, one block of units from u0 on; z[g * gate_stride + m * units + u] is the recurrent side.
+  FASTLSTM_INLINE void cells(int64_t t, int64_t k, int64_t b, int count, int64_t u0, const R* z, int64_t gate_stride,
+                             Input in) {
+    int m = 0;
+    if (u0 + units <= s.H) {
+      for (; m + 1 < count; m += 2) whole_cells<2>(t, k, b + m, u0, z + m * units, gate_stride, in);
+      if (m < count) whole_cells<1>(t, k, b + m, u0, z + m * units, gate_stride, in);
+      return;
+    }
+    for (; m < count; ++m)
+      for (int u = 0; u < units && u0 + u < s.H; u += width)
+        edge_cell(t, k, b + m, u0 + u, z + m * units + u, gate_stride, in);
+  }
+
+  // Where the cell of row b reads and writes, from unit u0 on; null: not at all.
+  struct Places {
+    const R *x, *bias;
+    R *c_state, *h_out, *h_next, *c_out, *gates_out;
+  };
+  FASTLSTM_INLINE Places places(int64_t t, int64_t k, int64_t b, int64_t u0, Input in) {
     const int64_t row = steps.row(t, b), H = s.H;
-    const R *x = input_row(row) + u0, *bias = a.bias ? a.bias + u0 : nullptr;
-    R* c_state = a.c_n + b * H + u0;
-    R* h_out = a.w_hr ? nullptr : a.h + row * s.P + u0;
-    R* h_next = a.w_hr ? raw_data.get() + b * raw_stride + u0 : carried(k + 1, b) + u0;
-    R* c_out = a.c ? a.c + row * H + u0 : nullptr;
-    R* gates_out = a.gates ? a.gates + row * 4 * H + u0 : nullptr;
+    return {input_row(in, row) + u0,
+            a.bias ? a.bias + u0 : nullptr,
+            a.c_n + b * H + u0,
+            a.w_hr ? nullptr : a.h + row * s.P + u0,
+            a.w_hr ? raw_data.get() + b * raw_stride + u0 : carried(k + 1, b) + u0,
+            a.c ? a.c + row * H + u0 : nullptr,
+            a.gates ? a.gates + row * 4 * H + u0 : nullptr};
+  }
+
+  // M rows, a block whose units all exist: their registers go through the cell side by side.
+  template <int M>
+  FASTLSTM_INLINE void whole_cells(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z, int64_t gate_stride,
+                                   Input in) {
+    constexpr int V = Panel<R>::vectors, N = M * V;
+    Places at[M];
+    for (int m = 0; m < M; ++m) at[m] = places(t, k, b + m, u0, in);
+    const int64_t H = s.H;
     const Rounding rounding = s.rounding;
-#pragma GCC unroll 2
-    for (int v = 0; v < Panel<R>::vectors; ++v) {
-      const int64_t u = v * width, n = H - u0 - u;
-      if (!whole && n <= 0) return;
-      Vec<R> gate[4], c, h;
+    Lot<R, N> gate[4], c_prev, c, h;
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+      const int u = i % V * width;
+      c_prev.part[i] = Vec<R>::load(at[i / V].c_state + u);
 #pragma GCC unroll 4
       for (int g = 0; g < 4; ++g)
-        gate[g] = Vec<R>::load(z + g * gate_stride + u) + Vec<R>::template load_some<whole>(x + g * H + u, n);
-      if (bias) {
+        gate[g].part[i] = Vec<R>::load(z + g * gate_stride + i * width) + Vec<R>::load(at[i / V].x + g * H + u);
+    }
+    if (at[0].bias) {
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i)
 #pragma GCC unroll 4
-        for (int g = 0; g < 4; ++g) gate[g] += Vec<R>::template load_some<whole>(bias + g * H + u, n);
+        for (int g = 0; g < 4; ++g) gate[g].part[i] += Vec<R>::load(at[0].bias + g * H + i % V * width);
+    }
+    LstmCell::forward<Math>(gate, c_prev, c, h);
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+      const int u = i % V * width;
+      const Places& to = at[i / V];
+      c.part[i].store(to.c_state + u);
+      if (to.h_out) {
+        h.part[i] = round_stored(h.part[i], rounding);
+        h.part[i].store(to.h_out + u);
       }
-      LstmCell::forward<Math>(gate, Vec<R>::template load_some<whole>(c_state + u, n), c, h);
-      c.template store_some<whole>(c_state + u, n);
-      if (h_out) {
-        h = round_stored(h, rounding);
-        h.template store_some<whole>(h_out + u, n);
-      }
-      h.template store_some<whole>(h_next + u, n);
-      if (c_out) c.template store_some<whole>(c_out + u, n);
-      if (gates_out) {
+      h.part[i].store(to.h_next + u);
+      if (to.c_out) c.part[i].store(to.c_out + u);
+      if (to.gates_out) {
 #pragma GCC unroll 4
-        for (int g = 0; g < 4; ++g) gate[g].template store_some<whole>(gates_out + g * H + u, n);
+        for (int g = 0; g < 4; ++g) gate[g].part[i].store(to.gates_out + g * H + u);
       }
     }
+  }
+
+  // One row, one register of units from u on, of which the last may not exist.
+  void edge_cell(int64_t t, int64_t k, int64_t b, int64_t u, const R* z, int64_t gate_stride, Input in) {
+    const int64_t H = s.H, n = H - u;
+    const Places at = places(t, k, b, u, in);
+    Vec<R> gate[4], c, h;
+    for (int g = 0; g < 4; ++g) {
+      gate[g] = Vec<R>::load(z + g * gate_stride) + Vec<R>::load(at.x + g * H, n);
+      if (at.bias) gate[g] += Vec<R>::load(at.bias + g * H, n);
+    }
+    LstmCell::forward<Math>(gate, Vec<R>::load(at.c_state, n), c, h);
+    c.store(at.c_state, n);
+    if (at.h_out) {
+      h = round_stored(h, s.rounding);
+      h.store(at.h_out, n);
+    }
+    h.store(at.h_next, n);
+    if (at.c_out) c.store(at.c_out, n);
+    if (at.gates_out)
+      for (int g = 0; g < 4; ++g) gate[g].store(at.gates_out + g * H, n);
   }
 
   // h = (o tanh c) @ W_hr^T
@@ -207,6 +284,9 @@ class ForwardPass {
   Packed<R> w, proj;
   int64_t stride, raw_stride;
   Buffer<R> w_data, proj_data, carry_data, raw_data;
+  InputSide<R> input;
+  int64_t xg_rows;
+  Buffer<R> xg_data;
   Plan plan;
   Barrier barrier;
   bool far;

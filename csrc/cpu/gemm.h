@@ -20,6 +20,28 @@ class GemmBlock {
   static constexpr int64_t kBlockColumns = 16 * units;  // of B, packed together
 
  public:
+  // B packed beforehand, by several threads and for several products: panel j of the piece of depth d from k on begins
+  // at k * round(N) + j * d * units.
+  static int64_t panels(int64_t N) { return (N + units - 1) / units; }
+  static int64_t packed_size(int64_t N, int64_t K) { return panels(N) * units * K; }
+  static void pack(const Gemm<R>& g, Range which, R* to) {
+    for_pieces(0, g.K, kDepth<R>, [&](int64_t k, int depth) {
+      for (int64_t j = which.from; j < which.to; ++j) {
+        const int64_t n = j * units, count = g.N - n < units ? g.N - n : units;
+        pack_b(g, n, count, k, depth, to + k * panels(g.N) * units + n * depth);
+      }
+    });
+  }
+  // The product for the rows m of C, B as `pack` left it.
+  static void run_packed(const Gemm<R>& g, Range m, R* packed) {
+    if (m.to <= m.from || g.N == 0) return;
+    if (g.K == 0 && !g.accumulate) return clear(g, m, {0, g.N});
+    Buffer<R> a(kDepth<R> * kBlockRows);
+    for_pieces(0, g.K, kDepth<R>, [&](int64_t k, int depth) {
+      slab(g, m, {0, g.N}, k, depth, a.get(), packed + k * panels(g.N) * units, false);
+    });
+  }
+
   // The product for the rectangle [m.from, m.to) x [n.from, n.to) of C.
   static void run(const Gemm<R>& g, Range m, Range n) {
     if (m.to <= m.from || n.to <= n.from) return;
@@ -28,7 +50,7 @@ class GemmBlock {
     if (g.K == 0 && !g.accumulate) return clear(g, m, n);
     for (int64_t j = n.from; j < n.to; j += kBlockColumns) {
       const Range part{j, j + kBlockColumns < n.to ? j + kBlockColumns : n.to};
-      for_pieces(0, g.K, kDepth<R>, [&](int64_t k, int depth) { slab(g, m, part, k, depth, a.get(), b.get()); });
+      for_pieces(0, g.K, kDepth<R>, [&](int64_t k, int depth) { slab(g, m, part, k, depth, a.get(), b.get(), true); });
     }
   }
 
@@ -38,8 +60,8 @@ class GemmBlock {
       for (int64_t j = n.from; j < n.to; ++j) g.c[i * g.c_row + j] = 0;
   }
 
-  // The share of k ... k + depth in the rows m and the columns n (at most kBlockColumns)
-  static void slab(const Gemm<R>& g, Range m, Range n, int64_t k, int depth, R* a, R* b) {
+  // The share of k ... k + depth in the rows m and the columns n, whose part of B is in b, or is packed there first
+  static void slab(const Gemm<R>& g, Range m, Range n, int64_t k, int depth, R* a, R* b, bool fill) {
     const bool add = g.accumulate || k > 0;
     for (int64_t i = m.from; i < m.to; i += kBlockRows) {
       const Range block{i, i + kBlockRows < m.to ? i + kBlockRows : m.to};
@@ -50,7 +72,7 @@ class GemmBlock {
       for (int64_t j = n.from; j < n.to; j += units) {
         const int64_t count = n.to - j < units ? n.to - j : units;
         R* panel = b + (j - n.from) * depth;
-        if (i == m.from) pack_b(g, j, count, k, depth, panel);
+        if (fill && i == m.from) pack_b(g, j, count, k, depth, panel);
         for (int64_t r = block.from; r < block.to; r += rows) {
           R* c = g.c + r * g.c_row + j;
           if (r - block.from < direct)
@@ -95,6 +117,11 @@ class GemmBlock {
   template <bool packed>
   static __attribute__((noinline)) void tile(const R* a, int64_t lda, const R* b, int64_t depth, R* c, int64_t ldc,
                                              int m_count, int64_t n_count, bool add) {
+    // Rows of C lie far apart, often in memory afar: asked for now, they are there when k has run.
+    for (int m = 0; m < m_count; ++m) {
+      __builtin_prefetch(c + m * ldc, 1, 3);
+      __builtin_prefetch(c + m * ldc + n_count - 1, 1, 3);
+    }
     typename Vec<R>::Raw sum[rows][vectors];
 #pragma GCC unroll 16
     for (int m = 0; m < rows; ++m)

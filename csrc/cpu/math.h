@@ -33,52 +33,69 @@ struct ExpConstants<double> {
 constexpr double inverse_factorial(int n) { return n <= 1 ? 1.0 : inverse_factorial(n - 1) / n; }
 
 // 1/2! + r/3! + ... up to r^(degree - 2) / degree!, by Horner
-template <class R, int n>
-FASTLSTM_INLINE Vec<R> exp_tail(Vec<R> r) {
+template <int n, class V>
+FASTLSTM_INLINE V exp_tail(const V& r) {
+  using R = typename V::Real;
   if constexpr (n == ExpConstants<R>::degree) {
-    return Vec<R>(R(inverse_factorial(n)));
+    return V(R(inverse_factorial(n)));
   } else {
-    return exp_tail<R, n + 1>(r) * r + Vec<R>(R(inverse_factorial(n)));
+    return exp_tail<n + 1>(r) * r + V(R(inverse_factorial(n)));
   }
 }
 
-// y = n ln2 + r: sets scale = 2^n and returns expm1(r)
-template <class R>
-FASTLSTM_INLINE Vec<R> reduced_expm1(Vec<R> y, Vec<R>& scale) {
+// y = n ln2 + r: sets scale = 2^n and returns expm1(r). V: a register, or a lot of them.
+template <class V>
+FASTLSTM_INLINE V reduced_expm1(const V& y, V& scale) {
+  using R = typename V::Real;
   using C = ExpConstants<R>;
-  using Int = typename Vec<R>::Int;
-  const Vec<R> shifted = y * Vec<R>(R(1.4426950408889634)) + Vec<R>(C::magic);
-  const Vec<R> n = shifted - Vec<R>(C::magic);
-  const Vec<R> r = (y - n * Vec<R>(C::ln2_hi)) - n * Vec<R>(C::ln2_lo);
-  const Int bits = (((Int)shifted.v) << C::mantissa) + C::one_bits;
-  scale = Vec<R>((typename Vec<R>::Raw)bits);
-  return exp_tail<R, 2>(r) * (r * r) + r;
+  const V shifted = y * V(R(1.4426950408889634)) + V(C::magic);
+  const V n = shifted - V(C::magic);
+  const V r = (y - n * V(C::ln2_hi)) - n * V(C::ln2_lo);
+  scale = each(shifted, [](const Vec<R>& v) FASTLSTM_INLINE_LAMBDA {
+    using Int = typename Vec<R>::Int;
+    const Int bits = (((Int)v.v) << C::mantissa) + C::one_bits;
+    return Vec<R>((typename Vec<R>::Raw)bits);
+  });
+  return exp_tail<2>(r) * (r * r) + r;
 }
 
 struct Math {
-  template <class R>
-  static FASTLSTM_INLINE Vec<R> sigmoid(Vec<R> x) {
-    Vec<R> scale;
-    const Vec<R> p = reduced_expm1(Vec<R>(R(0)) - clamp(x, ExpConstants<R>::sigmoid_limit), scale);
-    return Vec<R>(R(1)) / (Vec<R>(R(1)) + (p * scale + scale));
+  template <class V>
+  static FASTLSTM_INLINE V sigmoid(const V& x) {
+    using R = typename V::Real;
+    V scale;
+    const V p = reduced_expm1(V(R(0)) - limited(x, ExpConstants<R>::sigmoid_limit), scale);
+    return V(R(1)) / (V(R(1)) + (p * scale + scale));
   }
-  template <class R>
-  static FASTLSTM_INLINE Vec<R> tanh(Vec<R> x) {
-    const Vec<R> y = clamp(x, ExpConstants<R>::tanh_limit), one(R(1)), two(R(2));
-    Vec<R> scale;
-    const Vec<R> p = reduced_expm1(y + y, scale);
-    const Vec<R> e = p * scale + (scale - one);
-    const Vec<R> q = e / (e + two);
+  template <class V>
+  static FASTLSTM_INLINE V tanh(const V& x) {
+    using R = typename V::Real;
+    const V y = limited(x, ExpConstants<R>::tanh_limit), one(R(1)), two(R(2));
+    V scale;
+    const V p = reduced_expm1(y + y, scale);
+    const V e = p * scale + (scale - one);
+    const V q = e / (e + two);
     if constexpr (sizeof(R) == 4) return q;
     // float64 is the judge of everything else: what the sums and the quotient rounded away is put back.
-    const Vec<R> a = p * scale, s1 = scale - one, sum = a + s1, from_a = sum - s1;
-    const Vec<R> e_low = (a - from_a) + (s1 - (sum - from_a));
-    const Vec<R> d = sum + two, from_sum = d - two, d_low = (sum - from_sum) + (two - (d - from_sum)) + e_low;
-    const Vec<R> quotient = sum / d;
+    const V a = p * scale, s1 = scale - one, sum = a + s1, from_a = sum - s1;
+    const V e_low = (a - from_a) + (s1 - (sum - from_a));
+    const V d = sum + two, from_sum = d - two, d_low = (sum - from_sum) + (two - (d - from_sum)) + e_low;
+    const V quotient = sum / d;
     return quotient + (multiply_subtract(quotient, d, sum) + (e_low - quotient * d_low)) / d;
   }
 
  private:
+  template <class V>
+  static FASTLSTM_INLINE V limited(const V& x, typename V::Real limit) {
+    using R = typename V::Real;
+    return each(x, [limit](const Vec<R>& v) FASTLSTM_INLINE_LAMBDA { return clamp(v, limit); });
+  }
+  template <class R, int N>
+  static FASTLSTM_INLINE Lot<R, N> multiply_subtract(const Lot<R, N>& a, const Lot<R, N>& b, const Lot<R, N>& c) {
+    Lot<R, N> y;
+    for (int i = 0; i < N; ++i) y.part[i] = multiply_subtract(a.part[i], b.part[i], c.part[i]);
+    return y;
+  }
   // c - a * b, rounded once
   template <class R>
   static FASTLSTM_INLINE Vec<R> multiply_subtract(Vec<R> a, Vec<R> b, Vec<R> c) {

@@ -25,10 +25,12 @@ struct Lanes<double> {
 };
 
 #define FASTLSTM_INLINE inline __attribute__((always_inline))
+#define FASTLSTM_INLINE_LAMBDA __attribute__((always_inline))
 
 // Vec<R> wraps the raw register so that V(1.0f) broadcasts, as it does for a plain float.
 template <class R>
 struct Vec {
+  using Real = R;
   using Raw = typename Lanes<R>::Vec;
   using Int = typename Lanes<R>::Int;
   static constexpr int width = FASTLSTM_VECTOR_BYTES / int(sizeof(R));
@@ -74,6 +76,43 @@ struct Vec {
     return *this;
   }
 };
+
+// N registers that go through the same operations side by side: the chain of one sigmoid leaves most of a core waiting,
+// four of them fill it (a cell in 14 ns instead of 23 with AVX2 on a Zen 4).
+template <class R, int N>
+struct Lot {
+  using Real = R;
+  Vec<R> part[N];
+  Lot() = default;
+  FASTLSTM_INLINE explicit Lot(R x) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) part[i] = Vec<R>(x);
+  }
+#define FASTLSTM_LOT(op)                                                                    \
+  friend FASTLSTM_INLINE Lot operator op(const Lot& a, const Lot& b) {                      \
+    Lot y;                                                                                  \
+    _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i) y.part[i] = a.part[i] op b.part[i]; \
+    return y;                                                                               \
+  }
+  FASTLSTM_LOT(+)
+  FASTLSTM_LOT(-)
+  FASTLSTM_LOT(*)
+  FASTLSTM_LOT(/)
+#undef FASTLSTM_LOT
+};
+
+// f(register) of one register, or of each of a lot
+template <class R, class F>
+FASTLSTM_INLINE Vec<R> each(const Vec<R>& x, F f) {
+  return f(x);
+}
+template <class R, int N, class F>
+FASTLSTM_INLINE Lot<R, N> each(const Lot<R, N>& x, F f) {
+  Lot<R, N> y;
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) y.part[i] = f(x.part[i]);
+  return y;
+}
 
 // x limited to [-limit, limit]; NaN stays NaN (the comparison is false for it).
 template <class R>

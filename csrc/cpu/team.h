@@ -2,6 +2,7 @@
 #pragma once
 #include <omp.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
@@ -39,15 +40,18 @@ class Scratch {
   }
   static void give(void* p, size_t bytes) {
     auto& list = free_list().blocks;
-    if (bytes > kLargest) return std::free(p);
+    if (bytes > kMostBytes) return std::free(p);
     list.push_back({p, bytes});
-    if (list.size() <= kMost) return;
-    std::free(list.front().data);
-    list.erase(list.begin());
+    size_t kept = 0;
+    for (const auto& b : list) kept += b.bytes;
+    for (; kept > kMostBytes || list.size() > kMostBlocks; list.erase(list.begin())) {
+      kept -= list.front().bytes;
+      std::free(list.front().data);
+    }
   }
 
  private:
-  static constexpr size_t kLargest = size_t(4) << 20, kMost = 8;  // at most 32 MiB a thread
+  static constexpr size_t kMostBytes = size_t(48) << 20, kMostBlocks = 16;  // of a thread
   struct Block {
     void* data;
     size_t bytes;
@@ -139,6 +143,8 @@ struct Steps {
   int64_t row(int64_t t, int64_t b) const { return offset[size_t(t)] + b; }
   bool is_first(int64_t t, int64_t b) const { return s.reverse ? t == length[size_t(b)] - 1 : t == 0; }
   bool is_last(int64_t t, int64_t b) const { return s.reverse ? t == 0 : t == length[size_t(b)] - 1; }
+  // Rows of all steps between two times, in whatever order
+  Range span(int64_t t, int64_t u) const { return {offset[size_t(t < u ? t : u)], offset[size_t(t < u ? u : t) + 1]}; }
   bool resets(int64_t t, int64_t b) const { return s.reset && s.reset[row(t, b)]; }
 
   // Contiguous rows for thread i of n, so that the steps of all rows together are shared evenly.

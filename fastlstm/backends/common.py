@@ -5,14 +5,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastlstm.reference import HALF_TYPES, cell_type, input_gates
 
-__all__ = ["HALF_TYPES", "BackendError", "Spec", "cell_type", "h_previous", "recompute_gates", "spec_of"]
+__all__ = [
+    "HALF_TYPES",
+    "BackendError",
+    "Spec",
+    "before_projection",
+    "cell_type",
+    "h_previous",
+    "recompute_gates",
+    "spec_of",
+]
 
 _CHUNK = 1 << 20  # pre-activations that recompute_gates holds at once
 
@@ -131,3 +142,25 @@ def recompute_gates(
         z[:, 3].sigmoid_()
         gates[part] = z.view(-1, 4 * H)
     return gates.view(*h.shape[:-1], 4 * H)
+
+
+def before_projection(inputs: tuple, h: Tensor, c: Tensor, gates: Tensor) -> Tensor:
+    """o ⊙ tanh(c) of every row, (N, H), in the cell type.
+
+    Where the result is to be differentiated again, o is computed again from what it depends on: the saved gates are
+    outputs without a gradient.
+    """
+    x, ids, w_x, bias, w_hh, _, h0, _, batch_sizes, offsets, reset, reverse, save = inputs
+    H, cell = c.shape[-1], cell_type(w_hh.dtype)
+    N = math.prod(c.shape[:-1])
+    if save == 1 and not torch.is_grad_enabled():
+        o = gates[..., 3 * H :].reshape(N, H).to(cell)
+    else:
+        before = h_previous(h, h0, batch_sizes, offsets, reset, reverse).to(cell)
+        if ids is None:
+            z = F.linear(x.reshape(N, x.shape[-1]).to(cell), w_x[3 * H :].to(cell))
+            z = z if bias is None else z + bias[3 * H :]
+        else:
+            z = w_x[:, 3 * H :].to(cell)[ids.reshape(N)]
+        o = torch.sigmoid(z + before @ w_hh[3 * H :].to(cell).t())
+    return o * torch.tanh(c.reshape(N, H))

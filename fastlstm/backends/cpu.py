@@ -1,4 +1,4 @@
-"""The CPU backend: the input product by torch's BLAS, the recurrence by the native kernels (csrc/cpu).
+"""The CPU backend: recurrence, input product and all gradients by the native kernels (csrc/cpu).
 
 Half types run through float32: inputs are widened, h is rounded to the type at every step by the kernel.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import native
-from fastlstm.products import native_product
+from fastlstm.backends.common import before_projection, recompute_gates
 
 NAME = "cpu"
 _ROUNDING = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -60,11 +60,6 @@ def _check_ids(ids: Tensor, vocabulary: int) -> None:
         )
 
 
-def _input_side(x: Tensor, w_x: Tensor) -> Tensor:
-    """x @ W_ih^T; the kernel adds the bias (torch's addmm would first write it to all rows: 10 % of a forward)."""
-    return native_product(x.reshape(-1, x.shape[-1]), w_x.t()).view(*x.shape[:-1], w_x.shape[0])
-
-
 def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
     """Run one layer in one direction; arguments and returns as in `fastlstm.reference.forward`."""
     dtype = w_hh.dtype
@@ -75,9 +70,8 @@ def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, 
     if ids is not None:
         ids = ids.contiguous()
         _check_ids(ids, w_x.shape[0])
-        xg = w_x
     else:
-        xg = _input_side(_real(x, real), w_x)
+        x = _real(x, real)
     batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
     reset = None if reset is None else reset.contiguous()
     rows = tuple(source.shape[: 2 if batch_sizes is None else 1])
@@ -85,14 +79,13 @@ def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, 
     c = torch.empty((*rows, H), dtype=real) if save else torch.empty(0, dtype=real)
     gates = torch.empty(0, dtype=real)
     if save == 1:
-        gates = xg if ids is None else torch.empty((*rows, 4 * H), dtype=real)
+        gates = torch.empty((*rows, 4 * H), dtype=real)
     h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
-    pointers = [
-        _address(v)
-        for v in (h, c if save else None, gates if save == 1 else None, h_n, c_n, xg, ids, bias, w_hh, w_hr, h0, c0)
-    ]
+    kept = (h, c if save else None, gates if save == 1 else None, h_n, c_n)
+    table, w_x = (None, w_x) if ids is None else (w_x, None)
+    pointers = [_address(v) for v in (*kept, table, ids, bias, w_hh, w_hr, h0, c0, x, w_x)]
     shape = _shape(_steps(source, batch_sizes), h0, H, batch_sizes, reset, reverse, dtype)
-    native.load().forward(shape, pointers, real == torch.float64)
+    native.load().forward(shape, pointers, 0 if x is None else x.shape[-1], real == torch.float64)
     return h.to(dtype), c, gates.to(dtype), h_n.to(dtype), c_n
 
 
@@ -100,21 +93,57 @@ def backward(
     dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates
 ):
     """Run the backward recurrence; arguments and returns as in `fastlstm.reference.backward`."""
-    dtype = w_hh.dtype
-    real = torch.float64 if dtype == torch.float64 else torch.float32
-    H = w_hh.shape[0] // 4
-    if gates.numel() == 0 and c.numel() > 0:
-        from fastlstm.backends.common import recompute_gates
+    inputs = (x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save)
+    dxg = torch.empty((*h.shape[:-1], w_hh.shape[0]), dtype=_real_type(w_hh))
+    d_hr, dh0, dc0 = _backward((dh, dc, dh_n, dc_n), inputs, (h, c, gates), dxg, (None,) * 9, (0, 0))
+    return dxg.to(w_hh.dtype), d_hr.to(w_hh.dtype), dh0.to(w_hh.dtype), dc0
 
+
+def gradients(wanted: tuple[bool, ...], grads: tuple, inputs: tuple, outputs: tuple) -> tuple[Tensor | None, ...]:
+    """Backward and all that follows from it, without writing down dxg: dx, None, dw_x, dbias, dw_hh, dw_hr, dh0, dc0.
+
+    wanted: whether each of the first six is; grads, inputs, outputs: dh, dc, dh_n, dc_n; what forward was given; h, c and
+    gates. Returns None for what is not wanted.
+    """
+    x, ids, w_x, _, w_hh, _, h0, *_ = inputs
+    h = outputs[0]
+    dtype, real = w_hh.dtype, _real_type(w_hh)
+    want_x, _, want_w, want_bias, want_hh, want_hr = wanted
+    dx = torch.empty(x.shape, dtype=real) if want_x else None
+    made = [torch.empty(v.shape, dtype=real) if want else None for want, v in ((want_w, w_x), (want_hh, w_hh))]
+    dbias = torch.empty(w_hh.shape[0], dtype=real) if want_bias else None
+    x, w_x, h, h0 = (_real(v, real) for v in (x, w_x, h, h0))
+    ids = None if ids is None else ids.contiguous()
+    outs = (dx, made[0], dbias, made[1])
+    sizes = (w_x.shape[1] if ids is None else 0, 0 if ids is None else w_x.shape[0])
+    d_hr, dh0, dc0 = _backward(grads, inputs, outputs, None, (*outs, x, ids, w_x, h, h0), sizes)
+    dw_hr = None
+    if want_hr:
+        y = before_projection(inputs, *outputs)
+        dw_hr = (d_hr.reshape(y.shape[0], d_hr.shape[-1]).to(y.dtype).t() @ y).to(dtype)
+    dx, dw_x, dbias, dw_hh = (None if v is None else v.to(dtype) for v in outs)
+    return dx, None, dw_x, dbias, dw_hh, dw_hr, dh0.to(dtype), dc0
+
+
+def _real_type(w: Tensor) -> torch.dtype:
+    return torch.float64 if w.dtype == torch.float64 else torch.float32
+
+
+def _backward(
+    grads: tuple, inputs: tuple, outputs: tuple, dxg: Tensor | None, products: tuple, sizes: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The native call: d_hr, dh0, dc0 in the real type; dxg (or None) and the outputs in `products` are written to."""
+    x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, _ = inputs
+    h, c, gates = outputs
+    real = _real_type(w_hh)
+    if gates.numel() == 0 and c.numel() > 0:
         gates = recompute_gates(x, ids, w_x, bias, w_hh, h0, batch_sizes, offsets, reset, reverse, h)
-    inputs = [_real(v, real) for v in (dh, dc, dh_n, dc_n, gates, c, c0, w_hh, w_hr)]
+    read = [_real(v, real) for v in (*grads, gates, c, c0, w_hh, w_hr)]
     batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
     reset = None if reset is None else reset.contiguous()
-    rows = tuple(h.shape[:-1])
-    dxg = torch.empty((*rows, 4 * H), dtype=real)
-    d_hr = torch.empty(tuple(h.shape) if w_hr is not None else (0,), dtype=real)
+    d_hr = torch.empty(h.shape if w_hr is not None else (0,), dtype=real)
     dh0, dc0 = torch.empty(h0.shape, dtype=real), torch.empty(c0.shape, dtype=real)
-    outputs = [dxg, d_hr if w_hr is not None else None, dh0, dc0]
-    shape = _shape(_steps(h, batch_sizes), h0, H, batch_sizes, reset, reverse, dtype)
-    native.load().backward(shape, [_address(v) for v in (*outputs, *inputs)], real == torch.float64)
-    return dxg.to(dtype), d_hr.to(dtype), dh0.to(dtype), dc0
+    pointers = [_address(v) for v in (dxg, d_hr if w_hr is not None else None, dh0, dc0, *read)]
+    shape = _shape(_steps(h, batch_sizes), h0, w_hh.shape[0] // 4, batch_sizes, reset, reverse, w_hh.dtype)
+    native.load().backward(shape, pointers, [_address(v) for v in products], *sizes, real == torch.float64)
+    return d_hr, dh0, dc0
