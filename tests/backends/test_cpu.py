@@ -126,15 +126,12 @@ def test_fork_after_use_does_not_hang() -> None:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        native_h = torch.empty_like(expected)  # plain kernel call: torch's own products may hang after a fork
-        h_n, c_n = torch.empty(64, 128), torch.empty(64, 128)
-        pointers = [v.data_ptr() for v in (native_h, native_h, native_h, h_n, c_n)]
-        pointers = [pointers[0], 0, 0, *pointers[3:], args[0].data_ptr(), 0, args[4].data_ptr(), 0]
-        xg = torch.zeros(20, 64, 512)
-        pointers[5] = xg.data_ptr()
-        pointers.insert(7, 0)
-        pointers += [args[6].data_ptr(), args[7].data_ptr()]
-        native.load().forward((20, 64, 128, 128, 0, 0, False, 0, 2), pointers, False)
+        # the plain kernel call: torch's own products may hang after a fork
+        made = [torch.empty_like(expected), torch.empty(64, 128), torch.empty(64, 128), torch.zeros(20, 64, 512)]
+        h, h_n, c_n, xg = (v.data_ptr() for v in made)
+        w_hh, h0, c0 = (args[k].data_ptr() for k in (4, 6, 7))
+        pointers = [h, 0, 0, h_n, c_n, xg, 0, 0, w_hh, 0, h0, c0, 0, 0]
+        native.load().forward((20, 64, 128, 128, 0, 0, False, 0, 2), pointers, 0, False)
         os.write(writing, b"done")
         os._exit(0)
     os.close(writing)
