@@ -56,7 +56,7 @@ struct Products {
   const R* w_x;        // (4H, I)
   const R* h;          // (N, P)
   const R* h0;         // (B, P)
-  int64_t I, V;
+  int64_t I, V;        // V > 0: ids, also where there are no rows
   bool any() const { return dx || dw_x || dbias || dw_hh; }
 };
 

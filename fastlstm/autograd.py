@@ -78,17 +78,16 @@ class Forward(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx, dh, dc, _, dh_n, dc_n) -> tuple[Tensor | None, ...]:
-        *tensors, h, c, gates = ctx.saved_tensors
-        inputs = (*tensors, ctx.reverse, ctx.save)
-        grads, wanted = (dh, dc, dh_n, dc_n), ctx.needs_input_grad[1:7]
+        *tensors, h, c, gates = saved = ctx.saved_tensors
+        inputs, grads, wanted = (*tensors, ctx.reverse, ctx.save), (dh, dc, dh_n, dc_n), ctx.needs_input_grad[1:7]
         with dispatch.again(ctx.forced):
-            if ctx.save and unrecorded(*grads, *ctx.saved_tensors):
-                found = dispatch.gradients(wanted, grads, inputs, (h, c, gates))
-                if found is not None:
-                    return None, *found, None, None, None, None, None
             if ctx.save == 0:
                 inputs = (*tensors, ctx.reverse, 1)
                 h, c, gates, _, _ = torch.ops.fastlstm.lstm_forward(*inputs)
+            if unrecorded(*grads, *saved):
+                found = dispatch.gradients(wanted, grads, inputs, (h, c, gates))
+                if found is not None:
+                    return None, *found, None, None, None, None, None
             dxg, d_hr, dh0, dc0 = torch.ops.fastlstm.lstm_backward(*grads, *inputs, h, c, gates)
         found = gradients.of_weights(wanted, dxg, d_hr, inputs, h, c, gates)
         return None, *found, dh0, dc0, None, None, None, None, None

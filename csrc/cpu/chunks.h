@@ -72,7 +72,7 @@ class ChunkProducts {
         p(products),
         W(4 * shape.H),
         w_(p.dx ? GemmBlock<R>::packed_size(p.I, W) : 0),
-        x_(p.dw_x && p.x ? GemmBlock<R>::packed_size(p.I, most_rows) : 0),
+        x_(p.dw_x && p.V == 0 ? GemmBlock<R>::packed_size(p.I, most_rows) : 0),
         h_(p.dw_hh ? GemmBlock<R>::packed_size(s.P, most_rows) : 0) {}
 
   // Before the first chunk
@@ -81,10 +81,11 @@ class ChunkProducts {
       GemmBlock<R>::pack(input_gradient({0, 0}, nullptr), share(GemmBlock<R>::panels(p.I), i, threads), w_.get());
     const Range columns = share(W, i, threads);
     if (p.dbias) clear(p.dbias, columns);
-    if (p.dw_x && p.ids)
+    if (p.dw_x && p.V > 0)
       for (int64_t v = 0; v < p.V; ++v) clear(p.dw_x + v * W, columns);
-    if (s.T == 0 && p.dw_x && p.x) clear(p.dw_x, share(W * p.I, i, threads));
-    if (s.T == 0 && p.dw_hh) clear(p.dw_hh, share(W * s.P, i, threads));
+    if (steps_.offset.back() > 0) return;  // else no chunk has rows, and nothing else writes these
+    if (p.dw_x && p.V == 0) clear(p.dw_x, share(W * p.I, i, threads));
+    if (p.dw_hh) clear(p.dw_hh, share(W * s.P, i, threads));
   }
 
   // dxg: of the chunk's first row on. The threads meet before, after, and in between.
@@ -145,13 +146,24 @@ class ChunkProducts {
     });
   }
 
-  // Sums over rows, in their order: of all (the bias), and by id (the table). Each thread owns columns.
+  // Sums over rows: of all (the bias), and by id (the table). Each thread owns columns.
   void sums(Range rows, const R* dxg, Range columns) {
-    for (int64_t n = 0; n < rows.to - rows.from; ++n) {
-      const R* row = dxg + n * W;
-      if (p.dbias) add(p.dbias, row, columns);
-      if (p.dw_x && p.ids) add(p.dw_x + p.ids[rows.from + n] * W, row, columns);
+    const int64_t N = rows.to - rows.from;
+    if (p.dbias)
+      for (int64_t k = columns.from; k < columns.to; k += Vec<R>::width) add_bias(N, dxg + k, k, columns.to - k);
+    if (p.dw_x && p.V > 0)
+      for (int64_t n = 0; n < N; ++n) add(p.dw_x + p.ids[rows.from + n] * W, dxg + n * W, columns);
+  }
+  // One register of columns: rows in groups, groups in a chunk, chunks. A plain sum of thousands of rows rounds too
+  // much.
+  void add_bias(int64_t N, const R* from, int64_t k, int64_t count) {
+    Vec<R> chunk(R(0));
+    for (int64_t n = 0; n < N; n += 32) {
+      Vec<R> group(R(0));
+      for (int64_t m = n; m < n + 32 && m < N; ++m) group += Vec<R>::load(from + m * W, count);
+      chunk += group;
     }
+    (Vec<R>::load(p.dbias + k, count) + chunk).store(p.dbias + k, count);
   }
   static void add(R* to, const R* from, Range columns) {
     for (int64_t k = columns.from; k < columns.to; ++k) to[k] += from[k];
