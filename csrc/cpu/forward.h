@@ -46,6 +46,7 @@ class ForwardPass {
         input(a.x, a.w_x, a.I, s.H),
         xg_rows(std::min(steps.offset.back(), chunk_rows<R>(s.H) + s.B)),
         xg_data(a.x && !a.gates ? xg_rows * 4 * s.H : 0),
+        gates_past_caches(a.gates && !a.x && a.gates != a.xg && reinterpret_cast<uintptr_t>(a.gates) % 64 == 0 && s.H % units == 0),
         plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
         barrier(plan.threads),
         far(4 * w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
@@ -158,7 +159,7 @@ class ForwardPass {
     const int64_t row = steps.row(t, b), H = s.H;
     const R* x = input_row(in, row) + u0;
     for (int g = 0; g < 4; ++g) fetch_units(x + g * H);
-    if (a.gates && !a.x && a.gates != a.xg)
+    if (a.gates && !a.x && a.gates != a.xg && !gates_past_caches)
       for (int g = 0; g < 4; ++g) fetch_units_to_write(a.gates + row * 4 * H + g * H + u0);
     if (a.c) fetch_units_to_write(a.c + row * H + u0);
     if (!a.w_hr) fetch_units_to_write(a.h + row * H + u0);
@@ -205,6 +206,7 @@ class ForwardPass {
     for (int m = 0; m < M; ++m) at[m] = places(t, k, b + m, u0, in);
     const int64_t H = s.H;
     const Rounding rounding = s.rounding;
+    const bool past = gates_past_caches;
     Lot<R, N> gate[4], c_prev, c, h;
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
@@ -234,7 +236,10 @@ class ForwardPass {
       if (to.c_out) c.part[i].store(to.c_out + u);
       if (to.gates_out) {
 #pragma GCC unroll 4
-        for (int g = 0; g < 4; ++g) gate[g].part[i].store(to.gates_out + g * H + u);
+        for (int g = 0; g < 4; ++g) {
+          R* at_gate = to.gates_out + g * H + u;
+          past ? gate[g].part[i].stream(at_gate) : gate[g].part[i].store(at_gate);
+        }
       }
     }
   }
@@ -287,6 +292,7 @@ class ForwardPass {
   InputSide<R> input;
   int64_t xg_rows;
   Buffer<R> xg_data;
+  bool gates_past_caches;
   Plan plan;
   Barrier barrier;
   bool far;

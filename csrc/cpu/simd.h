@@ -45,6 +45,16 @@ struct Vec {
     return r;
   }
   FASTLSTM_INLINE void store(R* p) const { std::memcpy(p, &v, sizeof(v)); }
+  // Past the caches: for memory that is not read again soon. p must be aligned to the register.
+  FASTLSTM_INLINE void stream(R* p) const {
+#if FASTLSTM_VECTOR_BYTES == 64
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif FASTLSTM_VECTOR_BYTES == 32
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#else
+    store(p);
+#endif
+  }
   // The first n lanes (the rest read as zero); n >= width is the plain load.
   static FASTLSTM_INLINE Vec load(const R* p, int64_t n) {
     if (n >= width) return load(p);
