@@ -20,9 +20,10 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(autouse=True)
+def _settable_backend_flags() -> None:
     """Importing torch's own test tools forbids setting torch.backends flags in the whole process: allow it again."""
-    torch.backends.__dict__["__allow_nonbracketed_mutation_flag"] = True
+    torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 
 @pytest.fixture(autouse=True)

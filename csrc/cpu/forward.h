@@ -46,7 +46,8 @@ class ForwardPass {
         input(a.x, a.w_x, a.I, s.H),
         xg_rows(std::min(steps.offset.back(), chunk_rows<R>(s.H) + s.B)),
         xg_data(a.x && !a.gates ? xg_rows * 4 * s.H : 0),
-        gates_past_caches(a.gates && !a.x && a.gates != a.xg && reinterpret_cast<uintptr_t>(a.gates) % 64 == 0 && s.H % units == 0),
+        gates_past_caches(a.gates && !a.x && a.gates != a.xg && reinterpret_cast<uintptr_t>(a.gates) % 64 == 0 &&
+                          s.H % units == 0),
         plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
         barrier(plan.threads),
         far(4 * w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
