@@ -50,6 +50,8 @@ def takes_torch(
         return dispatch.compiled_prefers_torch(x.device, x.dtype, lstm.hidden_size, lstm.proj_size)
     if forced is None and (torch.jit.is_tracing() or torch.autograd.forward_ad._current_level >= 0):
         return True
+    if lstm.recompute and torch.is_grad_enabled() and forced is None and x.device.type == "cpu":
+        return False  # asked for to save memory, which torch's path would not
     x = x if batch_sizes is not None else lstm._time_first(x)
     w_hr = weights[-1] if lstm.proj_size else None
     save = int(torch.is_grad_enabled())

@@ -37,7 +37,13 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _real(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype).contiguous()
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor  # asking costs a fifth of what converting to the same costs, twenty times a training step
+    return tensor.to(dtype).contiguous()
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _shape(T: int, h0: Tensor, H: int, batch_sizes, reset, reverse: bool, dtype) -> tuple:
@@ -86,7 +92,7 @@ def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, 
     pointers = [_address(v) for v in (*kept, table, ids, bias, w_hh, w_hr, h0, c0, x, w_x)]
     shape = _shape(_steps(source, batch_sizes), h0, H, batch_sizes, reset, reverse, dtype)
     native.load().forward(shape, pointers, 0 if x is None else x.shape[-1], real == torch.float64)
-    return h.to(dtype), c, gates.to(dtype), h_n.to(dtype), c_n
+    return _stored(h, dtype), c, _stored(gates, dtype), _stored(h_n, dtype), c_n
 
 
 def backward(
@@ -121,8 +127,8 @@ def gradients(wanted: tuple[bool, ...], grads: tuple, inputs: tuple, outputs: tu
     if want_hr:
         y = before_projection(inputs, *outputs)
         dw_hr = (d_hr.reshape(y.shape[0], d_hr.shape[-1]).to(y.dtype).t() @ y).to(dtype)
-    dx, dw_x, dbias, dw_hh = (None if v is None else v.to(dtype) for v in outs)
-    return dx, None, dw_x, dbias, dw_hh, dw_hr, dh0.to(dtype), dc0
+    dx, dw_x, dbias, dw_hh = (None if v is None else _stored(v, dtype) for v in outs)
+    return dx, None, dw_x, dbias, dw_hh, dw_hr, _stored(dh0, dtype), dc0
 
 
 def _real_type(w: Tensor) -> torch.dtype:
