@@ -43,7 +43,7 @@ def test_wide_rows(hostsim_library, case):
                 check(shape, case, kind, seed=i)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("part", range(15))  # coprime to the number of options, so every part has a bit of all
 def test_crossed_table(hostsim_library, monkeypatch, part):
     """All options crossed with all sizes, every type, every kernel; shapes and schedules in rotation."""
@@ -63,7 +63,7 @@ def test_crossed_table(hostsim_library, monkeypatch, part):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(8))
 def test_schedules(hostsim_library, seed):
     """Every shape under every policy of scheduling, twice, on a case with all that a step can meet."""
@@ -74,7 +74,7 @@ def test_schedules(hostsim_library, seed):
                 check(shape, case, kind, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_turing(hostsim_library):
     """The code for sm_75: float32 and float16, without asynchronous copies."""
     for k, case in enumerate([*WIDE, *cases.SHORT]):

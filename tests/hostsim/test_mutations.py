@@ -61,7 +61,7 @@ def test_a_fault_is_found(hostsim_library, tmp_path, mutation, stem):
     print(f"{stem}, {mutation.what}: {found.splitlines()[0]}")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", [F32, BF16])
 @pytest.mark.parametrize("stem", ["step", "tile", "persistent"])
 def test_without_a_fault_the_same_runs_pass(hostsim_library, stem, kind):
