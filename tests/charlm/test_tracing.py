@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -141,23 +139,3 @@ def test_pieces_take_no_more_memory_for_a_longer_text():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     early, late = map(int, done.stdout.split())
     assert (late - early) / 1024 < 50  # MB; the 85,000 characters between them take 270 in a whole trace
-
-
-@pytest.mark.slow
-def test_tracing_is_fast():
-    """100,000 characters a second at 2 × 128 on two cores; the best of a few, since the machine may be shared."""
-    if (os.cpu_count() or 1) < 2:
-        pytest.skip("needs two cores")
-    text = quoted_prose(100_000)
-    lm = untrained("".join(sorted(set(text))), 128, 2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        best = float("inf")
-        for _ in range(8):
-            begin = time.perf_counter()
-            trace(lm, text)
-            best = min(best, time.perf_counter() - begin)
-    finally:
-        torch.set_num_threads(threads)
-    assert 100_000 / best > 100_000
