@@ -130,14 +130,18 @@ def choose(spec: Spec) -> str:
     return next(name for name in order if name not in wrong and why_not(name, spec) is None)
 
 
-def _torch_wins(spec: Spec) -> bool:
-    """Where torch's own path was measured faster on a CPU: weights beyond the caches, many rows, nothing to skip.
+def torch_wins(dtype: torch.dtype, H: int, B: int, projected: bool) -> bool:
+    """Where torch's own path was measured faster for dense input on a CPU: weights beyond the caches, many rows.
 
     benchmarks/results/cpu-avx2-table.csv: forced, training steps at H 1024 run at 0.99 (B 50) and 0.92 (B 128) of
     nn.LSTM's speed.
     """
-    plain = not (spec.packed or spec.token or spec.projected or spec.reset)
-    return plain and spec.dtype == torch.float32 and spec.H >= 1024 and spec.B >= 48
+    return dtype == torch.float32 and H >= 1024 and B >= 48 and not projected
+
+
+def _torch_wins(spec: Spec) -> bool:
+    dense = not (spec.packed or spec.token or spec.reset)
+    return dense and torch_wins(spec.dtype, spec.H, spec.B, spec.projected)
 
 
 def prefers_torch(spec: Spec) -> bool:

@@ -1,10 +1,10 @@
 """fastlstm.LSTM in the place of torch.nn.LSTM.
 
 A subclass of torch.nn.RNNBase (not of nn.LSTM: torch.compile breaks the graph on an nn.LSTM), so parameters, their
-order, initial draws, state_dict, pickling and messages are torch's own. A call goes one of three ways: `fastlstm.quick`
-for a few rows without gradients, `fastlstm.layers` on the op, or torch's own LSTM where that is the better choice or
-where arguments do not fit (it then says what is wrong in its own words). Source of the method: Hochreiter and
-Schmidhuber 1997; projection: Sak et al. 2014.
+order, initial draws, state_dict, pickling and messages are torch's own. A call goes one of four ways: `fastlstm.quick`
+for a few rows without gradients, `fastlstm.direct` for plain tensors on the CPU, `fastlstm.layers` on the op, or torch's
+own LSTM where that is the better choice or where arguments do not fit (it then says what is wrong in its own words).
+Source of the method: Hochreiter and Schmidhuber 1997; projection: Sak et al. 2014.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm import calls, layers, quick
+from fastlstm import calls, direct, layers, quick
+from fastlstm.direct import Order
 from fastlstm.layers import Rows, State
 from fastlstm.tokens import TokenLSTM
 
@@ -34,7 +35,7 @@ class LSTM(nn.RNNBase):
     proj_size: P < H, 0 for none; device; dtype. Raises what torch.nn.LSTM raises. By keyword only, not in nn.LSTM:
 
     recompute: keep only h and c for backward and compute the gates again there. Saved for each layer and direction, in
-        scalars: T·B·(P + 5H) without, T·B·(P + H) with it, each and B·(P + H) + 4H; and each layer's input where it is
+        scalars: T·B·(P + 5H) without, T·B·(P + H) + 4H with it, each and B·(P + H); and each layer's input where it is
         not the h below: T·B·I in the first, T·B·2P above it if bidirectional.
     return_cell_states: also return all c_t; return_gates: also return all gates i, f, g, o, without gradients.
     weight_drop: probability to drop each weight of W_hh (DropConnect), one mask a forward call, in training.
@@ -110,7 +111,7 @@ class LSTM(nn.RNNBase):
         gates = self.return_gates if return_gates is None else return_gates
         extra = reset is not None or cells or gates
         if not torch.compiler.is_compiling():
-            found = None if extra else quick.run(self, input, hx)
+            found = None if extra else quick.run(self, input, hx) or self._directly(input, hx)
             if found is not None:
                 return found
             self._update_flat_weights()
@@ -137,6 +138,19 @@ class LSTM(nn.RNNBase):
             found = layers.run(self, rows, hx, weights, reset=mask, cells=cells, gates=gates)
             found = found.shaped(self._time_first)
         return found.as_returned(cells, gates) if batched else found.without_batch(batch_dim).as_returned(cells, gates)
+
+    def _directly(self, input: Tensor | PackedSequence, hx: State | None) -> tuple | None:
+        """What forward returns, by the direct way; None where that does not apply."""
+        if isinstance(input, PackedSequence):
+            x, batch_sizes, order, back = input
+            found = direct.run(self, x, Order(batch_sizes, order), hx)
+            if found is None:
+                return None
+            return PackedSequence(found[0], batch_sizes, order, back), self.permute_hidden(found[1:], back)
+        if not isinstance(input, Tensor) or input.dim() != 3:
+            return None
+        found = direct.run(self, self._time_first(input), Order(), hx)
+        return None if found is None else (self._time_first(found[0]), found[1:])
 
     def _forward_packed(
         self, input: PackedSequence, hx: State | None, reset: Tensor | PackedSequence | None, cells: bool, gates: bool

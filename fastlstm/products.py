@@ -12,7 +12,7 @@ from torch import Tensor
 from fastlstm import native
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_REALS = (torch.float32, torch.float64)
+REALS = (torch.float32, torch.float64)
 
 
 def product(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
@@ -38,7 +38,7 @@ def native_product(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor
 
 def runs(a: Tensor) -> bool:
     """Whether the native GEMM takes the type and device of `a`."""
-    return a.dtype in _REALS and a.device.type == "cpu" and native.why_not() is None
+    return a.dtype in REALS and a.device.type == "cpu" and native.why_not() is None
 
 
 def _keys() -> int:
@@ -50,7 +50,7 @@ with torch.inference_mode():
     _KEYS.add(_keys())
 
 
-def _plain(v: Tensor) -> bool:
+def is_plain(v: Tensor) -> bool:
     """Whether its address holds its numbers: no subclass, no lazily negated view, not batched by autograd's own vmap."""
     return type(v) in _PLAIN and torch._C._dispatch_keys(v).raw_repr() in _KEYS
 
@@ -61,5 +61,5 @@ def unrecorded(*values: Tensor | None) -> bool:
         not torch.is_grad_enabled()
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
-        and all(v is None or _plain(v) for v in values)
+        and all(v is None or is_plain(v) for v in values)
     )

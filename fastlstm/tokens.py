@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.rnn import LSTM as TORCH_LSTM
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm import calls, dispatch, layers
+from fastlstm import calls, direct, dispatch, layers
 from fastlstm.backends.common import spec_of
+from fastlstm.direct import Order
 from fastlstm.layers import Rows, State
 
 
@@ -94,10 +95,27 @@ class TokenLSTM(nn.Module):
             raise TypeError(f"TokenLSTM: ids are {ids.dtype}, expected torch.int64; use ids.long()")
         if not packed and ids.dim() not in (1, 2):
             raise ValueError(f"TokenLSTM: Expected ids to be 1D or 2D, got {ids.dim()}D instead")
+        extra = reset is not None or return_cell_states or return_gates
+        found = None if extra or torch.compiler.is_compiling() else self._directly(input, hx)
+        if found is not None:
+            return found
         if self._takes_torch(ids, input.batch_sizes if packed else None):
             return self._vectors_through(input, hx, reset, return_cell_states, return_gates)
         run = self._packed if packed else self._dense
         return run(input, hx, reset, return_cell_states, return_gates)
+
+    def _directly(self, input: Tensor | PackedSequence, hx: State | None) -> tuple | None:
+        """What forward returns, by the direct way; None where that does not apply."""
+        lstm = self.lstm
+        if type(lstm) is TORCH_LSTM:
+            return None
+        if isinstance(input, PackedSequence):
+            found = direct.run_tokens(self, input.data, Order(input.batch_sizes, input.sorted_indices), hx)
+            if found is None:
+                return None
+            return PackedSequence(found[0], *input[1:]), lstm.permute_hidden(found[1:], input.unsorted_indices)
+        found = direct.run_tokens(self, lstm._time_first(input), Order(), hx) if input.dim() == 2 else None
+        return None if found is None else (lstm._time_first(found[0]), found[1:])
 
     def _dense(self, ids: Tensor, hx: State | None, reset: Tensor | None, cells: bool, gates: bool) -> tuple:
         lstm, batched = self.lstm, ids.dim() == 2

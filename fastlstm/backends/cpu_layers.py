@@ -1,0 +1,213 @@
+"""All layers and directions of a module in one autograd Function over the native kernels.
+
+The op of `fastlstm.ops` takes a layer and a direction at a time, through torch's dispatcher, so that every backend and
+every transform of torch can take part. Where none of them does (`fastlstm.direct` decides), what is left of a call is
+this: one native call a layer and direction, and nothing else of torch in between. Second derivatives go the general
+way: `fastlstm.layers.run` over the saved inputs.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import _SingleLevelFunction
+
+from fastlstm import native
+from fastlstm.products import native_product, unrecorded
+
+
+class Layout(NamedTuple):
+    """What a call is, beside its tensors."""
+
+    layers: int
+    directions: int
+    bias: bool
+    projected: bool
+    tokens: bool
+    batch_sizes: Tensor | None
+    T: int
+    B: int
+    H: int
+    P: int
+    dtype: torch.dtype
+    threads: int
+
+    def shape(self, reverse: bool) -> tuple:
+        """The shape argument of a native call."""
+        sizes = 0 if self.batch_sizes is None else self.batch_sizes.data_ptr()
+        return self.T, self.B, self.H, self.P, sizes, 0, reverse, 0, self.threads
+
+    @property
+    def each(self) -> int:
+        """Weights of a layer and direction."""
+        return 2 + 2 * self.bias + self.projected
+
+    def through_ops(self, source: Tensor, h0: Tensor, c0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, h_n and c_n the general way, which torch can differentiate as often as it likes."""
+        from fastlstm import layers
+
+        sizes = {"num_layers": self.layers, "bias": self.bias, "proj_size": self.P if self.projected else 0}
+        off = dict.fromkeys(
+            ("training", "dropout", "weight_drop", "input_dropout", "locked_dropout", "recompute"), False
+        )
+        module = SimpleNamespace(bidirectional=self.directions == 2, **sizes, **off)
+        tables = [weights[d * self.each] for d in range(self.directions)] if self.tokens else None
+        rows = layers.Rows.of(source, self.batch_sizes)
+        return layers.run(module, rows, (h0, c0), list(weights), tables=tables)[:3]
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _addresses(k: int, *tensors: Tensor | None) -> list[int]:
+    """Where the k-th part of each begins. (Indexing would make a tensor of it, at ten times the cost.)"""
+    return [0 if v is None else v.data_ptr() + k * v.stride(0) * v.element_size() for v in tensors]
+
+
+def forward(layout: Layout, source: Tensor, h0: Tensor, c0: Tensor, weights: tuple, keep: bool) -> tuple:
+    """Output, h_n, c_n, and what backward reads: the input of each later layer; h, c and gates of each direction.
+
+    source: (T, B, I) or (N, I), or ids; h0 (LD, B, P), c0 (LD, B, H); weights: torch's flat list, with W_ih of the first
+    layer replaced by its table (V, 4H), bias included, where source is ids.
+    """
+    h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
+    x, between, kept = source, [], []
+    for layer in range(layout.layers):
+        if layer:
+            between.append(x)
+        found = []
+        for d in range(layout.directions):
+            k = layer * layout.directions + d
+            states = _addresses(k, h_n, c_n, h0, c0)
+            found.append(_direction(layout, k, x, states, weights[k * layout.each : (k + 1) * layout.each], keep))
+        kept += found
+        x = found[0][0] if layout.directions == 1 else torch.cat([h for h, _, _ in found], -1)
+    return x, h_n, c_n, between, kept
+
+
+def _direction(layout: Layout, k: int, x: Tensor, states: list[int], weights: tuple, keep: bool) -> tuple:
+    """Layer and direction number k: h, c and gates; these two are None unless kept. states: addresses."""
+    H, dtype = layout.H, layout.dtype
+    w_ih, w_hh, *rest = weights
+    ids = layout.tokens and k < layout.directions
+    rows = x.shape if ids else x.shape[:-1]
+    h = torch.empty((*rows, layout.P), dtype=dtype)
+    c = torch.empty((*rows, H), dtype=dtype) if keep else None
+    gates = torch.empty((*rows, 4 * H), dtype=dtype) if keep else None
+    bias = rest[0] + rest[1] if layout.bias and not ids else None
+    w_hr = rest[-1] if layout.projected else None
+    h_n, c_n, h0, c0 = states
+    table, dense = ((w_ih, x), (None, None)) if ids else ((None, None), (x, w_ih))
+    made, given, read = ([_address(v) for v in part] for part in ((h, c, gates), (*table, bias, w_hh, w_hr), dense))
+    pointers = [*made, h_n, c_n, *given, h0, c0, *read]
+    shape = layout.shape(reverse=k % layout.directions == 1)
+    native.load().forward(shape, pointers, 0 if ids else x.shape[-1], dtype == torch.float64)
+    return h, c, gates
+
+
+class Layers(_SingleLevelFunction):
+    """`forward` with its gradients."""
+
+    @staticmethod
+    def forward(ctx, layout: Layout, source: Tensor, h0: Tensor, c0: Tensor, *weights: Tensor) -> tuple:
+        out, h_n, c_n, between, kept = forward(layout, source, h0, c0, weights, keep=True)
+        ctx.layout, ctx.counts = layout, (len(weights), len(between))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(source, h0, c0, *weights, *between, *(v for three in kept for v in three))
+        return out, h_n, c_n
+
+    @staticmethod
+    def backward(ctx, d_out: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None) -> tuple:
+        source, h0, c0, *rest = saved = ctx.saved_tensors
+        weights, rest = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
+        grads = (d_out, dh_n, dc_n)
+        if not unrecorded(*grads, *saved):
+            return None, *_through_ops(ctx, grads, (source, h0, c0, *weights))
+        between, kept = rest[: ctx.counts[1]], rest[ctx.counts[1] :]
+        grads = tuple(None if g is None else g.to(h0.dtype).contiguous() for g in grads)
+        return None, *_Backward(ctx, grads, [source, *between], (h0, c0), weights, kept).run()
+
+
+class _Backward:
+    """One backward pass through all layers, from the last to the first."""
+
+    def __init__(self, ctx, grads: tuple, inputs: list[Tensor], states: tuple, weights: list, kept: list) -> None:
+        self.layout: Layout = ctx.layout
+        self.wanted = ctx.needs_input_grad[1:]
+        self.d_out, self.dh_n, self.dc_n = grads
+        self.inputs, self.weights, self.kept = inputs, weights, kept
+        self.h0, self.c0 = states
+        self.dh0, self.dc0 = torch.empty_like(self.h0), torch.empty_like(self.c0)
+        self.d_weights: list[Tensor | None] = [None] * len(weights)
+
+    def run(self) -> list[Tensor | None]:
+        """Gradients of source, h0, c0 and the weights."""
+        layout, d_out = self.layout, self.d_out
+        for layer in reversed(range(layout.layers)):
+            each, below = layout.each * layout.directions, None
+            wants_dx = any((self.wanted[0] and not layout.tokens, *self.wanted[3 : 3 + each * layer]))
+            for d in range(layout.directions):
+                dx = self._direction(layer, d, self._share(d_out, d), wants_dx)
+                below = dx if below is None or dx is None else below.add_(dx)
+            d_out = below
+        return [d_out, self.dh0, self.dc0, *self.d_weights]
+
+    def _share(self, d_out: Tensor | None, d: int) -> Tensor | None:
+        """What of the gradient at a layer's output is direction d's."""
+        P = self.layout.P
+        return d_out if d_out is None or self.layout.directions == 1 else d_out[..., d * P : (d + 1) * P].contiguous()
+
+    def _direction(self, layer: int, d: int, dh: Tensor | None, wants_dx: bool) -> Tensor | None:
+        layout, k = self.layout, layer * self.layout.directions + d
+        first = k * layout.each
+        w_ih, w_hh, *rest = self.weights[first : first + layout.each]
+        wanted = self.wanted[3 + first : 3 + first + layout.each]
+        x, (h, c, gates) = self.inputs[layer], self.kept[3 * k : 3 * k + 3]
+        ids = layout.tokens and layer == 0
+        dx = torch.empty_like(x) if wants_dx and not ids else None
+        dw_ih, dw_hh = (torch.empty_like(w) if want else None for w, want in zip((w_ih, w_hh), wanted, strict=False))
+        dbias = torch.empty_like(rest[0]) if layout.bias and not ids and any(wanted[2:4]) else None
+        d_hr = torch.empty_like(h) if layout.projected else None
+        dh0, dc0, dh_n, dc_n, c0, h0 = _addresses(k, self.dh0, self.dc0, self.dh_n, self.dc_n, self.c0, self.h0)
+        w_hr = rest[-1] if layout.projected else None
+        saved = [_address(v) for v in (gates, c)]
+        arrays = [0, _address(d_hr), dh0, dc0, _address(dh), 0, dh_n, dc_n, *saved, c0, _address(w_hh), _address(w_hr)]
+        made = (dx, dw_ih, dbias, dw_hh, None if ids else x, x if ids else None, w_ih, h)
+        products = [*(_address(v) for v in made), h0]
+        sizes = (0, w_ih.shape[0]) if ids else (w_ih.shape[1], 0)
+        native.load().backward(layout.shape(d == 1), arrays, products, *sizes, layout.dtype == torch.float64)
+        made = [dw_ih, dw_hh, *[dbias] * (2 * layout.bias)]
+        if layout.projected:
+            made.append(_of_projection(d_hr, gates, c) if wanted[-1] else None)
+        self.d_weights[first : first + layout.each] = made
+        return dx
+
+
+def _of_projection(d_hr: Tensor, gates: Tensor, c: Tensor) -> Tensor:
+    """dW_hr (P, H)."""
+    H, rows = c.shape[-1], c.numel() // c.shape[-1]
+    y = torch.tanh(c).mul_(gates[..., 3 * H :])
+    return native_product(d_hr.view(rows, d_hr.shape[-1]).t(), y.view(rows, H))
+
+
+def _through_ops(ctx, grads: tuple, inputs: tuple) -> list[Tensor | None]:
+    """The gradients by operations that torch can differentiate and batch, for whoever does (create_graph, vmap)."""
+    wanted = [k for k, want in enumerate(ctx.needs_input_grad[1:]) if want]
+    given = [k for k, g in enumerate(grads) if g is not None]
+    found: list[Tensor | None] = [None] * len(inputs)
+    if not given:
+        return found
+    record, inputs = torch.is_grad_enabled(), list(inputs)
+    with torch.enable_grad():
+        for k in wanted:
+            inputs[k] = inputs[k].view_as(inputs[k])  # so that what one input is to another does not count
+        outputs = ctx.layout.through_ops(*inputs)
+    outs, heads = [outputs[k] for k in given], [grads[k] for k in given]
+    made = torch.autograd.grad(outs, [inputs[k] for k in wanted], heads, create_graph=record, allow_unused=True)
+    for k, grad in zip(wanted, made, strict=True):
+        found[k] = grad
+    return found
