@@ -50,32 +50,37 @@ bool Engine::run() {
   error.clear();
   sms_.assign(device.sm_count, Sm());
   starved_ = random_();
+  try {
+    schedule();
+  } catch (const std::exception& reason) {  // of the simulation itself: it has no room
+    fail(reason.what());
+  }
+  drop_everything();
+  return !failed_;
+}
+
+void Engine::schedule() {
   uint64_t seen = progress, slices = 0;
   while (!failed_) {
     while (start_blocks()) ++progress;
     Thread* next = pick();
-    if (!next) {
-      if (blocks_.empty() && queue_.empty()) break;
-      failed_ = true;
-      error = "deadlock: no thread can run" + who_waits();
-      break;
-    }
+    if (!next && blocks_.empty() && queue_.empty()) return;
+    if (!next) return fail("deadlock: no thread can run" + who_waits());
     resume(*next);
     if (progress != seen) {
       seen = progress;
       slices = 0;
     } else if (++slices > 2000 * (ready_.size() + polling_.size() + 8)) {
+      if (!clock_jumps) return fail("deadlock: threads only wait for memory that nobody writes" + who_waits());
       slices = 0;
-      if (clock_jumps) {
-        now += uint64_t(1) << 36;  // about a minute
-        continue;
-      }
-      failed_ = true;
-      error = "deadlock: threads only wait for memory that nobody writes" + who_waits();
+      now += uint64_t(1) << 36;  // about a minute
     }
   }
-  drop_everything();
-  return !failed_;
+}
+
+void Engine::fail(const std::string& message) {
+  failed_ = true;
+  error = message;
 }
 
 void Engine::drop_everything() {
@@ -84,6 +89,7 @@ void Engine::drop_everything() {
   queue_.clear();
   ready_.clear();
   polling_.clear();
+  stacks.trim();
   ++batch_;
 }
 
@@ -145,8 +151,7 @@ void Engine::do_fill(Launch& launch) {
   const auto base = reinterpret_cast<uintptr_t>(launch.fill_to);
   Region* region = memory.find(base);
   if (!region || base + launch.fill_bytes > region->base + region->size || !region->writable) {
-    failed_ = true;
-    error = "fill: " + std::to_string(launch.fill_bytes) + " bytes of no known writable memory";
+    fail("fill: " + std::to_string(launch.fill_bytes) + " bytes of no known writable memory");
   } else {
     memset(launch.fill_to, launch.fill_byte, launch.fill_bytes);
     Stamp stamp;
@@ -206,7 +211,8 @@ void Engine::retire(Block& block) {
   sm.shared -= block.launch->shape.shared_bytes + 1024;
   sm.threads -= int(block.launch->shape.block);
   --sm.blocks;
-  for (Thread& thread : block.threads) stacks.give(thread.fiber.stack);
+  for (Thread& thread : block.threads)
+    if (thread.fiber.stack) stacks.give(thread.fiber.stack);
   Launch& launch = *block.launch;
   if (--launch.live_blocks == 0 && launch.next_block == launch.shape.grid) launch.finished = true;
 }
@@ -238,9 +244,8 @@ Stamp Engine::stamp(bool atomic) const {
 
 void Engine::fault(const std::string& message) {
   if (!current) throw std::runtime_error(message);
-  error = message + "; " + current->block->launch->name + ", block " + std::to_string(current->block->index) +
-          " thread " + std::to_string(current->index);
-  failed_ = true;
+  fail(message + "; " + current->block->launch->name + ", block " + std::to_string(current->block->index) +
+       " thread " + std::to_string(current->index));
   Thread* gone = current;
   current = nullptr;
   hostsim_switch(&gone->fiber.stack_pointer, main_stack_);

@@ -115,6 +115,8 @@ class Engine {
     uint32_t batch;
     void* stream;
   };
+  void schedule();
+  void fail(const std::string& message);
   bool start_blocks();
   void start_block(Launch& launch, int sm);
   bool may_start(const Launch& launch) const;

@@ -3,7 +3,8 @@
 #include <sys/mman.h>
 
 #include <cstdint>
-#include <new>
+#include <stdexcept>
+#include <string>
 
 #if !defined(__x86_64__)
 #error "the host simulation switches stacks in x86-64 assembly"
@@ -37,11 +38,17 @@ hostsim_switch:
 
 namespace hostsim {
 
-StackPool::StackPool() {
-  void* memory = mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  base_ = static_cast<char*>(memory);
+namespace {
+// Address space that traps, at an address or (null) anywhere.
+void* reserve(void* at, size_t bytes) {
+  const int fixed = at ? MAP_FIXED : 0;
+  void* memory = mmap(at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
+  if (memory == MAP_FAILED) throw std::runtime_error("host simulation: no address space for the stacks of its threads");
+  return memory;
 }
+}  // namespace
+
+StackPool::StackPool() : base_(static_cast<char*>(reserve(nullptr, reserved))) {}
 
 char* StackPool::take() {
   if (!free_.empty()) {
@@ -50,9 +57,18 @@ char* StackPool::take() {
     return stack;
   }
   char* stack = base_ + used_;
+  if (used_ + bytes > reserved || mprotect(stack + 4096, bytes - 4096, PROT_READ | PROT_WRITE))
+    throw std::runtime_error("host simulation: no room for the stack of thread " + std::to_string(used_ / bytes) +
+                             "; launch fewer threads, or raise vm.max_map_count");
   used_ += bytes;
-  if (used_ > reserved || mprotect(stack + 4096, bytes - 4096, PROT_READ | PROT_WRITE)) throw std::bad_alloc();
   return stack;
+}
+
+void StackPool::trim() {
+  if (used_ <= kept) return;
+  reserve(base_, used_);
+  used_ = 0;
+  free_.clear();
 }
 
 void prepare(Fiber& fiber, void (*entry)()) {

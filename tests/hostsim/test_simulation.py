@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import resource
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +111,31 @@ def test_device_limits(run):
     with pytest.raises(RuntimeError, match="the device gives a block 232448"):
         run("reverse", shared=300_000)
     run("relay", grid=8, cooperative=True, shared=100_000)
+
+
+def _mappings() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_stacks_are_given_up(run):
+    """Each is two mappings, and a process that has no mapping left hangs when it starts a thread."""
+    run("add_one", grid=1, n=32)
+    before = _mappings()
+    run("add_one", grid=8, block=1024, n=8192)  # 8192 threads at once
+    assert _mappings() - before < 1024
+    assert run("add_one", grid=2, n=40).tolist() == [1] * 40 + [0] * 24
+
+
+def test_no_room_for_stacks_is_told(run):
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    in_use = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10
+    resource.setrlimit(resource.RLIMIT_DATA, (in_use + (64 << 20), limits[1]))
+    try:
+        with pytest.raises(RuntimeError, match=r"no room for the stack of thread \d+; launch fewer threads"):
+            run("add_one", grid=8, block=1024, n=8192)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+    assert run("add_one", grid=1, n=32)[:32].tolist() == [1] * 32
 
 
 def test_grid_that_spins_must_be_resident(run):

@@ -73,8 +73,11 @@ def _link(name: str, kernels: Sequence[Path], bindings: Sequence[Path], flags: l
     jobs = [(f, [*plain, f"-DHOSTSIM_MODULE={name}"] if f.name == "module.cpp" else plain) for f in _simulation()]
     jobs += [(f, [*plain, *flags]) for f in bindings]
     jobs += [(f, [*_KERNEL, *flags]) for f in kernels]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        objects = list(pool.map(lambda job: _compile(*job), jobs))
+    objects = [_object(*job) for job in jobs]
+    missing = [(job, target) for job, target in zip(jobs, objects, strict=True) if not target.exists()]
+    if missing:
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            list(pool.map(lambda one: _compile(*one[0], one[1]), missing))
     key = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
     library = BUILD / key / f"{name}.so"
     if not library.exists():
@@ -88,16 +91,21 @@ def _simulation() -> list[Path]:
     return sorted((CSRC / "hostsim").glob("*.cpp"))
 
 
-def _compile(source: Path, flags: list[str]) -> Path:
-    include = source.parents[1] if source.parent.name == "cuda" else CSRC
-    texts = [p.read_bytes() for p in sorted(closure(source, include))]
+def _include(source: Path) -> Path:
+    return source.parents[1] if source.parent.name == "cuda" else CSRC
+
+
+def _object(source: Path, flags: list[str]) -> Path:
+    """Where the object of this source, as it is now, lies or will lie."""
+    texts = [p.read_bytes() for p in sorted(closure(source, _include(source)))]
     key = hashlib.sha256(b"\0".join([*map(str.encode, flags), *texts])).hexdigest()[:16]
-    target = BUILD / f"{source.stem}-{key}.o"
-    if not target.exists():
-        partial = target.with_suffix(".partial.o")
-        _run(["g++", *flags, f"-I{include}", "-c", str(source), "-o", str(partial)])
-        partial.rename(target)
-    return target
+    return BUILD / f"{source.stem}-{key}.o"
+
+
+def _compile(source: Path, flags: list[str], target: Path) -> None:
+    partial = target.with_suffix(".partial.o")
+    _run(["g++", *flags, f"-I{_include(source)}", "-c", str(source), "-o", str(partial)])
+    partial.rename(target)
 
 
 def closure(source: Path, include: Path = CSRC) -> set[Path]:

@@ -1,0 +1,23 @@
+"""What goes wrong in a process apart is told, and no more."""
+
+import operator
+import os
+import time
+
+import pytest
+from apart import apart
+
+
+def test_answers():
+    assert apart(60, operator.add, 2, 3) == 5
+
+
+def test_death_and_endlessness_are_told():
+    with pytest.raises(RuntimeError, match="died with exit code 3"):
+        apart(60, os._exit, 3)
+    with pytest.raises(RuntimeError, match="died with exit code 1"):
+        apart(60, operator.truediv, 1, 0)
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="took more than 0.5 s"):
+        apart(0.5, time.sleep, 60)
+    assert time.monotonic() - started < 30
