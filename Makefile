@@ -5,12 +5,12 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 EXTRAS := names,visualize,tensorboard,bench,test,lint
 BUILD_FILES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc cmake -type f 2>/dev/null)
 
-.PHONY: demo test test-slow test-exhaustive lint format venv bench bench-full bench-readme clean
+.PHONY: demo test test-slow lint format venv bench bench-full bench-readme clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train a small name generator on this machine and show what it writes (about two minutes)"
-	@echo "make test       the fast test suite        make test-slow  the rest but make test-exhaustive"
+	@echo "make test       the fast test suite        make test-slow  the slow ones"
 	@echo "make bench      speed beside torch in under three minutes; ISA=avx2 holds both to AVX2"
 	@echo "make bench-full all of it, with onnxruntime and JAX (about a quarter of an hour)"
 	@echo "make bench-readme  the same on AVX2, and README.md's table and picture from it"
@@ -46,14 +46,8 @@ test: .venv/.all
 		'nvidia-nvvm==13.0.*' || echo "no nvcc from PyPI; the tests that need it are skipped"
 	@touch $@
 
-# Kernels with a fault in them run in a process of their own: what they break is theirs alone
 test-slow: .venv/.all .venv/.nvcc
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow --ignore tests/hostsim/test_mutations.py tests
-	$(BIN)/python -m pytest -q -m slow tests/hostsim/test_mutations.py
-
-# The CUDA kernels over the whole crossed table in the simulation, and the control runs of its mutations
-test-exhaustive: .venv/.all
-	$(BIN)/python -m pytest -v -m exhaustive tests/hostsim
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow tests
 
 # Other LSTMs to compare with; one that cannot be installed is skipped by name
 .venv/.peers: .venv/.all

@@ -7,11 +7,6 @@
 
 namespace hostsim {
 
-Engine& engine() {
-  static Engine instance;
-  return instance;
-}
-
 std::string at(Site site) {
   const char* name = site.file;
   for (const char* c = site.file; *c; ++c)

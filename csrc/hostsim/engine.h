@@ -143,7 +143,10 @@ class Engine {
   bool held_ = false, failed_ = false;
 };
 
-Engine& engine();
+inline Engine& engine() {  // inline, for it is asked at every access
+  static Engine instance;
+  return instance;
+}
 std::string at(Site site);
 
 // Waits until all lanes of `mask` have come to the same operation; the last to arrive runs execute(operands by lane).

@@ -22,7 +22,7 @@ struct Image {
             low = std::min(low, begin);
             high = std::max(high, begin + info->dlpi_phdr[i].p_memsz);
           }
-          const auto here = reinterpret_cast<uintptr_t>(&engine);
+          const auto here = reinterpret_cast<uintptr_t>(&check_anywhere);
           if (here < low || here >= high) return 0;
           image->low = low, image->high = high;
           return 1;
@@ -33,8 +33,9 @@ struct Image {
 
 void access(const void* address, uint32_t size, Kind kind, const void* pc) {
   static const Image image;
+  const Engine& e = engine();
   const auto where = reinterpret_cast<uintptr_t>(address);
-  if (!engine().current || engine().stacks.holds(where)) return;
+  if (!e.current || e.stacks.holds(where)) return;
   if (where >= image.low && where < image.high) return;
   const auto offset = reinterpret_cast<uintptr_t>(pc) - image.low;  // what addr2line wants
   check_anywhere({where, size, kind, false, reinterpret_cast<const void*>(offset)});

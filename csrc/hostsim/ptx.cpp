@@ -40,15 +40,28 @@ std::vector<std::string> texts() {
   return all;
 }
 
+namespace {
+Word word_of(const std::string& text) {
+  Word word{text, Word::none, 0};
+  const size_t digits = text[0] == '%';
+  const bool number = text.size() > digits && text.find_first_not_of("0123456789", digits) == std::string::npos;
+  if (number && digits)
+    word.number = std::stoul(text.substr(1));
+  else if (number)
+    word.literal = std::stoull(text);
+  return word;
+}
+}  // namespace
+
 Ptx parse(const std::string& text) {
   Ptx ptx;
   size_t i = 0;
   while (i < text.size() && !isspace(text[i]) && text[i] != ';') ptx.opcode += text[i++];
-  std::vector<std::string> group;
+  std::vector<Word> group;
   std::string word;
   int depth = 0;
   const auto end_word = [&] {
-    if (!word.empty()) group.push_back(word);
+    if (!word.empty()) group.push_back(word_of(word));
     word.clear();
   };
   for (; i < text.size() && text[i] != ';'; ++i) {
@@ -68,27 +81,23 @@ Ptx parse(const std::string& text) {
   return ptx;
 }
 
-const Operand& Frame::operand(size_t group, size_t item, const char* kinds) const {
-  const std::string& word = code.groups.at(group).at(item);
-  const bool numbered = word.size() > 1 && word.find_first_not_of("0123456789", 1) == std::string::npos;
-  const size_t number = numbered ? std::stoul(word.substr(1)) : ~size_t(0);
-  if (word[0] != '%' || number >= outs_ + ins_)
-    engine().fault("PTX: " + code.opcode + " at " + at(site) + " has no operand " + word);
-  const Operand& operand = number < outs_ ? out_[number] : in_[number - outs_];
+const Operand& Frame::operand(const Word& word, const char* kinds) const {
+  if (word.number >= outs_ + ins_)
+    engine().fault("PTX: " + code.opcode + " at " + at(site) + " has no operand " + word.text);
+  const Operand& operand = word.number < outs_ ? out_[word.number] : in_[word.number - outs_];
   if (!strchr(kinds, operand.kind))
-    engine().fault("PTX: " + code.opcode + " at " + at(site) + ": operand " + word + " is '" + operand.kind +
+    engine().fault("PTX: " + code.opcode + " at " + at(site) + ": operand " + word.text + " is '" + operand.kind +
                    "', expected one of '" + kinds + "'");
   return operand;
 }
 
 uint64_t Frame::get(size_t group, size_t item, const char* kinds) const {
-  const std::string& word = code.groups.at(group).at(item);
-  if (word[0] != '%') return std::stoull(word);
-  return operand(group, item, kinds).value;
+  const Word& word = code.groups.at(group).at(item);
+  return word.text[0] == '%' ? operand(word, kinds).value : word.literal;
 }
 
 void Frame::set(size_t group, size_t item, const char* kinds, uint64_t value) const {
-  const Operand& o = operand(group, item, kinds);
+  const Operand& o = operand(code.groups.at(group).at(item), kinds);
   if (!o.target) engine().fault("PTX: " + code.opcode + " at " + at(site) + " writes an input operand");
   const size_t bytes = o.kind == 'h' ? 2 : o.kind == 'l' ? 8 : 4;
   memcpy(o.target, &value, bytes);

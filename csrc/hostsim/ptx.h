@@ -8,10 +8,18 @@
 
 namespace hostsim {
 
-// "op.sfx {%0, %1}, [%2], 16;" as text: opcode, and per operand group the references or literals in it.
+// One word of an operand group: a reference (%0), a literal, or anything else, which only its text tells.
+struct Word {
+  std::string text;
+  size_t number = none;  // of a reference
+  uint64_t literal = 0;
+  static constexpr size_t none = ~size_t(0);
+};
+
+// "op.sfx {%0, %1}, [%2], 16;" taken apart: opcode, and per operand group its words.
 struct Ptx {
   std::string opcode;
-  std::vector<std::vector<std::string>> groups;
+  std::vector<std::vector<Word>> groups;
 };
 Ptx parse(const std::string& text);
 
@@ -33,7 +41,7 @@ class Frame {
   Site site;
 
  private:
-  const Operand& operand(size_t group, size_t item, const char* kinds) const;
+  const Operand& operand(const Word& word, const char* kinds) const;
   const Operand* out_;
   const Operand* in_;
   size_t outs_, ins_;

@@ -52,7 +52,8 @@ void exp2_approximate(Frame& f) { f.set(0, 0, "f", as_bits(std::exp2(get_float(f
 void reciprocal_approximate(Frame& f) { f.set(0, 0, "f", as_bits(1.0f / get_float(f, 1))); }
 
 void move_64(Frame& f) {
-  if (f.code.groups.at(1).at(0) != "%%globaltimer") engine().fault("PTX: mov.u64 of " + f.code.groups[1][0]);
+  const std::string& from = f.code.groups.at(1).at(0).text;
+  if (from != "%%globaltimer") engine().fault("PTX: mov.u64 of " + from);
   f.set(0, 0, "l", engine().now);
 }
 

@@ -20,7 +20,7 @@ from fastlstm import gpu_model, native
 from fastlstm.backends import cuda_op, cuda_plan
 from fastlstm.backends.common import BackendError, Spec, spec_of
 from fastlstm.backends.cuda_op import Plan
-from fastlstm.backends.device import allows_tf32, not_nvidia
+from fastlstm.backends.device import allows_tf32, not_nvidia, products_as_cudnn
 
 __all__ = ["KERNELS", "NAME", "backward", "force", "forward", "plan", "why_not"]
 
@@ -162,10 +162,10 @@ def _wide_products() -> bool:
 
 
 @contextmanager
-def _on(device: torch.device) -> Iterator[_Gpu]:
-    """The tensors' device as the current one, for torch and for the runtime inside fastlstm._C."""
-    index = _index(device)
-    with torch.cuda.device(index):
+def _on(tensor: Tensor) -> Iterator[_Gpu]:
+    """The tensor's device as the current one, for torch and for the runtime inside fastlstm._C."""
+    index = _index(tensor.device)
+    with torch.cuda.device(index), products_as_cudnn(tensor.dtype):
         _lib().set_device(index)
         _raise_on(index)
         yield _Gpu(index)
@@ -182,7 +182,7 @@ def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, 
     """Run one layer in one direction; arguments and returns as in `fastlstm.reference.forward`."""
     chosen = _checked(spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save))
     inputs = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
-    with _on(w_hh.device) as gpu:
+    with _on(w_hh) as gpu:
         return cuda_op.forward(gpu, chosen, *inputs, reverse, save)
 
 
@@ -193,7 +193,7 @@ def backward(
     chosen = _checked(spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save))
     grads = _contiguous(dh, dc, dh_n, dc_n)
     inputs = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
-    with _on(w_hh.device) as gpu:
+    with _on(w_hh) as gpu:
         return cuda_op.backward(gpu, chosen, *grads, *inputs, reverse, save, *_contiguous(h, c, gates))
 
 

@@ -13,7 +13,7 @@ import torch
 import fastlstm
 from benchmarks.cases import SHORT
 from fastlstm import gpu_model, native
-from fastlstm.backends import cuda, cuda_op, hostsim
+from fastlstm.backends import cuda, cuda_op, device, hostsim
 from fastlstm.backends.common import BackendError
 from fastlstm.doctor import cuda_kernels, small_call
 
@@ -168,9 +168,9 @@ def simulated(monkeypatch):
     if reason is not None:
         pytest.skip(reason)
     library, seen = hostsim.library(), []
-    device = replace(gpu_model.KNOWN["H100"], sms=5, shared_kib=99)
-    monkeypatch.setattr(cuda, "_index", lambda device: 3)
-    monkeypatch.setattr(cuda, "_gpu", lambda index: device)
+    gpu = replace(gpu_model.KNOWN["H100"], sms=5, shared_kib=99)
+    monkeypatch.setattr(cuda, "_index", lambda where: 3)
+    monkeypatch.setattr(cuda, "_gpu", lambda index: gpu)
     monkeypatch.setattr(cuda, "why_not", lambda spec: None)
     monkeypatch.setattr(cuda, "_status", lambda index: torch.zeros(1, dtype=torch.int32))
     monkeypatch.setattr(cuda, "allows_tf32", lambda: False)
@@ -201,6 +201,19 @@ def test_whole_calls(simulated, kernel):
         judge.check_backend(cuda, cases[0], torch.bfloat16)
     assert simulated == [("device", 3), ("runtime", 3)] * (len(simulated) // 2)
     assert len(simulated) >= 4
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_products_follow_cudnns_switch(simulated, monkeypatch, allowed):
+    """As in nn.LSTM, whatever torch's own products do; inside a call only."""
+    seen, matmul = [], torch.backends.cuda.matmul
+    monkeypatch.setattr(device, "allows_tf32", lambda: allowed)
+    input_side = cuda_op.input_side
+    monkeypatch.setattr(cuda_op, "input_side", lambda *a: (seen.append(matmul.fp32_precision), input_side(*a))[1])
+    before = matmul.fp32_precision
+    judge.check_backend(cuda, next(c for c in SHORT if c.H == 7 and not c.ids and not c.projection), torch.float32)
+    assert set(seen) == {"tf32" if allowed else "ieee"}
+    assert matmul.fp32_precision == before
 
 
 def test_a_module_runs_through_it(simulated):

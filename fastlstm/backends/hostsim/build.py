@@ -24,9 +24,9 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[3]
 CSRC = ROOT / "csrc"
 BUILD = Path(os.environ.get("FASTLSTM_BUILD", ROOT / "build")) / "hostsim"
-_PLAIN = ["-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-_KERNEL = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-_KERNEL += ["-x", "c++", "-fsanitize=thread", "-fno-threadsafe-statics", "-DFASTLSTM_HOSTSIM"]
+_BOTH = ["-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-threadsafe-statics", "-Wall", "-Wextra"]
+_PLAIN = [*_BOTH, "-O2"]
+_KERNEL = [*_BOTH, "-O1", "-Wno-unknown-pragmas", "-x", "c++", "-fsanitize=thread", "-DFASTLSTM_HOSTSIM"]
 
 
 def why_not() -> str | None:
