@@ -10,7 +10,7 @@ BUILD_FILES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell fi
 
 help:
 	@echo "make demo       train a small name generator on this machine and show what it writes (about two minutes)"
-	@echo "make test       the fast test suite        make test-slow  the slow ones"
+	@echo "make test       the fast test suite        make test-slow  the rest"
 	@echo "make bench      speed beside torch in under three minutes; ISA=avx2 holds both to AVX2"
 	@echo "make bench-full all of it, with onnxruntime and JAX (about a quarter of an hour)"
 	@echo "make bench-readme  the same on AVX2, and README.md's table and picture from it"
