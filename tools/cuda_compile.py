@@ -22,6 +22,7 @@ from pathlib import Path
 
 from fastlstm import gpu_model
 from tools import sass
+from tools.gpu_rows import KernelRow
 
 CUDA = Path(__file__).parent.parent / "csrc" / "cuda"
 FLAGS = (
@@ -35,17 +36,9 @@ TYPES = {"float": "float32", "tf32_t": "tf32", "half_t": "float16", "bfloat_t": 
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(KernelRow):
     """What one kernel compiled to. `spill_bytes` is ptxas's count; `limit`: shared memory of a block, in bytes."""
 
-    backend: str
-    capability: int
-    kernel: str
-    math: str
-    tile: str
-    options: str
-    registers: int
-    shared: int
     limit: int
     stack: int
     spill_bytes: int

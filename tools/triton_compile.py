@@ -21,25 +21,18 @@ import torch
 from fastlstm import gpu_model
 from fastlstm.backends.triton import planner
 from fastlstm.backends.triton.planner import Plan, Tile
+from tools.gpu_rows import KernelRow
 
 OPTIONS = ("plain", "full")  # dense; packed, reset, ids, gradients into c and the last states, odd H
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(KernelRow):
     """What one kernel compiled to; counts are of SASS instructions, spills, barriers and loads of those inside loops.
 
     limit: shared memory that the architecture gives a block, in bytes; bound: what the planner counts on.
     """
 
-    backend: str
-    capability: int
-    kernel: str
-    math: str
-    tile: str
-    options: str
-    registers: int
-    shared: int
     bound: int
     limit: int
     stack: int

@@ -12,6 +12,7 @@
 // slice r of its own column set, and adds up the R partial sums for those. What travels per block and step is
 // B * 4H / R numbers of dz and 2 * B * columns floats; the order of every sum is fixed.
 #pragma once
+#include "backward_place.cuh"
 #include "dispatch.h"
 #include "exchange.cuh"
 
@@ -23,7 +24,7 @@ struct BackwardRun {
   const BackwardArgs& p;
   const Tiling& t;
   const Layout& l;
-  Place me;
+  BackwardPlace me;
   const int H;
   const bool& wide;
   Exchange exchange;
@@ -35,40 +36,16 @@ struct BackwardRun {
       : p(laid.args),
         t(laid.args.t),
         l(laid.layout),
-        me(place),
+        me(place, laid.args.t, laid.args.s.H),
         H(laid.args.s.H),
         wide(laid.wide),
         exchange(ex),
         partials{laid.layout, laid.args.t} {}
 
-  __device__ __forceinline__ int columns() const { return 16 * t.groups; }  // of the block
-  __device__ __forceinline__ int slice() const { return me.units_at % t.gate_splits; }
-  __device__ __forceinline__ int slice_units() const { return columns() / t.gate_splits; }
-  __device__ __forceinline__ int first_column() const {
-    return me.units_at / t.gate_splits * columns() + 16 * me.group;
-  }
-  __device__ __forceinline__ int column(int half) const { return first_column() + 8 * half + me.lane / 4; }
-  // Whether this block runs the cells of 8 of the group's 16 units.
-  __device__ __forceinline__ bool runs(int half) const {
-    return (16 * me.group + 8 * half) / slice_units() == slice() && first_column() + 8 * half < H;
-  }
   // First unit of the i-th span of the warp.
   __device__ __forceinline__ int span_unit(int i) const {
-    const int per_set = slice_units() / kSpanUnits, span = me.split + i * t.k_splits;
-    return span / per_set * columns() + slice() * slice_units() + span % per_set * kSpanUnits;
-  }
-  __device__ __forceinline__ int sequence(int tile, int row) const { return me.rows_at + 8 * tile + row; }
-  __device__ __forceinline__ void forget() {
-    recompute(me.lane), recompute(me.group), recompute(me.units_at), recompute(me.rows_at);
-  }
-
-  // f(tile) for the tiles whose cells this warp runs.
-  template <class F>
-  __device__ __forceinline__ void for_own_tiles(F f) const {
-#pragma unroll 1
-    for (int first = 0; first < t.row_tiles; first += t.phase)
-#pragma unroll 1
-      for (int r = me.split; r < t.phase && first + r < t.row_tiles; r += t.k_splits) f(first + r);
+    const int per_set = me.slice_units() / kSpanUnits, span = me.split + i * t.k_splits;
+    return span / per_set * me.columns() + me.slice() * me.slice_units() + span % per_set * kSpanUnits;
   }
 
   // Staged for 8 sequences x 8 units: gates [gate][sequence][unit], then c before the step, then dh.
@@ -92,7 +69,7 @@ struct BackwardRun {
   __device__ __forceinline__ void load_weights() {
     const T* w = static_cast<const T*>(p.w_hh);
     weights.load(l, t, me, [&](int i, int half) {
-      const int u = span_unit(i), at = column(half);
+      const int u = span_unit(i), at = me.column(half);
       return gather_words(w + (int64_t(me.q()) * H + u) * H + at, H, at < H ? H - u : 0, false);
     });
   }
@@ -100,11 +77,11 @@ struct BackwardRun {
   // dh and dc of the lane's columns, between their places and memory.
   template <class F>
   __device__ __forceinline__ void for_own_states(F f) const {
-    for_own_tiles([&](int tile) {
+    me.for_own_tiles(t, [&](int tile) {
 #pragma unroll 1
       for (int i = 0; i < 4; ++i) {
-        const int b = sequence(tile, 2 * me.q() + i % 2), u = column(i / 2);
-        if (!runs(i / 2) || b >= p.s.B || u >= H) continue;
+        const int b = me.sequence(tile, 2 * me.q() + i % 2), u = me.column(i / 2);
+        if (!me.runs(i / 2) || b >= p.s.B || u >= H) continue;
         f(carried(tile, kDh + i), p.dh_state + int64_t(b) * H + u);
         f(carried(tile, kDc + i), p.dc_state + int64_t(b) * H + u);
       }
@@ -118,13 +95,13 @@ struct BackwardRun {
   // What the cells of step k need. The lane fetches 8 units of gate lane % 4 of sequence lane / 4; the first quads then
   // 4 floats of c before the step, the others dh.
   __device__ __forceinline__ void prefetch(int k, const Rows& rows, const Rows& earlier) {
-    forget();
+    me.forget();
     if (k >= p.s.begin) {
-      for_own_tiles([&](int tile) {
+      me.for_own_tiles(t, [&](int tile) {
 #pragma unroll 1
         for (int half = 0; half < 2; ++half) {
-          const int u = first_column() + 8 * half, b = sequence(tile, me.lane / 4), row = me.lane / 4;
-          if (!runs(half) || b >= rows.count) continue;
+          const int u = me.first_column() + 8 * half, b = me.sequence(tile, me.lane / 4), row = me.lane / 4;
+          if (!me.runs(half) || b >= rows.count) continue;
           unsigned char* to = slot(k, tile, half);
           fetch_units(reinterpret_cast<T*>(to) + (me.q() * 8 + row) * 8,
                       static_cast<const T*>(p.gates) + ((rows.first + b) * 4 + me.q()) * H + u, H - u, wide);
@@ -139,16 +116,16 @@ struct BackwardRun {
 
   // The cells of 8 units for a tile of sequences.
   __device__ __forceinline__ void cell(int k, int tile, int half) {
-    forget();
+    me.forget();
     wait_copies<1>();
     __syncwarp();
     unsigned char* staged = slot(k, tile, half);
     T* gates = reinterpret_cast<T*>(staged);
     float dz[2][4] = {};
-    const int u = column(half);
+    const int u = me.column(half);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int row = 2 * me.q() + j, b = sequence(tile, row), i = 2 * half + j, at = row * 8 + me.lane / 4;
+      const int row = 2 * me.q() + j, b = me.sequence(tile, row), i = 2 * half + j, at = row * 8 + me.lane / 4;
       if (b >= now.count || u >= H) continue;
       const bool fresh = is_reset(p.s, now, b);
       float gate[4], dc_prev, *c = carried(tile, kC + i), *dc = carried(tile, kDc + i);
@@ -169,7 +146,7 @@ struct BackwardRun {
 
   // dz to the products and to memory.
   __device__ __forceinline__ void hand_on(int tile, int half, T* staged, const float (&dz)[2][4]) {
-    const int u = column(half);
+    const int u = me.column(half);
     T value[2][4];
 #pragma unroll
     for (int j = 0; j < 2; ++j)
@@ -186,39 +163,26 @@ struct BackwardRun {
       }
     if constexpr (!Exchange::kWhole) send(tile, u, value);
     __syncwarp();
-    const int b = sequence(tile, me.lane / 4), first = first_column() + 8 * half;
+    const int b = me.sequence(tile, me.lane / 4), first = me.first_column() + 8 * half;
     if (p.dxg != p.exchange && b < now.count)
       write_units(static_cast<T*>(p.dxg) + ((now.first + b) * 4 + me.q()) * H + first,
                   staged + (me.q() * 8 + me.lane / 4) * 8, H - first, wide);
   }
 
-  // BetweenBlocks: words that are never kUnset.
-  __device__ __forceinline__ void send(int tile, int u, const T (&value)[2][4]) {
+  __device__ __forceinline__ void send(int tile, int u, const T (&value)[2][4]) {  // BetweenBlocks
+    uint32_t* to = static_cast<uint32_t*>(p.exchange);
     const int width = p.exchange_width / kPerWord<T>, at = u / kPerWord<T>;
 #pragma unroll
-    for (int g = 0; g < 4; ++g) {
-      if constexpr (sizeof(T) == 4) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int b = sequence(tile, 2 * me.q() + j);
-          if (b < now.count && at < width)
-            store_relaxed(static_cast<uint32_t*>(p.exchange) + ((now.first + b) * 4 + g) * width + at,
-                          word_of(to_float(value[j][g])));
-        }
-      } else {
-        const uint32_t word = pair_units(value[0][g], value[1][g], me.lane);
-        const int b = sequence(tile, 2 * me.q() + me.lane / 4 % 2);
-        if (b < now.count && at < width)
-          store_relaxed(static_cast<uint32_t*>(p.exchange) + ((now.first + b) * 4 + g) * width + at, word);
-      }
-    }
+    for (int g = 0; g < 4; ++g)
+      exchange.send(me, tile, at < width ? now.count : 0, value[0][g], value[1][g],
+                    [&](int b) { return to + ((now.first + b) * 4 + g) * width + at; });
   }
 
   __device__ __forceinline__ const uint32_t* operands(int tile) {
     if constexpr (Exchange::kWhole) {
       return exchange.tile(me, tile);
     } else {
-      const int b = sequence(tile, me.lane / 4), width = p.exchange_width;
+      const int b = me.sequence(tile, me.lane / 4), width = p.exchange_width;
       const T* from = static_cast<const T*>(p.exchange) + ((now.first + b) * 4 + me.q()) * width;
       return exchange.template fetch<T>(
           me, weights.count, b < now.count ? from : nullptr,
@@ -230,10 +194,10 @@ struct BackwardRun {
   __device__ __forceinline__ void carry(int k, int tile, const float (&sums)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int b = sequence(tile, 2 * me.q() + i % 2);
+      const int b = me.sequence(tile, 2 * me.q() + i % 2);
       if (b >= now.count) continue;
       if (t.gate_splits > 1) {
-        if (column(i / 2) < H) store_relaxed(partial_word(k, slice(), b, column(i / 2)), word_of(sums[i]));
+        if (me.column(i / 2) < H) store_relaxed(partial_word(k, me.slice(), b, me.column(i / 2)), word_of(sums[i]));
       } else {
         *carried(tile, kDh + i) = is_reset(p.s, now, b) ? 0.0f : sums[i];
       }
@@ -248,11 +212,11 @@ struct BackwardRun {
   // R > 1: adds up the partial sums of the units whose cells this block runs, in the order of the parts.
   __device__ __forceinline__ void collect(int k) {
     if constexpr (!Exchange::kWhole) {
-      for_own_tiles([&](int tile) {
+      me.for_own_tiles(t, [&](int tile) {
 #pragma unroll 1
         for (int i = 0; i < 4; ++i) {
-          const int b = sequence(tile, 2 * me.q() + i % 2), u = column(i / 2);
-          if (!runs(i / 2) || b >= now.count || u >= H) continue;
+          const int b = me.sequence(tile, 2 * me.q() + i % 2), u = me.column(i / 2);
+          if (!me.runs(i / 2) || b >= now.count || u >= H) continue;
           float sum = 0.0f;
           Patience patience;
 #pragma unroll 1
@@ -275,7 +239,7 @@ struct BackwardRun {
     recompute(me.lane);
 #pragma unroll 1
     for (int r = 0; r < tiles; ++r) {
-      if (sequence(first + r, 0) >= now.count) break;
+      if (me.sequence(first + r, 0) >= now.count) break;
       BackwardProduct<T> product;
       weights.multiply(product, operands(first + r), exchange.step(), exchange.stride(), l, me);
       product.finish(sums, me.lane);
@@ -284,7 +248,7 @@ struct BackwardRun {
     if (t.k_splits > 1) __syncthreads();
 #pragma unroll 1
     for (int r = me.split; r < tiles; r += t.k_splits) {
-      if (sequence(first + r, 0) >= now.count) break;
+      if (me.sequence(first + r, 0) >= now.count) break;
       if (t.k_splits > 1) partials.sum(me, r, sums);
       carry(k, first + r, sums);
     }
@@ -304,10 +268,10 @@ struct BackwardRun {
     }
 #pragma unroll 1
     for (int k = last; k >= p.s.begin; --k) {
-      for_own_tiles([&](int tile) {
+      me.for_own_tiles(t, [&](int tile) {
 #pragma unroll 1
         for (int half = 0; half < 2; ++half)
-          if (runs(half)) cell(k, tile, half);
+          if (me.runs(half)) cell(k, tile, half);
       });
       if constexpr (Exchange::kWhole) __syncthreads();
       __syncwarp();
@@ -324,9 +288,7 @@ struct BackwardRun {
 
 // Whether every row begins at a multiple of 16 bytes; decided on the host.
 inline bool rows_aligned(const BackwardArgs& p, int type_bytes) {
-  const uintptr_t all =
-      uintptr_t(p.dxg) | uintptr_t(p.dh) | uintptr_t(p.gates) | uintptr_t(p.c) | uintptr_t(p.c0) | uintptr_t(p.w_hh);
-  return p.s.H * type_bytes % 16 == 0 && all % 16 == 0;
+  return p.s.H * type_bytes % 16 == 0 && all_aligned(p.dxg, p.dh, p.gates, p.c, p.c0, p.w_hh);
 }
 
 }  // namespace fastlstm::cuda

@@ -15,6 +15,16 @@ struct Place {
   int units_at, rows_at;  // index of the block among those that share sequences; first sequence of the block
 
   __device__ __forceinline__ int q() const { return lane % 4; }  // which piece of a span
+  __device__ __forceinline__ int sequence(int tile, int row) const { return rows_at + 8 * tile + row; }
+
+  // f(tile) for the tiles whose cells this warp runs.
+  template <class F>
+  __device__ __forceinline__ void for_own_tiles(const Tiling& t, F f) const {
+#pragma unroll 1
+    for (int first = 0; first < t.row_tiles; first += t.phase)
+#pragma unroll 1
+      for (int r = split; r < t.phase && first + r < t.row_tiles; r += t.k_splits) f(first + r);
+  }
 
   __device__ __forceinline__ explicit Place(const Tiling& t) {
     lane = int(threadIdx.x % 32);

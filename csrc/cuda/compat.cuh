@@ -120,7 +120,8 @@ __device__ __forceinline__ void store_vector(void* to, const V& value) {
   *static_cast<V*>(to) = value;
 }
 
-// Launches a kernel whose only parameter is `args`. `name` is for the simulation's messages.
+// Launches a kernel whose only parameter is `args`. `name` is for the simulation's messages. The shared memory a kernel
+// may ask for is a property of the kernel, which the next launch changes: callers hold Python's lock through both.
 template <class Args>
 int launch(const char* name, void (*kernel)(Args), const LaunchShape& shape, void* stream, const Args& args) {
   (void)name;

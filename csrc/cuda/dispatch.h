@@ -1,4 +1,4 @@
-// From run-time numbers to template instances.
+// From run-time numbers to template instances and launches.
 #pragma once
 #include <type_traits>
 
@@ -24,5 +24,19 @@ int with_type(Type type, F f) {
 
 template <class T, int Pieces>
 constexpr int kRegisterSpans = register_spans(std::is_same<T, float>::value, Pieces);
+
+// Whether every pointer is a multiple of 16 bytes, as null is.
+template <class... Pointers>
+bool all_aligned(Pointers... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) | ...) & 15) == 0;
+}
+
+// Launches a recurrent kernel; wide: 16-byte access works everywhere.
+template <class Args>
+int launch_laid(const char* name, void (*kernel)(Laid<Args>), const Args& p, const Layout& l, bool wide,
+                bool cooperative, void* stream) {
+  const LaunchShape shape{uint32_t(p.t.unit_blocks * p.t.row_blocks), uint32_t(32 * l.warps), l.bytes, cooperative};
+  return launch(name, kernel, shape, stream, Laid<Args>{p, l, wide});
+}
 
 }  // namespace fastlstm::cuda

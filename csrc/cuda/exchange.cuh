@@ -61,6 +61,21 @@ struct BetweenBlocks {
   __device__ __forceinline__ int step() const { return kSpanWords; }
   __device__ __forceinline__ int stride() const { return pitch; }
 
+  // What the lane's unit has for its two sequences of a tile, as words that are never kUnset. word(b): where that of
+  // sequence b lies; sequences below `count` are running. In half types two units share a word.
+  template <class T, class Word>
+  static __device__ __forceinline__ void send(const Place& me, int tile, int count, T first, T second, Word word) {
+    if constexpr (sizeof(T) == 4) {
+      const int b = me.sequence(tile, 2 * me.q());
+      if (b < count) store_relaxed(word(b), word_of(to_float(first)));
+      if (b + 1 < count) store_relaxed(word(b + 1), word_of(to_float(second)));
+    } else {
+      const uint32_t both = pair_units(first, second, me.lane);
+      const int b = me.sequence(tile, 2 * me.q() + me.lane / 4 % 2);
+      if (b < count) store_relaxed(word(b), both);
+    }
+  }
+
   // Fetches `count` spans of 8 rows; the lane, words 4q … 4q + 3 of row lane / 4. Where `from` is not null: from there,
   // once they have arrived; offset(i) numbers on for the warp's i-th span. Else what plain(i) gives.
   template <class T, class Offset, class Plain>

@@ -39,15 +39,6 @@ struct ForwardRun {
 
   __device__ __forceinline__ int first_unit() const { return 8 * (me.units_at * t.groups + me.group); }  // of the group
   __device__ __forceinline__ int unit() const { return first_unit() + me.lane / 4; }                     // of the lane
-  // f(tile) for the tiles whose cells this warp runs.
-  template <class F>
-  __device__ __forceinline__ void for_own_tiles(F f) const {
-#pragma unroll 1
-    for (int first = 0; first < t.row_tiles; first += t.phase)
-#pragma unroll 1
-      for (int r = me.split; r < t.phase && first + r < t.row_tiles; r += t.k_splits) f(first + r);
-  }
-  __device__ __forceinline__ int sequence(int tile, int row) const { return me.rows_at + 8 * tile + row; }
   __device__ __forceinline__ T* slot(int k, int tile) const {
     const int index = (((k - p.s.begin) & 1) * t.groups + me.group) * t.row_tiles + tile;
     return reinterpret_cast<T*>(shared_memory() + l.stage + index * l.stage_bytes);
@@ -67,10 +58,10 @@ struct ForwardRun {
   // c of the lane's unit and two sequences, between its place and c_n.
   template <class F>
   __device__ __forceinline__ void for_own_states(F f) const {
-    for_own_tiles([&](int tile) {
+    me.for_own_tiles(t, [&](int tile) {
 #pragma unroll 1
       for (int j = 0; j < 2; ++j) {
-        const int b = sequence(tile, 2 * me.q() + j);
+        const int b = me.sequence(tile, 2 * me.q() + j);
         if (b < p.s.B && unit() < H) f(carried_c(tile) + 32 * j, p.c_n + int64_t(b) * H + unit());
       }
     });
@@ -80,8 +71,8 @@ struct ForwardRun {
   __device__ __forceinline__ void prefetch(int k, const Rows& rows) {
     recompute(me.lane), recompute(me.group), recompute(me.units_at), recompute(me.rows_at);
     if (k < p.s.end && first_unit() < H) {
-      for_own_tiles([&](int tile) {
-        const int b = sequence(tile, me.lane / 4);
+      me.for_own_tiles(t, [&](int tile) {
+        const int b = me.sequence(tile, me.lane / 4);
         if (b < rows.count)
           fetch_units(slot(k, tile) + (me.q() * 8 + me.lane / 4) * 8,
                       input_row<T>(p, rows.first + b) + me.q() * H + first_unit(), H - first_unit(), wide);
@@ -117,7 +108,7 @@ struct ForwardRun {
       return exchange.tile(me, tile);
     } else {
       recompute(me.lane), recompute(me.split), recompute(me.rows_at);
-      const int b = sequence(tile, me.lane / 4);
+      const int b = me.sequence(tile, me.lane / 4);
       const bool zero = b >= now.count || is_reset(p.s, now, b), given = k == p.s.begin || b >= before.count;
       const T* from = static_cast<const T*>(p.exchange) + (before.first + b) * p.exchange_width;
       const auto at = [&](int i) { return (me.split + i * t.k_splits) * kSpan<T> + 4 * kPerWord<T> * me.q(); };
@@ -140,7 +131,7 @@ struct ForwardRun {
     float h[2] = {};
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int row = 2 * me.q() + j, b = sequence(tile, row);
+      const int row = 2 * me.q() + j, b = me.sequence(tile, row);
       if (b >= now.count || unit() >= H) continue;
       float* c = carried_c(tile) + 32 * j;
       const float c_prev = is_reset(p.s, now, b) ? 0.0f : *c;
@@ -155,7 +146,7 @@ struct ForwardRun {
     }
     hand_on(tile, h);
     __syncwarp();
-    const int b = sequence(tile, me.lane / 4);
+    const int b = me.sequence(tile, me.lane / 4);
     if (p.gates && b < now.count && first_unit() < H)
       write_units(static_cast<T*>(p.gates) + ((now.first + b) * 4 + me.q()) * H + first_unit(),
                   staged + (me.q() * 8 + me.lane / 4) * 8, H - first_unit(), wide);
@@ -167,7 +158,7 @@ struct ForwardRun {
     if constexpr (!Exchange::kWhole) send(tile, value);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int row = 2 * me.q() + j, b = sequence(tile, row);
+      const int row = 2 * me.q() + j, b = me.sequence(tile, row);
       const bool live = b < now.count && unit() < H;
       if constexpr (Exchange::kWhole) {
         const bool stopped = is_reset(p.s, next, b);
@@ -180,21 +171,12 @@ struct ForwardRun {
     }
   }
 
-  // BetweenBlocks: words that are never kUnset. Numbers beyond H are zero.
+  // BetweenBlocks. Numbers beyond H are zero.
   __device__ __forceinline__ void send(int tile, const T (&value)[2]) {
     uint32_t* to = static_cast<uint32_t*>(p.exchange);
     const int width = p.exchange_width / kPerWord<T>, at = unit() / kPerWord<T>;
-    if constexpr (sizeof(T) == 4) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int b = sequence(tile, 2 * me.q() + j);
-        if (b < now.count && at < width) store_relaxed(to + (now.first + b) * width + at, word_of(to_float(value[j])));
-      }
-    } else {
-      const uint32_t word = pair_units(value[0], value[1], me.lane);
-      const int b = sequence(tile, 2 * me.q() + me.lane / 4 % 2);
-      if (b < now.count && at < width) store_relaxed(to + (now.first + b) * width + at, word);
-    }
+    exchange.send(me, tile, at < width ? now.count : 0, value[0], value[1],
+                  [&](int b) { return to + (now.first + b) * width + at; });
   }
 
   // The tiles of one phase: products of all of them, then the cells of those this warp owns.
@@ -204,7 +186,7 @@ struct ForwardRun {
     recompute(me.lane);
 #pragma unroll 1
     for (int r = 0; r < tiles; ++r) {
-      if (sequence(first + r, 0) >= now.count) break;
+      if (me.sequence(first + r, 0) >= now.count) break;
       ForwardProduct<T> product;
       weights.multiply(product, operands(k, first + r), exchange.step(), exchange.stride(), l, me);
       product.finish(sums, me.lane);
@@ -213,7 +195,7 @@ struct ForwardRun {
     if (t.k_splits > 1) __syncthreads();
 #pragma unroll 1
     for (int r = me.split; r < tiles; r += t.k_splits) {
-      if (t.k_splits > 1 && sequence(first + r, 0) < now.count) partials.sum(me, r, sums);
+      if (t.k_splits > 1 && me.sequence(first + r, 0) < now.count) partials.sum(me, r, sums);
       cell(k, first + r, sums);
     }
     partials.parity ^= 1;
@@ -245,9 +227,7 @@ struct ForwardRun {
 
 // Whether every row begins at a multiple of 16 bytes; decided on the host.
 inline bool rows_aligned(const ForwardArgs& p, int type_bytes) {
-  const uintptr_t all =
-      uintptr_t(p.w_hh) | uintptr_t(p.xg) | uintptr_t(p.table) | uintptr_t(p.gates) | uintptr_t(p.h0) | uintptr_t(p.h);
-  return p.s.H * type_bytes % 16 == 0 && all % 16 == 0;
+  return p.s.H * type_bytes % 16 == 0 && all_aligned(p.w_hh, p.xg, p.table, p.gates, p.h0, p.h);
 }
 
 }  // namespace fastlstm::cuda

@@ -29,9 +29,8 @@ int persistent_backward(Type type, const BackwardArgs& p, int64_t first, int64_t
     using T = decltype(sample);
     if (const int code = unset_all(p, int64_t(p.exchange_width) * 4 * int(sizeof(T)), first, rows, stream)) return code;
     const Layout l = backward_layout(p.t, p.s.H, sizeof(T), kRegisterSpans<T, kBackwardPieces>, false);
-    const LaunchShape shape{uint32_t(p.t.unit_blocks * p.t.row_blocks), uint32_t(32 * l.warps), l.bytes, true};
-    return launch("persistent_backward", persistent_backward_kernel<T>, shape, stream,
-                  Laid<BackwardArgs>{p, l, rows_aligned(p, sizeof(T))});
+    return launch_laid("persistent_backward", persistent_backward_kernel<T>, p, l, rows_aligned(p, sizeof(T)), true,
+                       stream);
   });
 }
 

@@ -24,9 +24,8 @@ int persistent_forward(Type type, const ForwardArgs& p, int64_t first, int64_t r
     char* unset_from = static_cast<char*>(p.exchange) + first * row_bytes;
     if (const int code = fill_bytes(unset_from, 0xff, size_t(rows * row_bytes), stream)) return code;
     const Layout l = forward_layout(p.t, p.s.H, sizeof(T), kRegisterSpans<T, kForwardPieces>, false);
-    const LaunchShape shape{uint32_t(p.t.unit_blocks * p.t.row_blocks), uint32_t(32 * l.warps), l.bytes, true};
-    return launch("persistent_forward", persistent_forward_kernel<T>, shape, stream,
-                  Laid<ForwardArgs>{p, l, rows_aligned(p, sizeof(T))});
+    return launch_laid("persistent_forward", persistent_forward_kernel<T>, p, l, rows_aligned(p, sizeof(T)), true,
+                       stream);
   });
 }
 

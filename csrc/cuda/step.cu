@@ -1,14 +1,10 @@
 // Launches the kernels of `step`.
 #include "api.h"
+#include "dispatch.h"
 #include "step.cuh"
 
 namespace fastlstm::cuda {
 namespace {
-
-template <class... Pointers>
-bool aligned(int width, Pointers... pointers) {
-  return width % 4 == 0 && ((reinterpret_cast<uintptr_t>(pointers) | ...) & 15) == 0;
-}
 
 // Calls f<T, S>() for a type and the type of its products; half types take products in float or in their own type.
 template <class F>
@@ -32,7 +28,7 @@ LaunchShape shape_for(int rows, int width, int per_thread) {
 }  // namespace
 
 int step_forward(Type type, Type products, const ForwardArgs& p, int rows, void* stream) {
-  const bool wide = aligned(p.s.H, p.h, p.c, p.gates, p.h_n, p.c_n, p.xg, p.table, p.hw, p.y);
+  const bool wide = p.s.H % 4 == 0 && all_aligned(p.h, p.c, p.gates, p.h_n, p.c_n, p.xg, p.table, p.hw, p.y);
   return with_types(type, products, [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
@@ -42,7 +38,7 @@ int step_forward(Type type, Type products, const ForwardArgs& p, int rows, void*
 }
 
 int step_backward_sum(Type type, Type products, const BackwardArgs& p, int rows, void* stream) {
-  const bool wide = aligned(p.P, p.dh, p.dh_state, p.d_hr);
+  const bool wide = p.P % 4 == 0 && all_aligned(p.dh, p.dh_state, p.d_hr);
   return with_types(type, products, [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
@@ -52,7 +48,7 @@ int step_backward_sum(Type type, Type products, const BackwardArgs& p, int rows,
 }
 
 int step_backward(Type type, Type products, const BackwardArgs& p, int rows, void* stream) {
-  const bool wide = aligned(p.s.H, p.dxg, p.dh_state, p.dc_state, p.dh, p.dc, p.gates, p.c, p.c0, p.dy);
+  const bool wide = p.s.H % 4 == 0 && all_aligned(p.dxg, p.dh_state, p.dc_state, p.dh, p.dc, p.gates, p.c, p.c0, p.dy);
   return with_types(type, products, [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);

@@ -19,9 +19,7 @@ int tile_backward(Type type, const BackwardArgs& p, void* stream) {
   return with_type(type, [&](auto sample) {
     using T = decltype(sample);
     const Layout l = backward_layout(p.t, p.s.H, sizeof(T), kRegisterSpans<T, kBackwardPieces>, true);
-    const LaunchShape shape{uint32_t(p.t.unit_blocks * p.t.row_blocks), uint32_t(32 * l.warps), l.bytes, false};
-    return launch("tile_backward", tile_backward_kernel<T>, shape, stream,
-                  Laid<BackwardArgs>{p, l, rows_aligned(p, sizeof(T))});
+    return launch_laid("tile_backward", tile_backward_kernel<T>, p, l, rows_aligned(p, sizeof(T)), false, stream);
   });
 }
 

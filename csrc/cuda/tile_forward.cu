@@ -19,9 +19,7 @@ int tile_forward(Type type, const ForwardArgs& p, void* stream) {
   return with_type(type, [&](auto sample) {
     using T = decltype(sample);
     const Layout l = forward_layout(p.t, p.s.H, sizeof(T), kRegisterSpans<T, kForwardPieces>, true);
-    const LaunchShape shape{uint32_t(p.t.unit_blocks * p.t.row_blocks), uint32_t(32 * l.warps), l.bytes, false};
-    return launch("tile_forward", tile_forward_kernel<T>, shape, stream,
-                  Laid<ForwardArgs>{p, l, rows_aligned(p, sizeof(T))});
+    return launch_laid("tile_forward", tile_forward_kernel<T>, p, l, rows_aligned(p, sizeof(T)), false, stream);
   });
 }
 

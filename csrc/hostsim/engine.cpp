@@ -239,8 +239,8 @@ Stamp Engine::stamp(bool atomic) const {
 
 void Engine::fault(const std::string& message) {
   if (!current) throw std::runtime_error(message);
-  fail(message + "; " + current->block->launch->name + ", block " + std::to_string(current->block->index) +
-       " thread " + std::to_string(current->index));
+  fail(message + "; " + current->block->launch->name + ", block " + std::to_string(current->block->index) + " thread " +
+       std::to_string(current->index));
   Thread* gone = current;
   current = nullptr;
   hostsim_switch(&gone->fiber.stack_pointer, main_stack_);

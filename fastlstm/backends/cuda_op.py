@@ -159,7 +159,8 @@ def _in_chunks(rt: Runtime, args: Any, steps: Steps, x: Tensor, w_x: Tensor, bia
     for begin, end in steps.chunks(max(1, _CHUNK_BYTES // row_bytes)):
         rows = steps.rows(begin, end)
         xg = input_side(x[rows], w_x, bias)
-        args.xg = rt.use("xg", xg, "in") - rows.start * row_bytes  # where row 0 of all would lie
+        # where row 0 of all would lie; below 0 it wraps, as the kernel's addresses then do
+        args.xg = (rt.use("xg", xg, "in") - rows.start * row_bytes) % 2**64
         run(begin, end)
 
 

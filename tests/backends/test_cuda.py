@@ -226,6 +226,23 @@ def test_a_module_runs_through_it(simulated):
     assert simulated
 
 
+def test_an_input_side_at_a_low_address(monkeypatch):
+    """Kernels count rows from the first of all; where a chunk lies lower than its rows are many, that address wraps."""
+    monkeypatch.setattr(cuda_op, "_CHUNK_BYTES", 1)
+    x, w_x, found = torch.randn(3, 2), torch.randn(8, 2), []
+    rt, args = SimpleNamespace(use=lambda *_: 40), library_args()
+    steps = cuda_op.Steps.of(x[:, None], 1, None, False)
+    cuda_op._in_chunks(rt, args, steps, x, w_x, None, lambda begin, end: found.append(args.xg))
+    assert [(at + k * 32) % 2**64 for k, at in enumerate(found)] == [40, 40, 40]
+
+
+def library_args():
+    """An argument block of the real binding, which takes addresses of 64 bits without a sign."""
+    if reason := hostsim.why_not(small_call(torch.device("cpu"))):
+        pytest.skip(reason)
+    return hostsim.library().cuda.ForwardArgs()
+
+
 def test_the_runtime_is_what_the_op_asks_for():
     for name in ("use", "product", "product_type"):
         assert hasattr(cuda_op.Runtime, name)

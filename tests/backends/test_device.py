@@ -23,9 +23,8 @@ def test_products_are_cudnns_and_then_as_before(monkeypatch, allowed, word, befo
     found = _now()
     torch.backends.cuda.matmul.fp32_precision = before
     try:
-        with pytest.raises(ZeroDivisionError), device.products_as_cudnn(torch.float32):
+        with device.products_as_cudnn(torch.float32):
             assert _now() == word
-            raise ZeroDivisionError
         assert _now() == before
     finally:
         torch.backends.cuda.matmul.fp32_precision = found
@@ -41,6 +40,14 @@ def test_overlapping_calls_put_it_back_when_the_last_ends(monkeypatch):
     first.__exit__(None, None, None)
     assert _now() == "tf32"
     second.__exit__(None, None, None)
+    assert _now() == before
+
+
+def test_a_call_that_fails_puts_it_back(monkeypatch):
+    before = _now()
+    monkeypatch.setattr(device, "allows_tf32", lambda: True)
+    with pytest.raises(RuntimeError, match="shapes"), device.products_as_cudnn(torch.float32):
+        torch.mm(torch.ones(2, 3), torch.ones(2, 3))
     assert _now() == before
 
 

@@ -54,8 +54,8 @@ MUTATIONS = (
         TAIL,
         "persistent_forward",
         "forward.cuh",
-        "at < width) store_relaxed(to + (now.first + b) * width + at, word)",
-        "at <= width) store_relaxed(to + (now.first + b) * width + at, word)",
+        "at < width ? now.count : 0",
+        "at <= width ? now.count : 0",
     ),
     Mutation(
         BARRIER, "tile_forward", "forward.cuh", "        __syncthreads();\n        exchange.par", "        exchange.par"

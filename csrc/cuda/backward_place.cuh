@@ -1,0 +1,31 @@
+// Which columns of W_hh a block and a lane of the backward kernels have, and which units' cells they run.
+//
+// A group is 16 columns; they are 16 units of the step before, and the lane has columns lane / 4 and lane / 4 + 8 of
+// it. With `gate_splits` blocks form a grid of column sets and slices (backward.cuh): block (set, slice) multiplies
+// into all columns of its set but runs only the cells of its slice of them.
+#pragma once
+#include "block.cuh"
+
+namespace fastlstm::cuda {
+
+struct BackwardPlace : Place {
+  const Tiling& t;
+  const int H;
+
+  __device__ __forceinline__ BackwardPlace(const Place& place, const Tiling& t, int H) : Place(place), t(t), H(H) {}
+
+  __device__ __forceinline__ int columns() const { return 16 * t.groups; }  // of the block
+  __device__ __forceinline__ int slice() const { return units_at % t.gate_splits; }
+  __device__ __forceinline__ int slice_units() const { return columns() / t.gate_splits; }
+  __device__ __forceinline__ int first_column() const { return units_at / t.gate_splits * columns() + 16 * group; }
+  __device__ __forceinline__ int column(int half) const { return first_column() + 8 * half + lane / 4; }
+  // Whether this block runs the cells of 8 of the group's 16 units.
+  __device__ __forceinline__ bool runs(int half) const {
+    return (16 * group + 8 * half) / slice_units() == slice() && first_column() + 8 * half < H;
+  }
+  __device__ __forceinline__ void forget() {
+    recompute(lane), recompute(group), recompute(units_at), recompute(rows_at);
+  }
+};
+
+}  // namespace fastlstm::cuda
