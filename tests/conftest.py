@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # `import judge` from any test folder
 sys.path.insert(0, str(Path(__file__).parent.parent))  # `import benchmarks.cases`
+
+if util.find_spec("triton") is not None:
+    # Triton reads TRITON_INTERPRET when it is first imported, and torch's test tools import it too: before any of them
+    sys.path.insert(0, str(Path(__file__).parent / "backends"))
+    import triton_interpreter  # noqa: F401
 
 
 def pytest_configure(config: pytest.Config) -> None:

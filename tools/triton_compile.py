@@ -157,7 +157,7 @@ def _row(
         spills=code.spills,
         barriers=code.count("BAR", in_loops=True),
         tensor=code.tensor,
-        tf32=".tf32" in compiled.asm["ptx"],
+        tf32=re.search(r"mma\S*[.:]tf32", compiled.asm["ptx"]) is not None,  # mma.sync, wgmma, or tcgen05.mma
         ffma=code.count("FFMA", "FFMA2"),
         constant_loads=sum(n for op, n in code.loops.items() if op.startswith("LDG") and "CONSTANT" in op),
         # debug_barrier is in the IR before layouts bring barriers of their own, and must survive into PTX

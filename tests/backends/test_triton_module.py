@@ -14,8 +14,6 @@ import pytest
 if util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-import triton_interpreter  # noqa: F401  isort: skip  (before anything imports Triton)
-
 import judge
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -185,18 +183,46 @@ def test_forced_backend_that_cannot_run_says_why() -> None:
 
 
 def test_asking_does_not_import_triton() -> None:
-    """In a fresh process: importing fastlstm or asking the backend leaves Triton alone, and the answer says what to do."""
+    """In a fresh process: importing fastlstm or asking the backend leaves Triton alone, and the answer says what to do.
+
+    Triton imported without its interpreter, asking for it comes too late, and the answer says so.
+    """
     code = (
-        "import sys, torch, fastlstm\n"
+        "import os, sys, torch, fastlstm\n"
         "from fastlstm.backends import triton as t\n"
         "from fastlstm.doctor import small_call\n"
         "print(t.why_not(small_call(torch.device('cpu'))))\n"
         "assert 'triton' not in sys.modules\n"
+        "import triton\n"
+        "os.environ['TRITON_INTERPRET'] = '1'\n"
+        "print(t.why_not(small_call(torch.device('cpu'))))\n"
+        "assert 'fastlstm.backends.triton.math' not in sys.modules\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "TRITON_INTERPRET=1" in done.stdout
+    first, second = done.stdout.splitlines()
+    assert "TRITON_INTERPRET=1" in first
+    assert second.startswith("TRITON_INTERPRET was set after Triton had been imported")
+
+
+def test_triton_imported_in_another_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are decorated when they load: that they would not be as Triton is, is said before; after, they just run."""
+    cuda = replace(_call(), device=torch.device("cuda", 0))
+    monkeypatch.setattr(backend, "gpu", lambda _: gpu_model.KNOWN["H100"])
+    with monkeypatch.context() as patch:
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        assert backend.why_not(_call()) is None  # the kernels of these tests are the interpreter's
+        patch.delitem(sys.modules, "fastlstm.backends.triton.math")
+        for call in (_call(), cuda):
+            assert "and it no longer is; leave it as it was" in backend.why_not(call)
+    with monkeypatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.setattr(backend, "interpreted", lambda: False)
+        assert "set it before Python starts" in backend.why_not(_call())
+        assert backend.why_not(cuda) is None  # its kernels are compiled ones already
+        patch.delitem(sys.modules, "fastlstm.backends.triton.math")
+        assert "set it before Python starts" in backend.why_not(cuda)
 
 
 @pytest.mark.parametrize("training", [False, True])

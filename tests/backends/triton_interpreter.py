@@ -1,7 +1,7 @@
 # ruff: noqa: E402  the environment goes first
 """Loads the Triton backend with Triton's interpreter, whatever the environment says, and leaves the environment as it was.
 
-Whoever imports this has `apply`, which runs one function of math.py on a vector. Import it before anything of Triton.
+tests/conftest.py imports this before anything else can import Triton. `apply` runs one function of math.py on a vector.
 """
 
 from __future__ import annotations

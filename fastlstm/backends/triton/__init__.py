@@ -58,15 +58,34 @@ def _version() -> str:
     return import_module("triton").__version__
 
 
+def _asked() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
 def interpreted() -> bool:
     """Return whether kernels run in Triton's interpreter (TRITON_INTERPRET, read when Triton is first imported)."""
     language = sys.modules.get("triton.language")
-    if language is None:
-        return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-    return "Interpreted" in type(language.standard.cdiv).__name__
+    return _asked() if language is None else "Interpreted" in type(language.standard.cdiv).__name__
+
+
+def _changed(device: torch.device) -> str | None:
+    """Return why TRITON_INTERPRET, changed since Triton was imported, stands in the way, or None."""
+    if _asked() == interpreted():
+        return None
+    loaded = f"{__name__}.math" in sys.modules  # kernels stay as they are from then on
+    if _asked() and not (loaded and device.type == "cuda"):
+        return (
+            "TRITON_INTERPRET was set after Triton had been imported (torch imports it too, and so may other libraries); "
+            "set it before Python starts"
+        )
+    if not _asked() and not loaded:
+        return "Triton was imported with TRITON_INTERPRET set, and it no longer is; leave it as it was"
+    return None
 
 
 def _wrong_device(device: torch.device) -> str | None:
+    if reason := _changed(device):
+        return reason
     if device.type == "cpu":
         if interpreted():
             return None

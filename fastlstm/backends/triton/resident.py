@@ -12,17 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastlstm.backends.triton.math import (
-    dot,
-    join_gates,
-    round_to,
-    sigmoid,
-    split_gates,
-    step_rows,
-    tanh,
-    tile_steps,
-    weights,
-)
+from fastlstm.backends.triton.cell import cell_backward, cell_forward, tile_columns
+from fastlstm.backends.triton.math import dot, join_gates, round_to, step_rows, tanh, tile_steps, weights
 
 
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
@@ -50,9 +41,7 @@ def forward(
 ):
     lane = tl.arange(0, BM)
     tile = tl.program_id(0) * BM
-    u = tl.arange(0, HP)
-    unit = tl.arange(0, 4 * HP) % HP
-    column = tl.arange(0, 4 * HP) // HP * H + unit
+    u, unit, column = tile_columns(0, H, HP)
     w_mask = (u < H)[:, None] & (unit < H)[None, :]
     w = weights(tl.load(w_ptr + column[None, :] * H + u[:, None], mask=w_mask, other=0.0), PRECISION)
     at = lane[:, None] * H + u[None, :]  # inside a tile offsets are 32-bit; what moves with time is a scalar, 64-bit
@@ -78,10 +67,8 @@ def forward(
             keep = tl.load(reset_ptr + row + lane, mask=live, other=0)[:, None] == 0
             h_prev = tl.where(keep, h, empty)
             c_prev = tl.where(keep, c, 0.0)
-        i, f, g, o = split_gates(dot(h_prev, w, x.to(tl.float32), PRECISION), BM, HP)
-        i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
-        c_new = f * c_prev + i * g
-        h_new = round_to(o * tanh(c_new), h_ptr.dtype.element_ty)
+        i, f, g, o, c_new, h_new = cell_forward(dot(h_prev, w, x.to(tl.float32), PRECISION), c_prev, BM, HP)
+        h_new = round_to(h_new, h_ptr.dtype.element_ty)
         mask = live[:, None] & (u < H)[None, :]
         tl.store(h_ptr + row * H + at, h_new, mask=mask)
         if c_ptr is not None:
@@ -123,15 +110,14 @@ def backward(
 ):
     lane = tl.arange(0, BM)
     tile = tl.program_id(0) * BM
-    u = tl.arange(0, HP)
-    unit = tl.arange(0, 4 * HP) % HP
-    column = tl.arange(0, 4 * HP) // HP * H + unit
+    u, unit, column = tile_columns(0, H, HP)
     w_mask = (unit < H)[:, None] & (u < H)[None, :]
     w = weights(tl.load(w_ptr + column[:, None] * H + u[None, :], mask=w_mask, other=0.0), PRECISION)
     at = lane[:, None] * H + u[None, :]  # inside a tile offsets are 32-bit; what moves with time is a scalar, 64-bit
     at_gates = lane[:, None] * (4 * H) + column[None, :]
     inside = (lane < B - tile)[:, None] & (u < H)[None, :]
     state = tile.to(tl.int64) * H
+    c0 = tl.load(c0_ptr + state + at, mask=inside, other=0.0)  # asked for at every step instead, ptxas spills
     d_h = tl.zeros((BM, HP), dtype=tl.float32)
     d_c = tl.zeros((BM, HP), dtype=tl.float32)
     if dh_n_ptr is not None:
@@ -151,7 +137,7 @@ def backward(
         tanh_c = tanh(tl.load(c_ptr + row * H + at, mask=mask, other=0.0))
         known = (lane < n_before - tile)[:, None]  # the other rows began this step with c0
         c_prev = tl.load(c_ptr + (before + tile) * H + at, mask=mask & known, other=0.0)
-        c_prev += tl.load(c0_ptr + state + at, mask=mask & (known == 0), other=0.0)
+        c_prev = tl.where(known, c_prev, c0)
         if reset_ptr is not None:
             keep = tl.load(reset_ptr + row + lane, mask=live, other=0)[:, None] == 0
             c_prev = tl.where(keep, c_prev, 0.0)
@@ -160,16 +146,10 @@ def backward(
             dy += tl.load(dh_ptr + row * H + at, mask=mask, other=0.0).to(tl.float32)
         if dc_ptr is not None:
             d_cell += tl.load(dc_ptr + row * H + at, mask=mask, other=0.0)
-        i, f, g, o = split_gates(gates, BM, HP)
-        d_cell += dy * o * (1.0 - tanh_c * tanh_c)
-        di = d_cell * g * i * (1.0 - i)
-        df = d_cell * c_prev * f * (1.0 - f)
-        dg = d_cell * i * (1.0 - g * g)
-        do = dy * tanh_c * o * (1.0 - o)
-        dxg = round_to(join_gates(di, df, dg, do, BM, HP), dxg_ptr.dtype.element_ty)
+        dxg, new_c = cell_backward(gates, tanh_c, c_prev, dy, d_cell, BM, HP)
+        dxg = round_to(dxg, dxg_ptr.dtype.element_ty)
         tl.store(dxg_ptr + row * (4 * H) + at_gates, dxg, mask=gate_mask)
         new_h = dot(dxg, w, tl.zeros((BM, HP), dtype=tl.float32), PRECISION)
-        new_c = d_cell * f
         if reset_ptr is not None:
             new_h = tl.where(keep, new_h, 0.0)
             new_c = tl.where(keep, new_c, 0.0)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastlstm.backends.triton.math import dot, join_gates, round_to, sigmoid, split_gates, tanh
+from fastlstm.backends.triton.cell import rows_kept, tile_backward, tile_columns, tile_forward
+from fastlstm.backends.triton.math import dot, round_to
 
 
 @triton.jit(do_not_specialize=["base", "n", "before", "n_before", "y_base"])
@@ -44,17 +45,12 @@ def forward(
 ):
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     u0 = tl.program_id(1) * BN
-    u = u0 + tl.arange(0, BN)
-    unit = u0 + tl.arange(0, 4 * BN) % BN
-    column = tl.arange(0, 4 * BN) // BN * H + unit
-    live = rows < n
-    row = rows + base.to(tl.int64)
-    row_in = row
+    u, unit, column = tile_columns(u0, H, BN)
+    live, base = rows < n, base.to(tl.int64)
+    row_in = rows + base
     if ids_ptr is not None:
-        row_in = tl.load(ids_ptr + row, mask=live, other=0)
-    kept = live
-    if reset_ptr is not None:
-        kept = live & (tl.load(reset_ptr + row, mask=live, other=0) == 0)
+        row_in = tl.load(ids_ptr + row_in, mask=live, other=0)
+    kept = rows_kept(reset_ptr, base, rows, live)
     gate_mask = live[:, None] & (unit < H)[None, :]
     mask = live[:, None] & (u < H)[None, :]
     at_state = rows.to(tl.int64)[:, None] * H + u[None, :]
@@ -68,17 +64,10 @@ def forward(
         a = tl.load(h_prev[:, None] + k[None, :], mask=kept[:, None] & (k < P)[None, :], other=0.0)
         b = tl.load(w_ptr + column[None, :] * P + k[:, None], mask=(k < P)[:, None] & (unit < H)[None, :], other=0.0)
         z = dot(a, b, z, PRECISION)
-    i, f, g, o = split_gates(z + x.to(tl.float32), BM, BN)
-    i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
-    c = f * c_prev + i * g
-    y = round_to(o * tanh(c), y_ptr.dtype.element_ty)
-    tl.store(y_ptr + (rows + y_base.to(tl.int64))[:, None] * H + u[None, :], y, mask=mask)
-    tl.store(c_n_ptr + at_state, c, mask=mask)
-    if c_ptr is not None:
-        tl.store(c_ptr + row[:, None] * H + u[None, :], c, mask=mask)
-    if gates_ptr is not None:
-        gates = round_to(join_gates(i, f, g, o, BM, BN), gates_ptr.dtype.element_ty)
-        tl.store(gates_ptr + row[:, None] * (4 * H) + column[None, :], gates, mask=gate_mask)
+    z += x.to(tl.float32)
+    tile_forward(
+        z, c_prev, y_ptr, c_ptr, gates_ptr, c_n_ptr, rows, u0, y_base.to(tl.int64), base, n, H, BM, BN
+    )  # fmt: skip
 
 
 @triton.jit
@@ -91,9 +80,7 @@ def _incoming(
     u = tl.program_id(1) * BN + tl.arange(0, BN)
     inside = (u < P)[None, :]
     row_later = rows + later.to(tl.int64)
-    flows = rows < n_later
-    if reset_ptr is not None:
-        flows = flows & (tl.load(reset_ptr + row_later, mask=flows, other=0) == 0)
+    flows = rows_kept(reset_ptr, later.to(tl.int64), rows, rows < n_later)
     d_h = tl.zeros((BM, BN), dtype=tl.float32)
     K = tl.where(n_later > 0, 4 * H, 0)
     for k0 in tl.range(0, K, BK, num_stages=STAGES):
@@ -116,40 +103,14 @@ def _cell_backward(
     dy, dc_ptr, c0_ptr, c_ptr, gates_ptr, reset_ptr, dxg_ptr, dc0_ptr, base, n, before, n_before, H,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """From dy (BM, BN), the gradient at o ⊙ tanh(c), to dxg and the running dc."""
+    """`tile_backward` for the rows and units of this program."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    u0 = tl.program_id(1) * BN
-    u = u0 + tl.arange(0, BN)
-    unit = u0 + tl.arange(0, 4 * BN) % BN
-    column = tl.arange(0, 4 * BN) // BN * H + unit
-    live = rows < n
-    row = rows + base.to(tl.int64)
-    kept = live
-    if reset_ptr is not None:
-        kept = live & (tl.load(reset_ptr + row, mask=live, other=0) == 0)
-    inside = (u < H)[None, :]
-    mask = live[:, None] & inside
-    gate_mask = live[:, None] & (unit < H)[None, :]
-    at = row[:, None] * H + u[None, :]
-    at_state = rows.to(tl.int64)[:, None] * H + u[None, :]
-    at_gates = row[:, None] * (4 * H) + column[None, :]
-    gates = tl.load(gates_ptr + at_gates, mask=gate_mask, other=0.0).to(tl.float32)
-    tanh_c = tanh(tl.load(c_ptr + at, mask=mask, other=0.0))
-    at_before = (rows + before.to(tl.int64))[:, None] * H + u[None, :]
-    c_prev = tl.load(c_ptr + at_before, mask=(kept & (rows < n_before))[:, None] & inside, other=0.0)
-    c_prev += tl.load(c0_ptr + at_state, mask=(kept & (rows >= n_before))[:, None] & inside, other=0.0)
-    d_cell = tl.load(dc0_ptr + at_state, mask=mask, other=0.0)
-    if dc_ptr is not None:
-        d_cell += tl.load(dc_ptr + at, mask=mask, other=0.0)
-    i, f, g, o = split_gates(gates, BM, BN)
-    d_cell += dy * o * (1.0 - tanh_c * tanh_c)
-    di = d_cell * g * i * (1.0 - i)
-    df = d_cell * c_prev * f * (1.0 - f)
-    dg = d_cell * i * (1.0 - g * g)
-    do = dy * tanh_c * o * (1.0 - o)
-    dxg = round_to(join_gates(di, df, dg, do, BM, BN), dxg_ptr.dtype.element_ty)
-    tl.store(dxg_ptr + at_gates, dxg, mask=gate_mask)
-    tl.store(dc0_ptr + at_state, tl.where(kept[:, None], d_cell * f, 0.0), mask=mask)
+    base = base.to(tl.int64)
+    kept = rows_kept(reset_ptr, base, rows, rows < n)
+    tile_backward(
+        dy, dc_ptr, c0_ptr, c_ptr, gates_ptr, dxg_ptr, dc0_ptr, rows, kept, tl.program_id(1) * BN, base, n,
+        before.to(tl.int64), n_before, H, BM, BN,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["base", "n", "before", "n_before", "later", "n_later"])

@@ -11,7 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastlstm.backends.triton.math import dot, join_gates, round_to, sigmoid, split_gates, step_rows, tanh, tile_steps
+from fastlstm.backends.triton.cell import rows_kept, tile_backward, tile_columns, tile_forward
+from fastlstm.backends.triton.math import dot, round_to, step_rows, tile_steps
 
 
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
@@ -50,9 +51,7 @@ def forward(
         row_in = row
         if ids_ptr is not None:
             row_in = tl.load(ids_ptr + row, mask=live, other=0)
-        kept = live
-        if reset_ptr is not None:
-            kept = live & (tl.load(reset_ptr + row, mask=live, other=0) == 0)
+        kept = rows_kept(reset_ptr, base, rows, live)
         h_prev = tl.where(rows < n_before, h_ptr + (before + rows) * H, h0_ptr + state_row)
         h_prev = tl.multiple_of(
             h_prev, [16]
@@ -63,9 +62,7 @@ def forward(
         for _ in tl.range(0, tiles, num_stages=STAGES):
             end = k0 + BK >= H
             k = k0 + tl.arange(0, BK)
-            unit = u0 + tl.arange(0, 4 * BN) % BN
-            column = tl.arange(0, 4 * BN) // BN * H + unit
-            gate_mask = live[:, None] & (unit < H)[None, :]
+            _, unit, column = tile_columns(u0, H, BN)
             x_mask = (rows < tl.where(k0 == 0, n, 0))[:, None] & (unit < H)[None, :]  # once for a tile of units
             x = tl.load(xg_ptr + row_in[:, None] * (4 * H) + column[None, :], mask=x_mask, other=0.0)
             a = tl.load(h_prev[:, None] + k[None, :], mask=kept[:, None] & (k < H)[None, :], other=0.0)
@@ -78,19 +75,8 @@ def forward(
                 mask = live[:, None] & (u < H)[None, :]
                 at_state = state_row[:, None] + u[None, :]
                 c_prev = tl.load(c_n_ptr + at_state, mask=mask & kept[:, None], other=0.0)
-                i, f, g, o = split_gates(z, BM, BN)
-                i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
-                c = f * c_prev + i * g
-                h = round_to(o * tanh(c), h_ptr.dtype.element_ty)
-                at = row[:, None] * H + u[None, :]
-                tl.store(h_ptr + at, h, mask=mask)
+                h = tile_forward(z, c_prev, h_ptr, c_ptr, gates_ptr, c_n_ptr, rows, u0, base, base, n, H, BM, BN)
                 tl.store(h_n_ptr + at_state, h, mask=mask & (rows >= n_next)[:, None])
-                tl.store(c_n_ptr + at_state, c, mask=mask)
-                if c_ptr is not None:
-                    tl.store(c_ptr + at, c, mask=mask)
-                if gates_ptr is not None:
-                    gates = round_to(join_gates(i, f, g, o, BM, BN), gates_ptr.dtype.element_ty)
-                    tl.store(gates_ptr + row[:, None] * (4 * H) + column[None, :], gates, mask=gate_mask)
             u0 += tl.where(end, BN, 0)
             k0 = tl.where(end, 0, k0 + BK)
         tl.debug_barrier()
@@ -130,11 +116,8 @@ def backward(
         later, n_later = step_rows(starts_ptr, s + 1, steps, B, reverse)
         live = rows < n
         row = base + rows
-        kept = live
-        flows = rows < n_later  # rows into which a gradient comes from the step after
-        if reset_ptr is not None:
-            kept = live & (tl.load(reset_ptr + row, mask=live, other=0) == 0)
-            flows = flows & (tl.load(reset_ptr + later + rows, mask=flows, other=0) == 0)
+        kept = rows_kept(reset_ptr, base, rows, live)
+        flows = rows_kept(reset_ptr, later, rows, rows < n_later)  # into them a gradient comes from the step after
         K = tl.where(n_later > 0, 4 * H, 1)  # nothing to sum in the first round
         tiles = tl.cdiv(H, BN) * tl.cdiv(K, BK)
         d_h = tl.zeros((BM, BN), dtype=tl.float32)
@@ -149,42 +132,21 @@ def backward(
             b = tl.load(w_ptr + k[:, None] * H + u[None, :], mask=(k < 4 * H)[:, None] & (u < H)[None, :], other=0.0)
             d_h = dot(a, b, tl.where(k0 == 0, 0.0, d_h), PRECISION)
             if end:
-                unit = u0 + tl.arange(0, 4 * BN) % BN
-                column = tl.arange(0, 4 * BN) // BN * H + unit
-                inside = (u < H)[None, :]
-                mask = live[:, None] & inside
-                at = row[:, None] * H + u[None, :]
+                mask = live[:, None] & (u < H)[None, :]
                 at_state = state_row[:, None] + u[None, :]
-                gate_mask = live[:, None] & (unit < H)[None, :]
-                at_gates = row[:, None] * (4 * H) + column[None, :]
-                gates = tl.load(gates_ptr + at_gates, mask=gate_mask, other=0.0).to(tl.float32)
-                tanh_c = tanh(tl.load(c_ptr + at, mask=mask, other=0.0))
-                known = kept & (rows < n_before)
-                c_prev = tl.load(
-                    c_ptr + (before + rows)[:, None] * H + u[None, :], mask=known[:, None] & inside, other=0.0
-                )
-                started = kept & (rows >= n_before)
-                c_prev += tl.load(c0_ptr + at_state, mask=started[:, None] & inside, other=0.0)
                 gone = (rows < n_later) & (rows >= n)
-                tl.store(dh0_ptr + at_state, round_to(d_h, dh0_ptr.dtype.element_ty), mask=gone[:, None] & inside)
+                d_h0 = round_to(d_h, dh0_ptr.dtype.element_ty)
+                tl.store(dh0_ptr + at_state, d_h0, mask=gone[:, None] & (u < H)[None, :])
                 dy = d_h
                 if dh_n_ptr is not None:
-                    joins = live & (rows >= n_later)
-                    dy += tl.load(dh_n_ptr + at_state, mask=joins[:, None] & inside, other=0.0).to(tl.float32)
+                    joins = (rows >= n_later)[:, None]
+                    dy += tl.load(dh_n_ptr + at_state, mask=mask & joins, other=0.0).to(tl.float32)
                 if dh_ptr is not None:
-                    dy += tl.load(dh_ptr + at, mask=mask, other=0.0).to(tl.float32)
-                d_cell = tl.load(dc0_ptr + at_state, mask=mask, other=0.0)
-                if dc_ptr is not None:
-                    d_cell += tl.load(dc_ptr + at, mask=mask, other=0.0)
-                i, f, g, o = split_gates(gates, BM, BN)
-                d_cell += dy * o * (1.0 - tanh_c * tanh_c)
-                di = d_cell * g * i * (1.0 - i)
-                df = d_cell * c_prev * f * (1.0 - f)
-                dg = d_cell * i * (1.0 - g * g)
-                do = dy * tanh_c * o * (1.0 - o)
-                dxg = round_to(join_gates(di, df, dg, do, BM, BN), dxg_ptr.dtype.element_ty)
-                tl.store(dxg_ptr + at_gates, dxg, mask=gate_mask)
-                tl.store(dc0_ptr + at_state, tl.where(kept[:, None], d_cell * f, 0.0), mask=mask)
+                    dy += tl.load(dh_ptr + row[:, None] * H + u[None, :], mask=mask, other=0.0).to(tl.float32)
+                tile_backward(
+                    dy, dc_ptr, c0_ptr, c_ptr, gates_ptr, dxg_ptr, dc0_ptr, rows, kept, u0, base, n, before, n_before,
+                    H, BM, BN,
+                )  # fmt: skip
             u0 += tl.where(end, BN, 0)
             k0 = tl.where(end, 0, k0 + BK)
         tl.debug_barrier()
