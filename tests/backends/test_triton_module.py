@@ -17,6 +17,7 @@ if util.find_spec("triton") is None:
 import judge
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
 from benchmarks import cases
@@ -108,6 +109,31 @@ def test_precision_follows_torch(ieee: None) -> None:
     torch.backends.cudnn.allow_tf32 = True
     assert "(tf32)" in backend.plan(_call())
     assert "(half)" in backend.plan(_call(torch.bfloat16))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_products_follow_cudnns_switch_as_the_kernels_do(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    """Input side, products with projection, gates again: by cuDNN's switch, whatever torch's own products do; then back."""
+    cudnn, matmul, seen = torch.backends.cudnn, torch.backends.cuda.matmul, []
+    monkeypatch.setattr(cudnn, "allow_tf32", allowed)
+    matmul.fp32_precision, before = "ieee" if allowed else "tf32", matmul.fp32_precision
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+                seen.append(matmul.fp32_precision)
+            return func(*args, **(kwargs or {}))
+
+    case = cases.Case("projected", 2, 3, 4, 16, 7, projection=True)
+    inputs, grads = cases.make(case, torch.float32), cases.make_grads(case, torch.float32)
+    with Products():
+        assert f"({'tf32' if allowed else 'ieee'})" in backend.plan(_call())
+        h, c, gates, _, _ = backend.forward(*inputs, False, 2)
+        backend.backward(*grads, *inputs, False, 2, h, c, gates)
+    assert len(seen) == 1 + 2 + 2 + 2  # the input side, W_hr in two steps, input side and W_hh again, W_hr in two steps
+    assert set(seen) == {"tf32" if allowed else "ieee"}
+    after, matmul.fp32_precision = matmul.fp32_precision, before
+    assert after == ("ieee" if allowed else "tf32")
 
 
 def test_explain_gives_the_planners_reasons() -> None:

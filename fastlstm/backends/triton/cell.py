@@ -40,11 +40,13 @@ def tile_columns(u0, H, BN: tl.constexpr):
 
 @triton.jit
 def tile_forward(
-    z, c_prev, y_ptr, c_ptr, gates_ptr, c_n_ptr, rows, u0, y_base, base, n, H, BM: tl.constexpr, BN: tl.constexpr
-):
-    """Run the cell on z (BM, 4 BN) and write what it makes; returns y = o ⊙ tanh(c), rounded. Rows from n on are not there.
+    z, c_prev, y_ptr, c_ptr, gates_ptr, h_n_ptr, c_n_ptr, rows, u0, y_base, base, n, n_next, H,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Run the cell on z (BM, 4 BN) and write what it makes for the rows below n.
 
-    y goes to rows from y_base on, c and gates (each may be None) to rows from base on, and c to c_n.
+    y = o ⊙ tanh(c) goes to rows from y_base on, c and gates to rows from base on, and c to c_n; where rows end, from
+    n_next on, y goes to h_n. c, gates and h_n may be None.
     """
     u, unit, column = tile_columns(u0, H, BN)
     row = rows + base
@@ -52,14 +54,16 @@ def tile_forward(
     i, f, g, o, c, y = cell_forward(z, c_prev, BM, BN)
     y = round_to(y, y_ptr.dtype.element_ty)
     tl.store(y_ptr + (rows + y_base)[:, None] * H + u[None, :], y, mask=mask)
-    tl.store(c_n_ptr + rows.to(tl.int64)[:, None] * H + u[None, :], c, mask=mask)
+    at_state = rows.to(tl.int64)[:, None] * H + u[None, :]
+    if h_n_ptr is not None:
+        tl.store(h_n_ptr + at_state, y, mask=mask & (rows >= n_next)[:, None])
+    tl.store(c_n_ptr + at_state, c, mask=mask)
     if c_ptr is not None:
         tl.store(c_ptr + row[:, None] * H + u[None, :], c, mask=mask)
     if gates_ptr is not None:
         gates = round_to(join_gates(i, f, g, o, BM, BN), gates_ptr.dtype.element_ty)
         gate_mask = (rows < n)[:, None] & (unit < H)[None, :]
         tl.store(gates_ptr + row[:, None] * (4 * H) + column[None, :], gates, mask=gate_mask)
-    return y
 
 
 @triton.jit

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlstm.backends.common import recompute_gates
+from fastlstm.backends.device import products_as_cudnn
 from fastlstm.backends.triton import resident, step, streamed
 from fastlstm.backends.triton.padding import cut_gates, cut_units, pad_gate_rows, pad_gates, pad_units, padded, to_tf32
 from fastlstm.backends.triton.planner import Plan, Tile
@@ -56,8 +57,11 @@ def _constants(plan: Plan, tile: Tile) -> dict:
     return {"BM": tile.BM, **size, "PRECISION": plan.precision, "STAGES": tile.stages}
 
 
-def _guard(tensor: Tensor):
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+@contextmanager
+def _guard(tensor: Tensor) -> Iterator[None]:
+    """The tensor's device as the current one, and torch's float32 products as the kernels': TF32 where cuDNN's are."""
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext(), products_as_cudnn(tensor.dtype):
+        yield
 
 
 def _tiles(count: int, size: int) -> int:

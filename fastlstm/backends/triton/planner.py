@@ -180,8 +180,8 @@ def shared_bytes(shape: str, tile: Tile, itemsize: int, backward: bool) -> int:
     sums = tile.BM * 4 * tile.BN * 4
     if shape == "resident":
         weights = 4 * tile.BN * tile.BN * itemsize
-        # forward: xg; backward: gates, c, the c before it, dc and dh
-        loads = tile.BM * tile.BN * ((4 * itemsize + 12 + itemsize) if backward else 4 * itemsize)
+        # forward: xg; backward: gates, and c, the c before it twice, dh and dc
+        loads = tile.BM * tile.BN * ((4 * itemsize + 16 + itemsize) if backward else 4 * itemsize)
         return weights + (tile.stages - 1) * loads + sums + 1024
     rows = 1 if backward else 4
     blocks = tile.BK * rows * tile.BN * itemsize + tile.BM * tile.BK * itemsize

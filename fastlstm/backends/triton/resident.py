@@ -117,7 +117,8 @@ def backward(
     at_gates = lane[:, None] * (4 * H) + column[None, :]
     inside = (lane < B - tile)[:, None] & (u < H)[None, :]
     state = tile.to(tl.int64) * H
-    c0 = tl.load(c0_ptr + state + at, mask=inside, other=0.0)  # asked for at every step instead, ptxas spills
+    if starts_ptr is not None:  # in registers; asked for at every step ptxas spills here, and held when dense
+        c0 = tl.load(c0_ptr + state + at, mask=inside, other=0.0)
     d_h = tl.zeros((BM, HP), dtype=tl.float32)
     d_c = tl.zeros((BM, HP), dtype=tl.float32)
     if dh_n_ptr is not None:
@@ -136,8 +137,11 @@ def backward(
         gates = tl.load(gates_ptr + row * (4 * H) + at_gates, mask=gate_mask, other=0.0).to(tl.float32)
         tanh_c = tanh(tl.load(c_ptr + row * H + at, mask=mask, other=0.0))
         known = (lane < n_before - tile)[:, None]  # the other rows began this step with c0
-        c_prev = tl.load(c_ptr + (before + tile) * H + at, mask=mask & known, other=0.0)
-        c_prev = tl.where(known, c_prev, c0)
+        c_prev = tl.load(c_ptr + (before + tile) * H + at, mask=known & (u < H)[None, :], other=0.0)
+        if starts_ptr is not None:
+            c_prev = tl.where(known, c_prev, c0)
+        else:
+            c_prev += tl.load(c0_ptr + state + at, mask=mask & (known == 0), other=0.0)
         if reset_ptr is not None:
             keep = tl.load(reset_ptr + row + lane, mask=live, other=0)[:, None] == 0
             c_prev = tl.where(keep, c_prev, 0.0)

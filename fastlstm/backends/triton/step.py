@@ -66,7 +66,7 @@ def forward(
         z = dot(a, b, z, PRECISION)
     z += x.to(tl.float32)
     tile_forward(
-        z, c_prev, y_ptr, c_ptr, gates_ptr, c_n_ptr, rows, u0, y_base.to(tl.int64), base, n, H, BM, BN
+        z, c_prev, y_ptr, c_ptr, gates_ptr, None, c_n_ptr, rows, u0, y_base.to(tl.int64), base, n, n, H, BM, BN
     )  # fmt: skip
 
 

@@ -53,16 +53,14 @@ def forward(
             row_in = tl.load(ids_ptr + row, mask=live, other=0)
         kept = rows_kept(reset_ptr, base, rows, live)
         h_prev = tl.where(rows < n_before, h_ptr + (before + rows) * H, h0_ptr + state_row)
-        h_prev = tl.multiple_of(
-            h_prev, [16]
-        )  # bytes: rows begin there, and without saying so a load is one number wide
+        h_prev = tl.multiple_of(h_prev, [16])  # bytes; without saying so a load is one number wide
         z = tl.zeros((BM, 4 * BN), dtype=tl.float32)
         u0 = tl.full((), 0, tl.int32)
         k0 = tl.full((), 0, tl.int32)
-        for _ in tl.range(0, tiles, num_stages=STAGES):
+        for _tile in tl.range(0, tiles, num_stages=STAGES):
             end = k0 + BK >= H
             k = k0 + tl.arange(0, BK)
-            _, unit, column = tile_columns(u0, H, BN)
+            u, unit, column = tile_columns(u0, H, BN)
             x_mask = (rows < tl.where(k0 == 0, n, 0))[:, None] & (unit < H)[None, :]  # once for a tile of units
             x = tl.load(xg_ptr + row_in[:, None] * (4 * H) + column[None, :], mask=x_mask, other=0.0)
             a = tl.load(h_prev[:, None] + k[None, :], mask=kept[:, None] & (k < H)[None, :], other=0.0)
@@ -71,12 +69,12 @@ def forward(
             )
             z = dot(a, b, tl.where(k0 == 0, x.to(tl.float32), z), PRECISION)
             if end:
-                u = u0 + tl.arange(0, BN)
                 mask = live[:, None] & (u < H)[None, :]
                 at_state = state_row[:, None] + u[None, :]
                 c_prev = tl.load(c_n_ptr + at_state, mask=mask & kept[:, None], other=0.0)
-                h = tile_forward(z, c_prev, h_ptr, c_ptr, gates_ptr, c_n_ptr, rows, u0, base, base, n, H, BM, BN)
-                tl.store(h_n_ptr + at_state, h, mask=mask & (rows >= n_next)[:, None])
+                tile_forward(
+                    z, c_prev, h_ptr, c_ptr, gates_ptr, h_n_ptr, c_n_ptr, rows, u0, base, base, n, n_next, H, BM, BN
+                )  # fmt: skip
             u0 += tl.where(end, BN, 0)
             k0 = tl.where(end, 0, k0 + BK)
         tl.debug_barrier()
@@ -123,7 +121,7 @@ def backward(
         d_h = tl.zeros((BM, BN), dtype=tl.float32)
         u0 = tl.full((), 0, tl.int32)
         k0 = tl.full((), 0, tl.int32)
-        for _ in tl.range(0, tiles, num_stages=STAGES):
+        for _tile in tl.range(0, tiles, num_stages=STAGES):
             end = k0 + BK >= K
             k = k0 + tl.arange(0, BK)
             u = u0 + tl.arange(0, BN)
