@@ -35,7 +35,9 @@ memory is asked for at launch); a dash: the planner does not pick it there.
 NOTES = {
     "triton": "*tile*: rows × units / terms of a block of the sum, w warps, s stages. *options*: plain is dense; full is "
     "packed with resets, ids, gradients into everything and an odd H. Every variant that the planner picks over its "
-    "committed list of (device, H, B, type) is here.\n",
+    "committed list of (device, H, B, type) is here.\n\nTried with Triton 3.5.0, 3.5.1, 3.6.0, 3.7.0, 3.8.0 and 3.9.0: the "
+    "kernels of all shapes compile for sm_90, once whatever T and B are, and the interpreter's tests of every shape and "
+    "the module's pass (53 tests; NumPy 2.3 for 3.5 and 3.6, whose interpreter does not run with NumPy 2.4).\n",
     "cuda": "All template instances, with warnings as errors; commands and the compiler's words are in "
     "`docs/gpu-resources/cuda.txt`. On sm_75 the planner uses the recurrent kernels for float32 and float16 only. "
     "Loads of exchanged data are `LDG….STRONG.GPU`; no kernel has an `LDG….CONSTANT` in a loop (tests hold it to that).\n",

@@ -194,6 +194,10 @@ def test_why_not_of_triton(monkeypatch: pytest.MonkeyPatch, found: dict[str, str
         reason = backend.why_not(_call())
         if expected is None:
             assert reason is None
+            newer = found.get("pytorch-triton")
+            assert ("; Triton 3.10.0+git1234 is newer than 3.9, the last one tried" in backend.plan(_call())) == bool(
+                newer
+            )
         else:
             assert reason.startswith(expected)
             with pytest.raises(BackendError, match="Triton is "):

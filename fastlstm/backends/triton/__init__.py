@@ -27,7 +27,7 @@ from fastlstm.backends.triton.planner import Plan, force
 __all__ = ["NAME", "backward", "force", "forward", "missing", "plan", "why_not"]
 
 NAME = "triton"
-OLDEST = (3, 5)
+OLDEST, TRIED = (3, 5), (3, 9)  # Triton's versions; docs/gpu-resources.md says what was tried
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INTERPRETER_DEVICE = gpu_model.KNOWN["A100"]  # what plans are made for when there is no GPU
 
@@ -45,9 +45,23 @@ def missing() -> str | None:
     if util.find_spec("triton") is None:
         return f"Triton is not installed; pip install 'triton>={OLDEST[0]}.{OLDEST[1]}' (Linux)"
     version = _version()
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+    if _number(version) < OLDEST:
         return f"Triton is {version}, {OLDEST[0]}.{OLDEST[1]} or newer is needed; upgrade torch or triton"
     return None
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _untried() -> str:
+    """For the plan: that Triton is newer than any version that these kernels were tried with, or nothing."""
+    version = _version()
+    return (
+        f"; Triton {version} is newer than {TRIED[0]}.{TRIED[1]}, the last one tried"
+        if _number(version) > TRIED
+        else ""
+    )
 
 
 def _version() -> str:
@@ -145,7 +159,7 @@ def _cached_choice(
 def plan(spec: Spec) -> str:
     """Return one line: which kernel, tile and warps would run, and why."""
     where = "; in Triton's interpreter" if interpreted() else ""
-    return str(_choose(spec)) + where
+    return str(_choose(spec)) + _untried() + where
 
 
 def _of(spec: Spec) -> Plan:
