@@ -9,6 +9,7 @@ import os
 import sysconfig
 import tokenize
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -72,30 +73,50 @@ def _python() -> TextSource:
 
 
 BUILTIN: dict[str, Callable[[], TextSource]] = {"names": _names, "python": _python, "shakespeare": _shakespeare}
-OF_LINES = {"names"}  # corpora of one item a line
+_OF_LINES = {"names"}  # corpora of one item a line
 
 
 def find(name: str, encoding: str | None) -> tuple[TextSource, str | None]:
     """The text behind what a user named, and a note for them, if any.
 
-    name: a file or folder (which wins), a built-in corpus, or something in $FASTLSTM_DATA. encoding: None for bytes.
+    name: a file or folder (which wins, if it holds text), a built-in corpus, or something in $FASTLSTM_DATA. encoding:
+    None for bytes.
+    """
+    path, other = Path(name), _elsewhere(name, encoding)
+    if other is None and not path.exists():
+        data = os.environ.get("FASTLSTM_DATA")
+        where = f", nor in $FASTLSTM_DATA ({data})" if data else ""
+        known = ", ".join(BUILTIN)
+        raise CharLMError(f"there is no file or folder {name!r}{where}, and the built-in corpora are {known}")
+    if other is None or is_here(name):
+        note = f"{name!r} is read from here, {path.absolute()}; the corpus of that name is not used" if other else None
+        return source_of_path(path, encoding), note
+    empty = path.exists() or path.is_symlink()
+    note = f"the folder {path.absolute()} holds no text file, so the corpus {name!r} is read" if empty else None
+    return other(), note
+
+
+def is_here(name: str) -> bool:
+    """Whether a name means a file or folder of this place, though a corpus may be called the same.
+
+    A folder without text does not count: the folder of a run is often called as what it learns.
     """
     path = Path(name)
-    if path.exists():
-        note = (
-            f"{name!r} is read from this folder; the built-in corpus of that name is not used"
-            if name in BUILTIN
-            else None
-        )
-        return source_of_path(path, encoding), note
+    return bool(files_under(path)) if path.is_dir() else path.exists()
+
+
+def is_list(name: str) -> bool:
+    """Whether a name means a built-in corpus of one item a line."""
+    return name in _OF_LINES and not is_here(name)
+
+
+def _elsewhere(name: str, encoding: str | None) -> Callable[[], TextSource] | None:
+    """The built-in corpus of a name, or what $FASTLSTM_DATA has of it."""
     if name in BUILTIN:
-        return BUILTIN[name](), None
+        return BUILTIN[name]
     data = os.environ.get("FASTLSTM_DATA")
-    if data and (Path(data) / name).exists():
-        return _in_data(Path(data) / name, encoding), None
-    known = ", ".join(BUILTIN)
-    where = f", nor in $FASTLSTM_DATA ({data})" if data else ""
-    raise CharLMError(f"there is no file or folder {name!r}{where}, and the built-in corpora are {known}")
+    path = Path(data or "", name)
+    return partial(_in_data, path, encoding) if data and path.exists() else None
 
 
 def _in_data(path: Path, encoding: str | None) -> TextSource:

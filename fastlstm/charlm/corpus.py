@@ -69,13 +69,28 @@ class Corpus:
         return self.source.changed()
 
 
-def load(name: str, reading: Reading, vocab: Vocabulary | None = None, folder: Path | None = None) -> Corpus:
+Found = tuple[TextSource, str | None]
+
+
+def find(name: str, reading: Reading) -> Found:
+    """What a name means, without reading it: the text and a note for the user. Raises CharLMError."""
+    return builtin.find(name, None if reading.bytes else reading.encoding)
+
+
+def load(
+    name: str,
+    reading: Reading,
+    vocab: Vocabulary | None = None,
+    folder: Path | None = None,
+    found: Found | None = None,
+) -> Corpus:
     """Read a corpus.
 
     name: file, folder or built-in name; vocab: encode with this one (an unknown character is an error) rather than
-    the text's own; folder: where a large corpus may keep its ids while in use, the system's temporary one by default.
+    the text's own; folder: where a large corpus may keep its ids while in use, the system's temporary one by default;
+    found: what `find` said of it.
     """
-    source, note = builtin.find(name, None if reading.bytes else reading.encoding)
+    source, note = found or find(name, reading)
     symbols = _symbols(_text(source, reading))
     sha256, length = source.sha256, source.size
     if not symbols:

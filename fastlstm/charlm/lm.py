@@ -101,7 +101,8 @@ class CharLM:
         text = load(was["name"], reading, self.vocab)
         if text.sha256 != was["sha256"]:
             raise CharLMError(
-                f"{was['name']} is not the text this model learned: it changed since (name one with --corpus)"
+                f"{was['name']} is not the text this model learned: it changed since; put that text back, or name "
+                "another where one can be named"
             )
         return text
 

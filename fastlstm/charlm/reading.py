@@ -15,6 +15,8 @@ from pathlib import Path
 from .errors import CharLMError
 
 CHUNK = 1 << 22  # characters held at a time
+_CHECKPOINTS = {"best.safetensors", "last.safetensors"}
+_RECORDS = {"log.jsonl", "samples.jsonl", "timeline.html"}
 
 
 class _Tee(io.RawIOBase):
@@ -108,12 +110,15 @@ class TextSource:
 def files_under(folder: Path, suffix: str = "", without: Set[str] = frozenset()) -> list[Path]:
     """Every text file under a folder, in order of path: none hidden, none with a NUL byte near its start.
 
-    suffix: of the files wanted; without: names of folders that are left out, with all that is in them.
+    What a run wrote beside its checkpoints is no text either. suffix: of the files wanted; without: names of folders
+    that are left out, with all that is in them.
     """
     found = []
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__pycache__" and n not in without)
-        found += [Path(here, name) for name in sorted(names) if not name.startswith(".") and name.endswith(suffix)]
+        records = _RECORDS if _CHECKPOINTS & set(names) else set()
+        wanted = (name for name in sorted(set(names) - records) if not name.startswith("."))
+        found += [Path(here, name) for name in wanted if name.endswith(suffix)]
     return [path for path in found if path.is_file() and not _binary(path)]
 
 

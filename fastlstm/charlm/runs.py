@@ -15,7 +15,7 @@ from . import builtin, checkpoint, runstate
 from . import config as configs
 from .checkpoint import Checkpoint
 from .config import TrainConfig
-from .corpus import Corpus, Reading, load
+from .corpus import Reading, find, load
 from .errors import CharLMError, command
 from .lm import CharLM
 from .progress import Reporter
@@ -67,24 +67,7 @@ def train(
     ranks = Ranks(device)
     reporter = reporter if reporter is not None and ranks.first else Reporter()
     try:
-        folder = _folder(corpus, checkpoint_dir, resume)
-        saved = _saved_run(folder) if resume else None
-        config, name = _settle(corpus, preset, options, saved)
-        start = checkpoint.read(checkpoint.locate(init_from)) if init_from and saved is None else None
-        if start is not None:
-            config = _with_sizes(config, start, options)
-        ranks.wait()  # nobody looks for a run there after the first process has begun one
-        _prepare(folder, resume, overwrite, ranks)
-        text = _load(name, config, start.vocab if start else None, folder)
-        ranks.agree("corpus", text.sha256)
-        ranks.agree("configuration", configs.to_json(config))
-        for note in text.notes:
-            reporter.note(note)
-        trainer = Trainer(config, text, folder, ranks, reporter, start.weights if start else None)
-        if saved is not None:
-            runstate.check_corpus(saved, text)
-            runstate.restore(trainer, saved)
-        saved = start = None  # their tensors are views of the file, whose space is free again once they are gone
+        trainer = _ready(ranks, reporter, corpus, checkpoint_dir, preset, resume, overwrite, init_from, options)
         with _signals(trainer):
             reason = trainer.run()
     except RuntimeError as error:
@@ -97,6 +80,42 @@ def train(
     finally:
         ranks.close()
     return _result(trainer, reason)
+
+
+def _ready(
+    ranks: Ranks,
+    reporter: Reporter,
+    corpus: str | None,
+    checkpoint_dir: str | Path | None,
+    preset: str,
+    resume: bool,
+    overwrite: bool,
+    init_from: str | None,
+    options: dict[str, Any],
+) -> Trainer:
+    """A run where it begins or goes on, its text read and its folder made. Arguments as of `train`."""
+    folder = _folder(corpus, checkpoint_dir, resume)
+    saved = _saved_run(folder) if resume else None
+    config, name = _settle(corpus, preset, options, saved)
+    start = checkpoint.read(checkpoint.locate(init_from)) if init_from and saved is None else None
+    if start is not None:
+        config = _with_sizes(config, start, options)
+    reading = Reading(config.encoding, config.bytes, config.lines, unique=config.split == "lines")
+    found = find(name, reading)  # before there is a folder for the run, which may bear the corpus's name
+    ranks.wait()  # nobody looks for a run there after the first process has begun one
+    _prepare(folder, resume, overwrite, ranks)
+    text = load(name, reading, start.vocab if start else None, folder, found)
+    ranks.agree("corpus", text.sha256)
+    ranks.agree("configuration", configs.to_json(config))
+    for note in text.notes:
+        reporter.note(note)
+    trainer = Trainer(config, text, folder, ranks, reporter, start.weights if start else None)
+    if saved is not None:
+        runstate.check_corpus(saved, text)
+        runstate.restore(trainer, saved)
+    return (
+        trainer  # `saved` and `start` go: their tensors are views of the file, whose space is free again without them
+    )
 
 
 def _result(trainer: Trainer, reason: str) -> TrainResult:
@@ -144,7 +163,7 @@ def _settle(
         if corpus is None:
             raise CharLMError(f"name a corpus to learn: a file, a folder or one of {', '.join(builtin.BUILTIN)}")
         config = configs.make(preset, **options)
-        return config.settle(corpus in builtin.OF_LINES and not Path(corpus).exists()), corpus
+        return config.settle(builtin.is_list(corpus)), corpus
     given = {**configs.PRESETS.get(preset, {}), **options}
     config = configs.check_resumed(configs.from_json(saved.config), given)
     return config, corpus or saved.corpus["name"]
@@ -176,11 +195,6 @@ def _prepare(folder: Path, resume: bool, overwrite: bool, ranks: Ranks) -> None:
         raise CharLMError(
             f"cannot use the folder {folder}: {error.strerror or error}; choose another --checkpoint-dir"
         ) from error
-
-
-def _load(name: str, config: TrainConfig, vocab, folder: Path) -> Corpus:
-    reading = Reading(config.encoding, config.bytes, config.lines, unique=config.split == "lines")
-    return load(name, reading, vocab, folder)
 
 
 @contextmanager

@@ -6,14 +6,17 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fastlstm.charlm import CharLM, builtin, train
 from fastlstm.charlm import corpus as corpora
 from fastlstm.charlm.corpus import Reading, load
 from fastlstm.charlm.errors import CharLMError
@@ -191,12 +194,47 @@ def test_a_file_wins_over_a_built_in_corpus(tmp_path):
     assert "not used" in corpus.notes[0]
 
 
+def test_a_folder_without_text_does_not_hide_a_built_in_corpus(tmp_path):
+    """Nor does the folder of a run, whose records are no text: `train python` in runs/ is asked for twice a day."""
+    (tmp_path / "names").mkdir()
+    for _ in range(2):
+        corpus = load("names", Reading(lines=True))
+        assert len(corpus) > 30_000
+        assert re.fullmatch(r"the folder .*/names holds no text file, so the corpus 'names' is read", corpus.notes[0])
+        assert builtin.is_list("names")
+        for name in ("best.safetensors", "log.jsonl", "samples.jsonl"):
+            (tmp_path / "names" / name).write_text("\0" * (name[0] == "b") + "{}")
+    (tmp_path / "names" / "input.txt").write_text("Zzyx\n")
+    assert load("names", Reading()).text() == "Zzyx\n"
+    assert not builtin.is_list("names")
+    (tmp_path / "void").mkdir()
+    with pytest.raises(CharLMError, match="the folder void holds no text file"):
+        load("void", Reading())
+
+
+def test_the_corpus_is_looked_up_before_the_run_has_a_folder(tmp_path):
+    """The folder of a run may bear the name of what it learns, and a corpus that is not there leaves no folder."""
+    done = train("names", "names", hidden_size=4, num_layers=1, max_time=0.1, eval_every=10**6)
+    assert CharLM.load("names").saved.corpus["size"] > 100_000
+    again = train("names", "names", overwrite=True, hidden_size=4, num_layers=1, max_time=0.1, eval_every=10**6)
+    assert done.load().saved.corpus == again.load().saved.corpus
+    train(None, "names", resume=True, max_time=0.2)
+    with pytest.raises(CharLMError, match="no file or folder 'nowhere'"):
+        train("nowhere")
+    assert not Path("runs/nowhere").exists()
+
+
 def test_the_data_folder_is_searched_last(tmp_path, monkeypatch):
     (tmp_path / "data" / "plays").mkdir(parents=True)
     (tmp_path / "data" / "plays" / "input.txt").write_text("To be")
     (tmp_path / "data" / "plays" / "README").write_text("about")
     monkeypatch.setenv("FASTLSTM_DATA", str(tmp_path / "data"))
     assert load("plays", Reading()).text() == "To be"
+    (tmp_path / "plays").mkdir()
+    assert "so the corpus 'plays' is read" in load("plays", Reading()).notes[0]
+    (tmp_path / "plays" / "other.txt").write_text("Or not")
+    corpus = load("plays", Reading())
+    assert (corpus.text(), "not used" in corpus.notes[0]) == ("Or not", True)
 
 
 def test_preprocessing_is_quick(tmp_path):
