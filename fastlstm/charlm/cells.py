@@ -1,6 +1,6 @@
 """Which cell of a model keeps track of what: every unit of every layer against every label, on two parts of a text.
 
-A unit is chosen on the first half and scored again on the second. It passes where both scores reach the threshold,
+A unit is chosen on the first half alone and scored again on the second. It passes where both scores reach the threshold,
 which is at least AUC 0.9 or rank correlation 0.7 and as much higher as keeps the share of chance finds (labels shifted
 around the text) under 5 %, and where it tells more than the last two characters do: a unit that spikes at capitals only
 echoes its input, and so do some units of a model that learned nothing. Layers and units count from 0.
@@ -35,10 +35,10 @@ class Row:
 
     share: of characters that have it, for a scalar label that can; status: found, none, echo (the last two characters
     tell as much) or rare (too little of it in the text, nothing is scored). layer, unit, state (c or h), sign (-1: the
-    unit falls where the label rises), fit, held_out: of the unit that passes and whose tanh(c) moves most with the label,
-    or of the best fit where none passes. threshold: that units had to reach, None for
+    unit falls where the label rises), fit, held_out: of the unit that reaches the floor on the first half and whose tanh(c)
+    moves most with the label there, or of the best fit where none does. threshold: that units had to reach, None for
     out of reach; control: best score of any unit in 19 of 20 shifts; last_two: score of the last two characters;
-    passing: units; false_rate: share of these that chance makes.
+    passing: units, of all; false_rate: share of these that chance makes.
     """
 
     label: str
@@ -156,31 +156,33 @@ class _Board:
             for k, label in enumerate(group):
                 self._judge(label, scores, k, _last_two(piece.ids, where, values[k], label.binary))
 
-    def _judge(self, label: Label, scores: Scores, k: int, last_two: float) -> None:
-        row, both, control = self.rows[label.name], scores.both[k], scores.control[:, k]
+    def _judge(self, label: Label, scores: Scores, k: int, last_two: tuple[float, float]) -> None:
+        """The row of a label. Its unit is chosen on the first half alone; then the second says whether it passes."""
+        row, fit, both, control = self.rows[label.name], scores.fit[k], scores.both[k], scores.control[:, k]
         level, false = threshold(both, control, FLOOR[label.binary], RATE)
-        passing = both >= level
-        echo = both <= last_two
-        best = self._best(label, scores.fit[k], passing & ~echo if (passing & ~echo).any() else passing)
+        good, echo = both >= level, both <= last_two[1]
+        promising = fit >= FLOOR[label.binary]
+        telling = promising & (fit > last_two[0])
+        best = self._best(label, fit, telling if telling.any() else promising)
         layer, state, unit = np.unravel_index(best, self.shape)
         row.layer, row.unit, row.state, row.sign = int(layer), int(unit), STATES[state], int(scores.sign[k, best])
 
         def shown(value: float) -> float:
             return float((1 + value) / 2 if label.binary else value)
 
-        row.fit, row.held_out, row.last_two = (shown(v) for v in (scores.fit[k, best], scores.held[k, best], last_two))
+        row.fit, row.held_out, row.last_two = (shown(v) for v in (fit[best], scores.held[k, best], last_two[1]))
         row.threshold = shown(level) if np.isfinite(level) else None
         row.control = shown(np.quantile(control.max(1), 0.95))
-        row.status = "found" if (passing & ~echo).any() else "echo" if passing.any() else "none"
-        row.passing, row.false_rate = int((passing & ~echo).sum()), false
-        self.both[label.name] = np.where(passing & ~echo, 2 + both, both)
+        row.status = "none" if not good[best] else "echo" if echo[best] else "found"
+        row.passing, row.false_rate = int((good & ~echo).sum()), false
+        self.both[label.name] = np.where(good & ~echo, 2 + both, both)
 
-    def _best(self, label: Label, fit: np.ndarray, passing: np.ndarray) -> int:
-        """Of the units that pass, the one whose tanh(c) moves most with the label; where none does, the best fit.
+    def _best(self, label: Label, fit: np.ndarray, promising: np.ndarray) -> int:
+        """Of the promising units the one whose tanh(c) moves most with the label; where there is none, the best fit.
 
-        Many a cell ranks well deep in tanh's flat end, where the network sees nothing of it.
+        Many a cell ranks well deep in tanh's flat end, where the network sees nothing of it. Only the first half is used.
         """
-        if not passing.any():
+        if not promising.any():
             return int(np.argmax(fit))
         half = len(self.piece) // 2
         where = np.flatnonzero(_positions(label)[:half])
@@ -188,7 +190,7 @@ class _Board:
         values = (values - values.mean()) / max(float(values.std()), 1e-9)
         c = np.arange(len(fit)).reshape(self.shape)
         c[:, 1] = c[:, 0]  # the column of each unit's c, for its c and its h
-        units = np.flatnonzero(passing)
+        units = np.flatnonzero(promising)
         moves = [abs(float(values @ np.tanh(self.signals[where, c.flat[u]].astype(np.float32)))) for u in units]
         return int(units[np.argmax(moves)])
 
@@ -243,8 +245,8 @@ def _groups(known: list[Label]) -> list[list[Label]]:
     return [everywhere] * bool(everywhere) + [[label] for label in known if label.where is not None]
 
 
-def _last_two(ids: np.ndarray, where: np.ndarray, values: np.ndarray, binary: bool) -> float:
-    """The effect, on the second half, of what the last two characters made of the label on the first half."""
+def _last_two(ids: np.ndarray, where: np.ndarray, values: np.ndarray, binary: bool) -> tuple[float, float]:
+    """The effect, on the first half and on the second, of what the last two characters made of the label on the first."""
     pairs = (np.concatenate([ids[:1], ids[:-1]]).astype(np.int64) << 32 | ids)[where]
     _, which = np.unique(pairs, return_inverse=True)
     half, n = len(values) // 2, int(which.max()) + 1
@@ -252,5 +254,8 @@ def _last_two(ids: np.ndarray, where: np.ndarray, values: np.ndarray, binary: bo
     seen = np.bincount(which[:half], minlength=n)
     mean = float(values[:half].mean())
     guess = (total + mean) / (seen + 1)  # pairs never seen: the mean
-    scale = max(1.0, float(np.abs(guess).max()) / 1000)
-    return abs(effect((guess[which[half:]] / scale), values[half:], binary))
+    guess /= max(1.0, float(np.abs(guess).max()) / 1000)
+    first, second = slice(half), slice(half, None)
+    return abs(effect(guess[which[first]], values[first], binary)), abs(
+        effect(guess[which[second]], values[second], binary)
+    )

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from planted import quoted_prose, untrained, with_quote_cell
 
 from fastlstm.charlm import CharLMError, find_cells, trace
+from fastlstm.charlm.cells import _Board
 from fastlstm.charlm.clamp import Clamps, clamped, held_at
+from fastlstm.charlm.excerpt import of_text
 from fastlstm.charlm.labels import labels
 from fastlstm.charlm.ranking import effect, midranks, score, threshold
 
@@ -87,6 +89,22 @@ def test_an_untrained_model_has_no_cells(seed, scale):
     assert not found.passes.any()
     assert {row.status for row in found.rows} <= {"none", "echo", "rare"}
     assert len(found.rows) == len(labels("x"))
+
+
+def test_the_second_half_chooses_nothing():
+    """A unit that is perfect on the first half and noise on the second is the row's, and fails; another one passes."""
+    piece = of_text(untrained(SYMBOLS), TEXT)
+    quoted = next(label for label in labels(TEXT) if label.name == "inside quotes")
+    rng, half = np.random.default_rng(0), len(TEXT) // 2
+    fleeting, steady = 2 * quoted.values - 1.0, quoted.values - 0.5 + 0.1 * rng.normal(size=len(TEXT))
+    fleeting[half:] = rng.normal(size=len(TEXT) - half)
+    c = np.stack([fleeting, steady], 1)
+    signals = np.concatenate([c, np.zeros_like(c)], 1).astype(np.float16)
+    board = _Board(piece, signals, (1, 2, 2), [quoted], 40, 0)
+    row = board.rows["inside quotes"]
+    assert (row.unit, row.status, row.passing) == (0, "none", 1)
+    assert row.fit > 0.999
+    assert row.held_out == pytest.approx(0.5, abs=0.05)
 
 
 def test_rows_for_labels_without_a_cell():
