@@ -220,37 +220,6 @@ def test_resume_on_the_command_line(run, model):
     assert "resumed at iteration" in out
 
 
-def test_doctor(run):
-    code, out, _ = run("doctor")
-    assert code == 0
-    for word in (
-        "torch",
-        "Python",
-        "platform",
-        "instructions",
-        "threads",
-        "OpenMP",
-        "cpu",
-        "cuda",
-        "triton",
-        "reference",
-    ):
-        assert word in out
-    assert re.search(r"– +cuda +cannot run: ", out) or torch.cuda.is_available()
-    assert "A call on the CPU runs on" in out
-
-
-def test_doctor_survives_a_broken_backend(run, monkeypatch):
-    def broken(name, spec):
-        raise RuntimeError("no driver")
-
-    monkeypatch.setattr("fastlstm.dispatch.why_not", broken)
-    code, out, _ = run("doctor")
-    assert code == 0
-    assert "it failed when asked (RuntimeError: no driver)" in out
-    assert "A call on the CPU runs on torch" in out
-
-
 BAD = {
     "missing": (["train", "nowhere.txt"], "no file or folder 'nowhere.txt'"),
     "empty": (["train", "empty.txt"], "empty.txt is empty"),
@@ -263,7 +232,8 @@ BAD = {
     "no model": (["sample", "nothing"], "there is no checkpoint nothing"),
     "foreign": (["sample", "input.txt"], "input.txt is no checkpoint, or it is damaged"),
     "temperature": (["sample", "run", "--temperature", "warm"], "--temperature is 'warm', expected a number"),
-    "cold": (["sample", "run", "--temperature=-1"], "--temperature is -1.0, expected 0 or more"),
+    "cold": (["sample", "run", "--temperature=-1"], "--temperature is -1.0, expected a finite number, 0 or more"),
+    "none": (["sample", "run", "--num", "0"], "--num is 0, expected at least 1"),
     "part": (["evaluate", "run", "--split", "half"], "--split is 'half', expected val, train, all"),
     "score": (["score", "run", "nowhere"], "cannot read nowhere: No such file"),
     "timeline": (["timeline", "run"], "run has no samples"),

@@ -56,7 +56,10 @@ def nats_by_position(model: CharModel, held: Held) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The loss on a text. nats: of all its characters together; characters, bytes: how many were predicted."""
+    """The loss on a text. nats: of all of it together; characters, bytes (in UTF-8): how many it has.
+
+    A byte model's loss is that of characters too, so that it can be held beside other models.
+    """
 
     nats: float
     characters: int
@@ -91,6 +94,9 @@ def targets(held: Held) -> np.ndarray:
 
 def evaluate(model: CharModel, vocab: Vocabulary, held: Held) -> Evaluation:
     """The model's loss on what is held."""
-    nats, characters = total_nats(model, held)
+    nats, symbols = total_nats(model, held)
     text = vocab.decode(held.ids[targets(held)])
-    return Evaluation(nats, characters, characters if vocab.bytes else len(text.encode("utf-8", "surrogatepass")))
+    if vocab.bytes:
+        begun = sum(byte & 0xC0 != 0x80 for byte in text.encode("latin-1"))  # bytes that begin a character in UTF-8
+        return Evaluation(nats, begun or symbols, symbols)
+    return Evaluation(nats, symbols, len(text.encode("utf-8", "surrogatepass")))

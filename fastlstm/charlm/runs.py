@@ -29,7 +29,7 @@ class Interrupted(CharLMError):  # noqa: N818 (no error: the run is saved)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. nats: the best validation loss, per character; reason: why it stopped."""
+    """How a run ended. nats: the best validation loss, a character or byte (`unit`); reason: why it stopped."""
 
     folder: Path
     best: Path
@@ -38,6 +38,7 @@ class TrainResult:
     nats: float
     seconds: float
     reason: str
+    unit: str = "character"
 
     def load(self) -> CharLM:
         """The best model of the run."""
@@ -127,7 +128,10 @@ def _result(trainer: Trainer, reason: str) -> TrainResult:
             f"{command()} train --resume --checkpoint-dir {shlex.quote(str(folder))}"
         )
     nats = progress.best_nats if progress.best_nats is not None else float("nan")
-    return TrainResult(folder, folder / "best.safetensors", last, progress.iteration, nats, progress.seconds, reason)
+    unit = "byte" if trainer.corpus.vocab.bytes else "character"
+    return TrainResult(
+        folder, folder / "best.safetensors", last, progress.iteration, nats, progress.seconds, reason, unit
+    )
 
 
 def _folder(corpus: str | None, checkpoint_dir: str | Path | None, resume: bool) -> Path:

@@ -45,11 +45,11 @@ class Drawing:
     def __post_init__(self) -> None:
         for name, right, expected in (
             ("length", self.length >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
+            ("temperature", 0 <= self.temperature < float("inf"), "a finite number, 0 or more"),
             ("top_k", self.top_k >= 0, "0 (all) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
             ("num", self.num >= 1, "at least 1"),
-            ("seed", 0 <= self.seed < 1 << 63, "0 or more"),
+            ("seed", 0 <= self.seed < 1 << 63, "0 to 2**63 - 1"),
         ):
             if not right:
                 raise CharLMError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected {expected}")

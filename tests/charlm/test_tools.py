@@ -65,6 +65,12 @@ def test_bytes_and_characters_differ(tmp_path):
     result = train(str(path), tmp_path / "run", **SMALL).load().evaluate()
     assert result.bytes > 1.02 * result.characters
     assert result.bits_per_byte < result.bits_per_char
+    lm = train(str(path), tmp_path / "bytes", bytes=True, **SMALL).load()
+    raw = lm.evaluate()
+    held = lm.held(lm.corpus(), "val")
+    assert raw.bytes == len(held)
+    assert raw.characters == len(held) - bytes(held.ids[targets(held)]).count(0xA4)
+    assert raw.nats_per_char * raw.characters == pytest.approx(raw.nats)
 
 
 def test_evaluate_refuses_unknown_characters_and_other_texts(lm, text, tmp_path):

@@ -44,6 +44,7 @@ def evaluate(
     result = measure(lm.model, lm.vocab, held)
     named = text or f"{lm.saved.corpus['name']}, {part} ({lm.config.split} split)"
     console.print(Text.assemble((named, "bold"), f": {count(result.characters, 'character')}"))
+    share = len(held) / result.characters  # predictions a character, above 1 for a byte model
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     for name in ("nats/char", "bits/char", "bits/byte", "perplexity"):
@@ -59,7 +60,7 @@ def evaluate(
     if orders > 0:
         try:
             for n, nats in enumerate(lm.baseline(held, orders), 1):
-                row(f"{n}-gram", nats)
+                row(f"{n}-gram", nats * share)
         except CharLMError as error:
             note = f"no n-gram baseline: {error}"
     console.print(table)
@@ -79,12 +80,13 @@ def score(
         raise CharLMError(f"{text} has no line to score")
     scored = sorted(lm.score(lines), key=lambda one: -one.mean)
     console = Console(highlight=False)
-    console.print(Text("nats/char  log p   line", "dim"))
+    console.print(Text(f"nats/{'byte' if lm.vocab.bytes else 'char'}  log p   line", "dim"))
     for one in scored[: num or None]:
         console.print(Text.assemble(f"{one.mean:9.3f} {-one.total:7.2f}  ", coloured(lm, one)), soft_wrap=True)
     mean = sum(one.total for one in scored) / sum(len(one.nats) for one in scored)
+    unit = "byte" if lm.vocab.bytes else "character"
     legend = [(f" {low} ", _colour(-math.log(low))) for low in (0.9, 0.5, 0.2, 0.05, 0.01, 0.001)]
-    console.print(Text.assemble(f"{count(len(lines), 'line')}, {mean:.4f} nats a character; p", *legend, style="dim"))
+    console.print(Text.assemble(f"{count(len(lines), 'line')}, {mean:.4f} nats a {unit}; p", *legend, style="dim"))
 
 
 def _lines(path: Path, encoding: str) -> list[str]:

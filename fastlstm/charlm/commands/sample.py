@@ -29,7 +29,9 @@ def sample(
     temperature: Annotated[
         str, typer.Option(help="above 1 bolder, below 1 safer, 0 as --argmax; a list 0.5,0.8,1 shows them in turn")
     ] = "1",
-    top_k: Annotated[int | None, typer.Option(help="only the K most likely characters", show_default=False)] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="only the K most likely characters; 0 for all", show_default=False)
+    ] = None,
     top_p: Annotated[
         float | None, typer.Option(help="only the most likely that together have probability P", show_default=False)
     ] = None,
@@ -48,7 +50,7 @@ def sample(
     argmax: Annotated[bool, typer.Option("--argmax", help="always the most likely character")] = False,
     unique: Annotated[
         bool, typer.Option("--unique", help="mark each line: in the training set, in validation, new")
-    ] = (False),
+    ] = False,
     balance: Annotated[bool, typer.Option("--balance", help="report brackets, quotes and comments left open")] = False,
 ) -> None:
     """Draw text from a model, shown as it is drawn."""
@@ -59,7 +61,7 @@ def sample(
         prime=prime if prime_file is None else _read(prime_file, lm) + prime,
         length=length,
         stop=stop,
-        num=num or (20 if lm.of_lines and length is None and stop is None else 1),
+        num=num if num is not None else 20 if lm.of_lines and length is None and stop is None else 1,
         seed=secrets.randbelow(1 << 32) if seed is None else seed,
         argmax=argmax,
     )

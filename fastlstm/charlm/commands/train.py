@@ -93,7 +93,7 @@ def train(corpus: str | None = None, **given: Any) -> None:
             (f"{result.reason}: ", "bold"),
             f"{result.iteration:,} iterations, best validation loss ",
             (f"{result.nats:.4f} nats", "bold green"),
-            f" ({result.nats / NATS_PER_BIT:.4f} bits) a character\n",
+            f" ({result.nats / NATS_PER_BIT:.4f} bits) a {result.unit}\n",
             f"  {result.best}\n  {result.last}\n  {result.folder / 'log.jsonl'}\n",
             ("try it: ", "dim"),
             f"{command()} sample {shlex.quote(str(result.folder))}",
