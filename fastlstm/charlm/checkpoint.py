@@ -60,8 +60,8 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     replace(path, save(tensors, {KEY: json.dumps(record, ensure_ascii=True)}))
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write, fsync, rename, fsync the folder: the old file stays whole until the new one is."""
+def replace(path: Path, content: bytes, option: str = "--checkpoint-dir") -> None:
+    """Write, fsync, rename, fsync the folder: the old file stays whole until the new one is. option: what chose the path."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as stream:
@@ -76,7 +76,7 @@ def replace(path: Path, content: bytes) -> None:
         kept = "; the previous one is untouched" if path.exists() else ""
         raise CharLMError(
             f"cannot save {path} ({len(content) / 1e6:.1f} MB): {error.strerror or error}{kept}; "
-            "make room or choose another --checkpoint-dir"
+            f"make room or choose another {option}"
         ) from error
 
 

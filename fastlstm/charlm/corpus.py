@@ -189,6 +189,5 @@ class _Store:
 
 def describe(corpus: Corpus) -> str:
     """`1,115,394 characters, 65 distinct`."""
-    unit = "byte" if corpus.vocab.bytes else "character"
     items = "" if corpus.starts is None else f" in {count(len(corpus.starts) - 1, 'item')}"
-    return f"{count(len(corpus), unit)}{items}, {len(corpus.vocab):,} in the vocabulary"
+    return f"{count(len(corpus), corpus.vocab.unit)}{items}, {len(corpus.vocab):,} in the vocabulary"

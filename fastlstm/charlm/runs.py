@@ -128,7 +128,7 @@ def _result(trainer: Trainer, reason: str) -> TrainResult:
             f"{command()} train --resume --checkpoint-dir {shlex.quote(str(folder))}"
         )
     nats = progress.best_nats if progress.best_nats is not None else float("nan")
-    unit = "byte" if trainer.corpus.vocab.bytes else "character"
+    unit = trainer.corpus.vocab.unit
     return TrainResult(
         folder, folder / "best.safetensors", last, progress.iteration, nats, progress.seconds, reason, unit
     )

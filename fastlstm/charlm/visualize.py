@@ -32,11 +32,19 @@ BUDGET = 13_000_000  # characters of the page for cells
 POINTS, SAMPLES = 500, 60  # most points of the loss curve and samples of the timeline
 
 
-def page(lm: CharLM, text: Excerpt, long: Excerpt | None = None, run: Path | None = None, title: str = "") -> str:
+def page(
+    lm: CharLM,
+    text: Excerpt,
+    long: Excerpt | None = None,
+    run: Path | None = None,
+    title: str = "",
+    color_blind: bool = False,
+) -> str:
     """The page, as HTML.
 
     text: what it shows; long: a longer part of the same text to score cells on, text itself by default; run: a folder
-    with log.jsonl and samples.jsonl. Raises CharLMError where jinja2 is missing.
+    with log.jsonl and samples.jsonl; color_blind: start with the colours that all can tell apart.
+    Raises CharLMError where jinja2 is missing.
     """
     template = _template()
     scored = long or text
@@ -53,6 +61,8 @@ def page(lm: CharLM, text: Excerpt, long: Excerpt | None = None, run: Path | Non
     script = "".join((FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     html = template.render(
         title=timeline.visible(_clean(title)),
+        scales={"article": "the article’s", "safe": "colour-blind safe"},
+        scale="safe" if color_blind else "article",
         style=style,
         script=script,
         data=as_script(data),
@@ -113,6 +123,7 @@ def _predictions(lm: CharLM, text: Excerpt) -> dict[str, Any]:
     known = surprise[surprise >= 0]
     return {
         "text": _clean(text.name),
+        "unit": lm.vocab.unit + "s",
         "n": len(text),
         "k": parts[0].top.shape[1],
         "mean": float(known.mean()) if len(known) else 0.0,

@@ -39,6 +39,11 @@ class Vocabulary:
     def of_bytes(cls) -> Vocabulary:
         return cls("".join(map(chr, range(256))), bytes_=True)
 
+    @property
+    def unit(self) -> str:
+        """What one symbol is: `character` or `byte`."""
+        return "byte" if self.bytes else "character"
+
     def __len__(self) -> int:
         return len(self.symbols)
 

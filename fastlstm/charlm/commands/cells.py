@@ -53,20 +53,20 @@ def cells(
     found = find_cells(lm, excerpt.read(lm, text, start, length), clamp=clamp, seed=seed)
     content = json.dumps(found.as_json(), indent=1)
     if output:
-        replace(output, content.encode())
+        replace(output, content.encode(), "--output")
     if as_json:
         print(content)
     else:
-        show(Console(highlight=False, width=max(WIDTH, Console().width)), found)
+        show(Console(highlight=False, width=max(WIDTH, Console().width)), lm, found)
 
 
-def show(console: Console, found: Findings) -> None:
+def show(console: Console, lm: CharLM, found: Findings) -> None:
     """The findings as a table."""
     half = found.characters // 2
     console.print(
         Text.assemble(
             (found.text, "bold"),
-            f": {count(found.characters, 'character')}, cells chosen on {half:,}, scored on the rest",
+            f": {count(found.characters, lm.vocab.unit)}, cells chosen on {half:,}, scored on the rest",
         )
     )
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))

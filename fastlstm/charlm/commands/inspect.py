@@ -39,14 +39,14 @@ def inspect_model(model: ModelName) -> None:
 def _rows(saved: checkpoint.Checkpoint) -> dict[str, str]:
     config, corpus, metrics = saved.config, saved.corpus, saved.metrics
     weights = sum(value.numel() for value in saved.weights.values())
-    unit = "bytes" if saved.vocab.bytes else "characters"
+    unit = saved.vocab.unit + "s"
     given = f"embedding of {config['embedding_dim']}" if config["embedding_dim"] else "one-hot"
     rows = {
         "model": f"{config['num_layers']} × {config['hidden_size']} LSTM, {given} input, {weights:,} weights",
         "vocabulary": f"{len(saved.vocab)} {unit}"
         + ("" if saved.vocab.bytes else f": {shown(saved.vocab.symbols, 24)}"),
         "corpus": f"{corpus['name']}: {corpus['symbols']:,} {unit}, sha256 {corpus['sha256'][:16]}…",
-        "trained": f"{metrics['iteration']:,} iterations, {metrics['epoch']:g} epochs",
+        "trained": f"{metrics['iteration']:,} iterations, epoch {metrics['epoch']:g}",
         "loss": _losses(metrics),
         "options": _changed(config),
     }

@@ -84,9 +84,10 @@ def score(
     for one in scored[: num or None]:
         console.print(Text.assemble(f"{one.mean:9.3f} {-one.total:7.2f}  ", coloured(lm, one)), soft_wrap=True)
     mean = sum(one.total for one in scored) / sum(len(one.nats) for one in scored)
-    unit = "byte" if lm.vocab.bytes else "character"
     legend = [(f" {low} ", _colour(-math.log(low))) for low in (0.9, 0.5, 0.2, 0.05, 0.01, 0.001)]
-    console.print(Text.assemble(f"{count(len(lines), 'line')}, {mean:.4f} nats a {unit}; p", *legend, style="dim"))
+    console.print(
+        Text.assemble(f"{count(len(lines), 'line')}, {mean:.4f} nats a {lm.vocab.unit}; p", *legend, style="dim")
+    )
 
 
 def _lines(path: Path, encoding: str) -> list[str]:

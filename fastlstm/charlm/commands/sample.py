@@ -68,22 +68,28 @@ def sample(
     lm.vocab.encode(lm.vocab.from_text(drawing.prime), "the prime")  # said before anything is shown
     known = Known.of(corpus := lm.corpus(), lm.divide(corpus)) if unique else None
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    texts: list[str] = []
-    temperatures = _temperatures(temperature)
-    for value in temperatures:
-        one = replace(drawing, temperature=value)
-        if len(temperatures) > 1:
-            messages.rule(Text(f"temperature {value:g}"), align="left", style="dim")
-        drawn = _show(lm, one, echo=prime, quiet=unique)
-        if known is not None:
-            _report_novelty(
-                [known.judge(line) for text in drawn for line in (prime + text).splitlines() if line.strip()]
-            )
-        texts += drawn
+    texts = _sweep(lm, drawing, _temperatures(temperature), prime, known, messages)
     if seed is None and not argmax:
         messages.print(f"[dim]seed {drawing.seed}[/]")
     if balance:
         _report_balance(messages, "\n".join(texts))
+
+
+def _sweep(
+    lm: CharLM, drawing: Drawing, temperatures: list[float], prime: str, known: Known | None, messages: Console
+) -> list[str]:
+    """Draws at one temperature after another, shows what is drawn, and returns it. known: to report how new it is."""
+    texts: list[str] = []
+    for value in temperatures:
+        one = replace(drawing, temperature=value)
+        if len(temperatures) > 1:
+            messages.rule(Text(f"temperature {value:g}"), align="left", style="dim")
+        drawn = _show(lm, one, echo=prime, quiet=known is not None)
+        if known is not None:
+            lines = [line for text in drawn for line in (prime + text).splitlines()]
+            _report_novelty([known.judge(line) for line in lines if line.strip()])
+        texts += drawn
+    return texts
 
 
 def _temperatures(text: str) -> list[float]:

@@ -41,5 +41,5 @@ def timeline(
     console.print()
     console.print(table)
     path = output or run / "timeline.html"
-    replace(path, growth.page(f"How {run.resolve().name} learned to write", found).encode())
+    replace(path, growth.page(f"How {run.resolve().name} learned to write", found).encode(), "--output")
     console.print(Text(str(path), "dim"), soft_wrap=True)

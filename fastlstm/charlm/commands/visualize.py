@@ -24,6 +24,9 @@ def visualize(
     length: Annotated[int, typer.Option(help="characters of the text to show")] = 10_000,
     start: Start = 0,
     score_length: Annotated[int, typer.Option(help="characters of it to find cells on")] = 100_000,
+    color_blind: Annotated[
+        bool, typer.Option("--color-blind", help="colours that every kind of colour vision tells apart, from the start")
+    ] = False,
 ) -> None:
     """One page that shows what a model does: predictions, cells, training. Opens from disk, needs no network."""
     lm = CharLM.load(model)
@@ -31,11 +34,10 @@ def visualize(
     long = excerpt.read(lm, text, start, max(length, score_length))
     folder = checkpoint.locate(model).parent
     name = Path(model).resolve().name if Path(model).exists() else model
-    html = making.page(lm, shown, long, folder, f"{name} · reading {shown.name}")
-    checkpoint.replace(output, html.encode())
+    html = making.page(lm, shown, long, folder, f"{name} · reading {shown.name}", color_blind)
+    checkpoint.replace(output, html.encode(), "--output")
     console, size = Console(highlight=False), output.stat().st_size / 1e6
-    console.print(
-        Text.assemble((str(output), "bold"), f"  {count(len(shown), 'character')}, {size:.1f} MB"), soft_wrap=True
-    )
+    what = f"  {count(len(shown), lm.vocab.unit)}, {size:.1f} MB"
+    console.print(Text.assemble((str(output), "bold"), what), soft_wrap=True)
     if shown.note:
         console.print(Text(shown.note, "yellow"), soft_wrap=True)

@@ -64,7 +64,7 @@ function onKey(event) {
 function subtitle() {
   const trained = D.trained, parts = [`${D.layers} × ${D.units} LSTM`, `${D.symbols.length} symbols`];
   if (trained.iteration) parts.push(`${trained.iteration.toLocaleString("en")} iterations`);
-  parts.push(`${D.n.toLocaleString("en")} characters`, `${D.mean.toFixed(3)} nats each`);
+  parts.push(`${D.n.toLocaleString("en")} ${D.unit}`, `${D.mean.toFixed(3)} nats each`);
   $("subtitle").textContent = parts.join(" · ");
 }
 
