@@ -21,7 +21,7 @@ from .model import CharModel, State
 
 KEPT = ("h", "c", "gates", "probabilities")
 TOP = 5  # predictions kept of every character
-PIECE = 1 << 28  # bytes of arrays a piece may take
+PIECE = 1 << 25  # bytes of arrays a piece may take: what the allocator gives again without asking the system
 STEPS = 1024  # characters a batch (2 × 128 on two cores: 256 run at 80 % of the speed, 2048 are no faster)
 
 
@@ -76,12 +76,12 @@ def pieces(
 ) -> Iterator[Trace]:
     """The same as `trace` in pieces that follow one another, for a text of any length in bounded memory.
 
-    size: characters of a piece, by default what fits 256 MB. Yields a Trace in float32; nothing is shared or reused.
+    size: characters of a piece, by default what fits 32 MB. Yields a Trace in float32; nothing is shared or reused.
     """
     ids, keep = _ids(model, text), _checked(keep)
     config = model.config
     floats = 4 * 6 * config.num_layers * config.hidden_size + 4 * len(model.vocab)
-    size = size or max(STEPS, PIECE // floats)
+    size = size or max(1, PIECE // floats // STEPS) * STEPS
     reader = _Reader(model.model)
     for start in range(0, len(ids), size):
         found = _empty(model, min(size, len(ids) - start), keep, np.float32)
