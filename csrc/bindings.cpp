@@ -22,6 +22,7 @@ void bind_device(py::module_& m);
 #endif
 void bind_decode(py::module_& m);
 void bind_short_call(py::module_& m);
+void bind_arrays(py::module_& m);
 
 namespace {
 
@@ -197,6 +198,7 @@ PYBIND11_MODULE(_C, m) {
   });
   bind_decode(m);
   bind_short_call(m);
+  bind_arrays(m);
   bind_plan(m);
 #if defined(FASTLSTM_WITH_CUDA)
   bind_cuda(m);

@@ -1,11 +1,12 @@
-// The part of the DLPack C exchange API that is used here (DLPack 1.x, https://dmlc.github.io/dlpack): the table of
-// functions that a tensor class offers in its `__dlpack_c_exchange_api__`. Layouts are fixed by that standard.
+// The parts of DLPack that are used here (DLPack 1.x, https://dmlc.github.io/dlpack): capsules that hand a tensor over,
+// and the table of functions that a tensor class offers in its `__dlpack_c_exchange_api__`. The standard fixes layouts.
 #pragma once
 #include <cstdint>
 
 namespace dlpack {
 
 inline constexpr const char* kCapsule = "dlpack_exchange_api";
+inline constexpr const char* kTensorCapsule = "dltensor";
 inline constexpr uint32_t kMajor = 1;
 inline constexpr int32_t kCpu = 1;
 inline constexpr uint8_t kFloat = 2;
@@ -19,6 +20,13 @@ struct Tensor {
   int64_t* shape;    // (ndim,), the tensor's own
   int64_t* strides;  // (ndim,) in elements, the tensor's own
   uint64_t byte_offset;
+};
+
+// What a "dltensor" capsule holds
+struct Managed {
+  Tensor tensor;
+  void* context;
+  void (*deleter)(Managed*);
 };
 
 struct ExchangeApi {

@@ -65,20 +65,21 @@ class InputSide {
 // dx, dw_x, dbias and dw_hh of the rows of a chunk, from dxg.
 template <class R>
 class ChunkProducts {
+  using Block = GemmBlock<R>;
+
  public:
   ChunkProducts(const Shape& shape, const Steps& steps, const Products<R>& products, int64_t most_rows)
       : s(shape),
         steps_(steps),
         p(products),
         W(4 * shape.H),
-        w_(p.dx ? GemmBlock<R>::packed_size(p.I, W) : 0),
-        x_(p.dw_x && p.V == 0 ? GemmBlock<R>::packed_size(p.I, most_rows) : 0),
-        h_(p.dw_hh ? GemmBlock<R>::packed_size(s.P, most_rows) : 0) {}
+        w_(p.dx ? Block::packed_size(p.I, W) : 0),
+        x_(p.dw_x && p.V == 0 ? Block::packed_size(p.I, most_rows) : 0),
+        h_(p.dw_hh ? Block::packed_size(s.P, most_rows) : 0) {}
 
   // Before the first chunk
   void pack(int i, int threads) {
-    if (p.dx)
-      GemmBlock<R>::pack(input_gradient({0, 0}, nullptr), share(GemmBlock<R>::panels(p.I), i, threads), w_.get());
+    if (p.dx) Block::pack(input_gradient({0, 0}, nullptr), share(Block::panels(p.I), i, threads), w_.get());
     const Range columns = share(W, i, threads);
     if (p.dbias) clear(p.dbias, columns);
     if (p.dw_x && p.V > 0)
@@ -92,28 +93,22 @@ class ChunkProducts {
   void run(const Chunk& chunk, Range times, const R* dxg, int i, int threads, Barrier& barrier) {
     const Range rows = chunk.rows;
     if (x_.get()) {
-      const Gemm<R> g = weight_gradient(chunk, dxg, p.dw_x, p.x + rows.from * p.I, p.I);
-      GemmBlock<R>::pack(g, share(GemmBlock<R>::panels(p.I), i, threads), x_.get());
+      const Gemm<R> g{nullptr, nullptr, p.x + rows.from * p.I, 0, p.I, rows.to - rows.from, 0, 0, 0, p.I, 1, false, 1};
+      Block::pack(g, share(Block::panels(p.I), i, threads), x_.get());
     }
-    if (h_.get()) pack_previous(rows, times, share(GemmBlock<R>::panels(s.P), i, threads));
+    if (h_.get()) pack_previous(rows, times, share(Block::panels(s.P), i, threads));
     barrier.wait();
-    const Range mine = share_rows(W, i, threads, kMaxRows);
-    if (x_.get()) GemmBlock<R>::run_packed(weight_gradient(chunk, dxg, p.dw_x, nullptr, p.I), mine, x_.get());
-    if (h_.get()) GemmBlock<R>::run_packed(weight_gradient(chunk, dxg, p.dw_hh, nullptr, s.P), mine, h_.get());
+    weights(chunk, dxg, share_rows(W, i, threads, kMaxRows));
     if (p.dx) {
       const Range own = share_rows(rows.to - rows.from, i, threads, kMaxRows);
-      GemmBlock<R>::run_packed(input_gradient(rows, dxg), own, w_.get());
+      Block::run_packed(input_gradient(rows, dxg), own, w_.get());
     }
-    sums(rows, dxg, share_rows(W, i, threads, Vec<R>::width));
+    if (p.dw_x && p.V > 0) add_by_id(rows, dxg, share(W, i, threads));
   }
 
  private:
   static void clear(R* to, Range range) { std::memset(to + range.from, 0, size_t(range.to - range.from) * sizeof(R)); }
 
-  // dw (4H, width) += dxg^T @ b (rows, width)
-  Gemm<R> weight_gradient(const Chunk& chunk, const R* dxg, R* dw, const R* b, int64_t width) const {
-    return {dw, dxg, b, W, width, chunk.rows.to - chunk.rows.from, width, 1, W, width, 1, chunk.from > 0, 1};
-  }
   // dx (rows, I) = dxg @ w_x (4H, I)
   Gemm<R> input_gradient(Range rows, const R* dxg) const {
     return {
@@ -123,7 +118,7 @@ class ChunkProducts {
   // The h that each row read, packed as the right side of dw_hh: of the step before, h0, or zero after a reset
   void pack_previous(Range rows, Range times, Range which) {
     constexpr int units = Panel<R>::units;
-    const int64_t N = rows.to - rows.from, all = GemmBlock<R>::panels(s.P) * units;
+    const int64_t N = rows.to - rows.from, all = Block::panels(s.P) * units;
     std::vector<const R*> from(size_t(N), nullptr);
     for (int64_t t = times.from; t < times.to; ++t)
       for (int64_t b = 0; b < steps_.alive(t); ++b) {
@@ -146,25 +141,51 @@ class ChunkProducts {
     });
   }
 
-  // Sums over rows: of all (the bias), and by id (the table). Each thread owns columns.
-  void sums(Range rows, const R* dxg, Range columns) {
-    const int64_t N = rows.to - rows.from;
-    if (p.dbias)
-      for (int64_t k = columns.from; k < columns.to; k += Vec<R>::width) add_bias(N, dxg + k, k, columns.to - k);
-    if (p.dw_x && p.V > 0)
-      for (int64_t n = 0; n < N; ++n) add(p.dw_x + p.ids[rows.from + n] * W, dxg + n * W, columns);
-  }
-  // One register of columns: rows in groups, groups in a chunk, chunks. A plain sum of thousands of rows rounds too
-  // much.
-  void add_bias(int64_t N, const R* from, int64_t k, int64_t count) {
-    Vec<R> chunk(R(0));
-    for (int64_t n = 0; n < N; n += 32) {
-      Vec<R> group(R(0));
-      for (int64_t m = n; m < n + 32 && m < N; ++m) group += Vec<R>::load(from + m * W, count);
-      chunk += group;
+  // Of the columns of dxg that are `mine`: dw_x and dw_hh, by products with what `run` packed, and their sum, the bias.
+  // One pass over dxg does both where the packed sides of both fit into the second-level cache.
+  void weights(const Chunk& chunk, const R* dxg, Range mine) {
+    const int64_t bytes = (p.I + s.P) * kDepth<R> * int64_t(sizeof(R));
+    if (x_.get() && h_.get() && bytes > kBothSides) {
+      pass(chunk, dxg, mine, x_.get(), nullptr, p.dbias);
+      pass(chunk, dxg, mine, nullptr, h_.get(), nullptr);
+    } else {
+      pass(chunk, dxg, mine, x_.get(), h_.get(), p.dbias);
     }
-    (Vec<R>::load(p.dbias + k, count) + chunk).store(p.dbias + k, count);
   }
+  void pass(const Chunk& chunk, const R* dxg, Range mine, const R* x, const R* h, R* dbias) {
+    constexpr int64_t most = Block::kBlockRows;
+    const int64_t N = chunk.rows.to - chunk.rows.from, x_columns = Block::panels(p.I) * Panel<R>::units,
+                  h_columns = Block::panels(s.P) * Panel<R>::units;
+    Buffer<R> a(x || h ? kDepth<R> * most : 0);
+    for_pieces(0, N, kDepth<R>, [&](int64_t k, int depth) {
+      const bool add = chunk.from > 0 || k > 0;
+      for (int64_t m = mine.from; m < mine.to; m += most) {
+        const int64_t n = m + most < mine.to ? most : mine.to - m;
+        const R* from = dxg + k * W + m;
+        if (x || h) Block::pack_columns(from, W, n, depth, a.get());
+        if (x) Block::block(a.get(), n, depth, x + k * x_columns, p.I, p.dw_x + m * p.I, p.I, add);
+        if (h) Block::block(a.get(), n, depth, h + k * h_columns, s.P, p.dw_hh + m * s.P, s.P, add);
+        if (dbias) add_bias(from, depth, n, dbias + m);
+      }
+    });
+  }
+  // to[u] += from[n * W + u] over all n: rows in groups, then groups. A plain sum of thousands of rows rounds too much.
+  void add_bias(const R* from, int64_t N, int64_t count, R* to) {
+    constexpr int width = Vec<R>::width;
+    for (int64_t u = 0; u < count; u += width) {
+      Vec<R> all(R(0));
+      for (int64_t n = 0; n < N; n += 32) {
+        Vec<R> group(R(0));
+        for (int64_t m = n; m < n + 32 && m < N; ++m) group += Vec<R>::load(from + m * W + u, count - u);
+        all += group;
+      }
+      (Vec<R>::load(to + u, count - u) + all).store(to + u, count - u);
+    }
+  }
+  void add_by_id(Range rows, const R* dxg, Range columns) {
+    for (int64_t n = 0; n < rows.to - rows.from; ++n) add(p.dw_x + p.ids[rows.from + n] * W, dxg + n * W, columns);
+  }
+  static constexpr int64_t kBothSides = 640 << 10;
   static void add(R* to, const R* from, Range columns) {
     for (int64_t k = columns.from; k < columns.to; ++k) to[k] += from[k];
   }

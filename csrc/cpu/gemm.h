@@ -16,7 +16,6 @@ using fastlstm::cpu::Gemm;
 template <class R>
 class GemmBlock {
   static constexpr int units = Panel<R>::units, width = Vec<R>::width, vectors = Panel<R>::vectors, rows = kMaxRows;
-  static constexpr int64_t kBlockRows = 16 * rows;      // of A, kept in the second-level cache
   static constexpr int64_t kBlockColumns = 16 * units;  // of B, packed together
 
  public:
@@ -40,6 +39,29 @@ class GemmBlock {
     for_pieces(0, g.K, kDepth<R>, [&](int64_t k, int depth) {
       slab(g, m, {0, g.N}, k, depth, a.get(), packed + k * panels(g.N) * units, false);
     });
+  }
+
+  // What follows is for whoever packs A as well: blocks of kBlockRows rows of A, of which `pack_columns` packs one
+  // where rows lie side by side (A is a matrix read by its columns), and `block` multiplies it.
+  static constexpr int64_t kBlockRows = 16 * rows;  // kept in the second-level cache
+  static void pack_columns(const R* from, int64_t stride, int64_t n, int64_t depth, R* to) {
+    const int64_t whole = n / rows * rows;
+    for (int64_t k = 0; k < depth; ++k) {  // along memory; each tile of A is written along memory too
+      const R* at = from + k * stride;
+      for (int64_t m = 0; m < whole; m += rows) std::memcpy(to + m * depth + k * rows, at + m, rows * sizeof(R));
+    }
+    if (whole == n) return;
+    R* last = to + whole * depth;
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t m = 0; m < rows; ++m) last[k * rows + m] = whole + m < n ? from[k * stride + whole + m] : R(0);
+  }
+  // c (m, N) = a block of A times the panels, or added to it
+  static void block(const R* a, int64_t m, int64_t depth, const R* panels_of_b, int64_t N, R* c, int64_t ldc,
+                    bool add) {
+    for (int64_t j = 0; j < N; j += units)
+      for (int64_t r = 0; r < m; r += rows)
+        tile<true>(a + r * depth, 0, panels_of_b + j * depth, depth, c + r * ldc + j, ldc,
+                   int(m - r < rows ? m - r : rows), N - j < units ? N - j : units, add);
   }
 
   // The product for the rectangle [m.from, m.to) x [n.from, n.to) of C.
@@ -67,8 +89,11 @@ class GemmBlock {
       const Range block{i, i + kBlockRows < m.to ? i + kBlockRows : m.to};
       // Rows of A that lie contiguous in k are read where they are; the last few, and columns, are packed.
       const int64_t direct = g.a_column == 1 ? (block.to - block.from) / rows * rows : 0;
-      for (int64_t r = block.from + direct; r < block.to; r += rows)
-        pack_a(g, r, block.to - r < rows ? block.to - r : rows, k, depth, a + (r - block.from) * depth);
+      if (g.a_row == 1 && g.a_column != 1)
+        pack_columns(g.a + i + k * g.a_column, g.a_column, block.to - i, depth, a);
+      else
+        for (int64_t r = block.from + direct; r < block.to; r += rows)
+          pack_a(g, r, block.to - r < rows ? block.to - r : rows, k, depth, a + (r - block.from) * depth);
       for (int64_t j = n.from; j < n.to; j += units) {
         const int64_t count = n.to - j < units ? n.to - j : units;
         R* panel = b + (j - n.from) * depth;
@@ -89,10 +114,6 @@ class GemmBlock {
   static void pack_a(const Gemm<R>& g, int64_t r, int64_t n, int64_t k0, int depth, R* to) {
     if (n < rows) std::memset(to, 0, size_t(depth * rows) * sizeof(R));
     const R* from = g.a + r * g.a_row + k0 * g.a_column;
-    if (g.a_row == 1 && n == rows) {
-      for (int64_t k = 0; k < depth; ++k) std::memcpy(to + k * rows, from + k * g.a_column, rows * sizeof(R));
-      return;
-    }
     for (int64_t m = 0; m < n; ++m)
       for (int64_t k = 0; k < depth; ++k) to[k * rows + m] = from[m * g.a_row + k * g.a_column];
   }

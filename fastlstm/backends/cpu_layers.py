@@ -8,6 +8,7 @@ way: `fastlstm.layers.run` over the saved inputs.
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -68,6 +69,16 @@ def _addresses(k: int, *tensors: Tensor | None) -> list[int]:
     return [0 if v is None else v.data_ptr() + k * v.stride(0) * v.element_size() for v in tensors]
 
 
+_LARGE = 4 << 20  # scalars from which arrays are kept for the next step (csrc/arrays.cpp)
+
+
+def _kept(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An array for backward, not initialised."""
+    if math.prod(shape) < _LARGE:
+        return torch.empty(shape, dtype=dtype)
+    return torch.utils.dlpack.from_dlpack(native.load().array(shape, dtype == torch.float64))
+
+
 def forward(layout: Layout, source: Tensor, h0: Tensor, c0: Tensor, weights: tuple, keep: bool) -> tuple:
     """Output, h_n, c_n, and what backward reads: the input of each later layer; h, c and gates of each direction.
 
@@ -96,8 +107,8 @@ def _direction(layout: Layout, k: int, x: Tensor, states: list[int], weights: tu
     ids = layout.tokens and k < layout.directions
     rows = x.shape if ids else x.shape[:-1]
     h = torch.empty((*rows, layout.P), dtype=dtype)
-    c = torch.empty((*rows, H), dtype=dtype) if keep else None
-    gates = torch.empty((*rows, 4 * H), dtype=dtype) if keep else None
+    c = _kept((*rows, H), dtype) if keep else None
+    gates = _kept((*rows, 4 * H), dtype) if keep else None
     bias = rest[0] + rest[1] if layout.bias and not ids else None
     w_hr = rest[-1] if layout.projected else None
     h_n, c_n, h0, c0 = states

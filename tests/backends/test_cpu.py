@@ -123,11 +123,11 @@ def test_forward_from_several_python_threads() -> None:
 def test_fork_after_use_does_not_hang() -> None:
     args = _layer(20, 64, 128)
     expected = cpu.forward(*args)[0]
+    made = [torch.empty_like(expected), torch.empty(64, 128), torch.empty(64, 128), torch.zeros(20, 64, 512)]
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        # the plain kernel call: torch's own products may hang after a fork
-        made = [torch.empty_like(expected), torch.empty(64, 128), torch.empty(64, 128), torch.zeros(20, 64, 512)]
+        # the plain kernel call: torch's own operations, even torch.zeros, may hang after a fork
         h, h_n, c_n, xg = (v.data_ptr() for v in made)
         w_hh, h0, c0 = (args[k].data_ptr() for k in (4, 6, 7))
         pointers = [h, 0, 0, h_n, c_n, xg, 0, 0, w_hh, 0, h0, c0, 0, 0]
