@@ -40,22 +40,25 @@ TAILS = [
 ]
 
 
-def _affordable(case: cases.Case) -> cases.Case:
-    """The case with rows enough for one draw where it is long, or with three steps where it is one row of one unit."""
+def _affordable(case: cases.Case, longest: int = 65) -> cases.Case:
+    """The case with rows enough for one draw where it is long, or with three steps where it is one row of one unit.
+
+    longest: the most steps that are left of a long case.
+    """
     if case.T * len(judge.draws(case)) <= 65 or case.B == 0:
         return case
-    B, T = (16, case.T) if case.T > 7 else (case.B, 3)
+    B, T = (16, min(case.T, longest)) if case.T > 7 else (case.B, 3)
     lengths = tuple(1 + (5 * b + T - 1) % T for b in range(B)) if case.packed else ()
     return replace(case, id=f"T{T}B{B}{case.id[case.id.index('I') :]}", T=T, B=B, lengths=lengths)
 
 
 SHORT = [*TAILS, *map(_affordable, cases.SHORT)]
-FULL = [_affordable(case) for case in cases.FULL]
+FULL = [_affordable(case, 17) for case in cases.FULL]
 
 
 def test_stand_ins_keep_what_a_case_crosses() -> None:
-    assert max(case.T * len(judge.draws(case)) for case in FULL if case.B) <= 65
-    assert max(max(case.lengths, default=case.T) for case in FULL) == 65
+    assert max(case.T * len(judge.draws(case)) for case in SHORT + FULL if case.B) <= 65
+    assert (max(case.T for case in SHORT), max(case.T for case in FULL)) == (65, 17)
     for before, after in zip(cases.FULL, FULL, strict=True):
         assert replace(after, id=before.id, T=before.T, B=before.B, lengths=before.lengths) == before
         assert (max(after.lengths, default=after.T), len(after.lengths)) == (after.T, after.B if before.packed else 0)
