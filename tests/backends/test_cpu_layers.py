@@ -24,7 +24,9 @@ def _array(shape: tuple[int, ...], double: bool = False) -> Tensor:
 def test_a_freed_array_is_used_again(double: bool) -> None:
     shape = (3, 7, 129)
     first = _array(shape, double)
-    assert first.shape == shape and first.is_contiguous() and first.dtype == (torch.float64 if double else torch.float32)
+    assert first.shape == shape
+    assert first.is_contiguous()
+    assert first.dtype == (torch.float64 if double else torch.float32)
     first.fill_(1)
     place, before = first.data_ptr(), native.load().waiting_bytes()
     del first
