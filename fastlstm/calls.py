@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fastlstm import dispatch
 from fastlstm.backends.common import cell_type, spec_of
@@ -58,6 +58,35 @@ def takes_torch(
     return dispatch.prefers_torch(
         spec_of(x, None, weights[0], weights[1], w_hr, hx[0][0], batch_sizes, None, False, save)
     )
+
+
+def fx_node(lstm: LSTM, input: fx.Proxy, hx: object, *options: object) -> fx.Proxy | None:
+    """One node for the whole module, as torch.fx makes for the modules of torch.nn; None where it is traced itself."""
+    path = input.tracer.path_of_module(lstm)
+    given = dict(zip(("reset", "return_cell_states", "return_gates"), options, strict=True))
+    kwargs = {name: value for name, value in given.items() if value is not None}
+    args = (input,) if hx is None else (input, hx)
+    return input.tracer.create_proxy("call_module", path, args, kwargs) if path else None
+
+
+def have_own_functions(weights: list[Tensor]) -> bool:
+    """Whether a weight is of a class that answers torch's functions itself: it is given nn.LSTM's own, which it may know.
+
+    torch.nn.utils' per-sample gradients ("expanded weights") are; they know no other way to use a weight, or to ask for
+    its size.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return any(type(w) not in _USUAL and _has_own_functions(type(w)) for w in weights)
+
+
+_USUAL = (Tensor, torch.nn.Parameter, type(None))
+
+
+def _has_own_functions(kind: type[Tensor]) -> bool:
+    function = kind.__torch_function__
+    inherited = getattr(function, "__func__", None) is Tensor.__torch_function__.__func__
+    return not inherited and function is not torch._C._disabled_torch_function_impl
 
 
 def is_state(hx: object) -> bool:

@@ -6,11 +6,18 @@ FASTLSTM_ISA=baseline|avx2|avx512 limits the instruction set.
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import lru_cache
 from types import ModuleType
 
 import torch  # noqa: F401  (first: see above)
+
+# what the package calls; a module without one of them was built from older sources (tests/test_native.py holds the list)
+_NAMES = (
+    *("backward", "decode", "forward", "gemm", "isa", "isa_names", "pack", "plan", "set_isa", "set_up_short_call"),
+    *("short_call", "stream", "sum_by_id"),
+)
 
 
 @lru_cache(maxsize=1)
@@ -22,6 +29,14 @@ def _attempt() -> tuple[ModuleType | None, str | None]:
             None,
             f"the native module is not there ({error}); reinstall fastlstm with a C++17 compiler at hand",
         )
+    missing = [name for name in _NAMES if not hasattr(_C, name)]
+    if missing:
+        reason = (
+            f"the native module {_C.__file__} is older than the package (it has no {', '.join(missing)}) and is not used; "
+            "build it again: pip install -e . in the checkout"
+        )
+        logging.getLogger("fastlstm").warning(reason)  # once: everything runs without it, slowly
+        return None, reason
     wanted = os.environ.get("FASTLSTM_ISA")
     if wanted:
         if wanted not in _C.isa_names():

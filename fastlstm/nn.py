@@ -14,7 +14,7 @@ from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import calls, direct, layers, quick
@@ -114,30 +114,14 @@ class LSTM(nn.RNNBase):
             found = None if extra else quick.run(self, input, hx) or self._directly(input, hx)
             if found is not None:
                 return found
+            if isinstance(input, fx.Proxy):
+                node = calls.fx_node(self, input, hx, reset, return_cell_states, return_gates)
+                if node is not None:
+                    return node
             self._update_flat_weights()
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, reset, cells, gates)
-        if input.dim() not in (2, 3):
-            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        batched = input.dim() == 3
-        batch_dim = 0 if self.batch_first else 1
-        x = input if batched else input.unsqueeze(batch_dim)
-        hx = self._state(x, hx, x.size(batch_dim), batched)
-        self.check_forward_args(x, hx, None)
-        weights = self._weights()
-        calls.check_weights(self, weights)
-        x, hx, weights = calls.autocast(x, hx, weights)
-        if calls.takes_torch(self, x, None, hx, weights, extra):
-            out, h_n, c_n = layers.whole(self, x, None, hx, weights)
-            found = layers.Results(out, h_n, c_n, [], [])
-        else:
-            mask = calls.reset_mask(reset, input.shape[:-1])
-            if mask is not None:
-                mask = self._time_first(mask if batched else mask.unsqueeze(batch_dim))
-            rows = Rows(self._time_first(x))
-            found = layers.run(self, rows, hx, weights, reset=mask, cells=cells, gates=gates)
-            found = found.shaped(self._time_first)
-        return found.as_returned(cells, gates) if batched else found.without_batch(batch_dim).as_returned(cells, gates)
+        return self._forward_dense(input, hx, reset, cells, gates)
 
     def _directly(self, input: Tensor | PackedSequence, hx: State | None) -> tuple | None:
         """What forward returns, by the direct way; None where that does not apply."""
@@ -152,22 +136,49 @@ class LSTM(nn.RNNBase):
         found = direct.run(self, self._time_first(input), Order(), hx)
         return None if found is None else (self._time_first(found[0]), found[1:])
 
+    def _forward_dense(self, input: Tensor, hx: State | None, reset: Tensor | None, cells: bool, gates: bool) -> tuple:
+        if input.dim() not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batched = input.dim() == 3
+        batch_dim = 0 if self.batch_first else 1
+        x = input if batched else input.unsqueeze(batch_dim)
+        hx = self._state(x, hx, x.size(batch_dim), batched)
+        self.check_forward_args(x, hx, None)
+        weights, extra = self._weights(), reset is not None or cells or gates
+        own = not extra and calls.have_own_functions(weights)
+        if not own:
+            calls.check_weights(self, weights)
+            x, hx, weights = calls.autocast(x, hx, weights)
+        if own or calls.takes_torch(self, x, None, hx, weights, extra):
+            out, h_n, c_n = layers.whole(self, x, None, hx, weights)
+            found = layers.Results(out, h_n, c_n, [], [])
+        else:
+            mask = calls.reset_mask(reset, input.shape[:-1])
+            if mask is not None:
+                mask = self._time_first(mask if batched else mask.unsqueeze(batch_dim))
+            rows = Rows(self._time_first(x))
+            found = layers.run(self, rows, hx, weights, reset=mask, cells=cells, gates=gates)
+            found = found.shaped(self._time_first)
+        return found.as_returned(cells, gates) if batched else found.without_batch(batch_dim).as_returned(cells, gates)
+
     def _forward_packed(
         self, input: PackedSequence, hx: State | None, reset: Tensor | PackedSequence | None, cells: bool, gates: bool
     ):
         x, batch_sizes, order, back = input
-        if hx is None:
-            hx = self._state(x, None, batch_sizes[0], True)
+        if hx is None:  # the order of unsorted sequences tells B without reading a number: torch.compile needs that
+            hx = self._state(x, None, batch_sizes[0] if order is None else order.shape[0], True)
         else:
             checked = calls.is_state(hx) and not torch.compiler.is_compiling()
             if checked and hx[0].dim() == 3 and hx[0].shape[1] != int(batch_sizes[0]):
                 expected = self.get_expected_hidden_size(x, batch_sizes)  # nn.LSTM returns memory that nobody wrote
                 self.check_hidden_size(hx[0], expected, "Expected hidden[0] size {}, got {}")
             hx = self.permute_hidden(hx, order)
-        weights = self._weights()
-        calls.check_weights(self, weights)
-        x, hx, weights = calls.autocast(x, hx, weights, packed=True)
-        if calls.takes_torch(self, x, batch_sizes, hx, weights, reset is not None or cells or gates):
+        weights, extra = self._weights(), reset is not None or cells or gates
+        own = not extra and calls.have_own_functions(weights)
+        if not own:
+            calls.check_weights(self, weights)
+            x, hx, weights = calls.autocast(x, hx, weights, packed=True)
+        if own or calls.takes_torch(self, x, batch_sizes, hx, weights, extra):
             out, h_n, c_n = layers.whole(self, x, batch_sizes, hx, weights)
             found = layers.Results(out, h_n, c_n, [], [])
         else:

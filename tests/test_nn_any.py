@@ -5,36 +5,9 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from pairs import leaves, pair, results
+from torch import Tensor
 from torch.nn.utils import rnn
-
-import fastlstm
-
-
-def _pair(*args: object, **kwargs: object) -> tuple[nn.LSTM, fastlstm.LSTM]:
-    theirs = nn.LSTM(*args, **kwargs)
-    mine = fastlstm.LSTM(*args, **kwargs)
-    mine.load_state_dict(theirs.state_dict())
-    return theirs, mine
-
-
-def _leaves(value: object) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, rnn.PackedSequence):
-        return [value.data]
-    return [leaf for item in value for leaf in _leaves(item)]
-
-
-def _results(lstm: nn.Module, x: object, hx: object = None) -> list[Tensor]:
-    """Everything that comes out, then every gradient that goes in."""
-    leaves = [v for v in (*_leaves(x), *_leaves(hx or ())) if v.requires_grad]
-    for v in (*leaves, *lstm.parameters()):
-        v.grad = None
-    found = _leaves(lstm(x, hx))
-    weights = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape) for y in found]
-    torch.autograd.backward(found, weights)
-    return [y.detach() for y in found] + [v.grad for v in (*leaves, *lstm.parameters())]
 
 
 def _strided(draw: st.DrawFn, value: Tensor) -> Tensor:
@@ -82,12 +55,12 @@ def _calls(draw: st.DrawFn) -> tuple:
 @given(_calls(), st.randoms(use_true_random=False))
 def test_anything_that_nn_lstm_takes(call: tuple, random) -> None:
     options, x, hx, wanted = call
-    theirs, mine = _pair(**options)
+    theirs, mine = pair(**options)
     if random.random() < 0.5:  # weights that lie otherwise
         for lstm in (theirs, mine):
             for p in lstm.parameters():
                 p.data = torch.stack([p.data, p.data], -1)[..., 0]
     if wanted:
-        torch.testing.assert_close(_results(mine, x, hx), _results(theirs, x, hx), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(results(mine, x, hx), results(theirs, x, hx), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(_leaves(mine(x, hx)), _leaves(theirs(x, hx)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(leaves(mine(x, hx)), leaves(theirs(x, hx)), rtol=1e-4, atol=1e-5)

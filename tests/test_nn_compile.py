@@ -146,6 +146,20 @@ def test_packed_input_is_one_graph_too(given: bool) -> None:
     torch.testing.assert_close(whole(packed, hx)[0].data, lstm(packed, hx)[0].data)
 
 
+def test_unsorted_packed_input_trains_in_one_graph() -> None:
+    """The order of the sequences tells how many they are, so no number is read from a tensor while tracing."""
+    lstm = fastlstm.LSTM(3, 5, 2)
+    compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
+    for lengths in ([2, 6, 1], [4, 6, 3]):
+        packed, found = pack_padded_sequence(torch.randn(6, 3, 3), lengths, enforce_sorted=False), []
+        for run in (compiled, lstm):
+            lstm.zero_grad()
+            out, (h, c) = run(packed)
+            (out.data.square().sum() + h.sum() + c.cos().sum()).backward()
+            found.append([out.data.detach(), h.detach(), c.detach(), *(p.grad.clone() for p in lstm.parameters())])
+        torch.testing.assert_close(found[0], found[1])
+
+
 def test_a_model_around_it_is_one_graph() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from pairs import pair
 from torch import nn
 from torch.nn.modules.rnn import LSTM as TORCH_LSTM
 from torch.nn.utils import rnn
@@ -16,12 +17,6 @@ import fastlstm
 @pytest.fixture(autouse=True)
 def _in_force(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn, "LSTM", fastlstm.LSTM)
-
-
-def _pair(*args: object, **kwargs: object) -> tuple[nn.RNNBase, fastlstm.LSTM]:
-    theirs, mine = TORCH_LSTM(*args, **kwargs), nn.LSTM(*args, **kwargs)
-    mine.load_state_dict(theirs.state_dict())
-    return theirs, mine
 
 
 @pytest.mark.parametrize("proj", [0, 2])
@@ -44,7 +39,7 @@ def _pair(*args: object, **kwargs: object) -> tuple[nn.RNNBase, fastlstm.LSTM]:
 )
 def test_wrong_shapes(x: tuple, h: tuple, c: tuple, gradients: bool, proj: int) -> None:
     """The same error, word for word, with gradients and without."""
-    theirs, mine = _pair(3, 5, 2, proj_size=proj)
+    theirs, mine = pair(3, 5, 2, proj_size=proj)
     h = tuple(n or (proj or 5) for n in h)
     with torch.set_grad_enabled(gradients):
         messages = []
@@ -57,7 +52,7 @@ def test_wrong_shapes(x: tuple, h: tuple, c: tuple, gradients: bool, proj: int) 
 
 @pytest.mark.parametrize("gradients", [True, False])
 def test_other_wrong_arguments(gradients: bool) -> None:
-    theirs, mine = _pair(3, 5)
+    theirs, mine = pair(3, 5)
     batch, bad_type = torch.randn(2, 4, 3), torch.randn(2, 4, 3).double()
     state = torch.randn(1, 4, 5)
     for given in (
@@ -77,7 +72,7 @@ def test_other_wrong_arguments(gradients: bool) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_is_no_state(packed: bool) -> None:
-    theirs, mine = _pair(3, 5)
+    theirs, mine = pair(3, 5)
     x = rnn.pack_sequence([torch.randn(2, 3)]) if packed else torch.randn(2, 1, 3)
     h = torch.zeros(1, 1, 5)
     for hx in (h, [h], (h, h, h), (), (h, None), (None, h), 5, "ab", {0: h, 1: h}, (h.double(), h), (h[0], h[0])):

@@ -8,6 +8,7 @@ import warnings
 import judge
 import pytest
 import torch
+from pairs import leaves, pair, results
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils import parametrize, rnn
@@ -16,41 +17,15 @@ from torch.utils.checkpoint import checkpoint
 import fastlstm
 
 
-def _pair(*args: object, **kwargs: object) -> tuple[nn.LSTM, fastlstm.LSTM]:
-    theirs = nn.LSTM(*args, **kwargs)
-    mine = fastlstm.LSTM(*args, **kwargs)
-    mine.load_state_dict(theirs.state_dict())
-    return theirs, mine
-
-
-def _leaves(value: object) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, rnn.PackedSequence):
-        return [value.data]
-    return [leaf for item in value for leaf in _leaves(item)]
-
-
-def _results(lstm: nn.Module, x: object, hx: object = None) -> list[Tensor]:
-    """Everything that comes out, then every gradient that goes in."""
-    leaves = [v for v in (*_leaves(x), *_leaves(hx or ())) if v.requires_grad]
-    for v in (*leaves, *lstm.parameters()):
-        v.grad = None
-    found = _leaves(lstm(x, hx))
-    weights = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape) for y in found]
-    torch.autograd.backward(found, weights)
-    return [y.detach() for y in found] + [v.grad for v in (*leaves, *lstm.parameters())]
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 3}], ids=str)
 def test_types_by_the_rule_of_accuracy(options: dict, dtype: torch.dtype) -> None:
-    exact, mine = _pair(3, 5, **options)
+    exact, mine = pair(3, 5, **options)
     theirs = copy.deepcopy(exact).to(dtype)
     mine = mine.to(dtype)
     exact = copy.deepcopy(theirs).double()  # of the rounded weights
     x = torch.randn(6, 4, 3).to(dtype)
-    found, other, true = (_results(m, v) for m, v in ((mine, x), (theirs, x), (exact, x.double())))
+    found, other, true = (results(m, v) for m, v in ((mine, x), (theirs, x), (exact, x.double())))
     for a, b, c in zip(found, true, other, strict=True):
         assert a.dtype == dtype
         if dtype == torch.float64:
@@ -64,7 +39,7 @@ def test_conversions_there_and_back() -> None:
     expected = lstm(x)[0]
     for change, dtype in ((lstm.half, torch.float16), (lstm.bfloat16, torch.bfloat16), (lstm.double, torch.float64)):
         assert {p.dtype for p in change().parameters()} == {dtype}
-        assert {v.dtype for v in _leaves(lstm(x.to(dtype)))} == {dtype}
+        assert {v.dtype for v in leaves(lstm(x.to(dtype)))} == {dtype}
         assert all(w is getattr(lstm, n) for n, w in zip(lstm._flat_weights_names, lstm._flat_weights, strict=True))
     torch.testing.assert_close(lstm.float()(x)[0], expected, rtol=0.1, atol=0.05)
 
@@ -81,11 +56,11 @@ def test_a_half_module_takes_the_float32_cell_state_back() -> None:
 def test_autocast(packed: bool) -> None:
     """Types as nn.LSTM's, which leaves float64 and, on the CPU, packed input alone; gradients in the parameters' type."""
     for kind in (torch.float32, torch.float64):
-        theirs, mine = _pair(3, 5, 2, dtype=kind)
+        theirs, mine = pair(3, 5, 2, dtype=kind)
         x = torch.randn(6, 4, 3, dtype=kind)
         x = rnn.pack_padded_sequence(x, [6, 4, 4, 1]) if packed else x
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found, expected = _leaves(mine(x)), _leaves(theirs(x))
+            found, expected = leaves(mine(x)), leaves(theirs(x))
         assert [v.dtype for v in found] == [v.dtype for v in expected]
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
         sum(v.float().sum() for v in found).backward()
@@ -118,6 +93,22 @@ def test_functional_call_and_per_sample_gradients() -> None:
     torch.testing.assert_close({n: g[2] for n, g in per_sample.items()}, {n: g.detach() for n, g in one.items()})
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_per_sample_gradients_by_torch_s_own_api(packed: bool) -> None:
+    """Its weights are of a class that knows nn.LSTM's functions alone."""
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    x, found = torch.randn(3, 5, 2, dtype=torch.float64), []
+    if packed:
+        x = rnn.pack_padded_sequence(x, [5, 4, 2], batch_first=True)
+    for lstm in pair(2, 4, 2, batch_first=True, bidirectional=True, dtype=torch.float64):
+        out = leaves(call_for_per_sample_grads(lstm, loss_reduction="sum", batch_size=3)(x))[0]
+        out.square().sum().backward()
+        found.append([out.detach(), *(p.grad_sample for p in lstm.parameters())])
+    assert found[0][1].shape == (3, 16, 2)
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_vmap_over_an_ensemble_of_weights_and_jvp() -> None:
     models = [fastlstm.LSTM(3, 4, 2, batch_first=True, dtype=torch.float64) for _ in range(3)]
     stacked, _ = torch.func.stack_module_state(models)
@@ -134,7 +125,7 @@ def test_vmap_over_an_ensemble_of_weights_and_jvp() -> None:
 
 
 def test_checkpoint() -> None:
-    theirs, mine = _pair(3, 5, 2, dropout=0.5)
+    theirs, mine = pair(3, 5, 2, dropout=0.5)
 
     class Again(nn.Module):
         def __init__(self, lstm: nn.Module) -> None:
@@ -147,7 +138,7 @@ def test_checkpoint() -> None:
     x, found = torch.randn(6, 4, 3, requires_grad=True), []
     for lstm in (mine, Again(mine), Again(theirs)):
         torch.manual_seed(3)
-        found.append(_results(lstm, x))
+        found.append(results(lstm, x))
     torch.testing.assert_close(found[1], found[0])
     torch.testing.assert_close(found[1], found[2])
 
@@ -182,7 +173,7 @@ def test_hooks_see_what_they_see_of_nn_lstm() -> None:
             lstm(x)
         return calls, x.grad, lstm.weight_ih_l0.grad
 
-    seen = [watched(lstm) for lstm in _pair(3, 5)]
+    seen = [watched(lstm) for lstm in pair(3, 5)]
     torch.testing.assert_close(seen[1][1:], seen[0][1:])
     for a, b in zip(seen[1][0], seen[0][0], strict=True):
         assert a[0] == b[0]
@@ -196,16 +187,16 @@ class Doubled(nn.Module):
 
 def test_parametrised_weights() -> None:
     found, x = [], torch.randn(6, 4, 3)
-    for lstm in _pair(3, 5, 2):
+    for lstm in pair(3, 5, 2):
         nn.utils.parametrizations.weight_norm(lstm, "weight_hh_l0")
         parametrize.register_parametrization(lstm, "weight_ih_l1", Doubled())
-        found.append(_results(lstm, x))
+        found.append(results(lstm, x))
         with parametrize.cached():
-            found.append(_results(lstm, x)[:1])
+            found.append(results(lstm, x)[:1])
         with torch.no_grad():
-            found.append(_leaves(lstm(torch.ones(1, 1, 3))))
+            found.append(leaves(lstm(torch.ones(1, 1, 3))))
         parametrize.remove_parametrizations(lstm, "weight_hh_l0")
-        found.append(_results(lstm, x)[:1])
+        found.append(results(lstm, x)[:1])
     assert type(lstm) is not fastlstm.LSTM
     torch.testing.assert_close(found[4:], found[:4])
 
@@ -240,10 +231,36 @@ def test_fake_tensors() -> None:
             out.sum().backward()
 
 
+def test_one_node_in_a_graph_of_torch_fx() -> None:
+    """As a module of torch.nn is; its own forward is not traced, and cannot be."""
+
+    class Model(nn.Module):
+        def __init__(self, lstm: nn.Module) -> None:
+            super().__init__()
+            self.lstm, self.head = lstm, nn.Linear(5, 2)
+
+        def forward(self, x: Tensor, hx: object = None) -> tuple[Tensor, Tensor]:
+            out, state = self.lstm(x, hx)
+            return self.head(out), state[1]
+
+    x, hx, made = torch.randn(4, 2, 3), (torch.randn(1, 2, 5), torch.randn(1, 2, 5)), []
+    for lstm in pair(3, 5):
+        model = Model(lstm)
+        graph = torch.fx.symbolic_trace(model)
+        made.append([(node.op, str(node.target), str(node.args)) for node in graph.graph.nodes])
+        for given in (None, hx):
+            torch.testing.assert_close(graph(x, given), model(x, given))
+        with pytest.raises(torch.fx.proxy.TraceError):
+            torch.fx.symbolic_trace(lstm)
+    assert made[0] == made[1]
+    options = nn.Sequential(fastlstm.LSTM(3, 5, return_cell_states=True))
+    assert len(torch.fx.symbolic_trace(options)(x)) == 3
+
+
 def test_a_replica_as_data_parallel_makes_it() -> None:
     """Its parameters are plain tensors that lead back to those of the module."""
     found, x = [], torch.randn(6, 4, 3)
-    for lstm in _pair(3, 5, 2):
+    for lstm in pair(3, 5, 2):
         replica = lstm._replicate_for_data_parallel()
         for name, p in lstm.named_parameters():
             setattr(replica, name, p * 1)

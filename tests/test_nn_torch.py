@@ -13,6 +13,7 @@ import warnings
 
 import pytest
 import torch
+from pairs import pair
 from torch import nn
 from torch.nn.modules.rnn import LSTM as TORCH_LSTM
 from torch.nn.utils import prune
@@ -24,12 +25,6 @@ import fastlstm
 def _in_force(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn, "LSTM", fastlstm.LSTM)
     assert nn.LSTM is fastlstm.LSTM
-
-
-def _pair(*args: object, **kwargs: object) -> tuple[nn.RNNBase, fastlstm.LSTM]:
-    theirs, mine = TORCH_LSTM(*args, **kwargs), nn.LSTM(*args, **kwargs)
-    mine.load_state_dict(theirs.state_dict())
-    return theirs, mine
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "proj_size": 3}, {"bias": False}])
@@ -56,7 +51,7 @@ def test_initial_draws_names_and_order(options: dict) -> None:
 
 
 def test_every_public_name_of_nn_lstm_is_there() -> None:
-    theirs, mine = _pair(3, 5)
+    theirs, mine = pair(3, 5)
     assert [n for n in dir(theirs) if not n.startswith("__") and not hasattr(mine, n)] == []
     for name in ("check_forward_args", "permute_hidden", "get_expected_cell_size", "check_input", "check_hidden_size"):
         mine_takes = list(inspect.signature(getattr(mine, name)).parameters)
@@ -121,7 +116,7 @@ def test_a_weight_deleted_moved_and_given_back() -> None:
 
 @pytest.mark.parametrize("proj", [0, 10])
 def test_tied_weights_stay_tied(proj: int) -> None:
-    theirs, mine = _pair(10, 20, batch_first=True, bidirectional=True, proj_size=proj)
+    theirs, mine = pair(10, 20, batch_first=True, bidirectional=True, proj_size=proj)
     x, after = torch.randn(5, 4, 10), []
     for lstm in (theirs, mine):
         lstm.bias_ih_l0_reverse = lstm.bias_ih_l0
@@ -152,7 +147,7 @@ def test_gradgradcheck(bias: bool, x_grad: bool) -> None:
 
 
 def test_double_backward_in_float32() -> None:
-    theirs, mine = _pair(2, 3)
+    theirs, mine = pair(2, 3)
     x, found = torch.randn(4, 5, 2), []
     for lstm in (theirs, mine):
         given = x.clone().requires_grad_()
@@ -186,7 +181,7 @@ def test_no_rows_and_no_steps() -> None:
 
 
 def test_dropout_changed_later_and_saved_modules() -> None:
-    theirs, mine = _pair(10, 20, 2)
+    theirs, mine = pair(10, 20, 2)
     x = torch.rand(3, 2, 10)
     for p, train in itertools.product((0, 0.5, 0, 0.7, 1, 0.2), (True, False)):
         found = []
