@@ -31,23 +31,12 @@ def inputs(
     save: int,
 ) -> tuple:
     """Return the arguments of `lstm_forward`, contiguous; raises RuntimeError naming the one that does not fit."""
-    if (x is None) == (ids is None):
-        raise RuntimeError("lstm_forward: exactly one of x and ids must be given; pass None for the other")
-    if save not in (0, 1, 2):
-        raise RuntimeError(f"lstm_forward: save is {save}, expected 0 (inference), 1 (keep c and gates) or 2 (keep c)")
-    if w_hh.dim() != 2 or w_hh.shape[0] % 4 or w_hh.numel() == 0:
-        raise RuntimeError(f"lstm_forward: w_hh has shape {list(w_hh.shape)}, expected (4H, P)")
-    if w_hh.dtype not in TYPES:
-        raise RuntimeError(f"lstm_forward: w_hh is {w_hh.dtype}, expected float32, float64, bfloat16 or float16")
-    for name, value in (("w_x", w_x), ("h0", h0), ("c0", c0)):
-        if value.dim() != 2:
-            raise RuntimeError(f"lstm_forward: {name} has {value.dim()} dimensions, expected 2")
+    _check_kinds(x, ids, w_x, w_hh, h0, c0, save)
     H, P, dtype = w_hh.shape[0] // 4, w_hh.shape[1], w_hh.dtype
     if w_hr is None and P != H:
         raise RuntimeError(f"lstm_forward: w_hh has shape {list(w_hh.shape)}, expected (4H, H) without w_hr")
     source, T, B = _rows(x, ids, h0, batch_sizes)
-    lead = source.shape[: 1 if batch_sizes is not None else 2]
-    device = w_hh.device
+    lead, device = source.shape[: 1 if batch_sizes is not None else 2], w_hh.device
     if ids is None:
         _expect("x", x, (*lead, w_x.shape[-1]), dtype, device)
         _expect("w_x", w_x, (4 * H, x.shape[-1]), dtype, device)
@@ -65,7 +54,24 @@ def inputs(
     _expect("reset", reset, lead, torch.bool, device)
     _check_packing(batch_sizes, offsets, T, B, lead, device)
     tensors = (x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
-    return *(None if v is None else v.contiguous() for v in tensors), bool(reverse), int(save)
+    return *_contiguous(*tensors), bool(reverse), int(save)
+
+
+def _check_kinds(
+    x: Tensor | None, ids: Tensor | None, w_x: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, save: int
+) -> None:
+    """What the sizes of everything else follow from is there, and is of a kind that has sizes."""
+    if (x is None) == (ids is None):
+        raise RuntimeError("lstm_forward: exactly one of x and ids must be given; pass None for the other")
+    if save not in (0, 1, 2):
+        raise RuntimeError(f"lstm_forward: save is {save}, expected 0 (inference), 1 (keep c and gates) or 2 (keep c)")
+    if w_hh.dim() != 2 or w_hh.shape[0] % 4 or w_hh.numel() == 0:
+        raise RuntimeError(f"lstm_forward: w_hh has shape {list(w_hh.shape)}, expected (4H, P)")
+    if w_hh.dtype not in TYPES:
+        raise RuntimeError(f"lstm_forward: w_hh is {w_hh.dtype}, expected float32, float64, bfloat16 or float16")
+    for name, value in (("w_x", w_x), ("h0", h0), ("c0", c0)):
+        if value.dim() != 2:
+            raise RuntimeError(f"lstm_forward: {name} has {value.dim()} dimensions, expected 2")
 
 
 def gradients(
@@ -91,7 +97,11 @@ def gradients(
     _expect("dc", dc, c.shape, c0.dtype, device)
     _expect("dh_n", dh_n, h0.shape, dtype, device)
     _expect("dc_n", dc_n, c0.shape, c0.dtype, device)
-    return tuple(None if v is None else v.contiguous() for v in (dh, dc, dh_n, dc_n, h, c, gates))
+    return _contiguous(dh, dc, dh_n, dc_n, h, c, gates)
+
+
+def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if v is None else v.contiguous() for v in tensors)
 
 
 def _rows(x: Tensor | None, ids: Tensor | None, h0: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, int, int]:

@@ -50,9 +50,8 @@ def forward(
     h_state, c_state = h0.to(cell), c0.to(cell)
     h, c, gates = {}, {}, {}
     for t, rows, n in steps(x if ids is None else ids, batch_sizes, reverse):
-        h_prev, c_prev = h_state[:n], c_state[:n]
-        if resets is not None:
-            h_prev, c_prev = h_prev.masked_fill(resets[rows], 0), c_prev.masked_fill(resets[rows], 0)
+        keep = None if resets is None else ~resets[rows]
+        h_prev, c_prev = _kept(h_state[:n], keep), _kept(c_state[:n], keep)
         i, f, g, o = activate(xg[rows] + h_prev @ w_hh.to(cell).t())
         c[t] = f * c_prev + i * g
         y = o * torch.tanh(c[t])
@@ -111,38 +110,40 @@ def backward(
     dxg, d_hr = {}, {}
     for k in reversed(range(len(order))):
         t, rows, n = order[k]
-        c_prev = _previous(c, c0.to(cell), order, k)
         keep = None if resets is None else ~resets[rows]
-        if keep is not None:
-            c_prev = c_prev.masked_fill(~keep, 0)
+        c_prev = _kept(_previous(c, c0.to(cell), order, k), keep)
         if gates is None:
-            h_prev = _previous(h, h0.to(cell), order, k)
-            h_prev = h_prev if keep is None else h_prev.masked_fill(~keep, 0)
-            i, f, g, o = activate(xg[rows] + h_prev @ w_rec.t())
+            h_prev = _kept(_previous(h, h0.to(cell), order, k), keep)
+            parts = activate(xg[rows] + h_prev @ w_rec.t())
         else:
-            i, f, g, o = gates[rows].chunk(4, 1)
+            parts = gates[rows].chunk(4, 1)
         d_hr[t] = dh_state[:n] if dh is None else dh_state[:n] + dh[rows]
         dy = d_hr[t] if w_hr is None else d_hr[t] @ w_hr.to(cell)
-        tanh_c = torch.tanh(c[rows])
-        d_cell = dc_state[:n] + dy * o * (1 - tanh_c**2)
-        d_cell = d_cell if dc is None else d_cell + dc[rows]
-        parts = (
-            d_cell * g * i * (1 - i),
-            d_cell * c_prev * f * (1 - f),
-            d_cell * i * (1 - g**2),
-            dy * tanh_c * o * (1 - o),
-        )
-        dxg[t] = torch.cat(parts, 1)
-        dh_prev, dc_prev = dxg[t] @ w_rec, d_cell * f
-        if keep is not None:
-            dh_prev, dc_prev = dh_prev.masked_fill(~keep, 0), dc_prev.masked_fill(~keep, 0)
-        dh_state, dc_state = torch.cat([dh_prev, dh_state[n:]]), torch.cat([dc_prev, dc_state[n:]])
+        dc_in = dc_state[:n] if dc is None else dc_state[:n] + dc[rows]
+        dxg[t], dc_prev = _unit_gradients(dy, dc_in, parts, c_prev, torch.tanh(c[rows]))
+        dh_state = torch.cat([_kept(dxg[t] @ w_rec, keep), dh_state[n:]])
+        dc_state = torch.cat([_kept(dc_prev, keep), dc_state[n:]])
     return (
         _stack(dxg, lead, dh_state.new_empty(0, w_hh.shape[0])).to(dtype),
         w_hh.new_empty(0) if w_hr is None else _stack(d_hr, lead, dh_state.new_empty(0, w_hh.shape[1])).to(dtype),
         dh_state.to(dtype, copy=True),
         dc_state.clone(),
     )
+
+
+def _unit_gradients(
+    dy: Tensor, dc: Tensor, gates: tuple[Tensor, ...], c_prev: Tensor, tanh_c: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of one unit: gradients at the pre-activations (n, 4H) and at the cell state before, from those at y and c."""
+    i, f, g, o = gates
+    dc = dc + dy * o * (1 - tanh_c**2)
+    parts = (dc * g * i * (1 - i), dc * c_prev * f * (1 - f), dc * i * (1 - g**2), dy * tanh_c * o * (1 - o))
+    return torch.cat(parts, 1), dc * f
+
+
+def _kept(value: Tensor, keep: Tensor | None) -> Tensor:
+    """The value, zero in rows that are not kept."""
+    return value if keep is None else value.masked_fill(~keep, 0)
 
 
 def cell_type(dtype: torch.dtype) -> torch.dtype:

@@ -15,7 +15,7 @@ of threads, of streams beside it, or of calls that it is drawn in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,7 +78,18 @@ class Decoder:
         state: State | None = None,
         position: int = 0,
     ) -> Decoding:
-        """Feed the prime and return what draws on from there; arguments as in `decode`."""
+        """Feed the prime and return what draws on from there.
+
+        prime: ids to begin with, at least one, (n,) for all streams or (n, num). temperature: divides the scores, 0 is
+        argmax; top_k: only the k largest scores, 0 for all; top_p: only the most likely that together have this
+        probability, after temperature and top-k, the one that crosses the line included; of equals the lower id goes
+        first. seed: 0 … 2⁶⁴ - 1; stop: ids, or sequences of ids, that end a stream where they were drawn. automaton:
+        (follows, start): follows (S, V) integers, the state after each id, -1 where an id is forbidden; start: its state
+        after the prime, an int or (num,). state: (h, c) before the prime, (L, P) and (L, H) or (L, num, ·), zero if None.
+        position: ids drawn before by other calls: with it, the state that the last call returned and its last ids as the
+        prime, a call goes on as if both were one (stop and automaton begin anew; a Decoding carries those too). Raises
+        ValueError for arguments out of range.
+        """
         options = Options.of(self.sizes, num, temperature, top_k, top_p, seed, stop, automaton, position)
         return Decoding(self._engine, options, prime, state)
 
@@ -128,44 +139,17 @@ def decode(
     prime: Tensor | Sequence[int],
     length: int,
     *,
-    num: int = 1,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    stop: Sequence[int | Sequence[int]] = (),
-    automaton: tuple[Tensor, int | Tensor] | None = None,
-    state: State | None = None,
-    position: int = 0,
     log_probs: bool = False,
     dtype: torch.dtype | None = None,
+    **how: Any,
 ) -> Decoded:
     """Draw `length` ids of `num` streams from the softmax of weight @ h + bias, feeding each back.
 
-    model, weight, bias, dtype: see `Decoder`. prime: ids to begin with, at least one, (n,) for all streams or (n, num).
-    temperature: divides the scores, 0 is argmax; top_k: only the k largest scores, 0 for all; top_p: only the most likely
-    that together have this probability, after temperature and top-k, the one that crosses the line included; of equals the
-    lower id goes first. seed: 0 … 2⁶⁴ - 1; stop: ids, or sequences of ids, that end a stream where they were drawn.
-    automaton: (follows, start): follows (S, V) integers, the state after each id, -1 where an id is forbidden; start: its
-    state after the prime, an int or (num,). state: (h, c) before the prime, (L, P) and (L, H) or (L, num, ·), zero if None.
-    position: ids drawn before by other calls: with it, the state that the last call returned and its last ids as the
-    prime, a call goes on as if both were one (stop and automaton begin anew; `Decoder.start` carries those too).
-    log_probs: also return log-probabilities. Returns Decoded. Raises ValueError for arguments out of range.
+    model, weight, bias, dtype: see `Decoder`. prime, and how to draw (num, temperature, top_k, top_p, seed, stop,
+    automaton, state, position): see `Decoder.start`, which takes them by keyword. log_probs: also return log-probabilities.
+    Returns Decoded. Raises ValueError for arguments out of range, TypeError for one that `Decoder.start` does not take.
     """
-    decoder = Decoder(model, weight, bias, dtype)
-    drawing = decoder.start(
-        prime,
-        num=num,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop=stop,
-        automaton=automaton,
-        state=state,
-        position=position,
-    )
-    return drawing.draw(length, log_probs)
+    return Decoder(model, weight, bias, dtype).start(prime, **how).draw(length, log_probs)
 
 
 def _takes_native(weights: Weights) -> bool:

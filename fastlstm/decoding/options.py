@@ -17,7 +17,7 @@ FAILED = -2  # an engine writes it where there was nothing to draw
 
 @dataclass(frozen=True)
 class Options:
-    """See `fastlstm.decode`. stop: sequences of ids; follows: (S, V) int32 or None; starts: (num,) int32 or None."""
+    """See `Decoder.start`. stop: sequences of ids; follows: (S, V) int32 or None; starts: (num,) int32 or None."""
 
     num: int
     temperature: float
@@ -42,7 +42,7 @@ class Options:
         automaton: tuple[Tensor, int | Tensor] | None,
         position: int,
     ) -> Options:
-        """Check the arguments of `decode`. Raises ValueError."""
+        """Check the arguments of `Decoder.start`. Raises ValueError."""
         for name, value, right, expected in (
             ("num", num, _is_int(num, 1), "an int of 1 or more"),
             ("temperature", temperature, 0 <= temperature < math.inf, "a finite number of 0 or more"),
