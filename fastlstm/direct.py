@@ -41,10 +41,12 @@ def run(lstm: LSTM, x: Tensor, order: Order, hx: State | None) -> Found | None:
 
     x: time first, (T, B, I), or the data (N, I) of a PackedSequence; hx: in the caller's order of sequences, or None.
     """
-    if not _applies(lstm) or x.dim() != (3 if order.batch_sizes is None else 2) or x.shape[-1] != lstm.input_size:
+    if not _applies(lstm) or not is_plain(x):  # only a plain one is sure to have sizes
+        return None
+    if x.dim() != (3 if order.batch_sizes is None else 2) or x.shape[-1] != lstm.input_size:
         return None
     weights = _weights(lstm, x.dtype)
-    if weights is None or not is_plain(x):
+    if weights is None:
         return None
     return _call(lstm, x, order, hx, weights, None)
 

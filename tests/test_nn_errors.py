@@ -59,7 +59,7 @@ def test_other_wrong_arguments(gradients: bool) -> None:
         (torch.randn(3),), (torch.randn(1, 2, 4, 3),), (bad_type,), (batch.long(),), (batch, (state[0], state[0])),
         (torch.randn(2, 3), (state, state)), (batch, (state.double(), state.double())), (batch, (state, state.double())),
         (batch.to("meta"),), (batch, (state.to("meta"), state)), (batch, (state,)),
-        (batch[0], (state[:, 0, :3], state[:, 0])),
+        (batch[0], (state[:, 0, :3], state[:, 0])), (torch.nested.nested_tensor([batch[0], batch[1, :2]]),),
     ):  # fmt: skip
         messages = []
         with torch.set_grad_enabled(gradients):
