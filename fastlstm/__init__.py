@@ -7,12 +7,15 @@ fastlstm.backend, fastlstm.explain     which kernels run, and why
 fastlstm.warm_up                       compile Triton kernels before the first call
 """
 
+from fastlstm import autograd, checks, direct, dispatch, gradients, native, ops, products, quick, stream
 from fastlstm._version import __version__
 from fastlstm.decoding import Decoded, Decoder, decode
+from fastlstm.decoding import native as decoding_native
 from fastlstm.dispatch import BackendError, backend, last_plan
 from fastlstm.explain import explain
 from fastlstm.nn import LSTM, TokenLSTM
 from fastlstm.swap import replace, restore
+from fastlstm.untraced import leave_alone
 from fastlstm.warmup import warm_up
 
 __all__ = [
@@ -30,3 +33,6 @@ __all__ = [
     "restore",
     "warm_up",
 ]
+
+leave_alone(autograd, checks, decoding_native, direct, dispatch, gradients, native, ops, products, quick, stream)
+leave_alone(LSTM._directly, TokenLSTM._directly)

@@ -6,6 +6,8 @@ from functools import cache
 from importlib import import_module, util
 from types import ModuleType
 
+from fastlstm.untraced import leave_alone
+
 NAMES = ("cpu", "cuda", "triton", "hostsim", "reference")
 
 
@@ -16,4 +18,6 @@ def load(name: str) -> ModuleType | None:
         raise ValueError(f"backend is {name!r}, expected one of {', '.join((*NAMES, 'torch'))}")
     if util.find_spec(f"fastlstm.backends.{name}") is None:
         return None
-    return import_module(f"fastlstm.backends.{name}")
+    module = import_module(f"fastlstm.backends.{name}")
+    leave_alone(module)
+    return module
