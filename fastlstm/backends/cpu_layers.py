@@ -8,11 +8,8 @@ way: `fastlstm.layers.run` over the saved inputs.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import math
-=======
 import sys
->>>>>>> d064bfe (Dynamo leaves alone what hands addresses to kernels: results were wrong where a graph broke at the module)
 from types import SimpleNamespace
 from typing import NamedTuple
 
