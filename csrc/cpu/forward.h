@@ -25,6 +25,9 @@ FASTLSTM_INLINE Vec<R> round_stored(Vec<R> h, Rounding rounding) {
   return h;
 }
 
+// Gates of more bytes than this go past the caches; fewer are still there when backward reads them.
+constexpr int64_t kManyGates = int64_t(12) << 20;
+
 template <class R>
 class ForwardPass {
  public:
@@ -47,7 +50,7 @@ class ForwardPass {
         xg_rows(std::min(steps.offset.back(), chunk_rows<R>(s.H) + s.B)),
         xg_data(a.x && !a.gates ? xg_rows * 4 * s.H : 0),
         gates_past_caches(a.gates && !a.x && a.gates != a.xg && reinterpret_cast<uintptr_t>(a.gates) % 64 == 0 &&
-                          s.H % units == 0),
+                          s.H % units == 0 && steps.offset.back() * 4 * s.H * int64_t(sizeof(R)) > kManyGates),
         plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
         barrier(plan.threads),
         far(4 * w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
