@@ -170,8 +170,8 @@ def _call(
     if state is None:
         return None
     if tokens is not None:
-        checks.ids_in_range(source, tokens.num_embeddings)
         weights = _with_tables(tokens, weights)
+        checks.ids_in_range(source, weights[0].shape[0])
     batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
     kind = (lstm.num_layers, 2 if lstm.bidirectional else 1, bool(lstm.bias), bool(P), tokens is not None)
     layout = Layout(*kind, batch_sizes, T, B, lstm.hidden_size, P or lstm.hidden_size, dtype, torch.get_num_threads())

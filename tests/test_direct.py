@@ -120,3 +120,10 @@ def test_tampered_batch_sizes_do_not_reach_a_kernel(monkeypatch: pytest.MonkeyPa
     for sizes in ([3, 2, 2], [2, 3, 1], [4, 2, 0], [7, -1]):
         with pytest.raises(RuntimeError):
             lstm(PackedSequence(data, torch.tensor(sizes)))
+
+
+def test_ids_beyond_a_table_that_shrank_do_not_reach_a_kernel() -> None:
+    model = fastlstm.TokenLSTM(9, 4, 3)
+    model.embedding.weight = torch.nn.Parameter(torch.randn(5, 4))
+    with pytest.raises(IndexError, match="ids hold 7, expected 0 to 4"):
+        model(torch.tensor([[1], [7]]))

@@ -14,16 +14,6 @@
 namespace FASTLSTM_ISA {
 
 using fastlstm::LstmCell;
-using fastlstm::cpu::Rounding;
-
-template <class R>
-FASTLSTM_INLINE Vec<R> round_stored(Vec<R> h, Rounding rounding) {
-  if constexpr (sizeof(R) == 4) {
-    if (rounding == Rounding::bfloat16) return round_bfloat16(h);
-    if (rounding == Rounding::float16) return round_float16(h);
-  }
-  return h;
-}
 
 // Gates of more bytes than this go past the caches; fewer are still there when backward reads them.
 constexpr int64_t kManyGates = int64_t(12) << 20;

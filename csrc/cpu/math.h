@@ -7,9 +7,12 @@
 #pragma once
 #include <cmath>
 
+#include "../kernels.h"
 #include "simd.h"
 
 namespace FASTLSTM_ISA {
+
+using fastlstm::cpu::Rounding;
 
 template <class R>
 struct ExpConstants;
@@ -126,6 +129,16 @@ FASTLSTM_INLINE Vec<float> round_float16(Vec<float> x) {
   y = y >= 65536.0f ? (Raw)(Int{} + 0x7f800000) : y;
   y = (Raw)(((Int)y) | sign);
   return Vec<float>(x.v == x.v ? y : x.v);
+}
+
+// h as its type stores it
+template <class R>
+FASTLSTM_INLINE Vec<R> round_stored(Vec<R> h, Rounding rounding) {
+  if constexpr (sizeof(R) == 4) {
+    if (rounding == Rounding::bfloat16) return round_bfloat16(h);
+    if (rounding == Rounding::float16) return round_float16(h);
+  }
+  return h;
 }
 
 }  // namespace FASTLSTM_ISA
