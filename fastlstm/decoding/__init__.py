@@ -15,7 +15,7 @@ of threads, of streams beside it, or of calls that it is drawn in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -139,17 +139,30 @@ def decode(
     prime: Tensor | Sequence[int],
     length: int,
     *,
+    num: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: Sequence[int | Sequence[int]] = (),
+    automaton: tuple[Tensor, int | Tensor] | None = None,
+    state: State | None = None,
+    position: int = 0,
     log_probs: bool = False,
     dtype: torch.dtype | None = None,
-    **how: Any,
 ) -> Decoded:
     """Draw `length` ids of `num` streams from the softmax of weight @ h + bias, feeding each back.
 
-    model, weight, bias, dtype: see `Decoder`. prime, and how to draw (num, temperature, top_k, top_p, seed, stop,
-    automaton, state, position): see `Decoder.start`, which takes them by keyword. log_probs: also return log-probabilities.
-    Returns Decoded. Raises ValueError for arguments out of range, TypeError for one that `Decoder.start` does not take.
+    model, weight, bias, dtype: see `Decoder`. prime and how to draw (num, temperature, top_k, top_p, seed, stop,
+    automaton, state, position): see `Decoder.start`. log_probs: also return log-probabilities. Returns Decoded. Raises
+    ValueError for arguments out of range.
     """
-    return Decoder(model, weight, bias, dtype).start(prime, **how).draw(length, log_probs)
+    cut = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    ends = {"stop": stop, "automaton": automaton}
+    drawing = Decoder(model, weight, bias, dtype).start(
+        prime, num=num, seed=seed, state=state, position=position, **cut, **ends
+    )
+    return drawing.draw(length, log_probs)
 
 
 def _takes_native(weights: Weights) -> bool:
