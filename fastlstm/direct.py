@@ -164,7 +164,8 @@ def _call(
         return None
     T, B = sizes
     dense = tokens is None and batch_sizes is None
-    if dense and dispatch.forced() is None and dispatch.torch_wins(dtype, lstm.hidden_size, B, bool(P)):
+    rule = (dtype, lstm.hidden_size, B, bool(P), torch.is_grad_enabled())
+    if dense and dispatch.forced() is None and dispatch.torch_wins(*rule):
         return None
     state = _state(lstm, hx, B, weights[0], order.sorted_indices)
     if state is None:

@@ -2,7 +2,7 @@
 
 `with fastlstm.backend("cpu"):` or FASTLSTM_BACKEND force one; a forced backend that cannot run raises with its reason.
 Without that: CPU tensors go to the native kernels, or to torch's own path where the native module is missing or torch
-was measured faster (`_torch_wins`); CUDA tensors go to torch's own path unless `fastlstm doctor --verify` recorded
+was measured faster (`torch_wins`); CUDA tensors go to torch's own path unless `fastlstm doctor --verify` recorded
 something faster for that GPU. What torch's path cannot do (resets, cell states) goes to the first backend that can.
 """
 
@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fastlstm import backends
+from fastlstm import backends, native
 from fastlstm.backends.common import BackendError, Spec, spec_of
 
 __all__ = ["BackendError", "backend", "choose", "describe", "forced", "last_plan", "prefers_torch", "why_not"]
@@ -130,18 +130,20 @@ def choose(spec: Spec) -> str:
     return next(name for name in order if name not in wrong and why_not(name, spec) is None)
 
 
-def torch_wins(dtype: torch.dtype, H: int, B: int, projected: bool) -> bool:
-    """Where torch's own path was measured faster for dense input on a CPU: weights beyond the caches, many rows.
+def torch_wins(dtype: torch.dtype, H: int, B: int, projected: bool, training: bool) -> bool:
+    """Where torch's own path was measured faster for dense input on a CPU: large weights, many rows, AVX-512.
 
-    benchmarks/results/cpu-avx2-table.csv: forced, training steps at H 1024 run at 0.99 (B 50) and 0.92 (B 128) of
-    nn.LSTM's speed.
+    benchmarks/results/cpu-avx512-large.csv: forced, forward at H 512 and 1024 runs at 0.87 to 0.90 of nn.LSTM's speed,
+    training steps at H 1024 at 1.02 and 0.96, at H 512 above 1. With AVX2 (cpu-avx2-table.csv) all are at 1 or above.
     """
-    return dtype == torch.float32 and H >= 1024 and B >= 48 and not projected
+    least = 1024 if training else 512
+    large = least <= H and B >= 48
+    return large and dtype == torch.float32 and not projected and native.load().isa() == "avx512"
 
 
 def _torch_wins(spec: Spec) -> bool:
     dense = not (spec.packed or spec.token or spec.reset)
-    return dense and torch_wins(spec.dtype, spec.H, spec.B, spec.projected)
+    return dense and torch_wins(spec.dtype, spec.H, spec.B, spec.projected, spec.training)
 
 
 def prefers_torch(spec: Spec) -> bool:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import fastlstm
+from fastlstm import dispatch
 
-H, B = 1024, 48  # from here on torch's own path was measured faster for dense float32 calls
+H, B = 1024, 48  # from here on torch's own path was measured faster for dense float32 calls, with AVX-512
+
+
+@pytest.fixture(autouse=True)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the rule takes for the machine's instruction set: AVX-512 unless a test says otherwise."""
+    name = getattr(request, "param", "avx512")
+    monkeypatch.setattr(dispatch, "native", SimpleNamespace(load=lambda: SimpleNamespace(isa=lambda: name)))
 
 
 def _plan(lstm: fastlstm.LSTM, x: torch.Tensor, **options) -> str:
@@ -16,9 +26,19 @@ def _plan(lstm: fastlstm.LSTM, x: torch.Tensor, **options) -> str:
     return fastlstm.last_plan().split(":")[0]
 
 
-@pytest.mark.parametrize(("hidden", "rows", "expected"), [(H, B, "torch"), (H, B - 1, "cpu"), (H - 1, B, "cpu")])
-def test_the_measured_rule(hidden: int, rows: int, expected: str) -> None:
-    assert _plan(fastlstm.LSTM(3, hidden), torch.randn(2, rows, 3)) == expected
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_measured_rule(grad: bool) -> None:
+    """Forward alone from H = 512, with gradients from 1024."""
+    least = H if grad else 512
+    for hidden, rows, expected in ((least, B, "torch"), (least, B - 1, "cpu"), (least - 1, B, "cpu")):
+        with torch.set_grad_enabled(grad):
+            fastlstm.LSTM(3, hidden)(torch.randn(2, rows, 3))
+        assert fastlstm.last_plan().split(":")[0] == expected
+
+
+@pytest.mark.parametrize("isa", ["avx2", "baseline"], indirect=True)
+def test_only_avx512_goes_to_torch(isa: None) -> None:
+    assert _plan(fastlstm.LSTM(3, H), torch.randn(2, B, 3)) == "cpu"
 
 
 def test_only_the_plain_case_goes_to_torch() -> None:
