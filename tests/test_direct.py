@@ -103,6 +103,28 @@ def test_only_what_is_wanted() -> None:
         torch.testing.assert_close(lstm.get_parameter(name).grad, reference.get_parameter(name).grad)
 
 
+@pytest.mark.parametrize("token", [False, True])
+def test_a_state_below_frozen_weights_gets_its_gradient(token: bool) -> None:
+    """The only thing in the first layer that wants one."""
+    module = fastlstm.TokenLSTM(5, 4, 3, 2) if token else fastlstm.LSTM(4, 3, 2)
+    module.requires_grad_(False)
+    x = torch.randint(5, (7, 2)) if token else torch.randn(7, 2, 4)
+    hx = tuple(torch.randn(2, 2, 3, requires_grad=True) for _ in range(2))
+    found = []
+    for name in (None, "reference"):
+        with fastlstm.backend(name):
+            found.append(torch.autograd.grad(module(x, hx)[0].square().sum(), hx))
+    assert found[1][0][0].abs().max() > 0
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_of_both_biases_are_two_tensors() -> None:
+    lstm = fastlstm.LSTM(3, 4)
+    lstm(torch.randn(5, 2, 3))[0].sum().backward()
+    assert lstm.bias_ih_l0.grad.data_ptr() != lstm.bias_hh_l0.grad.data_ptr()
+    torch.testing.assert_close(lstm.bias_ih_l0.grad, lstm.bias_hh_l0.grad)
+
+
 def test_a_weight_changed_before_backward_is_noticed() -> None:
     lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
     out, _ = lstm(x)

@@ -3,7 +3,7 @@
 The op of `fastlstm.ops` takes a layer and a direction at a time, through torch's dispatcher, so that every backend and
 every transform of torch can take part. Where none of them does (`fastlstm.direct` decides), what is left of a call is
 this: one native call a layer and direction, and nothing else of torch in between. Second derivatives go the general
-way: `fastlstm.layers.run` over the saved inputs.
+way, as every backward pass that somebody records: `fastlstm.layers.run` over the saved inputs.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class _Backward:
         layout, d_out = self.layout, self.d_out
         for layer in reversed(range(layout.layers)):
             each, below = layout.each * layout.directions, None
-            wants_dx = any((self.wanted[0] and not layout.tokens, *self.wanted[3 : 3 + each * layer]))
+            wants_dx = any(self.wanted[: 3 + each * layer]) if layer else self.wanted[0]  # states below want it too
             for d in range(layout.directions):
                 dx = self._direction(layer, d, self._share(d_out, d), wants_dx)
                 below = dx if below is None or dx is None else below.add_(dx)
