@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def train(
     """
     ranks = Ranks(device)
     reporter = reporter if reporter is not None and ranks.first else Reporter()
+    trainer = None
     try:
         trainer = _ready(ranks, reporter, corpus, checkpoint_dir, preset, resume, overwrite, init_from, options)
         with _signals(trainer):
@@ -74,11 +76,14 @@ def train(
     except RuntimeError as error:
         if not ranks.lost(error):
             raise
+        traceback.clear_frames(error.__traceback__)
         raise CharLMError(
             "another process of this run ended or cannot be reached; what the last save holds is safe: start all of "
             "them again with --resume"
         ) from error
     finally:
+        if trainer is not None:
+            trainer.net = trainer.model
         ranks.close()
     return _result(trainer, reason)
 

@@ -39,7 +39,7 @@ def ranks(tmp_path):
     """Starts the processes of a run as torchrun does, and ends those that are left."""
     started = []
 
-    def start(*argvs, **env):
+    def start(*argvs, program=("-m", "fastlstm", "train"), **env):
         port = free_port()
         for rank, argv in enumerate(argvs):
             one = {
@@ -53,7 +53,7 @@ def ranks(tmp_path):
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
             }
-            command = [sys.executable, "-m", "fastlstm", "train", *map(str, argv)]
+            command = [sys.executable, *program, *map(str, argv)]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             started.append(subprocess.Popen(command, env=one, cwd=tmp_path, **pipes))
         return started[-len(argvs) :]
@@ -95,6 +95,33 @@ def test_two_ranks_are_one_process(text, tmp_path, ranks):
     for mine, theirs in zip(*logs, strict=True):
         for name in {"train_nats", "val_nats"} & set(mine):
             assert theirs[name] == pytest.approx(mine[name], rel=1e-5)
+
+
+THREADS = """
+import pathlib, sys
+from fastlstm.charlm import CharLMError, train
+
+options = dict(hidden_size=12, batch_size=4, seq_length=20, max_epochs=1)
+try:
+    train(sys.argv[1], sys.argv[2], **options)
+except CharLMError as error:
+    print(error)
+print([name.read_text().strip() for name in pathlib.Path("/proc/self/task").glob("*/comm")])
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are listed by Linux only")
+@pytest.mark.parametrize("wrong", [False, True])
+def test_no_thread_of_the_group_is_left(text, tmp_path, ranks, wrong):
+    """One that is still there when Python ends may end the process with SIGABRT."""
+    small, other = tmp_path / "small.txt", tmp_path / "other.txt"
+    small.write_text(text.read_text()[:2000])
+    other.write_text(text.read_text()[:1900])
+    argvs = [[small, "run"], [other if wrong else small, "run"]]
+    for code, out, err in ended(ranks(*argvs, program=["-c", THREADS])):
+        assert code == 0, err
+        assert ("another corpus" in out) == wrong
+        assert "gloo" not in out.splitlines()[-1]
 
 
 def test_ranks_resume_exactly(text, tmp_path, ranks):
