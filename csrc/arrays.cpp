@@ -1,9 +1,10 @@
-// Large arrays that a training step keeps for its backward pass, used again by the next step.
+// Arrays of a training step, used again by the next step.
 //
-// The C library gives arrays beyond 32 MB back to the system when they are freed, and the next step pays for fresh
-// pages, all of them zeroed first: a sixth of a forward pass at H = 512, B = 64. Here a freed array waits for the next
-// request of its size. What nobody asked for during the last kPatience requests goes back to the system, and never more
-// than kMostBytes wait. Handed to torch as DLPack capsules; whichever thread frees a tensor brings its array back.
+// The C library gives arrays beyond 32 MB back to the system when they are freed, smaller ones when they happen to lie
+// at the end of its heap, and the next step pays for fresh pages, all of them zeroed first: up to a fifth of a step.
+// Here a freed array waits for the next request of its size. What nobody asked for during the last kPatience requests
+// goes back to the system, and never more than kMostBytes wait. Handed to torch as DLPack capsules; whichever thread
+// frees a tensor brings its array back.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -23,7 +24,16 @@ namespace py = pybind11;
 namespace {
 
 constexpr size_t kMostBytes = size_t(1) << 30;
-constexpr int64_t kPatience = 64;
+constexpr int64_t kPatience = 256;
+
+// Bytes that are taken for so many: an eighth of a power of two more at most, so that batches of nearly the same size
+// share arrays, and whole large pages from there on.
+size_t size_class(size_t bytes) {
+  size_t unit = 4096;
+  while (bytes > 8 * unit && unit < arrays::kLargePage) unit *= 2;
+  while (bytes > 32 * unit) unit *= 2;
+  return (bytes + unit - 1) / unit * unit;
+}
 
 class Shelf {
  public:
@@ -41,7 +51,8 @@ class Shelf {
       drop_old();
     }
     void* fresh = nullptr;
-    if (posix_memalign(&fresh, arrays::kLargePage, bytes) != 0) throw std::bad_alloc();
+    if (posix_memalign(&fresh, bytes < arrays::kLargePage ? 4096 : arrays::kLargePage, bytes) != 0)
+      throw std::bad_alloc();
     arrays::want_large_pages(fresh, bytes);
     return fresh;
   }
@@ -106,8 +117,7 @@ py::object array(std::vector<int64_t> shape, bool is_double) {
   owner->shape = std::move(shape);
   size_t count = 1;
   for (int64_t n : owner->shape) count *= size_t(n);
-  const size_t page = arrays::kLargePage;
-  owner->bytes = (count * (is_double ? 8 : 4) + page - 1) / page * page;
+  owner->bytes = size_class(count * (is_double ? 8 : 4));
   void* data = shelf().take(owner->bytes);
   owner->managed = {{data, dlpack::kCpu, 0, int32_t(owner->shape.size()), dlpack::kFloat, uint8_t(is_double ? 64 : 32),
                      1, owner->shape.data(), nullptr, 0},

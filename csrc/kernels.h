@@ -130,7 +130,8 @@ struct SumById {
 };
 
 // C (M, N) = A (M, K) @ B (K, N), added to C if `accumulate`. Element strides: c[m * c_row + n],
-// a[m * a_row + k * a_column], b[k * b_row + n * b_column]. C overlaps neither A nor B.
+// a[m * a_row + k * a_column], b[k * b_row + n * b_column]. Row m of C or A is number c_at[m] or a_at[m] of its array
+// where that is given. C overlaps neither A nor B.
 template <class R>
 struct Gemm {
   R* c;
@@ -139,6 +140,7 @@ struct Gemm {
   int64_t c_row, a_row, a_column, b_row, b_column;
   bool accumulate;
   int threads;
+  const int64_t *c_at = nullptr, *a_at = nullptr;
 };
 
 // Weights into the blocks of cpu/blocks.h: `gates` matrices of `units` rows, each row its I and then its P numbers.

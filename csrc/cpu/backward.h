@@ -6,10 +6,10 @@
 // carried in two padded buffers (a row is zero where no gradient passes: ended sequences, resets), dc in dc0.
 #pragma once
 #include "../cell.h"
-#include "chunks.h"
 #include "math.h"
 #include "product.h"
 #include "team.h"
+#include "weight_gradients.h"
 
 namespace FASTLSTM_ISA {
 
@@ -33,11 +33,15 @@ class BackwardPass {
         proj_data(args.w_hr ? proj.matrix_size() : 0),
         carry_data(2 * s.B * stride),
         dh_data(args.w_hr ? s.B * dh_stride : 0),
-        most_rows(std::min(steps.offset.back(), chunk_rows<R>(s.H) + s.B)),
-        products(s, steps, args.products, args.products.any() ? most_rows : 0),
-        dxg_data(args.dxg ? 0 : most_rows * 4 * s.H),
         plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
         barrier(plan.threads),
+        own_chunks(plan.split_rows && WeightGradients<R>::splits(s, steps, args.products, plan.threads)),
+        chunk_rows(own_chunks ? own_rows<R>(s.H) : shared_rows<R>(s.H)),
+        most_rows(std::min(steps.offset.back(), chunk_rows + s.B)),
+        input(args.products.dx, args.products.w_x, args.products.I, s.H),
+        weights(s, steps, args.products, own_chunks ? 0 : most_rows),
+        shared_dxg(args.dxg || own_chunks ? 0 : most_rows * 4 * s.H),
+        partial(size_t(plan.threads)),
         far(w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
     w.data = w_data.get();
     proj.data = proj_data.get();
@@ -56,32 +60,75 @@ class BackwardPass {
   };
 
   void thread(int i) {
-    pack(i);
     const bool split = plan.split_rows;
     const Range rows = split ? steps.rows_of(i, plan.threads) : Range{0, s.B};
     const Range own = split ? rows : share(s.B, i, plan.threads);
     const Blocks blocks = split ? Blocks{{0, w.blocks()}, {0, proj.blocks()}}
                                 : Blocks{share(w.blocks(), i, plan.threads), share(proj.blocks(), i, plan.threads)};
+    pack(i);
     for (int64_t b = own.from; b < own.to; ++b) start_row(b);
     barrier.wait();
-    const bool chunked = a.products.any() || !a.dxg;
+    const Team team{rows, blocks, {i, plan.threads}};
+    if (a.dxg)
+      steps_of(Chunk(s.T), team, a.dxg);
+    else if (own_chunks)
+      run_own(team);
+    else
+      run_shared(team);
+  }
+
+  // A thread's share of every step, and its number.
+  struct Team {
+    Range rows;
+    Blocks blocks;
+    Part part;
+  };
+
+  void run_shared(const Team& team) {
+    weights.clear(team.part, steps.offset.back() == 0);
     for (int64_t k = 0; k < s.T;) {
-      const Chunk chunk = chunked ? chunk_from(steps, k, chunk_rows<R>(s.H), [this](int64_t n) { return time(n); })
-                                  : Chunk{0, s.T, {0, 0}};
-      R* dxg = a.dxg ? a.dxg + chunk.rows.from * 4 * s.H : dxg_data.get();
-      for (; k < chunk.to; ++k) {
-        const int64_t t = time(k), alive = steps.alive(t);
-        step(t, k, {rows.from, rows.to < alive ? rows.to : alive}, blocks, {dxg, chunk.rows.from});
-        meet();
-        finish_rows(t, k, {rows.from, rows.to < alive ? rows.to : alive}, blocks.hidden);
-      }
-      if (!chunked) continue;
+      const Chunk chunk(steps, {0, s.B}, k, chunk_rows, [this](int64_t n) { return time(n); });
+      steps_of(chunk, team, shared_dxg.get());
       barrier.wait();
-      if (a.products.any()) {
-        const int64_t first = time(chunk.from), last = time(chunk.to - 1);
-        products.run(chunk, {std::min(first, last), std::max(first, last) + 1}, dxg, i, plan.threads, barrier);
-        barrier.wait();
-      }
+      weights.add(chunk, shared_dxg.get(), k == 0, team.part, [this] { barrier.wait(); });
+      input.run(chunk, shared_dxg.get(), team.part);
+      barrier.wait();
+      k = chunk.to;
+    }
+  }
+
+  // The first thread's sums go where the gradients are wanted, the others' are added to them in the end.
+  void run_own(const Team& team) {
+    const int64_t most = std::min(most_rows, chunk_rows + team.rows.to - team.rows.from);
+    const int i = team.part.i;
+    Buffer<R> dxg(most * 4 * s.H);
+    Buffer<R> sums(i > 0 ? WeightGradients<R>::count(a.products, s.H, s.P) : 0);
+    const Products<R> to = i > 0 ? WeightGradients<R>::to(a.products, sums.get(), s.H, s.P) : a.products;
+    WeightGradients<R> mine(s, steps, to, most);
+    bool first = true;
+    mine.clear({0, 1}, false);
+    for (int64_t k = 0; k < s.T;) {
+      const Chunk chunk(steps, team.rows, k, chunk_rows, [this](int64_t n) { return time(n); });
+      steps_of(chunk, team, dxg.get());
+      if (chunk.size() > 0) mine.add(chunk, dxg.get(), first, {0, 1}, [] {});
+      if (chunk.size() > 0) first = false;
+      input.run(chunk, dxg.get(), {0, 1});
+      k = chunk.to;
+    }
+    if (first) mine.clear({0, 1}, true);
+    partial[size_t(i)] = to;
+    barrier.wait();
+    for (size_t other = 1; other < size_t(plan.threads); ++other) weights.add(partial[other], team.part);
+    barrier.wait();  // the sums go
+  }
+
+  void steps_of(const Chunk& chunk, const Team& team, R* dxg) {
+    for (int64_t k = chunk.from; k < chunk.to; ++k) {
+      const int64_t t = time(k);
+      const Range rows{team.rows.from, std::min(team.rows.to, steps.alive(t))};
+      step(t, k, rows, team.blocks, {dxg, a.dxg ? 0 : chunk.first(t)});
+      meet();
+      finish_rows(t, k, rows, team.blocks.hidden);
     }
   }
 
@@ -98,7 +145,7 @@ class BackwardPass {
   }
 
   void pack(int i) {
-    products.pack(i, plan.threads);
+    input.pack({i, plan.threads});
     const Range mine = share(w.blocks(), i, plan.threads);
     for (int64_t j = mine.from; j < mine.to; ++j) w.pack_panel(j, a.w_hh, 1, s.P);
     const Range own = share(proj.blocks(), i, plan.threads);
@@ -125,8 +172,10 @@ class BackwardPass {
     alignas(64) R z[4 * kTileRows * units];
     for (int64_t j = blocks.hidden.from; j < blocks.hidden.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
-        for (int m = 0; m < n; ++m) soon(t, b + m, j * units, out);
-        tile_product_deep<R>(n, carried(k, b), stride, w.data + j * w.panel_size(), 4 * s.H, z, far);
+        const auto before = [&](int m, int count) FASTLSTM_INLINE_LAMBDA {
+          for (int e = m; e < m + count; ++e) soon(t, b + e, j * units, out);
+        };
+        tile_product_deep<R>(n, carried(k, b), stride, w.data + j * w.panel_size(), 4 * s.H, z, far, before);
         if ((j + 1) * units <= s.P)
           for (int m = 0; m < n; ++m) arrive<true>(t, k, b + m, j * units, z + m * units, out);
         else
@@ -137,7 +186,7 @@ class BackwardPass {
     for (int64_t j = blocks.state.from; j < blocks.state.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
         tile_product_deep<R>(n, dh_data.get() + b * dh_stride, dh_stride, proj.data + j * proj.panel_size(), s.P, z,
-                             false);
+                             false, kNothing);
         for (int m = 0; m < n; ++m)
           for (int u = 0; u < units && j * units + u < s.H; u += width)
             cell<false>(t, k, b + m, j * units + u, Vec<R>::load(z + m * units + u), out);
@@ -218,7 +267,7 @@ class BackwardPass {
     alignas(64) R z[4 * kTileRows * units];
     for (int64_t j = blocks.from; j < blocks.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
-        tile_product_deep<R>(n, carried(k + 1, b), stride, w.data + j * w.panel_size(), 4 * s.H, z, far);
+        tile_product_deep<R>(n, carried(k + 1, b), stride, w.data + j * w.panel_size(), 4 * s.H, z, far, kNothing);
         for (int m = 0; m < n; ++m)
           for (int u = 0; u < units && j * units + u < s.P; u += width)
             Vec<R>::load(z + m * units + u).store(a.dh0 + (b + m) * s.P + j * units + u, s.P - j * units - u);
@@ -231,11 +280,14 @@ class BackwardPass {
   Packed<R> w, proj;
   int64_t stride, dh_stride;
   Buffer<R> w_data, proj_data, carry_data, dh_data;
-  int64_t most_rows;
-  ChunkProducts<R> products;
-  Buffer<R> dxg_data;
   Plan plan;
   Barrier barrier;
+  bool own_chunks;
+  int64_t chunk_rows, most_rows;
+  InputGradient<R> input;
+  WeightGradients<R> weights;
+  Buffer<R> shared_dxg;
+  std::vector<Products<R>> partial;  // of each thread
   bool far;
 };
 

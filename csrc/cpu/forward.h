@@ -3,7 +3,7 @@
 // Per step: z = h_prev @ W_hh^T panel by panel into a small buffer, and as soon as the four gates of a block of units
 // are there, the cell runs on them. h is carried in two padded buffers (row stride off the powers of two, where rows
 // would fight for the same cache sets: H = 1024 gains 15 %); c is carried in c_n. The input side is a product over a
-// chunk of steps before they run (chunks.h); where gates are kept, it is written where they will be.
+// chunk of steps before they run (chunks.h), written where the gates will be or, where these go past the caches, apart.
 #pragma once
 #include "../cell.h"
 #include "chunks.h"
@@ -16,7 +16,7 @@ namespace FASTLSTM_ISA {
 using fastlstm::LstmCell;
 
 // Gates of more bytes than this go past the caches; fewer are still there when backward reads them.
-constexpr int64_t kManyGates = int64_t(12) << 20;
+constexpr int64_t kManyGates = int64_t(4) << 20;
 
 template <class R>
 class ForwardPass {
@@ -37,12 +37,14 @@ class ForwardPass {
         carry_data(2 * s.B * stride),
         raw_data(args.w_hr ? s.B * raw_stride : 0),
         input(a.x, a.w_x, a.I, s.H),
-        xg_rows(std::min(steps.offset.back(), chunk_rows<R>(s.H) + s.B)),
-        xg_data(a.x && !a.gates ? xg_rows * 4 * s.H : 0),
-        gates_past_caches(a.gates && !a.x && a.gates != a.xg && reinterpret_cast<uintptr_t>(a.gates) % 64 == 0 &&
+        gates_past_caches(a.gates && a.gates != a.xg && reinterpret_cast<uintptr_t>(a.gates) % 64 == 0 &&
                           s.H % units == 0 && steps.offset.back() * 4 * s.H * int64_t(sizeof(R)) > kManyGates),
+        in_place(a.gates && !gates_past_caches),
+        writes_elsewhere(a.gates && !a.x && !gates_past_caches && a.gates != a.xg),
         plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
         barrier(plan.threads),
+        chunk_rows(plan.split_rows ? own_rows<R>(s.H) : shared_rows<R>(s.H)),
+        shared_xg(a.x && !in_place && !plan.split_rows ? std::min(steps.offset.back(), chunk_rows + s.B) * 4 * s.H : 0),
         far(4 * w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
     w.data = w_data.get();
     proj.data = proj_data.get();
@@ -60,17 +62,18 @@ class ForwardPass {
   void thread(int i) {
     pack(i);
     barrier.wait();
-    const Range all{0, s.B};
-    const Range rows = plan.split_rows ? steps.rows_of(i, plan.threads) : all;
+    const Range rows = plan.split_rows ? steps.rows_of(i, plan.threads) : Range{0, s.B};
     const Range blocks = plan.split_rows ? Range{0, w.blocks()} : share(w.blocks(), i, plan.threads);
     const Range proj_blocks = plan.split_rows ? Range{0, proj.blocks()} : share(proj.blocks(), i, plan.threads);
     const Range own = plan.split_rows ? rows : share(s.B, i, plan.threads);
     for (int64_t b = own.from; b < own.to; ++b) start_row(b);
     meet();
+    const int64_t most = std::min(steps.offset.back(), chunk_rows + rows.to - rows.from);
+    Buffer<R> own_xg(a.x && !in_place && plan.split_rows ? most * 4 * s.H : 0);
     for (int64_t k = 0; k < s.T;) {
-      const Chunk chunk = a.x ? chunk_from(steps, k, chunk_rows<R>(s.H), [this](int64_t n) { return steps.time(n); })
-                              : Chunk{0, s.T, {0, 0}};
-      const Input in = input_of(chunk, i);
+      const Chunk chunk =
+          a.x ? Chunk(steps, rows, k, chunk_rows, [this](int64_t n) { return steps.time(n); }) : Chunk(s.T);
+      R* xg = input_of(chunk, own_xg.get() ? own_xg.get() : shared_xg.get(), i);
       for (; k < chunk.to; ++k) {
         const int64_t t = steps.time(k), alive = steps.alive(t);
         if (s.reset) {
@@ -78,10 +81,10 @@ class ForwardPass {
             if (steps.resets(t, b)) clear_row(b, k);
           meet();
         }
+        const Input in{a.x ? xg : a.xg, a.x && !in_place ? chunk.first(t) : 0};
         step(t, k, {rows.from, rows.to < alive ? rows.to : alive}, blocks, proj_blocks, in);
-        meet();
+        meet();  // also before the next chunk takes this one's place
       }
-      if (xg_data.get()) barrier.wait();  // before the next chunk takes its place
     }
     finish_rows(own);
   }
@@ -91,12 +94,13 @@ class ForwardPass {
     const R* data;
     int64_t first;
   };
-  Input input_of(const Chunk& chunk, int i) {
-    if (!a.x) return {a.xg, 0};
-    R* to = a.gates ? a.gates + chunk.rows.from * 4 * s.H : xg_data.get();
-    input.run(chunk.rows, to, i, plan.threads);
-    barrier.wait();
-    return {to, chunk.rows.from};
+  // Computes it for a chunk, where the gates will be or in `scratch`.
+  R* input_of(const Chunk& chunk, R* scratch, int i) {
+    if (!a.x) return nullptr;
+    R* to = in_place ? a.gates : scratch;
+    input.run(chunk, to, in_place, plan.split_rows ? Part{0, 1} : Part{i, plan.threads});
+    meet();
+    return to;
   }
 
   void meet() {
@@ -105,7 +109,7 @@ class ForwardPass {
 
   // Gate g of unit block j is panel g of block j: the four lie side by side in memory.
   void pack(int i) {
-    input.pack(i, plan.threads);
+    input.pack({i, plan.threads});
     const Range mine = share(w.blocks(), i, plan.threads);
     for (int64_t j = mine.from; j < mine.to; ++j)
       for (int g = 0; g < 4; ++g) {
@@ -140,21 +144,23 @@ class ForwardPass {
     alignas(64) R z[4 * kTileRows * units];
     for (int64_t j = blocks.from; j < blocks.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
-        for (int m = 0; m < n; ++m) soon(t, b + m, j * units, in);
+        const auto before = [&](int m, int count) FASTLSTM_INLINE_LAMBDA {
+          for (int e = m; e < m + count; ++e) soon(t, b + e, j * units, in);
+        };
         tile_product4<R>(n, carried(k, b), stride, w.data + 4 * j * w.panel_size(), w.panel_size(), s.P, z, n * units,
-                         far);
+                         far, before);
         cells(t, k, b, n, j * units, z, n * units, in);
       });
     if (a.w_hr) project(t, k, rows, proj_blocks);
   }
 
-  // Fetches what `cell` will touch while the product runs.
+  // Fetches what `cells` will touch while the product runs.
   FASTLSTM_INLINE void soon(int64_t t, int64_t b, int64_t u0, Input in) const {
     const int64_t row = steps.row(t, b), H = s.H;
     const R* x = input_row(in, row) + u0;
     for (int g = 0; g < 4; ++g) fetch_units(x + g * H);
-    if (a.gates && !a.x && a.gates != a.xg && !gates_past_caches)
-      for (int g = 0; g < 4; ++g) fetch_units_to_write(a.gates + row * 4 * H + g * H + u0);
+    if (writes_elsewhere)
+      for (int g = 0; g < 4; ++g) fetch_units_to_write(a.gates + (row * 4 + g) * H + u0);
     if (a.c) fetch_units_to_write(a.c + row * H + u0);
     if (!a.w_hr) fetch_units_to_write(a.h + row * H + u0);
   }
@@ -266,7 +272,7 @@ class ForwardPass {
     for (int64_t j = blocks.from; j < blocks.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
         tile_product_deep<R>(n, raw_data.get() + b * raw_stride, raw_stride, proj.data + j * proj.panel_size(), s.H, z,
-                             false);
+                             false, kNothing);
         for (int m = 0; m < n; ++m)
           for (int u = 0; u < units && j * units + u < s.P; u += width) {
             const int64_t column = j * units + u;
@@ -284,11 +290,12 @@ class ForwardPass {
   int64_t stride, raw_stride;
   Buffer<R> w_data, proj_data, carry_data, raw_data;
   InputSide<R> input;
-  int64_t xg_rows;
-  Buffer<R> xg_data;
-  bool gates_past_caches;
+  // in_place: a computed input side lies where the gates will be. writes_elsewhere: gates go where nobody has read.
+  bool gates_past_caches, in_place, writes_elsewhere;
   Plan plan;
   Barrier barrier;
+  int64_t chunk_rows;
+  Buffer<R> shared_xg;
   bool far;
 };
 

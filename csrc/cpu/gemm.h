@@ -60,8 +60,8 @@ class GemmBlock {
                     bool add) {
     for (int64_t j = 0; j < N; j += units)
       for (int64_t r = 0; r < m; r += rows)
-        tile<true>(a + r * depth, 0, panels_of_b + j * depth, depth, c + r * ldc + j, ldc,
-                   int(m - r < rows ? m - r : rows), N - j < units ? N - j : units, add);
+        packed_tile(a + r * depth, panels_of_b + j * depth, depth, c + r * ldc + j, ldc,
+                    int(m - r < rows ? m - r : rows), N - j < units ? N - j : units, add);
   }
 
   // The product for the rectangle [m.from, m.to) x [n.from, n.to) of C.
@@ -77,34 +77,41 @@ class GemmBlock {
   }
 
  private:
+  static R* row_of_c(const Gemm<R>& g, int64_t m) { return g.c + (g.c_at ? g.c_at[m] : m) * g.c_row; }
+  static const R* row_of_a(const Gemm<R>& g, int64_t m) { return g.a + (g.a_at ? g.a_at[m] : m) * g.a_row; }
+
   static void clear(const Gemm<R>& g, Range m, Range n) {
     for (int64_t i = m.from; i < m.to; ++i)
-      for (int64_t j = n.from; j < n.to; ++j) g.c[i * g.c_row + j] = 0;
+      for (int64_t j = n.from; j < n.to; ++j) row_of_c(g, i)[j] = 0;
   }
 
-  // The share of k ... k + depth in the rows m and the columns n, whose part of B is in b, or is packed there first
+  // The share of k ... k + depth in the rows m and the columns n, whose part of B is in b, or is packed there first.
+  // Rows of A that are contiguous in k are read where they are; columns are packed.
   static void slab(const Gemm<R>& g, Range m, Range n, int64_t k, int depth, R* a, R* b, bool fill) {
-    const bool add = g.accumulate || k > 0;
+    const bool add = g.accumulate || k > 0, direct = g.a_column == 1;
     for (int64_t i = m.from; i < m.to; i += kBlockRows) {
       const Range block{i, i + kBlockRows < m.to ? i + kBlockRows : m.to};
-      // Rows of A that lie contiguous in k are read where they are; the last few, and columns, are packed.
-      const int64_t direct = g.a_column == 1 ? (block.to - block.from) / rows * rows : 0;
-      if (g.a_row == 1 && g.a_column != 1)
+      if (!direct && g.a_row == 1)
         pack_columns(g.a + i + k * g.a_column, g.a_column, block.to - i, depth, a);
-      else
-        for (int64_t r = block.from + direct; r < block.to; r += rows)
-          pack_a(g, r, block.to - r < rows ? block.to - r : rows, k, depth, a + (r - block.from) * depth);
+      else if (!direct)
+        for (int64_t r = i; r < block.to; r += rows)
+          pack_a(g, r, block.to - r < rows ? block.to - r : rows, k, depth, a + (r - i) * depth);
+      // Past the last row the first stands once more; what it gives is not stored.
+      R* c[kBlockRows];
+      const R* from[kBlockRows];
+      for (int64_t r = 0; r < kBlockRows; ++r) {
+        const int64_t row = i + r < block.to ? i + r : i;
+        c[r] = row_of_c(g, row);
+        from[r] = direct ? row_of_a(g, row) + k : a + r * depth;
+      }
       for (int64_t j = n.from; j < n.to; j += units) {
         const int64_t count = n.to - j < units ? n.to - j : units;
         R* panel = b + (j - n.from) * depth;
         if (fill && i == m.from) pack_b(g, j, count, k, depth, panel);
-        for (int64_t r = block.from; r < block.to; r += rows) {
-          R* c = g.c + r * g.c_row + j;
-          if (r - block.from < direct)
-            tile<false>(g.a + r * g.a_row + k, g.a_row, panel, depth, c, g.c_row, rows, count, add);
-          else
-            tile<true>(a + (r - block.from) * depth, 0, panel, depth, c, g.c_row,
-                       int(block.to - r < rows ? block.to - r : rows), count, add);
+        for (int64_t r = 0; r < block.to - i; r += rows) {
+          const int real = int(block.to - i - r < rows ? block.to - i - r : rows);
+          direct ? some_tile<false>(from + r, panel, depth, c + r, j, real, count, add)
+                 : some_tile<true>(from + r, panel, depth, c + r, j, real, count, add);
         }
       }
     }
@@ -134,15 +141,33 @@ class GemmBlock {
     }
   }
 
-  // One tile of C. packed: a[k][rows]; else a[m * lda + k].
+  static void packed_tile(const R* a, const R* b, int64_t depth, R* c, int64_t ldc, int m_count, int64_t n_count,
+                          bool add) {
+    R* row[rows];
+    for (int m = 0; m < rows; ++m) row[m] = c + (m < m_count ? m : 0) * ldc;
+    some_tile<true>(&a, b, depth, row, 0, m_count, n_count, add);
+  }
+
   template <bool packed>
-  static __attribute__((noinline)) void tile(const R* a, int64_t lda, const R* b, int64_t depth, R* c, int64_t ldc,
+  static FASTLSTM_INLINE void some_tile(const R* const* a, const R* b, int64_t depth, R* const* c, int64_t j,
+                                        int m_count, int64_t n_count, bool add) {
+    m_count == rows&& n_count == units ? tile<packed, true>(a, b, depth, c, j, m_count, n_count, add)
+                                       : tile<packed, false>(a, b, depth, c, j, m_count, n_count, add);
+  }
+
+  // One tile of C, whose rows begin at c[m] + j. packed: A is a[0][k][rows]; else a[m][k]. whole: as it is counted.
+  template <bool packed, bool whole>
+  static __attribute__((noinline)) void tile(const R* const* a, const R* b, int64_t depth, R* const* c, int64_t j,
                                              int m_count, int64_t n_count, bool add) {
     // Rows of C lie far apart, often in memory afar: asked for now, they are there when k has run.
-    for (int m = 0; m < m_count; ++m) {
-      __builtin_prefetch(c + m * ldc, 1, 3);
-      __builtin_prefetch(c + m * ldc + n_count - 1, 1, 3);
+#pragma GCC unroll 16
+    for (int m = 0; m < rows; ++m) {
+      __builtin_prefetch(c[m] + j, 1, 3);
+      __builtin_prefetch(c[m] + j + (whole ? units : n_count) - 1, 1, 3);
     }
+    const R* from[rows];
+#pragma GCC unroll 16
+    for (int m = 0; m < rows; ++m) from[m] = a[packed ? 0 : m];
     typename Vec<R>::Raw sum[rows][vectors];
 #pragma GCC unroll 16
     for (int m = 0; m < rows; ++m)
@@ -154,17 +179,17 @@ class GemmBlock {
       for (int n = 0; n < vectors; ++n) w[n] = Vec<R>::load(b + k * units + n * width).v;
 #pragma GCC unroll 16
       for (int m = 0; m < rows; ++m) {
-        const auto x = Vec<R>(packed ? a[k * rows + m] : a[m * lda + k]).v;
+        const auto x = Vec<R>(packed ? from[0][k * rows + m] : from[m][k]).v;
 #pragma GCC unroll 16
         for (int n = 0; n < vectors; ++n) sum[m][n] += x * w[n];
       }
     }
-    if (m_count == rows && n_count == units) {
+    if constexpr (whole) {
 #pragma GCC unroll 16
       for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 16
         for (int n = 0; n < vectors; ++n) {
-          R* to = c + m * ldc + n * width;
+          R* to = c[m] + j + n * width;
           (add ? Vec<R>::load(to) + Vec<R>(sum[m][n]) : Vec<R>(sum[m][n])).store(to);
         }
       return;
@@ -175,8 +200,7 @@ class GemmBlock {
 #pragma GCC unroll 16
       for (int n = 0; n < vectors; ++n) Vec<R>(sum[m][n]).store(edge + m * units + n * width);
     for (int m = 0; m < m_count; ++m)
-      for (int64_t u = 0; u < n_count; ++u)
-        c[m * ldc + u] = add ? c[m * ldc + u] + edge[m * units + u] : edge[m * units + u];
+      for (int64_t u = 0; u < n_count; ++u) c[m][j + u] = add ? c[m][j + u] + edge[m * units + u] : edge[m * units + u];
   }
 };
 

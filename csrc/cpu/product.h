@@ -110,9 +110,14 @@ constexpr int64_t kDepth = (FASTLSTM_VECTOR_BYTES == 64 ? 24576 : 16384) / (Pane
 // with smaller weights the requests only cost, 5 % at H = 256).
 constexpr int64_t kFarWeights = int64_t(6) << 20;
 
+// For a product whose rows need nothing else
+constexpr auto kNothing = [](int, int) {};
+
 // z[m][:] = a[m] @ panel for the rows of a tile. far: the weights come from afar; what lies behind the panel is next.
-template <class R>
-void tile_product(int rows, const R* a, int64_t lda, const R* panel, int64_t K, R* z, bool far) {
+// before(m, n): runs before the first product of the rows m ... m + n, to ask for what they will need.
+template <class R, class Before>
+FASTLSTM_INLINE void tile_product(int rows, const R* a, int64_t lda, const R* panel, int64_t K, R* z, bool far,
+                                  Before before) {
   constexpr int units = Panel<R>::units;
   const int64_t depth = rows <= kMaxRows ? K : kDepth<R>;
   for_pieces(0, K, depth, [&](int64_t k, int count) {
@@ -120,6 +125,7 @@ void tile_product(int rows, const R* a, int64_t lda, const R* panel, int64_t K, 
     const int64_t ahead = far && rows > kMaxRows ? int64_t(count) * units : 0;
     for_pieces(0, rows, kMaxRows, [&](int64_t m, int n) {
       constexpr int64_t line = 64 / int64_t(sizeof(R));
+      if (k == 0) before(int(m), n);
       for (int64_t i = ahead * m / rows / line * line; i < ahead * (m + n) / rows; i += line)
         __builtin_prefetch(next + i, 0, 2);
       product_for<R>(n, false)(a + m * lda + k, lda, 0, panel + k * units, 0, count, z + m * units, 0, k > 0);
@@ -128,25 +134,30 @@ void tile_product(int rows, const R* a, int64_t lda, const R* panel, int64_t K, 
 }
 
 // The same for four panels, `panel_size` apart: z[g * z_gate + m * units + :]
-template <class R>
-void tile_product4(int rows, const R* a, int64_t lda, const R* panels, int64_t panel_size, int64_t K, R* z,
-                   int64_t z_gate, bool far) {
+template <class R, class Before>
+FASTLSTM_INLINE void tile_product4(int rows, const R* a, int64_t lda, const R* panels, int64_t panel_size, int64_t K,
+                                   R* z, int64_t z_gate, bool far, Before before) {
   const int together = rows <= kMaxRows ? groups(rows) : 1;
-  for (int g = 0; g < 4; g += together) {
-    if (together == 1)
-      tile_product<R>(rows, a, lda, panels + g * panel_size, K, z + g * z_gate, far);
-    else
-      product_for<R>(rows, true)(a, lda, 0, panels + g * panel_size, panel_size, K, z + g * z_gate, z_gate, false);
+  if (together == 1) {
+    tile_product<R>(rows, a, lda, panels, K, z, far, before);
+    for (int g = 1; g < 4; ++g)
+      tile_product<R>(rows, a, lda, panels + g * panel_size, K, z + g * z_gate, far, kNothing);
+    return;
   }
+  before(0, rows);
+  for (int g = 0; g < 4; g += together)
+    product_for<R>(rows, true)(a, lda, 0, panels + g * panel_size, panel_size, K, z + g * z_gate, z_gate, false);
 }
 
 // The same as tile_product for a long K (a multiple of 4): with few rows its quarters run side by side, then are added.
-template <class R>
-void tile_product_deep(int rows, const R* a, int64_t lda, const R* panel, int64_t K, R* z, bool far) {
+template <class R, class Before>
+FASTLSTM_INLINE void tile_product_deep(int rows, const R* a, int64_t lda, const R* panel, int64_t K, R* z, bool far,
+                                       Before before) {
   constexpr int units = Panel<R>::units;
   const int pieces = rows <= kMaxRows && K % 4 == 0 ? groups(rows) : 1;
-  if (pieces == 1) return tile_product<R>(rows, a, lda, panel, K, z, far);
+  if (pieces == 1) return tile_product<R>(rows, a, lda, panel, K, z, far, before);
   const int64_t size = rows * units, part = K / pieces;
+  before(0, rows);
   product_for<R>(rows, true)(a, lda, part, panel, part * units, part, z, size, false);
   for (int g = 1; g < pieces; ++g)
     for (int64_t i = 0; i < size; ++i) z[i] += z[g * size + i];

@@ -139,12 +139,15 @@ struct Steps {
     }
   }
   int64_t alive(int64_t t) const { return s.batch_sizes ? s.batch_sizes[t] : s.B; }
+  // Of the rows `which`, how many live at time t
+  int64_t living(int64_t t, Range which) const {
+    const int64_t to = std::min(which.to, alive(t));
+    return to > which.from ? to - which.from : 0;
+  }
   int64_t time(int64_t k) const { return s.reverse ? s.T - 1 - k : k; }  // the k-th step processed
   int64_t row(int64_t t, int64_t b) const { return offset[size_t(t)] + b; }
   bool is_first(int64_t t, int64_t b) const { return s.reverse ? t == length[size_t(b)] - 1 : t == 0; }
   bool is_last(int64_t t, int64_t b) const { return s.reverse ? t == 0 : t == length[size_t(b)] - 1; }
-  // Rows of all steps between two times, in whatever order
-  Range span(int64_t t, int64_t u) const { return {offset[size_t(t < u ? t : u)], offset[size_t(t < u ? u : t) + 1]}; }
   bool resets(int64_t t, int64_t b) const { return s.reset && s.reset[row(t, b)]; }
 
   // Contiguous rows for thread i of n, so that the steps of all rows together are shared evenly.

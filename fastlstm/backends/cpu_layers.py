@@ -71,11 +71,11 @@ def _addresses(k: int, *tensors: Tensor | None) -> list[int]:
     return [0 if v is None else v.data_ptr() + k * v.stride(0) * v.element_size() for v in tensors]
 
 
-_LARGE = 4 << 20  # scalars from which arrays are kept for the next step (csrc/arrays.cpp)
+_LARGE = 1 << 16  # scalars from which arrays are kept for the next step (csrc/arrays.cpp)
 
 
 def _kept(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An array for backward, not initialised."""
+    """An array of a training step, not initialised. (torch can't resize it, as it can't what requires a gradient.)"""
     if math.prod(shape) < _LARGE:
         return torch.empty(shape, dtype=dtype)
     return torch.utils.dlpack.from_dlpack(native.load().array(shape, dtype == torch.float64))
@@ -108,7 +108,7 @@ def _direction(layout: Layout, k: int, x: Tensor, states: list[int], weights: tu
     w_ih, w_hh, *rest = weights
     ids = layout.tokens and k < layout.directions
     rows = x.shape if ids else x.shape[:-1]
-    h = torch.empty((*rows, layout.P), dtype=dtype)
+    h = (_kept if keep else torch.empty)((*rows, layout.P), dtype=dtype)
     c = _kept((*rows, H), dtype) if keep else None
     gates = _kept((*rows, 4 * H), dtype) if keep else None
     bias = rest[0] + rest[1] if layout.bias and not ids else None
@@ -181,7 +181,7 @@ class _Backward:
         wanted = self.wanted[3 + first : 3 + first + layout.each]
         x, (h, c, gates) = self.inputs[layer], self.kept[3 * k : 3 * k + 3]
         ids = layout.tokens and layer == 0
-        dx = torch.empty_like(x) if wants_dx and not ids else None
+        dx = _kept(x.shape, x.dtype) if wants_dx and not ids else None
         dw_ih, dw_hh = (torch.empty_like(w) if want else None for w, want in zip((w_ih, w_hh), wanted, strict=False))
         dbias = torch.empty_like(rest[0]) if layout.bias and not ids and any(wanted[2:4]) else None
         d_hr = torch.empty_like(h) if layout.projected else None

@@ -30,7 +30,8 @@ def test_a_freed_array_is_used_again(double: bool) -> None:
     first.fill_(1)
     place, before = first.data_ptr(), native.load().waiting_bytes()
     del first
-    assert native.load().waiting_bytes() == before + PAGE
+    size = 3 * 7 * 129 * (8 if double else 4)
+    assert before + size <= native.load().waiting_bytes() <= before + size * 9 / 8 + 4096
     assert _array(shape, double).data_ptr() == place
 
 
@@ -42,6 +43,14 @@ def test_one_in_use_is_not_given_out() -> None:
     del held[0]
     assert _array((5,)).data_ptr() != place  # the view still reads it
     assert view.shape == (4,)
+
+
+def test_arrays_of_nearly_the_same_size_are_one_for_the_other() -> None:
+    """As in batches of ragged sequences."""
+    first = _array((10_001, 129))
+    place = first.data_ptr()
+    del first
+    assert _array((10_100, 129)).data_ptr() == place
 
 
 def test_a_capsule_that_nobody_takes_gives_its_array_back() -> None:
@@ -56,7 +65,7 @@ def test_what_nobody_asks_for_goes_back_to_the_system() -> None:
     del_me = [_array((9 * PAGE,)) for _ in range(2)]
     del_me.clear()
     most = native.load().waiting_bytes()
-    for _ in range(80):
+    for _ in range(300):
         _array((1,))
     assert native.load().waiting_bytes() <= most - 2 * 4 * 9 * PAGE + PAGE
 
