@@ -159,6 +159,13 @@ void sum_by_id(uintptr_t out, uintptr_t rows, uintptr_t ids, const std::array<in
     current->sum_by_id_f32({at<float>(out), at<float>(rows), id, N, V, width, usable(threads)});
 }
 
+// Whether any of n ids is not in 0 ... V - 1
+bool any_outside(uintptr_t ids, int64_t n, int64_t V) {
+  bool found = false;
+  for (int64_t k = 0; k < n; ++k) found |= uint64_t(at<const int64_t>(ids)[k]) >= uint64_t(V);
+  return found;
+}
+
 std::vector<std::string> isa_names() {
   std::vector<std::string> names;
   for (const Kernels* k : available()) names.emplace_back(k->name);
@@ -187,6 +194,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("stream", &stream);
   m.def("gemm", &gemm);
   m.def("sum_by_id", &sum_by_id);
+  m.def("any_outside", &any_outside);
   m.def("isa_names", &isa_names, "Instruction sets that this machine can run, the weakest first.");
   m.def("isa", [] { return std::string(current->name); }, "The instruction set in use.");
   m.def("set_isa", &set_isa);

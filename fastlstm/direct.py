@@ -48,7 +48,7 @@ def run(lstm: LSTM, x: Tensor, order: Order, hx: State | None) -> Found | None:
     weights = _weights(lstm, x.dtype)
     if weights is None:
         return None
-    return _call(lstm, x, order, hx, weights, None)
+    return _call(lstm, x, order, hx, weights)
 
 
 def run_tokens(lstm: TokenLSTM, ids: Tensor, order: Order, hx: State | None) -> Found | None:
@@ -62,7 +62,9 @@ def run_tokens(lstm: TokenLSTM, ids: Tensor, order: Order, hx: State | None) -> 
         return None
     if ids.dtype != torch.int64 or (embedding is not None and embedding.dtype != weights[0].dtype):
         return None
-    return _call(inner, ids, order, hx, weights, lstm)
+    if embedding is not None and not (embedding.is_contiguous() and embedding.shape[-1] == inner.input_size):
+        return None
+    return _call(inner, ids, order, hx, weights, inner.input_size if embedding is None else len(embedding), embedding)
 
 
 def _applies(lstm: LSTM) -> bool:
@@ -140,47 +142,39 @@ def _steps_and_rows(source: Tensor, batch_sizes: Tensor | None) -> tuple[int, in
     return (len(sizes), sizes[0]) if right else None
 
 
-def _with_tables(tokens: TokenLSTM, weights: list[Tensor]) -> list[Tensor]:
-    """The weights with each W_ih of the first layer replaced by its table."""
-    tables, directions = tokens.tables(weights), 2 if tokens.lstm.bidirectional else 1
-    each = len(weights) // (directions * tokens.num_layers)
-    weights = list(weights)
-    for d, table in enumerate(tables):
-        weights[d * each] = table.contiguous()
-    return weights
-
-
 def _call(
     lstm: LSTM,
     source: Tensor,
     order: Order,
     hx: State | None,
     weights: list[Tensor],
-    tokens: TokenLSTM | None,
+    V: int = 0,
+    embedding: Tensor | None = None,
 ) -> Found | None:
+    """V: how many ids there are, 0 where source holds vectors."""
     batch_sizes, dtype, P = order.batch_sizes, weights[0].dtype, lstm.proj_size
     sizes = _steps_and_rows(source, batch_sizes)
     if sizes is None:
         return None
     T, B = sizes
-    dense = tokens is None and batch_sizes is None
+    dense = not V and batch_sizes is None
     rule = (dtype, lstm.hidden_size, B, bool(P), torch.is_grad_enabled())
     if dense and dispatch.forced() is None and dispatch.torch_wins(*rule):
         return None
     state = _state(lstm, hx, B, weights[0], order.sorted_indices)
     if state is None:
         return None
-    if tokens is not None:
-        weights = _with_tables(tokens, weights)
-        checks.ids_in_range(source, weights[0].shape[0])
+    source = source.contiguous()
+    if V and native.load().any_outside(source.data_ptr(), source.numel(), V):
+        checks.ids_in_range(source, V)
     batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
-    kind = (lstm.num_layers, 2 if lstm.bidirectional else 1, bool(lstm.bias), bool(P), tokens is not None)
+    kind = (lstm.num_layers, 2 if lstm.bidirectional else 1, bool(lstm.bias), bool(P), V)
     layout = Layout(*kind, batch_sizes, T, B, lstm.hidden_size, P or lstm.hidden_size, dtype, torch.get_num_threads())
     dispatch.note_plan(_plan(dtype, layout.threads, native.load().isa()))
-    arguments = (source.contiguous(), *state, *weights)
-    if torch.is_grad_enabled() and any(v.requires_grad for v in arguments):
+    arguments = (source, *state, embedding, *weights)
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in arguments):
         return cpu_layers.Layers.apply(layout, *arguments)
-    return cpu_layers.forward(layout, *arguments[:3], weights, keep=False)[:3]
+    return cpu_layers.forward(layout, *arguments[:4], weights, keep=False)[:3]
 
 
 @cache

@@ -16,6 +16,7 @@ from fastlstm import calls, direct, dispatch, layers
 from fastlstm.backends.common import spec_of
 from fastlstm.direct import Order
 from fastlstm.layers import Rows, State
+from fastlstm.tables import table
 
 
 class TokenLSTM(nn.Module):
@@ -63,14 +64,11 @@ class TokenLSTM(nn.Module):
     def tables(self, weights: list[Tensor]) -> list[Tensor]:
         """One (V, 4H) table a direction: every id's share of the first layer's gates, bias included."""
         lstm, made = self.lstm, []
+        embedding = None if self.embedding is None else self.embedding.weight
         each = 2 + 2 * lstm.bias + bool(lstm.proj_size)
         for d in range(2 if lstm.bidirectional else 1):
             w, _, *rest = weights[d * each : (d + 1) * each]
-            bias = rest[0] + rest[1] if lstm.bias else None
-            if self.embedding is None:
-                made.append(w.t() if bias is None else w.t() + bias)
-            else:
-                made.append(F.linear(self.embedding.weight.to(w.dtype), w, bias))
+            made.append(table(embedding, w, rest[0] + rest[1] if lstm.bias else None))
         return made
 
     def forward(

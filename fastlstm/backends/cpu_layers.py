@@ -19,6 +19,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from fastlstm import native
 from fastlstm.products import native_product, unrecorded
+from fastlstm.tables import native_gradients, native_table, table
 from fastlstm.untraced import leave_alone
 
 
@@ -29,7 +30,7 @@ class Layout(NamedTuple):
     directions: int
     bias: bool
     projected: bool
-    tokens: bool
+    V: int  # ids that there are, 0 where the input holds vectors
     batch_sizes: Tensor | None
     T: int
     B: int
@@ -48,7 +49,14 @@ class Layout(NamedTuple):
         """Weights of a layer and direction."""
         return 2 + 2 * self.bias + self.projected
 
-    def through_ops(self, source: Tensor, h0: Tensor, c0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, weights: tuple, k: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """W_ih, W_hh, the sum of the biases and W_hr of layer and direction number k; None for what there is not."""
+        w_ih, w_hh, *rest = weights[k * self.each : (k + 1) * self.each]
+        return w_ih, w_hh, rest[0] + rest[1] if self.bias else None, rest[-1] if self.projected else None
+
+    def through_ops(
+        self, source: Tensor, h0: Tensor, c0: Tensor, embedding: Tensor | None, *weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Output, h_n and c_n the general way, which torch can differentiate as often as it likes."""
         from fastlstm import layers
 
@@ -57,7 +65,9 @@ class Layout(NamedTuple):
             ("training", "dropout", "weight_drop", "input_dropout", "locked_dropout", "recompute"), False
         )
         module = SimpleNamespace(bidirectional=self.directions == 2, **sizes, **off)
-        tables = [weights[d * self.each] for d in range(self.directions)] if self.tokens else None
+        tables = None
+        if self.V:
+            tables = [table(embedding, *self.parts(weights, d)[::2]) for d in range(self.directions)]
         rows = layers.Rows.of(source, self.batch_sizes)
         return layers.run(module, rows, (h0, c0), list(weights), tables=tables)[:3]
 
@@ -71,6 +81,7 @@ def _addresses(k: int, *tensors: Tensor | None) -> list[int]:
     return [0 if v is None else v.data_ptr() + k * v.stride(0) * v.element_size() for v in tensors]
 
 
+FIRST_WEIGHT = 4  # inputs of the Function before the weights: source, h0, c0, embedding
 _LARGE = 1 << 16  # scalars from which arrays are kept for the next step (csrc/arrays.cpp)
 
 
@@ -81,11 +92,13 @@ def _kept(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.utils.dlpack.from_dlpack(native.load().array(shape, dtype == torch.float64))
 
 
-def forward(layout: Layout, source: Tensor, h0: Tensor, c0: Tensor, weights: tuple, keep: bool) -> tuple:
+def forward(
+    layout: Layout, source: Tensor, h0: Tensor, c0: Tensor, embedding: Tensor | None, weights: tuple, keep: bool
+) -> tuple:
     """Output, h_n, c_n, and what backward reads: the input of each later layer; h, c and gates of each direction.
 
-    source: (T, B, I) or (N, I), or ids; h0 (LD, B, P), c0 (LD, B, H); weights: torch's flat list, with W_ih of the first
-    layer replaced by its table (V, 4H), bias included, where source is ids.
+    source: (T, B, I) or (N, I), or ids; h0 (LD, B, P), c0 (LD, B, H); embedding: of the ids, (V, I), or None; weights:
+    torch's flat list.
     """
     h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
     x, between, kept = source, [], []
@@ -96,23 +109,25 @@ def forward(layout: Layout, source: Tensor, h0: Tensor, c0: Tensor, weights: tup
         for d in range(layout.directions):
             k = layer * layout.directions + d
             states = _addresses(k, h_n, c_n, h0, c0)
-            found.append(_direction(layout, k, x, states, weights[k * layout.each : (k + 1) * layout.each], keep))
+            found.append(_direction(layout, k, x, states, embedding, layout.parts(weights, k), keep))
         kept += found
         x = found[0][0] if layout.directions == 1 else torch.cat([h for h, _, _ in found], -1)
     return x, h_n, c_n, between, kept
 
 
-def _direction(layout: Layout, k: int, x: Tensor, states: list[int], weights: tuple, keep: bool) -> tuple:
+def _direction(
+    layout: Layout, k: int, x: Tensor, states: list[int], embedding: Tensor | None, parts: tuple, keep: bool
+) -> tuple:
     """Layer and direction number k: h, c and gates; these two are None unless kept. states: addresses."""
     H, dtype = layout.H, layout.dtype
-    w_ih, w_hh, *rest = weights
-    ids = layout.tokens and k < layout.directions
+    w_ih, w_hh, bias, w_hr = parts
+    ids = layout.V > 0 and k < layout.directions
+    if ids:
+        w_ih, bias = native_table(embedding, w_ih, bias), None
     rows = x.shape if ids else x.shape[:-1]
     h = (_kept if keep else torch.empty)((*rows, layout.P), dtype=dtype)
     c = _kept((*rows, H), dtype) if keep else None
     gates = _kept((*rows, 4 * H), dtype) if keep else None
-    bias = rest[0] + rest[1] if layout.bias and not ids else None
-    w_hr = rest[-1] if layout.projected else None
     h_n, c_n, h0, c0 = states
     table, dense = ((w_ih, x), (None, None)) if ids else ((None, None), (x, w_ih))
     made, given, read = ([_address(v) for v in part] for part in ((h, c, gates), (*table, bias, w_hh, w_hr), dense))
@@ -126,48 +141,62 @@ class Layers(_SingleLevelFunction):
     """`forward` with its gradients."""
 
     @staticmethod
-    def forward(ctx, layout: Layout, source: Tensor, h0: Tensor, c0: Tensor, *weights: Tensor) -> tuple:
-        out, h_n, c_n, between, kept = forward(layout, source, h0, c0, weights, keep=True)
+    def forward(
+        ctx, layout: Layout, source: Tensor, h0: Tensor, c0: Tensor, embedding: Tensor | None, *weights: Tensor
+    ) -> tuple:
+        out, h_n, c_n, between, kept = forward(layout, source, h0, c0, embedding, weights, keep=True)
         ctx.layout, ctx.counts = layout, (len(weights), len(between))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(source, h0, c0, *weights, *between, *(v for three in kept for v in three))
+        ctx.save_for_backward(source, h0, c0, embedding, *weights, *between, *(v for three in kept for v in three))
         return out, h_n, c_n
 
     @staticmethod
     def backward(ctx, d_out: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None) -> tuple:
-        source, h0, c0, *rest = saved = ctx.saved_tensors
+        source, h0, c0, embedding, *rest = saved = ctx.saved_tensors
         weights, rest = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
         grads = (d_out, dh_n, dc_n)
         if not unrecorded(*grads, *saved):
-            return None, *_through_ops(ctx, grads, (source, h0, c0, *weights))
+            return None, *_through_ops(ctx, grads, (source, h0, c0, embedding, *weights))
         between, kept = rest[: ctx.counts[1]], rest[ctx.counts[1] :]
         grads = tuple(None if g is None else g.to(h0.dtype).contiguous() for g in grads)
-        return None, *_Backward(ctx, grads, [source, *between], (h0, c0), weights, kept).run()
+        return None, *_Backward(ctx, grads, [source, *between], (h0, c0), embedding, weights, kept).run()
 
 
 class _Backward:
     """One backward pass through all layers, from the last to the first."""
 
-    def __init__(self, ctx, grads: tuple, inputs: list[Tensor], states: tuple, weights: list, kept: list) -> None:
+    def __init__(
+        self,
+        ctx,
+        grads: tuple,
+        inputs: list[Tensor],
+        states: tuple,
+        embedding: Tensor | None,
+        weights: list,
+        kept: list,
+    ) -> None:
         self.layout: Layout = ctx.layout
         self.wanted = ctx.needs_input_grad[1:]
         self.d_out, self.dh_n, self.dc_n = grads
-        self.inputs, self.weights, self.kept = inputs, weights, kept
+        self.inputs, self.embedding, self.weights, self.kept = inputs, embedding, weights, kept
         self.h0, self.c0 = states
         self.dh0, self.dc0 = torch.empty_like(self.h0), torch.empty_like(self.c0)
+        self.d_embedding: Tensor | None = None
         self.d_weights: list[Tensor | None] = [None] * len(weights)
 
     def run(self) -> list[Tensor | None]:
-        """Gradients of source, h0, c0 and the weights."""
+        """Gradients of source, h0, c0, embedding and the weights."""
         layout, d_out = self.layout, self.d_out
         for layer in reversed(range(layout.layers)):
             each, below = layout.each * layout.directions, None
-            wants_dx = any(self.wanted[: 3 + each * layer]) if layer else self.wanted[0]  # states below want it too
+            wants_dx = (
+                any(self.wanted[: FIRST_WEIGHT + each * layer]) if layer else self.wanted[0]
+            )  # states below want it too
             for d in range(layout.directions):
                 dx = self._direction(layer, d, self._share(d_out, d), wants_dx)
                 below = dx if below is None or dx is None else below.add_(dx)
             d_out = below
-        return [d_out, self.dh0, self.dc0, *self.d_weights]
+        return [d_out, self.dh0, self.dc0, self.d_embedding, *self.d_weights]
 
     def _share(self, d_out: Tensor | None, d: int) -> Tensor | None:
         """What of the gradient at a layer's output is direction d's."""
@@ -178,22 +207,30 @@ class _Backward:
         layout, k = self.layout, layer * self.layout.directions + d
         first = k * layout.each
         w_ih, w_hh, *rest = self.weights[first : first + layout.each]
-        wanted = self.wanted[3 + first : 3 + first + layout.each]
+        wanted = self.wanted[FIRST_WEIGHT + first : FIRST_WEIGHT + first + layout.each]
         x, (h, c, gates) = self.inputs[layer], self.kept[3 * k : 3 * k + 3]
-        ids = layout.tokens and layer == 0
+        ids, of_bias = layout.V > 0 and layer == 0, layout.bias and any(wanted[2:4])
+        of_table = self.wanted[3], wanted[0], of_bias
+        if ids:
+            d_in = torch.empty((layout.V, 4 * layout.H), dtype=layout.dtype) if any(of_table) else None
+        else:
+            d_in = torch.empty_like(w_ih) if wanted[0] else None
         dx = _kept(x.shape, x.dtype) if wants_dx and not ids else None
-        dw_ih, dw_hh = (torch.empty_like(w) if want else None for w, want in zip((w_ih, w_hh), wanted, strict=False))
-        dbias = torch.empty_like(rest[0]) if layout.bias and not ids and any(wanted[2:4]) else None
+        dw_hh = torch.empty_like(w_hh) if wanted[1] else None
+        dbias = torch.empty_like(rest[0]) if of_bias and not ids else None
         d_hr = torch.empty_like(h) if layout.projected else None
         dh0, dc0, dh_n, dc_n, c0, h0 = _addresses(k, self.dh0, self.dc0, self.dh_n, self.dc_n, self.c0, self.h0)
         w_hr = rest[-1] if layout.projected else None
         saved = [_address(v) for v in (gates, c)]
         arrays = [0, _address(d_hr), dh0, dc0, _address(dh), 0, dh_n, dc_n, *saved, c0, _address(w_hh), _address(w_hr)]
-        made = (dx, dw_ih, dbias, dw_hh, None if ids else x, x if ids else None, w_ih, h)
+        made = (dx, d_in, dbias, dw_hh, None if ids else x, x if ids else None, None if ids else w_ih, h)
         products = [*(_address(v) for v in made), h0]
-        sizes = (0, w_ih.shape[0]) if ids else (w_ih.shape[1], 0)
+        sizes = (0, layout.V) if ids else (w_ih.shape[1], 0)
         native.load().backward(layout.shape(d == 1), arrays, products, *sizes, layout.dtype == torch.float64)
-        made = [dw_ih, dw_hh, *[dbias] * (2 * layout.bias)]
+        if ids:
+            d_embedding, d_in, dbias = native_gradients(d_in, self.embedding, w_ih, of_table)
+            self.d_embedding = d_embedding if self.d_embedding is None else self.d_embedding.add_(d_embedding)
+        made = [d_in, dw_hh, *[dbias] * (2 * layout.bias)]
         if layout.projected:
             made.append(_of_projection(d_hr, gates, c) if wanted[-1] else None)
         self.d_weights[first : first + layout.each] = made
