@@ -55,10 +55,6 @@ class BackwardPass {
   }
 
  private:
-  struct Blocks {
-    Range hidden, state;  // panels over P (the product with W_hh) and, with projection, over H (with W_hr)
-  };
-
   void thread(int i) {
     const bool split = plan.split_rows;
     const Range rows = split ? steps.rows_of(i, plan.threads) : Range{0, s.B};
@@ -77,6 +73,9 @@ class BackwardPass {
       run_shared(team);
   }
 
+  struct Blocks {
+    Range hidden, state;  // panels over P (the product with W_hh) and, with projection, over H (with W_hr)
+  };
   // A thread's share of every step, and its number.
   struct Team {
     Range rows;
@@ -110,10 +109,11 @@ class BackwardPass {
     for (int64_t k = 0; k < s.T;) {
       const Chunk chunk(steps, team.rows, k, chunk_rows, [this](int64_t n) { return time(n); });
       steps_of(chunk, team, dxg.get());
-      if (chunk.size() > 0) mine.add(chunk, dxg.get(), first, {0, 1}, [] {});
-      if (chunk.size() > 0) first = false;
-      input.run(chunk, dxg.get(), {0, 1});
       k = chunk.to;
+      if (chunk.size() == 0) continue;
+      mine.add(chunk, dxg.get(), first, {0, 1}, [] {});
+      input.run(chunk, dxg.get(), {0, 1});
+      first = false;
     }
     if (first) mine.clear({0, 1}, true);
     partial[size_t(i)] = to;
@@ -185,19 +185,27 @@ class BackwardPass {
     meet();
     for (int64_t j = blocks.state.from; j < blocks.state.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
+        const auto before = [&](int m, int count) FASTLSTM_INLINE_LAMBDA {
+          for (int e = m; e < m + count; ++e) soon_in_cell(t, b + e, j * units, out);
+        };
         tile_product_deep<R>(n, dh_data.get() + b * dh_stride, dh_stride, proj.data + j * proj.panel_size(), s.P, z,
-                             false, kNothing);
+                             false, before);
+        const bool whole = (j + 1) * units <= s.H;
         for (int m = 0; m < n; ++m)
-          for (int u = 0; u < units && j * units + u < s.H; u += width)
-            cell<false>(t, k, b + m, j * units + u, Vec<R>::load(z + m * units + u), out);
+          for (int u = 0; u < units && j * units + u < s.H; u += width) {
+            const Vec<R> dh = Vec<R>::load(z + m * units + u);
+            whole ? cell<true>(t, k, b + m, j * units + u, dh, out) : cell<false>(t, k, b + m, j * units + u, dh, out);
+          }
       });
   }
 
-  // Fetches what `arrive` and `cell` will touch while the product runs: without, a core waits a third of its time.
+  // Fetches what `arrive` will touch while the product runs: without, a core waits a third of its time.
   FASTLSTM_INLINE void soon(int64_t t, int64_t b, int64_t u0, Output out) const {
+    if (a.dh) fetch_units(a.dh + steps.row(t, b) * s.P + u0);
+    a.w_hr ? fetch_units_to_write(a.d_hr + steps.row(t, b) * s.P + u0) : soon_in_cell(t, b, u0, out);
+  }
+  FASTLSTM_INLINE void soon_in_cell(int64_t t, int64_t b, int64_t u0, Output out) const {
     const int64_t row = steps.row(t, b), H = s.H;
-    if (a.dh) fetch_units(a.dh + row * s.P + u0);
-    if (a.w_hr) return;
     if (a.dc) fetch_units(a.dc + row * H + u0);
     fetch_units(a.c + row * H + u0);
     if (!steps.is_first(t, b)) fetch_units(a.c + steps.row(t + (s.reverse ? 1 : -1), b) * H + u0);

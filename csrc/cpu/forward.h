@@ -3,7 +3,7 @@
 // Per step: z = h_prev @ W_hh^T panel by panel into a small buffer, and as soon as the four gates of a block of units
 // are there, the cell runs on them. h is carried in two padded buffers (row stride off the powers of two, where rows
 // would fight for the same cache sets: H = 1024 gains 15 %); c is carried in c_n. The input side is a product over a
-// chunk of steps before they run (chunks.h), written where the gates will be or, where these go past the caches, apart.
+// chunk of steps before they run (chunks.h).
 #pragma once
 #include "../cell.h"
 #include "chunks.h"
