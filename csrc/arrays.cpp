@@ -37,9 +37,9 @@ size_t size_class(size_t bytes) {
 
 class Shelf {
  public:
+  // Never waits: in a child process the lock may be held for ever by a thread that the fork did not copy.
   void* take(size_t bytes) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
+    if (const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock.owns_lock()) {
       ++requests_;
       for (auto at = waiting_.begin(); at != waiting_.end(); ++at)
         if (at->bytes == bytes) {
@@ -56,7 +56,6 @@ class Shelf {
     arrays::want_large_pages(fresh, bytes);
     return fresh;
   }
-  // Never waits: in a child process the lock may be held for ever by a thread that the fork did not copy.
   void give(void* data, size_t bytes) noexcept {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock.owns_lock() || bytes > kMostBytes) return std::free(data);
@@ -65,8 +64,8 @@ class Shelf {
     drop_old();
   }
   size_t waiting() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return total_;
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    return lock.owns_lock() ? total_ : 0;
   }
 
  private:

@@ -63,7 +63,8 @@ struct Products {
 template <class R>
 struct Backward {
   // outputs
-  R* dxg;   // (N, 4H) gradient at the pre-activations; may be the same memory as gates; null: not kept
+  R* dxg;   // (N, 4H) gradient at the pre-activations; may be the same memory as gates; null: not kept. With it no
+            // products.
   R* d_hr;  // (N, P) total gradient at the projected h, or null without projection
   R* dh0;   // (B, P)
   R* dc0;   // (B, H)

@@ -64,7 +64,8 @@ def run_tokens(lstm: TokenLSTM, ids: Tensor, order: Order, hx: State | None) -> 
         return None
     if embedding is not None and not (embedding.is_contiguous() and embedding.shape[-1] == inner.input_size):
         return None
-    return _call(inner, ids, order, hx, weights, inner.input_size if embedding is None else len(embedding), embedding)
+    V = inner.input_size if embedding is None else len(embedding)
+    return _call(inner, ids, order, hx, weights, V, embedding) if V else None  # the general way says what is wrong
 
 
 def _applies(lstm: LSTM) -> bool:

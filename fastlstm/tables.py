@@ -25,7 +25,7 @@ def native_table(embedding: Tensor | None, w_ih: Tensor, bias: Tensor | None) ->
     """The same, contiguous, of plain tensors on the CPU where nobody records."""
     if embedding is None:
         return table(None, w_ih, bias).contiguous()
-    start = None if bias is None else bias.expand(embedding.shape[0], -1).contiguous()
+    start = None if bias is None else bias.repeat(embedding.shape[0], 1)
     return native_product(embedding, w_ih.t(), start)
 
 

@@ -149,3 +149,16 @@ def test_ids_beyond_a_table_that_shrank_do_not_reach_a_kernel() -> None:
     model.embedding.weight = torch.nn.Parameter(torch.randn(5, 4))
     with pytest.raises(IndexError, match="ids hold 7, expected 0 to 4"):
         model(torch.tensor([[1], [7]]))
+
+
+def test_a_table_without_rows() -> None:
+    """No id is right there, which is said."""
+    with pytest.raises(IndexError, match="expected 0 to -1"):
+        fastlstm.TokenLSTM(0, 4, 16)(torch.zeros(3, 2, dtype=torch.int64))
+
+
+def test_a_table_of_one_row_leaves_the_bias_alone() -> None:
+    tokens = fastlstm.TokenLSTM(1, 4, 5)
+    before = [p.detach().clone() for p in tokens.parameters()]
+    tokens(torch.zeros(3, 2, dtype=torch.int64))[0].sum().backward()
+    assert all(torch.equal(p, v) for p, v in zip(tokens.parameters(), before, strict=True))

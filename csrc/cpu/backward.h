@@ -98,12 +98,11 @@ class BackwardPass {
 
   // The first thread's sums go where the gradients are wanted, the others' are added to them in the end.
   void run_own(const Team& team) {
-    const int64_t most = std::min(most_rows, chunk_rows + team.rows.to - team.rows.from);
     const int i = team.part.i;
-    Buffer<R> dxg(most * 4 * s.H);
+    Buffer<R> dxg(most_rows * 4 * s.H);  // the same for all batches of so many rows: it is used again
     Buffer<R> sums(i > 0 ? WeightGradients<R>::count(a.products, s.H, s.P) : 0);
     const Products<R> to = i > 0 ? WeightGradients<R>::to(a.products, sums.get(), s.H, s.P) : a.products;
-    WeightGradients<R> mine(s, steps, to, most);
+    WeightGradients<R> mine(s, steps, to, most_rows);
     bool first = true;
     mine.clear({0, 1}, false);
     for (int64_t k = 0; k < s.T;) {

@@ -44,7 +44,8 @@ class ForwardPass {
         plan(make_plan(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
         barrier(plan.threads),
         chunk_rows(plan.split_rows ? own_rows<R>(s.H) : shared_rows<R>(s.H)),
-        shared_xg(a.x && !in_place && !plan.split_rows ? std::min(steps.offset.back(), chunk_rows + s.B) * 4 * s.H : 0),
+        most_rows(std::min(steps.offset.back(), chunk_rows + s.B)),
+        shared_xg(a.x && !in_place && !plan.split_rows ? most_rows * 4 * s.H : 0),
         far(4 * w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
     w.data = w_data.get();
     proj.data = proj_data.get();
@@ -68,8 +69,7 @@ class ForwardPass {
     const Range own = plan.split_rows ? rows : share(s.B, i, plan.threads);
     for (int64_t b = own.from; b < own.to; ++b) start_row(b);
     meet();
-    const int64_t most = std::min(steps.offset.back(), chunk_rows + rows.to - rows.from);
-    Buffer<R> own_xg(a.x && !in_place && plan.split_rows ? most * 4 * s.H : 0);
+    Buffer<R> own_xg(a.x && !in_place && plan.split_rows ? most_rows * 4 * s.H : 0);
     for (int64_t k = 0; k < s.T;) {
       const Chunk chunk =
           a.x ? Chunk(steps, rows, k, chunk_rows, [this](int64_t n) { return steps.time(n); }) : Chunk(s.T);
@@ -87,6 +87,7 @@ class ForwardPass {
       }
     }
     finish_rows(own);
+    if (gates_past_caches) stream_fence();
   }
 
   // The input side of the pre-activations: `first` is the row that data begins with.
@@ -294,7 +295,7 @@ class ForwardPass {
   bool gates_past_caches, in_place, writes_elsewhere;
   Plan plan;
   Barrier barrier;
-  int64_t chunk_rows;
+  int64_t chunk_rows, most_rows;
   Buffer<R> shared_xg;
   bool far;
 };
