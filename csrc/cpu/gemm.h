@@ -151,8 +151,9 @@ class GemmBlock {
   template <bool packed>
   static FASTLSTM_INLINE void some_tile(const R* const* a, const R* b, int64_t depth, R* const* c, int64_t j,
                                         int m_count, int64_t n_count, bool add) {
-    m_count == rows&& n_count == units ? tile<packed, true>(a, b, depth, c, j, m_count, n_count, add)
-                                       : tile<packed, false>(a, b, depth, c, j, m_count, n_count, add);
+    const bool whole = (m_count == rows) && (n_count == units);
+    whole ? tile<packed, true>(a, b, depth, c, j, m_count, n_count, add)
+          : tile<packed, false>(a, b, depth, c, j, m_count, n_count, add);
   }
 
   // One tile of C, whose rows begin at c[m] + j. packed: A is a[0][k][rows]; else a[m][k]. whole: as it is counted.

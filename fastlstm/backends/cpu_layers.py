@@ -189,9 +189,8 @@ class _Backward:
         layout, d_out = self.layout, self.d_out
         for layer in reversed(range(layout.layers)):
             each, below = layout.each * layout.directions, None
-            wants_dx = (
-                any(self.wanted[: FIRST_WEIGHT + each * layer]) if layer else self.wanted[0]
-            )  # states below want it too
+            before = FIRST_WEIGHT + each * layer if layer else 1  # states and weights below want it too
+            wants_dx = any(self.wanted[:before])
             for d in range(layout.directions):
                 dx = self._direction(layer, d, self._share(d_out, d), wants_dx)
                 below = dx if below is None or dx is None else below.add_(dx)
