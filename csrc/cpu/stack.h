@@ -18,7 +18,8 @@ class StackPass {
 
  public:
   explicit StackPass(const Stack& stack)
-      : s(stack), z_data(4 * s.H * s.B), h_data(2 * s.L * s.B * s.H), plan(make_plan()), barrier(plan.threads) {}
+      : s(stack), z_data(4 * s.H * s.B), h_data(2 * s.L * s.B * s.H), plan(make_plan()), barrier(plan.threads),
+        far(4 * s.H * (s.H * (2 * s.L - 1) + s.I) * int64_t(sizeof(float)) / plan.threads > kNearWeights) {}
 
   void run() {
     run_team(plan, barrier, [this](int i) { thread(i); });
@@ -71,12 +72,17 @@ class StackPass {
                   size_t(units.to - units.from) * sizeof(float));
   }
 
-  // dot products of four rows of w (one unit's gates, gate_stride apart) with v
+  // dot products of four rows of w (one unit's gates, gate_stride apart) with v. far: the weights come from afar, and
+  // those of the next rows, which lie behind these, are asked for (2 x 512 gains 2 %; near ones lose as much)
+  template <bool far>
   static FASTLSTM_INLINE void dot4(const float* w, int64_t gate_stride, const float* v, int64_t n, V (&sum)[4]) {
     int64_t k = 0;
     for (; k + V::width <= n; k += V::width) {
       const V x = V::load(v + k);
-      for (int g = 0; g < 4; ++g) sum[g] += V::load(w + g * gate_stride + k) * x;
+      for (int g = 0; g < 4; ++g) {
+        if (far) __builtin_prefetch(w + g * gate_stride + k + kAheadInRow, 0, 3);
+        sum[g] += V::load(w + g * gate_stride + k) * x;
+      }
     }
     if (k < n) {
       const V x = V::load(v + k, n - k);
@@ -91,8 +97,13 @@ class StackPass {
     for (int64_t u = units.from; u < units.to; ++u)
       for (int64_t b = 0; b < s.B; ++b) {
         V sum[4] = {V(0.0f), V(0.0f), V(0.0f), V(0.0f)};
-        dot4(w.w_ih + u * I, H * I, x + b * I, I, sum);
-        dot4(w.w_hh + u * H, H * H, h + b * H, H, sum);
+        if (far && b == 0) {
+          dot4<true>(w.w_ih + u * I, H * I, x + b * I, I, sum);
+          dot4<true>(w.w_hh + u * H, H * H, h + b * H, H, sum);
+        } else {
+          dot4<false>(w.w_ih + u * I, H * I, x + b * I, I, sum);
+          dot4<false>(w.w_hh + u * H, H * H, h + b * H, H, sum);
+        }
         for (int g = 0; g < 4; ++g)
           z_data.get()[(b * 4 + g) * H + u] =
               FASTLSTM_ISA::sum(sum[g]) + (w.b_ih ? w.b_ih[g * H + u] + w.b_hh[g * H + u] : 0.0f);
@@ -112,10 +123,15 @@ class StackPass {
     if (l == s.L - 1) h.store(s.out + (t * s.B + b) * H + u, n);
   }
 
+  // Weights of a thread that its second-level cache holds from one step to the next
+  static constexpr int64_t kNearWeights = int64_t(1) << 20;
+  static constexpr int64_t kAheadInRow = 256;
+
   const Stack& s;
   Buffer<float> z_data, h_data;
   Plan plan;
   Barrier barrier;
+  bool far;
 };
 
 }  // namespace FASTLSTM_ISA

@@ -13,6 +13,9 @@ namespace FASTLSTM_ISA {
 using fastlstm::cpu::StreamLayer;
 using fastlstm::cpu::StreamStep;
 
+// Weights are asked for this many bytes ahead: a core that also turns bfloat16 into float32 looks too little ahead by
+// itself (2 x 512 gains 15 % on an Intel Xeon, whose third-level cache is slow).
+inline constexpr int64_t kWeightsAhead = 4096;
 inline constexpr int kLanes = fastlstm::cpu::kStreamLanes;
 
 FASTLSTM_INLINE Vec<float> load_weights(const float* p) { return Vec<float>::load(p); }
@@ -73,13 +76,17 @@ class StreamPass {
   // sum += v (rows `stride` apart) times a block of K x gates x 16 weights; returns where the block ends
   template <int gates, int n>
   static FASTLSTM_INLINE const W* add(const W* w, const float* v, int64_t stride, int64_t K, V (&sum)[n][gates * NV]) {
-    for (int64_t k = 0; k < K; ++k, w += gates * kLanes)
+    for (int64_t k = 0; k < K; ++k, w += gates * kLanes) {
+#pragma GCC unroll 16
+      for (int i = 0; i < gates * kLanes * int(sizeof(W)); i += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(w) + kWeightsAhead + i, 0, 3);
 #pragma GCC unroll 16
       for (int g = 0; g < gates * NV; ++g) {
         const V weight = load_weights(w + g * V::width);
 #pragma GCC unroll 4
         for (int b = 0; b < n; ++b) sum[b][g] += weight * V(v[b * stride + k]);
       }
+    }
     return w;
   }
 
