@@ -174,6 +174,7 @@ class GemmBlock {
     for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 16
       for (int n = 0; n < vectors; ++n) sum[m][n] = typename Vec<R>::Raw{};
+#pragma GCC unroll 4
     for (int64_t k = 0; k < depth; ++k) {
       typename Vec<R>::Raw w[vectors];
 #pragma GCC unroll 16

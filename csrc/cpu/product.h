@@ -47,6 +47,7 @@ __attribute__((noinline)) void product(const R* a, int64_t lda, int64_t a_group,
 #pragma GCC unroll 16
       for (int n = 0; n < NV; ++n)
         sum[g][m][n] = accumulate ? Vec<R>::load(z + g * z_group + m * units + n * width).v : typename Vec<R>::Raw{};
+#pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k) {
 #pragma GCC unroll 16
     for (int g = 0; g < NG; ++g) {
