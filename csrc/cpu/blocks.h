@@ -50,6 +50,7 @@ __attribute__((noinline)) void tile_of_block(const W* w, int64_t columns, const 
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 16
     for (int n = 0; n < vecs; ++n) sum[r][n] = Vec<float>::load(z + r * z_row + n * width).v;
+#pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k, w += columns) {
     if constexpr (rows == 1) {
       const auto x = Vec<float>(v[k]).v;
