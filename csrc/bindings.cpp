@@ -61,7 +61,7 @@ Shape shape_of(const ShapeTuple& v) {
 // Pointers in the order of the structs in kernels.h
 using ForwardPointers = std::array<uintptr_t, 14>;
 using BackwardPointers = std::array<uintptr_t, 13>;
-using ProductPointers = std::array<uintptr_t, 9>;
+using ProductPointers = std::array<uintptr_t, 10>;
 
 template <class R>
 Forward<R> forward_args(const ForwardPointers& p, int64_t I) {
@@ -89,10 +89,11 @@ Backward<R> backward_args(const BackwardPointers& p, const ProductPointers& q, i
                              at<R>(q[2]),
                              at<R>(q[3]),
                              at<R>(q[4]),
-                             at<const int64_t>(q[5]),
-                             at<R>(q[6]),
+                             at<R>(q[5]),
+                             at<const int64_t>(q[6]),
                              at<R>(q[7]),
                              at<R>(q[8]),
+                             at<R>(q[9]),
                              I,
                              V};
   return {at<R>(p[0]), at<R>(p[1]), at<R>(p[2]), at<R>(p[3]),  at<R>(p[4]),  at<R>(p[5]),  at<R>(p[6]),

@@ -50,6 +50,7 @@ struct Products {
   R* dw_x;   // (4H, I); with ids the gradient of the table, (V, 4H)
   R* dbias;  // (4H,)
   R* dw_hh;  // (4H, P)
+  R* dw_hr;  // (P, H)
   // inputs
   const R* x;          // (N, I) or null
   const int64_t* ids;  // (N,) or null
@@ -57,7 +58,6 @@ struct Products {
   const R* h;          // (N, P)
   const R* h0;         // (B, P)
   int64_t I, V;        // V > 0: ids, also where there are no rows
-  bool any() const { return dx || dw_x || dbias || dw_hh; }
 };
 
 template <class R>
@@ -65,7 +65,7 @@ struct Backward {
   // outputs
   R* dxg;   // (N, 4H) gradient at the pre-activations; may be the same memory as gates; null: not kept. With it no
             // products.
-  R* d_hr;  // (N, P) total gradient at the projected h, or null without projection
+  R* d_hr;  // (N, P) total gradient at the projected h; null without projection, and where dxg is not kept
   R* dh0;   // (B, P)
   R* dc0;   // (B, H)
   // inputs; a null gradient is zero

@@ -40,7 +40,7 @@ class BackwardPass {
         most_rows(std::min(steps.offset.back(), chunk_rows + s.B)),
         input(args.products.dx, args.products.w_x, args.products.I, s.H),
         weights(s, steps, args.products, own_chunks ? 0 : most_rows),
-        shared_dxg(args.dxg || own_chunks ? 0 : most_rows * 4 * s.H),
+        shared(args.dxg || own_chunks ? 0 : most_rows, s.H, s.P, args.products),
         partial(size_t(plan.threads)),
         far(w.matrix_size() * int64_t(sizeof(R)) / (plan.split_rows ? 1 : plan.threads) > kFarWeights) {
     w.data = w_data.get();
@@ -66,7 +66,7 @@ class BackwardPass {
     barrier.wait();
     const Team team{rows, blocks, {i, plan.threads}};
     if (a.dxg)
-      steps_of(Chunk(s.T), team, a.dxg);
+      steps_of(Chunk(s.T), team, {a.dxg, a.d_hr, nullptr, 0});
     else if (own_chunks)
       run_own(team);
     else
@@ -87,10 +87,10 @@ class BackwardPass {
     weights.clear(team.part, steps.offset.back() == 0);
     for (int64_t k = 0; k < s.T;) {
       const Chunk chunk(steps, {0, s.B}, k, chunk_rows, [this](int64_t n) { return time(n); });
-      steps_of(chunk, team, shared_dxg.get());
+      steps_of(chunk, team, shared.rows());
       barrier.wait();
-      weights.add(chunk, shared_dxg.get(), k == 0, team.part, [this] { barrier.wait(); });
-      input.run(chunk, shared_dxg.get(), team.part);
+      weights.add(chunk, shared.rows(), k == 0, team.part, [this] { barrier.wait(); });
+      input.run(chunk, shared.rows().dxg, team.part);
       barrier.wait();
       k = chunk.to;
     }
@@ -99,7 +99,7 @@ class BackwardPass {
   // The first thread's sums go where the gradients are wanted, the others' are added to them in the end.
   void run_own(const Team& team) {
     const int i = team.part.i;
-    Buffer<R> dxg(most_rows * 4 * s.H);  // the same for all batches of so many rows: it is used again
+    const ChunkMemory<R> memory(most_rows, s.H, s.P, a.products);  // as large for all batches: it is used again
     Buffer<R> sums(i > 0 ? WeightGradients<R>::count(a.products, s.H, s.P) : 0);
     const Products<R> to = i > 0 ? WeightGradients<R>::to(a.products, sums.get(), s.H, s.P) : a.products;
     WeightGradients<R> mine(s, steps, to, most_rows);
@@ -107,11 +107,11 @@ class BackwardPass {
     mine.clear({0, 1}, false);
     for (int64_t k = 0; k < s.T;) {
       const Chunk chunk(steps, team.rows, k, chunk_rows, [this](int64_t n) { return time(n); });
-      steps_of(chunk, team, dxg.get());
+      steps_of(chunk, team, memory.rows());
       k = chunk.to;
       if (chunk.size() == 0) continue;
-      mine.add(chunk, dxg.get(), first, {0, 1}, [] {});
-      input.run(chunk, dxg.get(), {0, 1});
+      mine.add(chunk, memory.rows(), first, {0, 1}, [] {});
+      input.run(chunk, memory.rows().dxg, {0, 1});
       first = false;
     }
     if (first) mine.clear({0, 1}, true);
@@ -121,21 +121,18 @@ class BackwardPass {
     barrier.wait();  // the sums go
   }
 
-  void steps_of(const Chunk& chunk, const Team& team, R* dxg) {
+  using Output = ChunkRows<R>;
+
+  void steps_of(const Chunk& chunk, const Team& team, Output out) {
     for (int64_t k = chunk.from; k < chunk.to; ++k) {
       const int64_t t = time(k);
       const Range rows{team.rows.from, std::min(team.rows.to, steps.alive(t))};
-      step(t, k, rows, team.blocks, {dxg, a.dxg ? 0 : chunk.first(t)});
+      if (!a.dxg) out.first = chunk.first(t);
+      step(t, k, rows, team.blocks, out);
       meet();
       finish_rows(t, k, rows, team.blocks.hidden);
     }
   }
-
-  // Where a chunk's dxg goes: `first` is the row that data begins with.
-  struct Output {
-    R* data;
-    int64_t first;
-  };
 
   int64_t time(int64_t k) const { return steps.time(s.T - 1 - k); }  // of the k-th step, counted from the end
 
@@ -201,7 +198,8 @@ class BackwardPass {
   // Fetches what `arrive` will touch while the product runs: without, a core waits a third of its time.
   FASTLSTM_INLINE void soon(int64_t t, int64_t b, int64_t u0, Output out) const {
     if (a.dh) fetch_units(a.dh + steps.row(t, b) * s.P + u0);
-    a.w_hr ? fetch_units_to_write(a.d_hr + steps.row(t, b) * s.P + u0) : soon_in_cell(t, b, u0, out);
+    if (out.d_hr) fetch_units_to_write(out.d_hr + (steps.row(t, b) - out.first) * s.P + u0);
+    if (!a.w_hr) soon_in_cell(t, b, u0, out);
   }
   FASTLSTM_INLINE void soon_in_cell(int64_t t, int64_t b, int64_t u0, Output out) const {
     const int64_t row = steps.row(t, b), H = s.H;
@@ -210,7 +208,7 @@ class BackwardPass {
     if (!steps.is_first(t, b)) fetch_units(a.c + steps.row(t + (s.reverse ? 1 : -1), b) * H + u0);
     for (int g = 0; g < 4; ++g) {
       fetch_units(a.gates + row * 4 * H + g * H + u0);
-      fetch_units_to_write(out.data + (row - out.first) * 4 * H + g * H + u0);
+      fetch_units_to_write(out.dxg + (row - out.first) * 4 * H + g * H + u0);
     }
   }
 
@@ -227,7 +225,7 @@ class BackwardPass {
       if (a.dh) dh += Vec<R>::template load_some<whole>(a.dh + row * s.P + u, n);
       if (last) dh += Vec<R>::template load_some<whole>(a.dh_n + b * s.P + u, n);
       if (a.w_hr) {
-        dh.template store_some<whole>(a.d_hr + row * s.P + u, n);
+        if (out.d_hr) dh.template store_some<whole>(out.d_hr + (row - out.first) * s.P + u, n);
         dh.template store_some<whole>(dh_data.get() + b * dh_stride + u, n);
       } else {
         cell<whole>(t, k, b, u, dh, out);
@@ -251,10 +249,11 @@ class BackwardPass {
       const R* from = steps.is_first(t, b) ? a.c0 + b * H : a.c + steps.row(t + (s.reverse ? 1 : -1), b) * H;
       c_prev = Vec<R>::template load_some<whole>(from + u, n);
     }
-    LstmCell::backward<Math>(gate, c_prev, Vec<R>::template load_some<whole>(a.c + row * H + u, n), dh, dc, dz,
-                             dc_prev);
+    const Vec<R> c = Vec<R>::template load_some<whole>(a.c + row * H + u, n);
+    LstmCell::backward<Math>(gate, c_prev, c, dh, dc, dz, dc_prev);
+    if (out.y) (gate[3] * Math::tanh(c)).template store_some<whole>(out.y + (row - out.first) * H + u, n);
 #pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) dz[g].template store_some<whole>(out.data + (row - out.first) * 4 * H + g * H + u, n);
+    for (int g = 0; g < 4; ++g) dz[g].template store_some<whole>(out.dxg + (row - out.first) * 4 * H + g * H + u, n);
     R* carry = carried(k + 1, b) + u;
     if (reset) {
       const Vec<R> zero(R(0));
@@ -293,7 +292,7 @@ class BackwardPass {
   int64_t chunk_rows, most_rows;
   InputGradient<R> input;
   WeightGradients<R> weights;
-  Buffer<R> shared_dxg;
+  ChunkMemory<R> shared;
   std::vector<Products<R>> partial;  // of each thread
   bool far;
 };

@@ -18,7 +18,11 @@ class StackPass {
 
  public:
   explicit StackPass(const Stack& stack)
-      : s(stack), z_data(4 * s.H * s.B), h_data(2 * s.L * s.B * s.H), plan(make_plan()), barrier(plan.threads),
+      : s(stack),
+        z_data(4 * s.H * s.B),
+        h_data(2 * s.L * s.B * s.H),
+        plan(make_plan()),
+        barrier(plan.threads),
         far(4 * s.H * (s.H * (2 * s.L - 1) + s.I) * int64_t(sizeof(float)) / plan.threads > kNearWeights) {}
 
   void run() {

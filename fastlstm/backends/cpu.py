@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import native
-from fastlstm.backends.common import before_projection, recompute_gates
+from fastlstm.backends.common import recompute_gates
 
 NAME = "cpu"
 _ROUNDING = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -101,7 +101,7 @@ def backward(
     """Run the backward recurrence; arguments and returns as in `fastlstm.reference.backward`."""
     inputs = (x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save)
     dxg = torch.empty((*h.shape[:-1], w_hh.shape[0]), dtype=_real_type(w_hh))
-    d_hr, dh0, dc0 = _backward((dh, dc, dh_n, dc_n), inputs, (h, c, gates), dxg, (None,) * 9, (0, 0))
+    d_hr, dh0, dc0 = _backward((dh, dc, dh_n, dc_n), inputs, (h, c, gates), dxg, (None,) * 10, (0, 0))
     return dxg.to(w_hh.dtype), d_hr.to(w_hh.dtype), dh0.to(w_hh.dtype), dc0
 
 
@@ -111,23 +111,20 @@ def gradients(wanted: tuple[bool, ...], grads: tuple, inputs: tuple, outputs: tu
     wanted: whether each of the first six is; grads, inputs, outputs: dh, dc, dh_n, dc_n; what forward was given; h, c and
     gates. Returns None for what is not wanted.
     """
-    x, ids, w_x, _, w_hh, _, h0, *_ = inputs
+    x, ids, w_x, _, w_hh, w_hr, h0, *_ = inputs
     h = outputs[0]
     dtype, real = w_hh.dtype, _real_type(w_hh)
     want_x, _, want_w, want_bias, want_hh, want_hr = wanted
     dx = torch.empty(x.shape, dtype=real) if want_x else None
-    made = [torch.empty(v.shape, dtype=real) if want else None for want, v in ((want_w, w_x), (want_hh, w_hh))]
+    weights = ((want_w, w_x), (want_hh, w_hh), (want_hr, w_hr))
+    made = [torch.empty(v.shape, dtype=real) if want else None for want, v in weights]
     dbias = torch.empty(w_hh.shape[0], dtype=real) if want_bias else None
     x, w_x, h, h0 = (_real(v, real) for v in (x, w_x, h, h0))
     ids = None if ids is None else ids.contiguous()
-    outs = (dx, made[0], dbias, made[1])
+    outs = (dx, made[0], dbias, *made[1:])
     sizes = (w_x.shape[1] if ids is None else 0, 0 if ids is None else w_x.shape[0])
-    d_hr, dh0, dc0 = _backward(grads, inputs, outputs, None, (*outs, x, ids, w_x, h, h0), sizes)
-    dw_hr = None
-    if want_hr:
-        y = before_projection(inputs, *outputs)
-        dw_hr = (d_hr.reshape(y.shape[0], d_hr.shape[-1]).to(y.dtype).t() @ y).to(dtype)
-    dx, dw_x, dbias, dw_hh = (None if v is None else _stored(v, dtype) for v in outs)
+    _, dh0, dc0 = _backward(grads, inputs, outputs, None, (*outs, x, ids, w_x, h, h0), sizes)
+    dx, dw_x, dbias, dw_hh, dw_hr = (None if v is None else _stored(v, dtype) for v in outs)
     return dx, None, dw_x, dbias, dw_hh, dw_hr, _stored(dh0, dtype), dc0
 
 
@@ -138,7 +135,10 @@ def _real_type(w: Tensor) -> torch.dtype:
 def _backward(
     grads: tuple, inputs: tuple, outputs: tuple, dxg: Tensor | None, products: tuple, sizes: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The native call: d_hr, dh0, dc0 in the real type; dxg (or None) and the outputs in `products` are written to."""
+    """The native call: d_hr, dh0, dc0 in the real type; dxg (or None) and the outputs in `products` are written to.
+
+    d_hr is there with projection and dxg.
+    """
     x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, _ = inputs
     h, c, gates = outputs
     real = _real_type(w_hh)
@@ -147,9 +147,9 @@ def _backward(
     read = [_real(v, real) for v in (*grads, gates, c, c0, w_hh, w_hr)]
     batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
     reset = None if reset is None else reset.contiguous()
-    d_hr = torch.empty(h.shape if w_hr is not None else (0,), dtype=real)
+    d_hr = torch.empty(h.shape if w_hr is not None and dxg is not None else (0,), dtype=real)
     dh0, dc0 = torch.empty(h0.shape, dtype=real), torch.empty(c0.shape, dtype=real)
-    pointers = [_address(v) for v in (dxg, d_hr if w_hr is not None else None, dh0, dc0, *read)]
+    pointers = [_address(v) for v in (dxg, d_hr if d_hr.numel() else None, dh0, dc0, *read)]
     shape = _shape(_steps(h, batch_sizes), h0, w_hh.shape[0] // 4, batch_sizes, reset, reverse, w_hh.dtype)
     native.load().backward(shape, pointers, [_address(v) for v in products], *sizes, real == torch.float64)
     return d_hr, dh0, dc0

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import _SingleLevelFunction
 
 from fastlstm import native
-from fastlstm.products import native_product, unrecorded
+from fastlstm.products import unrecorded
 from fastlstm.tables import native_gradients, native_table, table
 from fastlstm.untraced import leave_alone
 
@@ -217,12 +217,12 @@ class _Backward:
         dx = _kept(x.shape, x.dtype) if wants_dx and not ids else None
         dw_hh = torch.empty_like(w_hh) if wanted[1] else None
         dbias = torch.empty_like(rest[0]) if of_bias and not ids else None
-        d_hr = torch.empty_like(h) if layout.projected else None
+        dw_hr = torch.empty_like(rest[-1]) if layout.projected and wanted[-1] else None
         dh0, dc0, dh_n, dc_n, c0, h0 = _addresses(k, self.dh0, self.dc0, self.dh_n, self.dc_n, self.c0, self.h0)
         w_hr = rest[-1] if layout.projected else None
         saved = [_address(v) for v in (gates, c)]
-        arrays = [0, _address(d_hr), dh0, dc0, _address(dh), 0, dh_n, dc_n, *saved, c0, _address(w_hh), _address(w_hr)]
-        made = (dx, d_in, dbias, dw_hh, None if ids else x, x if ids else None, None if ids else w_ih, h)
+        arrays = [0, 0, dh0, dc0, _address(dh), 0, dh_n, dc_n, *saved, c0, _address(w_hh), _address(w_hr)]
+        made = (dx, d_in, dbias, dw_hh, dw_hr, None if ids else x, x if ids else None, None if ids else w_ih, h)
         products = [*(_address(v) for v in made), h0]
         sizes = (0, layout.V) if ids else (w_ih.shape[1], 0)
         native.load().backward(layout.shape(d == 1), arrays, products, *sizes, layout.dtype == torch.float64)
@@ -231,16 +231,9 @@ class _Backward:
             self.d_embedding = d_embedding if self.d_embedding is None else self.d_embedding.add_(d_embedding)
         made = [d_in, dw_hh, *[dbias] * (2 * layout.bias)]
         if layout.projected:
-            made.append(_of_projection(d_hr, gates, c) if wanted[-1] else None)
+            made.append(dw_hr)
         self.d_weights[first : first + layout.each] = made
         return dx
-
-
-def _of_projection(d_hr: Tensor, gates: Tensor, c: Tensor) -> Tensor:
-    """dW_hr (P, H)."""
-    H, rows = c.shape[-1], c.numel() // c.shape[-1]
-    y = torch.tanh(c).mul_(gates[..., 3 * H :])
-    return native_product(d_hr.view(rows, d_hr.shape[-1]).t(), y.view(rows, H))
 
 
 def _through_ops(ctx, grads: tuple, inputs: tuple) -> list[Tensor | None]:
