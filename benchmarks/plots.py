@@ -127,7 +127,10 @@ def _powers(axis, values: Sequence[int]) -> None:
 
 
 def _figure(columns: int, size: tuple[float, float], spacing: dict | None = None):
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise SystemExit("plots are drawn with matplotlib, which is not installed: make venv") from error
 
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"svg.hashsalt": "fastlstm", "svg.fonttype": "none", "font.size": 8})

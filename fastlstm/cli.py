@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import typer
@@ -14,7 +15,7 @@ import fastlstm
 
 from .charlm.commands import train as train_command
 from .charlm.commands import use as use_commands
-from .charlm.errors import CharLMError
+from .charlm.errors import CharLMError, command
 from .charlm.runs import Interrupted
 
 app = typer.Typer(
@@ -23,9 +24,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 train_command.register(app)
 use_commands.register(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastlstm {fastlstm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", help="Show the version.", is_eager=True, callback=_show_version),
+) -> None:
+    """Options of the command itself."""
 
 
 @app.command()
@@ -94,12 +109,40 @@ def char_rnn(argv: list[str]) -> list[str]:
     return out
 
 
+# What the parser raises for a wrong line. (typer has click inside from 0.26 on, before it was a package of its own.)
+UsageError = typer.BadParameter.__base__
+
+
+def wrong_line(error: Exception, argv: list[str]) -> str:
+    """What is wrong with a command line, in one line: the parser's words, what was given, where to look."""
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    text = error.format_message().rstrip(".")
+    given = [value for flag, value in pairwise(argv) if flag in getattr(parameter, "opts", ())]
+    if given:
+        text += f" (given: {given[-1]!r})"
+    if isinstance(error, typer.BadParameter) and not given and getattr(parameter, "help", ""):
+        text += f": {parameter.help}"
+    name = f" {context.info_name}" if context is not None and context.parent is not None else ""
+    return f"{text}; see {command()}{name} --help"
+
+
 def main(argv: list[str] | None = None) -> None:
     """The entry point; never returns."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     rank = os.environ.get("RANK")  # set by torchrun
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        app(char_rnn(normalise(sys.argv[1:] if argv is None else argv)))
+        argv = char_rnn(normalise(argv))
+        sys.exit(app(argv, standalone_mode=False))
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            errors.print("error: ", style="bold red", end="")
+            errors.print(wrong_line(error, argv))
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(1)
     except Interrupted as error:
         if not rank or rank == "0":
             errors.print(str(error))

@@ -40,10 +40,9 @@ def _attempt() -> tuple[ModuleType | None, str | None]:
     wanted = os.environ.get("FASTLSTM_ISA")
     if wanted:
         if wanted not in _C.isa_names():
-            return (
-                None,
-                f"FASTLSTM_ISA is '{wanted}', this machine runs {', '.join(_C.isa_names())}; choose one of them",
-            )
+            reason = f"FASTLSTM_ISA is '{wanted}', this machine runs {', '.join(_C.isa_names())}; choose one of them"
+            logging.getLogger("fastlstm").warning("%s (torch's own LSTM runs until then)", reason)
+            return None, reason
         _C.set_isa(wanted)
     return _C, None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastlstm
 from fastlstm import cli
 from fastlstm.charlm.errors import command
 
@@ -218,6 +219,9 @@ def test_resume_on_the_command_line(run, model):
     code, out, _ = run("train", "--resume", "--checkpoint-dir", model, "--max-epochs", 2)
     assert code == 0
     assert "resumed at iteration" in out
+    code, out, _ = run("train", "--resume", "--checkpoint-dir", model)
+    assert code == 0
+    assert "all 2 epochs are done: for more, --max-epochs with a number above 2" in out
 
 
 BAD = {
@@ -237,7 +241,19 @@ BAD = {
     "part": (["evaluate", "run", "--split", "half"], "--split is 'half', expected val, train, all"),
     "score": (["score", "run", "nowhere"], "cannot read nowhere: No such file"),
     "timeline": (["timeline", "run"], "run has no samples"),
+    "timeline of nothing": (["timeline", "void"], "there is no run void"),
     "device": (["train", "input.txt", "--device", "abacus"], "no device 'abacus'"),
+    "two primes": (
+        ["sample", "run", "--prime", "a", "--prime-file", "input.txt"],
+        "--prime and --prime-file do not go",
+    ),
+    "option": (["train", "x", "--no-such-option"], "No such option: --no-such-option"),
+    "command": (["dance"], "No such command 'dance'; see "),
+    "number": (["train", "input.txt", "--hidden-size", "abc"], "(given: 'abc'); see "),
+    "no argument": (["sample"], "Missing argument 'MODEL': a checkpoint, the folder of a run"),
+    "stop": (["sample", "run", "--stop", "€"], "the stop has 1 character that the model never saw: '€'"),
+    "no stop": (["sample", "run", "--stop", ""], "--stop is empty"),
+    "range": (["train", "input.txt", "--batch-size", "0"], "--batch-size is 0, expected 1 to 16,777,216"),
 }
 
 
@@ -255,9 +271,14 @@ def test_bad_input_is_one_line_and_exit_code_2(run, model, case):
     assert "Traceback" not in out + err
 
 
-def test_usage_errors_are_code_2(run):
-    assert run("train", "x", "--no-such-option")[0] == 2
-    assert run("dance")[0] == 2
+def test_help_and_version(run):
+    assert run("--version")[:2] == (0, f"fastlstm {fastlstm.__version__}\n")
+    code, out, err = run("train", "-h")
+    assert (code, err) == (0, "")
+    assert "--hidden-size" in out
+    code, out, err = run()
+    assert code == 2
+    assert "Usage: " in out + err
 
 
 def test_a_forced_backend_that_cannot_run_is_one_line(text):

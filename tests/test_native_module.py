@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,14 @@ def test_an_older_module_is_named_once_and_not_used(
     assert reason == caplog.messages[0]
     assert "old/_C.so is older than the package (it has no gemm, pack)" in reason
     assert "pip install -e ." in reason
+
+
+def test_an_instruction_set_that_is_not_there_is_said_once() -> None:
+    code = "import torch, fastlstm; [fastlstm.LSTM(3, 5)(torch.randn(4, 2, 3)) for _ in range(2)]"
+    environment = os.environ | {"FASTLSTM_ISA": "mmx"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0
+    assert done.stderr.count("FASTLSTM_ISA is 'mmx', this machine runs baseline") == 1
 
 
 def test_modules_run_beside_an_older_native_module() -> None:

@@ -117,6 +117,8 @@ def _record(path: Path, text: str | None) -> dict[str, Any]:
     try:
         record = json.loads(text)
         version = record["version"]
+        if type(version) is not int:
+            raise TypeError(version)
     except (ValueError, TypeError, KeyError) as error:
         raise CharLMError(f"{path} is damaged: its {KEY!r} metadata cannot be read") from error
     if version > VERSION:
@@ -128,19 +130,29 @@ def _record(path: Path, text: str | None) -> dict[str, Any]:
 
 
 def _unpack(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+    """The parts of a file, each of the kind that it should be."""
+    weights = {name: value for name, value in tensors.items() if not name.startswith(TRAIN)}
     try:
+        for part in ("config", "vocabulary", "corpus", "metrics", "run"):
+            if not isinstance(record[part], dict):
+                raise CharLMError(f"{part} in its metadata is {record[part]!r}, expected an object")
+        for name, value in weights.items():
+            if not value.is_floating_point():
+                raise CharLMError(f"the weights {name} are {value.dtype}, expected a floating type")
         vocabulary = record["vocabulary"]
         return Checkpoint(
             config=record["config"],
             vocab=Vocabulary(vocabulary["symbols"], vocabulary["bytes"]),
             corpus=record["corpus"],
             metrics=record["metrics"],
-            weights={name: value for name, value in tensors.items() if not name.startswith(TRAIN)},
+            weights=weights,
             train={name[len(TRAIN) :]: value for name, value in tensors.items() if name.startswith(TRAIN)},
             run=record["run"],
         )
     except (KeyError, TypeError) as error:
         raise CharLMError(f"{path} is damaged: its metadata lacks {error}") from error
+    except CharLMError as error:
+        raise CharLMError(f"{path} is damaged: {error}") from error
 
 
 def locate(name: str) -> Path:

@@ -22,7 +22,9 @@ class TrainConfig:
     bytes: bool = option(False, "Data", "learn raw bytes rather than characters")
     lines: bool = option(False, "Data", "one item a line")
     split: str = option(
-        "", "Data", "streams (char-rnn's), contiguous (the end of the text) or lines (whole lines) [default: by corpus]"
+        "",
+        "Data",
+        "streams (char-rnn's), contiguous (the end of the text) or lines (whole lines); by default as suits the corpus",
     )
     val_frac: float = option(0.05, "Data", "share of the text that validates")
     hidden_size: int = option(128, "Model", "hidden units of each layer", "--rnn-size")
@@ -118,7 +120,12 @@ _BOUNDS = [
 
 
 def _range(low: float, high: float) -> str:
-    return f"at least {low:g}" if high == _HUGE else f"{low:g} to {high:g}"
+    return f"at least {_plain(low)}" if high == _HUGE else f"{_plain(low)} to {_plain(high)}"
+
+
+def _plain(number: float) -> str:
+    """Without an exponent: 16,777,216 and 0.000001."""
+    return f"{number:,.6f}".rstrip("0").rstrip(".")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -94,7 +94,7 @@ def load(
     symbols = _symbols(_text(source, reading))
     sha256, length = source.sha256, source.size
     if not symbols:
-        raise CharLMError(f"{name} is empty: there is nothing to learn")
+        raise CharLMError(f"{name} is empty: it holds no text")
     if vocab is None:
         vocab = Vocabulary.of_bytes() if reading.bytes else Vocabulary(symbols)
     else:

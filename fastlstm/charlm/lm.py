@@ -57,7 +57,10 @@ class CharLM:
         """The model in a checkpoint. name: a file, the folder of a run, or a model that comes along (`names`)."""
         path = checkpoint.locate(str(name))
         saved = checkpoint.read(path)
-        config = configs.from_json(saved.config)
+        try:
+            config = configs.from_json(saved.config)
+        except CharLMError as error:
+            raise CharLMError(f"{path} is damaged: its configuration is wrong ({error})") from error
         model = CharModel(len(saved.vocab), config.hidden_size, config.num_layers, config.embedding_dim)
         try:
             model.load_state_dict({key: value.float() for key, value in saved.weights.items()})
@@ -92,19 +95,28 @@ class CharLM:
         return texts[0] if num is None else texts
 
     def corpus(self, name: str | None = None) -> Corpus:
-        """A text read as this model's own was. name: None for that text itself, which must be what it was."""
+        """A text read as this model's own was. name: None for that text itself, which must be what it was.
+
+        Of another list every item counts, also one that came before.
+        """
         config = self.config
         reading = Reading(config.encoding, config.bytes, config.lines, unique=config.split == "lines")
         if name is not None:
-            return load(name, replace(reading, unique=False), self.vocab)
+            text = load(name, replace(reading, unique=False), self.vocab)
+            own = reading.unique and self.learned(text)
+            return load(name, reading, self.vocab) if own else text
         was = self.saved.corpus
         text = load(was["name"], reading, self.vocab)
-        if text.sha256 != was["sha256"]:
+        if not self.learned(text):
             raise CharLMError(
                 f"{was['name']} is not the text this model learned: it changed since; put that text back, or name "
                 "another where one can be named"
             )
         return text
+
+    def learned(self, corpus: Corpus) -> bool:
+        """Whether a text is the one that this model learned, by its bytes."""
+        return corpus.sha256 == self.saved.corpus["sha256"]
 
     def divide(self, corpus: Corpus) -> Data:
         """The model's corpus, divided as it was in training."""
@@ -130,10 +142,12 @@ class CharLM:
     def evaluate(self, name: str | None = None, part: str | None = None) -> Evaluation:
         """The loss on a file, folder or built-in corpus.
 
-        name: None for the model's own corpus; part: all, train or val; by default val of its own, all of another.
+        name: None for the model's own corpus; part: all, train or val; by default val of its own, whatever its name, and
+        all of another.
         """
-        part = part or ("val" if name is None else "all")
-        return evaluate(self.model, self.vocab, self.held(self.corpus(name), part))
+        corpus = self.corpus(name)
+        part = part or ("val" if self.learned(corpus) else "all")
+        return evaluate(self.model, self.vocab, self.held(corpus, part))
 
     def baseline(self, held: Held, orders: int = 6) -> list[float]:
         """Nats a character of n-grams counted on the model's training text, n = 1 … orders, for what is held."""

@@ -109,7 +109,7 @@ class Terminal(Reporter):
             rate = (iteration - self._last[0]) / (seconds - self._last[1])
             self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
             self._last = (iteration, seconds)
-        last = iteration >= trainer.total
+        last = iteration >= trainer.total or trainer.stopping
         if "val_nats" in row and (last or time.monotonic() - self._shown >= self.row_seconds):
             self._shown = time.monotonic()
             self._evaluation(trainer, row)

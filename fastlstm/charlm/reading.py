@@ -89,8 +89,8 @@ class TextSource:
         except UnicodeDecodeError as error:
             at = tee.total - len(error.object) + error.start
             raise CharLMError(
-                f"{path} is not {self.encoding}: byte 0x{error.object[error.start]:02x} at offset {at:,}; for "
-                "another encoding train with --encoding (latin-1, gb18030, …), or learn raw bytes with --bytes"
+                f"{path} is not {self.encoding}: byte 0x{error.object[error.start]:02x} at offset {at:,}; "
+                "convert it, or train with --encoding (latin-1, gb18030, …) or on raw bytes with --bytes"
             ) from error
         except LookupError as error:
             raise CharLMError(f"there is no encoding {encoding!r}; try utf-8, latin-1, gb18030, …") from error

@@ -119,6 +119,9 @@ def _ready(
     if saved is not None:
         runstate.check_corpus(saved, text)
         runstate.restore(trainer, saved)
+        if trainer.progress.iteration >= trainer.total:
+            epochs = config.max_epochs
+            reporter.note(f"all {epochs} epochs are done: for more, --max-epochs with a number above {epochs}")
     return (
         trainer  # `saved` and `start` go: their tensors are views of the file, whose space is free again without them
     )

@@ -68,6 +68,8 @@ def measure(text: str, vocabulary: set[str]) -> dict[str, float | None]:
 
 def points(folder: Path) -> list[Point]:
     """The samples of a run, measured."""
+    if not folder.is_dir():
+        raise CharLMError(f"there is no run {folder}: expected the folder of a run that kept samples")
     path = folder / "samples.jsonl"
     rows = record.rows(path) if path.is_file() else []
     if not rows:

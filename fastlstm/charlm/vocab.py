@@ -28,7 +28,7 @@ class Vocabulary:
 
     def __init__(self, symbols: str, bytes_: bool = False):
         if len(set(symbols)) != len(symbols):
-            raise CharLMError("the vocabulary names a character twice: the checkpoint is damaged")
+            raise CharLMError("the vocabulary names a character twice")
         self.symbols, self.bytes = symbols, bytes_
         points = codes(symbols).astype(np.int64)
         self._points = points

@@ -125,7 +125,7 @@ class Decoding:
                 t, b = (int(v) for v in (drawn == FAILED).nonzero()[0])
                 raise ValueError(
                     f"stream {b} has nothing to draw at step {options.position + streams.steps - len(drawn) + t}: its "
-                    "scores are NaN or +inf, or all are forbidden; check the weights and the automaton"
+                    "scores are NaN or +inf, or all are forbidden; check the weights, and the automaton where there is one"
                 )
             at = rows.stop
         used = int((ids >= 0).any(1).sum())
@@ -154,8 +154,9 @@ def decode(
     """Draw `length` ids of `num` streams from the softmax of weight @ h + bias, feeding each back.
 
     model, weight, bias, dtype: see `Decoder`. prime and how to draw (num, temperature, top_k, top_p, seed, stop,
-    automaton, state, position): see `Decoder.start`. log_probs: also return log-probabilities. Returns Decoded. Raises
-    ValueError for arguments out of range.
+    automaton, state, position): see `Decoder.start`. log_probs: also return log-probabilities. Returns Decoded: ids
+    (length, num), fewer where all streams end before; state; log-probabilities. Raises ValueError for arguments out of
+    range.
     """
     cut = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     ends = {"stop": stop, "automaton": automaton}

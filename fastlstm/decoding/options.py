@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -45,11 +46,12 @@ class Options:
         """Check the arguments of `Decoder.start`. Raises ValueError."""
         for name, value, right, expected in (
             ("num", num, _is_int(num, 1), "an int of 1 or more"),
-            ("temperature", temperature, 0 <= temperature < math.inf, "a finite number of 0 or more"),
+            ("temperature", temperature, _within(temperature, 0, math.inf), "a finite number of 0 or more"),
             ("top_k", top_k, _is_int(top_k, 0), "0 (all) or an int above it"),
-            ("top_p", top_p, 0 < top_p <= 1, "a number above 0, at most 1"),
+            ("top_p", top_p, _within(top_p, 0, 2) and 0 < top_p <= 1, "a number above 0, at most 1"),
             ("seed", seed, _is_int(seed, 0) and seed < 1 << 64, "an int in 0 … 2⁶⁴ - 1"),
-            ("position", position, _is_int(position, 0), "an int of 0 or more"),
+            ("position", position, _is_int(position, 0) and position < 1 << 63, "an int in 0 … 2⁶³ - 1"),
+            ("stop", stop, isinstance(stop, Sequence), "a sequence of ids, or of sequences of ids"),
         ):
             if not right:
                 raise ValueError(f"{name} is {value!r}, expected {expected}")
@@ -58,11 +60,17 @@ class Options:
             if not one or not all(_is_int(v, 0) and v < sizes.V for v in one):
                 raise ValueError(f"stop holds {list(one)}, expected ids in 0 … {sizes.V - 1}, at least one")
         follows, starts = _automaton(automaton, sizes.V, num)
-        return cls(num, float(temperature), top_k, float(top_p), seed, sequences, follows, starts, position)
+        return cls(
+            num, float(temperature), min(top_k, sizes.V), float(top_p), seed, sequences, follows, starts, position
+        )
 
 
 def _is_int(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _within(value: object, least: float, below: float) -> bool:
+    return isinstance(value, Real | Tensor) and least <= value < below
 
 
 def _automaton(automaton: tuple[Tensor, int | Tensor] | None, V: int, num: int) -> tuple[Tensor | None, Tensor | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastlstm.charlm import checkpoint
@@ -118,15 +119,31 @@ def test_damaged_and_foreign_files(small_run, tmp_path):
         (lambda record: record.update(version=99), "has checkpoint format 99; .* knows up to 1: upgrade"),
         (lambda record: record.pop("vocabulary"), "its metadata lacks 'vocabulary'"),
         (lambda record: record["config"].update(hidden_size=13), "do not fit its configuration"),
-        (lambda record: record["vocabulary"].update(symbols="aa"), "names a character twice"),
+        (
+            lambda record: record.update(version="x"),
+            "best.safetensors is damaged: its 'charlm' metadata cannot be read",
+        ),
+        (lambda record: record.update(config=None), "is damaged: config in its metadata is None, expected an object"),
+        (lambda record: record["vocabulary"].update(symbols="aa"), "best.safetensors is damaged: .* a character twice"),
         (lambda record: record["config"].update(flux=1), "no training option 'flux'"),
-        (lambda record: record["config"].update(hidden_size="x"), "--hidden-size is 'x', expected int"),
+        (
+            lambda record: record["config"].update(hidden_size="x"),
+            "best.safetensors is damaged: .*--hidden-size is 'x'",
+        ),
     ],
 )
 def test_wrong_metadata(small_run, change, message):
     rewrite(small_run.best, change)
     with pytest.raises(CharLMError, match=message):
         CharLM.load(small_run.best)
+
+
+def test_weights_of_another_kind(small_run, tmp_path):
+    with safe_open(small_run.best, "pt") as stream:
+        tensors = {name: stream.get_tensor(name).int() for name in stream.keys()}  # noqa: SIM118
+        save_file(tensors, tmp_path / "integers.safetensors", stream.metadata())
+    with pytest.raises(CharLMError, match=r"integers.safetensors is damaged: the weights .* are torch.int32"):
+        CharLM.load(tmp_path / "integers.safetensors")
 
 
 def test_where_a_model_is_looked_for(small_run, tmp_path):

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +81,17 @@ def test_evaluate_refuses_unknown_characters_and_other_texts(lm, text, tmp_path)
     text.write_text(text.read_text() + "more")
     with pytest.raises(CharLMError, match="is not the text this model learned"):
         lm.evaluate()
+
+
+def test_the_text_it_learned_is_known_under_another_name(lm, text, lines_run, tmp_path):
+    (tmp_path / "copy.txt").write_bytes(text.read_bytes())
+    assert lm.evaluate("copy.txt") == lm.evaluate()
+    assert lm.evaluate("copy.txt", "all").characters > 10 * lm.evaluate().characters
+    (tmp_path / "other.txt").write_text(text.read_text()[:-1])
+    assert lm.evaluate("other.txt").characters == pytest.approx(lm.evaluate("copy.txt", "all").characters, abs=1)
+    listed = lines_run.load()
+    (tmp_path / "list.txt").write_bytes(Path(listed.saved.corpus["name"]).read_bytes())
+    assert listed.evaluate("list.txt") == listed.evaluate()
 
 
 def test_scores_of_running_text_and_of_lines(lm, lines_run):

@@ -50,7 +50,9 @@ def cells(
 ) -> None:
     """Which cell keeps track of what: quotes, comments, line position, indentation and more, found and checked."""
     lm = CharLM.load(model)
-    found = find_cells(lm, excerpt.read(lm, text, start, length), clamp=clamp, seed=seed)
+    piece = excerpt.read(lm, text, start, length)
+    with Console(stderr=True).status(f"reading {count(len(piece), lm.vocab.unit)}, looking for what cells track"):
+        found = find_cells(lm, piece, clamp=clamp, seed=seed)
     content = json.dumps(found.as_json(), indent=1)
     if output:
         replace(output, content.encode(), "--output")

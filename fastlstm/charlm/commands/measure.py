@@ -34,15 +34,17 @@ def evaluate(
 ) -> None:
     """How well a model predicts a text: nats, bits, perplexity, beside n-grams of the same training text."""
     lm = CharLM.load(model)
-    part = split or ("val" if text is None else "all")
-    if part not in PARTS:
-        raise CharLMError(f"--split is {part!r}, expected {', '.join(PARTS)}")
-    if text is not None and part != "all":
+    if split not in (None, *PARTS):
+        raise CharLMError(f"--split is {split!r}, expected {', '.join(PARTS)}")
+    corpus = lm.corpus(text)
+    own = lm.learned(corpus)
+    part = split or ("val" if own else "all")
+    if not own and part != "all":
         raise CharLMError(f"--split {part} divides the text the model learned; of another text, everything is scored")
     console = Console(highlight=False)
-    held = lm.held(lm.corpus(text), part)
+    held = lm.held(corpus, part)
     result = measure(lm.model, lm.vocab, held)
-    named = text or f"{lm.saved.corpus['name']}, {part} ({lm.config.split} split)"
+    named = f"{text or lm.saved.corpus['name']}, {part} ({lm.config.split} split)" if own else text
     console.print(Text.assemble((named, "bold"), f": {count(result.characters, 'character')}"))
     share = len(held) / result.characters  # predictions a character, above 1 for a byte model
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -96,7 +98,9 @@ def _lines(path: Path, encoding: str) -> list[str]:
     except OSError as error:
         raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise CharLMError(f"{path} is not {encoding}: {error.reason} at byte {error.start:,}") from error
+        raise CharLMError(
+            f"{path} is not {encoding}, as the model's text is: byte {error.start:,}; convert it"
+        ) from error
     return text.splitlines()
 
 

@@ -54,11 +54,13 @@ def sample(
     balance: Annotated[bool, typer.Option("--balance", help="report brackets, quotes and comments left open")] = False,
 ) -> None:
     """Draw text from a model, shown as it is drawn."""
+    if prime and prime_file is not None:
+        raise CharLMError("--prime and --prime-file do not go together: put all of the prime into the file")
     lm = CharLM.load(model)
     drawing = lm.drawing(
         top_k=top_k,
         top_p=top_p,
-        prime=prime if prime_file is None else _read(prime_file, lm) + prime,
+        prime=prime if prime_file is None else _read(prime_file, lm),
         length=length,
         stop=stop,
         num=num if num is not None else 20 if lm.of_lines and length is None and stop is None else 1,
@@ -66,6 +68,10 @@ def sample(
         argmax=argmax,
     )
     lm.vocab.encode(lm.vocab.from_text(drawing.prime), "the prime")  # said before anything is shown
+    if stop is not None:
+        if not stop:
+            raise CharLMError("--stop is empty, expected the text to end at")
+        lm.vocab.encode(lm.vocab.from_text(stop), "the stop")
     known = Known.of(corpus := lm.corpus(), lm.divide(corpus)) if unique else None
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     texts = _sweep(lm, drawing, _temperatures(temperature), prime, known, messages)
@@ -105,7 +111,9 @@ def _read(path: Path, lm: CharLM) -> str:
     except OSError as error:
         raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise CharLMError(f"{path} is not {lm.config.encoding}: {error.reason} at byte {error.start:,}") from error
+        raise CharLMError(
+            f"{path} is not {lm.config.encoding}, as the model's text is: byte {error.start:,}; convert it"
+        ) from error
 
 
 def _show(lm: CharLM, drawing: Drawing, echo: str, quiet: bool) -> list[str]:
@@ -153,6 +161,8 @@ def _report_balance(console: Console, text: str) -> None:
         table.add_column(name, justify="right")
     for tally in balances(text):
         colour = "green" if tally.share > 0.95 else "yellow" if tally.share > 0.8 else "red"
-        row = (f"{tally.opened:,}", f"{tally.closed:,}", f"{tally.stray:,}", Text(f"{tally.share:.1%}", colour))
+        share = Text(f"{tally.share:.1%}", colour) if tally.opened + tally.stray else Text("–", "dim")
+        row = (f"{tally.opened:,}", f"{tally.closed:,}", f"{tally.stray:,}", share)
         table.add_row(Text(tally.name), *row)
     console.print(table)
+    console.print("[dim]stray: closed without having been opened; share: closed ones among all of them[/]")
