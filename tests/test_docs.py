@@ -56,6 +56,14 @@ def test_the_same_bits_from_run_to_run() -> None:
         assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
 
 
+def test_a_large_gradient_is_resized_as_a_copy() -> None:
+    x = torch.randn(40, 13, 129, requires_grad=True)
+    fastlstm.LSTM(129, 7)(x)[0].sum().backward()
+    with pytest.raises(RuntimeError, match="not resizable"):
+        x.grad.resize_(41, 13, 129)
+    assert x.grad.clone().resize_(41, 13, 129).shape == (41, 13, 129)
+
+
 @pytest.mark.parametrize("way", ["block", "variable"])
 def test_torch_s_own_kernels_for_one_block(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = nn.LSTM(3, 5, 2)
