@@ -133,8 +133,9 @@ def choose(spec: Spec) -> str:
 def torch_wins(dtype: torch.dtype, H: int, B: int, projected: bool, training: bool) -> bool:
     """Where torch's own path was measured faster for dense input on a CPU: large weights, many rows, AVX-512.
 
-    benchmarks/results/cpu-avx512-large.csv: forced, forward at H 512 and 1024 runs at 0.87 to 0.90 of nn.LSTM's speed,
-    training steps at H 1024 at 1.02 and 0.96, at H 512 above 1. With AVX2 (cpu-avx2-table.csv) all are at 1 or above.
+    benchmarks/results/cpu-avx512-large.csv and cpu-avx512-xeon-large.csv: forced, forward at H 512 and 1024 runs at 0.87 to
+    0.96 of nn.LSTM's speed, training steps at H 1024 at 0.96 to 1.02, at H 512 above 1. With AVX2 (cpu-avx2.csv,
+    cpu-avx2-epyc.csv) nothing is slower by more than these runs differ.
     """
     least = 1024 if training else 512
     large = least <= H and B >= 48

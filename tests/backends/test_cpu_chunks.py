@@ -83,6 +83,25 @@ def test_bits_repeat(ids: int | None, threads: None) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("width", [1, 5, 1030])
+def test_wide_layers(width: int, isa: None, threads: None) -> None:
+    """Many columns of gates, one or many of x, rows in the order of ragged sequences."""
+
+    def everything(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        torch.manual_seed(13)
+        lstm, x = fastlstm.LSTM(width, 257), torch.randn(9, 11, width)
+        lstm, x = lstm.to(dtype), x.to(dtype).requires_grad_()
+        with fastlstm.backend(backend):
+            out = lstm(pack_padded_sequence(x, torch.linspace(9, 2, 11).long()))[0].data
+        out.square().sum().backward()
+        return [v.detach().double() for v in (out, x.grad, *(p.grad for p in lstm.parameters()))]
+
+    truth, yardstick = (everything("reference", dtype) for dtype in (torch.float64, torch.float32))
+    for found, true, rounded in zip(everything("cpu", torch.float32), truth, yardstick, strict=True):
+        allowed = max(2 * (rounded - true).norm(), 4 * torch.finfo(torch.float32).eps * true.norm())
+        assert (found - true).norm() <= allowed
+
+
 def test_resets(threads: None) -> None:
     """Beside the same sequence cut where it is reset."""
     lstm, x, reset = fastlstm.LSTM(I, H), torch.randn(T, B, I), torch.zeros(T, B, dtype=torch.bool)
