@@ -134,8 +134,8 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 
 def readme_block(rows: Sequence[Row], source: str, picture: str) -> str:
     """The block between the markers: summary, picture, and where both come from."""
-    first = rows[0]
-    how = f"{first.cpu}, {first.threads} threads, {first.isa}, float32, torch {first.torch}, commit {first.commit}, {first.date}"
+    first, commits = rows[0], ", ".join(dict.fromkeys(row.commit for row in rows))
+    how = f"{first.cpu}, {first.threads} threads, {first.isa}, float32, torch {first.torch}, commit {commits}, {first.date}"
     what = (
         f"Times as fast as `torch.nn.LSTM`, medians of interleaved pairs in one process; geometric mean over shapes. {how}; "
         f"made from [{source}]({source}) by `python -m benchmarks.report {source} --readme`."

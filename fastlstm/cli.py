@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 import fastlstm
 
@@ -20,7 +21,6 @@ from .charlm.runs import Interrupted
 
 app = typer.Typer(
     help="Character models on fused LSTM kernels: train one, sample from it, see what this machine can run.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -115,41 +115,49 @@ UsageError = typer.BadParameter.__base__
 
 def wrong_line(error: Exception, argv: list[str]) -> str:
     """What is wrong with a command line, in one line: the parser's words, what was given, where to look."""
-    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
     text = error.format_message().rstrip(".")
-    given = [value for flag, value in pairwise(argv) if flag in getattr(parameter, "opts", ())]
+    parameter = getattr(error, "param", None)
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    given = [value for flag, value in pairwise(words) if flag in getattr(parameter, "opts", ())]
     if given:
         text += f" (given: {given[-1]!r})"
-    if isinstance(error, typer.BadParameter) and not given and getattr(parameter, "help", ""):
-        text += f": {parameter.help}"
-    name = f" {context.info_name}" if context is not None and context.parent is not None else ""
-    return f"{text}; see {command()}{name} --help"
+    elif getattr(parameter, "param_type_name", "") == "argument" and getattr(parameter, "help", ""):
+        text += f": {Text.from_markup(parameter.help).plain}"
+    name = (
+        f" {argv[0]}"
+        if argv and argv[0] in {one.name or one.callback.__name__ for one in app.registered_commands}
+        else ""
+    )
+    return f"{text}{'' if text.endswith('?') else ';'} see {command()}{name} --help"
 
 
 def main(argv: list[str] | None = None) -> None:
     """The entry point; never returns."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     rank = os.environ.get("RANK")  # set by torchrun
     argv = sys.argv[1:] if argv is None else argv
+
+    def say(text: str, error: bool = True) -> None:
+        console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        if error:
+            console.print(f"error (rank {rank}): " if rank else "error: ", style="bold red", end="")
+        console.print(text)
+
     try:
         argv = char_rnn(normalise(argv))
-        sys.exit(app(argv, standalone_mode=False))
+        code = app(argv or ["--help"], standalone_mode=False)
+        sys.exit(code if argv else 2)
     except UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()
-        else:
-            errors.print("error: ", style="bold red", end="")
-            errors.print(wrong_line(error, argv))
+        say(wrong_line(error, argv))
         sys.exit(2)
     except typer.Abort:
+        say("input ended before an answer came")
         sys.exit(1)
     except Interrupted as error:
         if not rank or rank == "0":
-            errors.print(str(error))
+            say(str(error), error=False)
         sys.exit(130)
     except (CharLMError, fastlstm.BackendError) as error:
-        errors.print(f"error (rank {rank}): " if rank else "error: ", style="bold red", end="")
-        errors.print(str(error))
+        say(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -121,9 +121,7 @@ class BackwardPass {
     barrier.wait();  // the sums go
   }
 
-  using Output = ChunkRows<R>;
-
-  void steps_of(const Chunk& chunk, const Team& team, Output out) {
+  void steps_of(const Chunk& chunk, const Team& team, ChunkRows<R> out) {
     for (int64_t k = chunk.from; k < chunk.to; ++k) {
       const int64_t t = time(k);
       const Range rows{team.rows.from, std::min(team.rows.to, steps.alive(t))};
@@ -164,7 +162,7 @@ class BackwardPass {
       std::memset(a.dh0 + b * s.P, 0, h_bytes);
   }
 
-  void step(int64_t t, int64_t k, Range rows, Blocks blocks, Output out) {
+  void step(int64_t t, int64_t k, Range rows, Blocks blocks, ChunkRows<R> out) {
     alignas(64) R z[4 * kTileRows * units];
     for (int64_t j = blocks.hidden.from; j < blocks.hidden.to; ++j)
       for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
@@ -196,12 +194,12 @@ class BackwardPass {
   }
 
   // Fetches what `arrive` will touch while the product runs: without, a core waits a third of its time.
-  FASTLSTM_INLINE void soon(int64_t t, int64_t b, int64_t u0, Output out) const {
+  FASTLSTM_INLINE void soon(int64_t t, int64_t b, int64_t u0, ChunkRows<R> out) const {
     if (a.dh) fetch_units(a.dh + steps.row(t, b) * s.P + u0);
     if (out.d_hr) fetch_units_to_write(out.d_hr + (steps.row(t, b) - out.first) * s.P + u0);
     if (!a.w_hr) soon_in_cell(t, b, u0, out);
   }
-  FASTLSTM_INLINE void soon_in_cell(int64_t t, int64_t b, int64_t u0, Output out) const {
+  FASTLSTM_INLINE void soon_in_cell(int64_t t, int64_t b, int64_t u0, ChunkRows<R> out) const {
     const int64_t row = steps.row(t, b), H = s.H;
     if (a.dc) fetch_units(a.dc + row * H + u0);
     fetch_units(a.c + row * H + u0);
@@ -214,7 +212,7 @@ class BackwardPass {
 
   // The total gradient at h of one row, one block of columns; without projection the cell runs on it at once.
   template <bool whole>
-  FASTLSTM_INLINE void arrive(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z, Output out) {
+  FASTLSTM_INLINE void arrive(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z, ChunkRows<R> out) {
     const int64_t row = steps.row(t, b);
     const bool last = a.dh_n && steps.is_last(t, b);
 #pragma GCC unroll 2
@@ -235,7 +233,7 @@ class BackwardPass {
 
   // One row, one register of units from u on.
   template <bool whole>
-  FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u, Vec<R> dh, Output out) {
+  FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u, Vec<R> dh, ChunkRows<R> out) {
     const int64_t row = steps.row(t, b), H = s.H, n = H - u;
     const bool reset = steps.resets(t, b);
     Vec<R> gate[4], dz[4], dc_prev;

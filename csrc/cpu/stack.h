@@ -76,15 +76,15 @@ class StackPass {
                   size_t(units.to - units.from) * sizeof(float));
   }
 
-  // dot products of four rows of w (one unit's gates, gate_stride apart) with v. far: the weights come from afar, and
-  // those of the next rows, which lie behind these, are asked for (2 x 512 gains 2 %; near ones lose as much)
-  template <bool far>
+  // dot products of four rows of w (one unit's gates, gate_stride apart) with v. ahead: the weights come from afar,
+  // and those further on in memory, of this row or the next, are asked for (2 x 512 gains 2 %; near ones lose as much)
+  template <bool ahead>
   static FASTLSTM_INLINE void dot4(const float* w, int64_t gate_stride, const float* v, int64_t n, V (&sum)[4]) {
     int64_t k = 0;
     for (; k + V::width <= n; k += V::width) {
       const V x = V::load(v + k);
       for (int g = 0; g < 4; ++g) {
-        if (far) __builtin_prefetch(w + g * gate_stride + k + kAheadInRow, 0, 3);
+        if (ahead) __builtin_prefetch(w + g * gate_stride + k + kAheadInRow, 0, 3);
         sum[g] += V::load(w + g * gate_stride + k) * x;
       }
     }

@@ -147,9 +147,9 @@ def _backward(
     read = [_real(v, real) for v in (*grads, gates, c, c0, w_hh, w_hr)]
     batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
     reset = None if reset is None else reset.contiguous()
-    d_hr = torch.empty(h.shape if w_hr is not None and dxg is not None else (0,), dtype=real)
+    d_hr = None if w_hr is None or dxg is None else torch.empty(h.shape, dtype=real)
     dh0, dc0 = torch.empty(h0.shape, dtype=real), torch.empty(c0.shape, dtype=real)
-    pointers = [_address(v) for v in (dxg, d_hr if d_hr.numel() else None, dh0, dc0, *read)]
+    pointers = [_address(v) for v in (dxg, d_hr, dh0, dc0, *read)]
     shape = _shape(_steps(h, batch_sizes), h0, w_hh.shape[0] // 4, batch_sizes, reset, reverse, w_hh.dtype)
     native.load().backward(shape, pointers, [_address(v) for v in products], *sizes, real == torch.float64)
-    return d_hr, dh0, dc0
+    return torch.empty(0, dtype=real) if d_hr is None else d_hr, dh0, dc0

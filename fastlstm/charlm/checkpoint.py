@@ -117,7 +117,7 @@ def _record(path: Path, text: str | None) -> dict[str, Any]:
     try:
         record = json.loads(text)
         version = record["version"]
-        if type(version) is not int:
+        if type(version) is not int or version < 1:
             raise TypeError(version)
     except (ValueError, TypeError, KeyError) as error:
         raise CharLMError(f"{path} is damaged: its {KEY!r} metadata cannot be read") from error
@@ -139,17 +139,25 @@ def _unpack(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> C
         for name, value in weights.items():
             if not value.is_floating_point():
                 raise CharLMError(f"the weights {name} are {value.dtype}, expected a floating type")
-        vocabulary = record["vocabulary"]
+        vocabulary, corpus = record["vocabulary"], record["corpus"]
+        for what, value, kind in (
+            ("the vocabulary's symbols", vocabulary["symbols"], str),
+            ("the vocabulary's bytes", vocabulary["bytes"], bool),
+            ("the corpus's name", corpus["name"], str),
+            ("the corpus's sha256", corpus["sha256"], str),
+        ):
+            if type(value) is not kind or value == "":
+                raise CharLMError(f"{what} in its metadata is {value!r}, expected {kind.__name__}")
         return Checkpoint(
             config=record["config"],
             vocab=Vocabulary(vocabulary["symbols"], vocabulary["bytes"]),
-            corpus=record["corpus"],
+            corpus=corpus,
             metrics=record["metrics"],
             weights=weights,
             train={name[len(TRAIN) :]: value for name, value in tensors.items() if name.startswith(TRAIN)},
             run=record["run"],
         )
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise CharLMError(f"{path} is damaged: its metadata lacks {error}") from error
     except CharLMError as error:
         raise CharLMError(f"{path} is damaged: {error}") from error

@@ -125,7 +125,7 @@ def _range(low: float, high: float) -> str:
 
 def _plain(number: float) -> str:
     """Without an exponent: 16,777,216 and 0.000001."""
-    return f"{number:,.6f}".rstrip("0").rstrip(".")
+    return f"{number:,}" if isinstance(number, int) else f"{number:,.6f}".rstrip("0").rstrip(".")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -46,9 +46,14 @@ class Options:
         """Check the arguments of `Decoder.start`. Raises ValueError."""
         for name, value, right, expected in (
             ("num", num, _is_int(num, 1), "an int of 1 or more"),
-            ("temperature", temperature, _within(temperature, 0, math.inf), "a finite number of 0 or more"),
+            (
+                "temperature",
+                temperature,
+                _is_number(temperature) and 0 <= temperature < math.inf,
+                "a finite number of 0 or more",
+            ),
             ("top_k", top_k, _is_int(top_k, 0), "0 (all) or an int above it"),
-            ("top_p", top_p, _within(top_p, 0, 2) and 0 < top_p <= 1, "a number above 0, at most 1"),
+            ("top_p", top_p, _is_number(top_p) and 0 < top_p <= 1, "a number above 0, at most 1"),
             ("seed", seed, _is_int(seed, 0) and seed < 1 << 64, "an int in 0 … 2⁶⁴ - 1"),
             ("position", position, _is_int(position, 0) and position < 1 << 63, "an int in 0 … 2⁶³ - 1"),
             ("stop", stop, isinstance(stop, Sequence), "a sequence of ids, or of sequences of ids"),
@@ -69,8 +74,8 @@ def _is_int(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _within(value: object, least: float, below: float) -> bool:
-    return isinstance(value, Real | Tensor) and least <= value < below
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _automaton(automaton: tuple[Tensor, int | Tensor] | None, V: int, num: int) -> tuple[Tensor | None, Tensor | None]:

@@ -124,6 +124,10 @@ def test_damaged_and_foreign_files(small_run, tmp_path):
             "best.safetensors is damaged: its 'charlm' metadata cannot be read",
         ),
         (lambda record: record.update(config=None), "is damaged: config in its metadata is None, expected an object"),
+        (lambda record: record.update(version=-1), "is damaged: its 'charlm' metadata cannot be read"),
+        (lambda record: record["corpus"].pop("sha256"), "is damaged: its metadata lacks 'sha256'"),
+        (lambda record: record["vocabulary"].update(symbols=5), "symbols in its metadata is 5, expected str"),
+        (lambda record: record["vocabulary"].update(symbols=""), "symbols in its metadata is '', expected str"),
         (lambda record: record["vocabulary"].update(symbols="aa"), "best.safetensors is damaged: .* a character twice"),
         (lambda record: record["config"].update(flux=1), "no training option 'flux'"),
         (

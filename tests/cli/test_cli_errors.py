@@ -42,6 +42,8 @@ BAD = {
     "option": (["train", "x", "--no-such-option"], "No such option: --no-such-option"),
     "command": (["dance"], "No such command 'dance'; see "),
     "number": (["train", "input.txt", "--hidden-size", "abc"], "(given: 'abc'); see "),
+    "number after =": (["train", "input.txt", "--hidden-size=abc"], "(given: 'abc'); see "),
+    "no value": (["sample", "run", "--top-k"], "Option '--top-k' requires an argument; see "),
     "no argument": (["sample"], "Missing argument 'MODEL': a checkpoint, the folder of a run"),
     "stop": (["sample", "run", "--stop", "€"], "the stop has 1 character that the model never saw: '€'"),
     "no stop": (["sample", "run", "--stop", ""], "--stop is empty"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from shapes import BF16, F32, PERSISTENT, STEP, TILE, dense, dtype_of, plan_of, settings
@@ -137,13 +139,17 @@ def test_an_id_outside_the_table(hostsim_library, shape):
 
 @pytest.mark.parametrize("shape", [STEP, *SHAPES], ids=["step", *IDS])
 def test_nan_and_infinity_pass_through(hostsim_library, shape):
-    """A NaN is no unset word: it arrives, nobody waits for it, and only its own sequence has it."""
+    """A NaN is no unset word: it arrives, nobody waits for it, and only its own sequence has it.
+
+    The input side is torch's product here; with AMX its bfloat16 spreads a NaN to the row before where the width is odd.
+    """
+    case = replace(CASE, I=4)
     for kind in (F32, BF16):
-        v = make(CASE, dtype_of(kind))
+        v = make(case, dtype_of(kind))
         v = v._replace(reset=None)
         v.x[1, 2, 0] = float("nan")
         v.x[1, 3, 0] = float("inf")
-        with settings(shape, CASE, kind, 0):
+        with settings(shape, case, kind, 0):
             h = hostsim.forward(*v, False, 1)[0]
         assert h[1:, 2].isnan().all()
         assert not h[0].isnan().any()

@@ -28,7 +28,10 @@ def evaluate(
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="val, train or all [dim]\\[val of its own corpus, all of another][/]", show_default=False),
+        typer.Option(
+            help="val, train or all [dim]\\[val of what it learned, or a copy of that; all of another][/]",
+            show_default=False,
+        ),
     ] = None,
     orders: Annotated[int, typer.Option(help="longest n-gram of the baseline; 0 for no baseline")] = 6,
 ) -> None:
