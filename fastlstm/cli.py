@@ -123,12 +123,9 @@ def wrong_line(error: Exception, argv: list[str]) -> str:
         text += f" (given: {given[-1]!r})"
     elif getattr(parameter, "param_type_name", "") == "argument" and getattr(parameter, "help", ""):
         text += f": {Text.from_markup(parameter.help).plain}"
-    name = (
-        f" {argv[0]}"
-        if argv and argv[0] in {one.name or one.callback.__name__ for one in app.registered_commands}
-        else ""
-    )
-    return f"{text}{'' if text.endswith('?') else ';'} see {command()}{name} --help"
+    names = {one.name or one.callback.__name__ for one in app.registered_commands}
+    called = [command(), *(word for word in argv[:1] if word in names)]
+    return f"{text}{'' if text.endswith('?') else ';'} see {' '.join(called)} --help"
 
 
 def main(argv: list[str] | None = None) -> None:

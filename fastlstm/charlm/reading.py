@@ -127,6 +127,18 @@ def _binary(path: Path) -> bool:
         return b"\0" in stream.read(4096)
 
 
+def small_text(path: Path, encoding: str) -> str:
+    """A whole file, small enough to hold, in the encoding of a model's text."""
+    try:
+        return path.read_text(encoding)
+    except OSError as error:
+        raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise CharLMError(
+            f"{path} is not {encoding}, as the model's text is: byte {error.start:,}; convert it"
+        ) from error
+
+
 def source_of_path(path: Path, encoding: str | None) -> TextSource:
     """A file, or a folder's text files, as a source of text."""
     if path.is_dir():

@@ -55,12 +55,20 @@ class Drawing:
                 raise CharLMError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected {expected}")
 
 
+def check(vocab: Vocabulary, drawing: Drawing) -> None:
+    """Raises CharLMError where the prime or the stop has characters that the model never saw."""
+    vocab.encode(vocab.from_text(drawing.prime), "the prime")
+    vocab.encode(vocab.from_text(drawing.stop), "the stop")
+
+
 def symbols(model: CharModel, vocab: Vocabulary, drawing: Drawing, rows: int = ROWS) -> Iterator[np.ndarray]:
     """Yields ids, (n ≤ rows, num) int64, -1 after a stream's stop, until all have ended or `drawing.length` is reached.
 
     Of a byte model up to three more, one row at a time, which complete a last character.
     """
-    options: dict[str, object] = {"num": drawing.num, "seed": drawing.seed, "stop": _stops(vocab, drawing.stop)}
+    check(vocab, drawing)
+    stop = vocab.encode(vocab.from_text(drawing.stop)).tolist()
+    options: dict[str, object] = {"num": drawing.num, "seed": drawing.seed, "stop": [stop] if stop else []}
     options |= {"top_k": drawing.top_k, "top_p": drawing.top_p}
     options["temperature"] = 0.0 if drawing.argmax else drawing.temperature
     symbols_of_prime = vocab.from_text(drawing.prime)
@@ -68,7 +76,7 @@ def symbols(model: CharModel, vocab: Vocabulary, drawing: Drawing, rows: int = R
         options["automaton"] = torch.from_numpy(utf8.NEXT), utf8.state_after(symbols_of_prime.encode("latin-1"))
     left = drawing.length
     if symbols_of_prime or "\n" in vocab:
-        prime = vocab.encode(symbols_of_prime or "\n", "the prime").astype(np.int64)
+        prime = vocab.encode(symbols_of_prime or "\n").astype(np.int64)
     else:  # nothing to begin with: the first symbol is any
         prime = np.array([[_first(drawing.seed, b, len(vocab)) for b in range(drawing.num)]])
         yield prime
@@ -82,12 +90,6 @@ def symbols(model: CharModel, vocab: Vocabulary, drawing: Drawing, rows: int = R
             raise CharLMError(f"the model cannot be drawn from: {error}") from error
         left -= len(ids)
         yield ids.cpu().numpy()
-
-
-def _stops(vocab: Vocabulary, stop: str) -> list[list[int]]:
-    """The stop as ids; none where the model cannot write it."""
-    ids = vocab.lookup(vocab.from_text(stop))
-    return [ids.tolist()] if len(ids) and ids.min() >= 0 else []
 
 
 def _first(seed: int, stream: int, symbols: int) -> int:

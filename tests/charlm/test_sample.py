@@ -81,6 +81,11 @@ def test_weights_that_are_not_numbers(model):
         draw(model, VOCAB, Drawing(length=5))
 
 
+def test_a_stop_that_cannot_come_is_refused(model):
+    with pytest.raises(CharLMError, match="the stop has 1 character that the model never saw"):
+        draw(model, VOCAB, Drawing(length=4, stop="b☃"))
+
+
 def test_stop_ends_a_stream_and_is_left_out(model):
     whole = draw(model, VOCAB, Drawing(length=400, num=4, seed=1))
     stop = whole[0][60:63]

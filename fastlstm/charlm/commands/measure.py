@@ -15,6 +15,7 @@ from rich.text import Text
 from ..errors import CharLMError, count
 from ..evaluate import evaluate as measure
 from ..lm import CharLM, Scored
+from ..reading import small_text
 from .use import ModelName
 
 PARTS = ("val", "train", "all")
@@ -37,13 +38,9 @@ def evaluate(
 ) -> None:
     """How well a model predicts a text: nats, bits, perplexity, beside n-grams of the same training text."""
     lm = CharLM.load(model)
-    if split not in (None, *PARTS):
-        raise CharLMError(f"--split is {split!r}, expected {', '.join(PARTS)}")
     corpus = lm.corpus(text)
     own = lm.learned(corpus)
-    part = split or ("val" if own else "all")
-    if not own and part != "all":
-        raise CharLMError(f"--split {part} divides the text the model learned; of another text, everything is scored")
+    part = _part(split, own)
     console = Console(highlight=False)
     held = lm.held(corpus, part)
     result = measure(lm.model, lm.vocab, held)
@@ -96,15 +93,16 @@ def score(
 
 
 def _lines(path: Path, encoding: str) -> list[str]:
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding)
-    except OSError as error:
-        raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise CharLMError(
-            f"{path} is not {encoding}, as the model's text is: byte {error.start:,}; convert it"
-        ) from error
-    return text.splitlines()
+    return (sys.stdin.read() if str(path) == "-" else small_text(path, encoding)).splitlines()
+
+
+def _part(split: str | None, own: bool) -> str:
+    """Which part is scored. own: the text is what the model learned."""
+    if split not in (None, *PARTS):
+        raise CharLMError(f"--split is {split!r}, expected {', '.join(PARTS)}")
+    if not own and split not in (None, "all"):
+        raise CharLMError(f"--split {split} divides the text the model learned; of another text, everything is scored")
+    return split or ("val" if own else "all")
 
 
 def _colour(nats: float) -> str:

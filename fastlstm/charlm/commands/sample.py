@@ -18,6 +18,7 @@ from ..balance import balance as balances
 from ..errors import CharLMError
 from ..lm import CharLM
 from ..novelty import Known, Verdict
+from ..reading import small_text
 from ..sample import Drawing
 from .use import ModelName
 
@@ -54,24 +55,20 @@ def sample(
     balance: Annotated[bool, typer.Option("--balance", help="report brackets, quotes and comments left open")] = False,
 ) -> None:
     """Draw text from a model, shown as it is drawn."""
-    if prime and prime_file is not None:
-        raise CharLMError("--prime and --prime-file do not go together: put all of the prime into the file")
+    if stop == "":
+        raise CharLMError("--stop is empty, expected the text to end at")
     lm = CharLM.load(model)
     drawing = lm.drawing(
         top_k=top_k,
         top_p=top_p,
-        prime=prime if prime_file is None else _read(prime_file, lm),
+        prime=_prime(prime, prime_file, lm.config.encoding),
         length=length,
         stop=stop,
         num=num if num is not None else 20 if lm.of_lines and length is None and stop is None else 1,
         seed=secrets.randbelow(1 << 32) if seed is None else seed,
         argmax=argmax,
     )
-    lm.vocab.encode(lm.vocab.from_text(drawing.prime), "the prime")  # said before anything is shown
-    if stop is not None:
-        if not stop:
-            raise CharLMError("--stop is empty, expected the text to end at")
-        lm.vocab.encode(lm.vocab.from_text(stop), "the stop")
+    sampling.check(lm.vocab, drawing)  # before anything is shown
     known = Known.of(corpus := lm.corpus(), lm.divide(corpus)) if unique else None
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     texts = _sweep(lm, drawing, _temperatures(temperature), prime, known, messages)
@@ -105,15 +102,13 @@ def _temperatures(text: str) -> list[float]:
         raise CharLMError(f"--temperature is {text!r}, expected a number or a list like 0.5,0.8,1") from error
 
 
-def _read(path: Path, lm: CharLM) -> str:
-    try:
-        return path.read_text(lm.config.encoding)
-    except OSError as error:
-        raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise CharLMError(
-            f"{path} is not {lm.config.encoding}, as the model's text is: byte {error.start:,}; convert it"
-        ) from error
+def _prime(prime: str, file: Path | None, encoding: str) -> str:
+    """The prime as it is given on the line or in a file."""
+    if file is None:
+        return prime
+    if prime:
+        raise CharLMError("--prime and --prime-file do not go together: put all of the prime into the file")
+    return small_text(file, encoding)
 
 
 def _show(lm: CharLM, drawing: Drawing, echo: str, quiet: bool) -> list[str]:
