@@ -41,8 +41,11 @@ def runs(a: Tensor) -> bool:
     return a.dtype in REALS and a.device.type == "cpu" and native.why_not() is None
 
 
-def _keys() -> int:
-    return torch._C._dispatch_keys(torch.empty(0)).raw_repr()
+_bits = getattr(torch._C.DispatchKeySet, "raw_repr", repr)  # torch 2.4 has no raw_repr, and writes the keys' names
+
+
+def _keys() -> int | str:
+    return _bits(torch._C._dispatch_keys(torch.empty(0)))
 
 
 _KEYS = {_keys()}
@@ -52,7 +55,7 @@ with torch.inference_mode():
 
 def is_plain(v: Tensor) -> bool:
     """Whether its address holds its numbers: no subclass, no lazily negated view, not batched by autograd's own vmap."""
-    return type(v) in _PLAIN and torch._C._dispatch_keys(v).raw_repr() in _KEYS
+    return type(v) in _PLAIN and _bits(torch._C._dispatch_keys(v)) in _KEYS
 
 
 def unrecorded(*values: Tensor | None) -> bool:

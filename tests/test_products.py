@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastlstm import native
+from fastlstm import native, products
 from fastlstm.products import native_product, product, runs
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
@@ -100,3 +100,16 @@ def test_steps_aside_where_someone_records() -> None:
         assert torch.allclose(product(a, b, torch.ones(7, 65)), 1 + a @ b, atol=1e-5)
     assert not runs(torch.randn(3, 3).bfloat16())
     assert not runs(torch.empty(3, 3, device="meta"))
+
+
+@pytest.mark.parametrize("bits", [repr, getattr(torch._C.DispatchKeySet, "raw_repr", repr)], ids=["names", "number"])
+def test_plain_tensors_with_and_without_a_number_for_their_keys(bits: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch 2.4 has only the names."""
+    monkeypatch.setattr(products, "_bits", bits)
+    monkeypatch.setattr(products, "_KEYS", {products._keys()})
+    x = torch.randn(3, 2)
+    assert products.is_plain(x)
+    assert products.is_plain(torch.nn.Parameter(x))
+    assert not products.is_plain(torch.randn(2, dtype=torch.complex64).conj())
+    assert not products.is_plain(torch.randn(2, dtype=torch.complex64).conj().imag)  # lazily negated
+    assert torch.equal(torch.vmap(lambda v: v * (1 - products.is_plain(v)))(x), x)
