@@ -7,6 +7,7 @@ FASTLSTM_NATIVE=off does not try.
 FASTLSTM_CUDA=auto|on|off governs the CUDA kernels: auto builds them where nvcc is found (CUDACXX, the system's, or
 PyPI's), on makes their absence an error and has pip fetch an nvcc for the build where there is none, off leaves them
 out. FASTLSTM_CUDA_ARCHS=80,90 names the GPU architectures; without it the kernels are built for all that they know.
+FASTLSTM_CPU=off leaves the CPU kernels out, for a machine whose GPU does all the work.
 """
 
 import os
@@ -50,6 +51,7 @@ setup(
     cmake_source_dir=".",
     cmake_args=[
         f"-DFASTLSTM_WERROR={'ON' if os.environ.get('FASTLSTM_WERROR') else 'OFF'}",
+        f"-DFASTLSTM_CPU={os.environ.get('FASTLSTM_CPU', 'on')}",
         f"-DFASTLSTM_CUDA={CUDA}",
         f"-DFASTLSTM_CUDA_ARCHS={os.environ.get('FASTLSTM_CUDA_ARCHS', '')}",
     ],

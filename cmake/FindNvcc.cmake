@@ -3,7 +3,8 @@
 #   FASTLSTM_NVCC_LIB      the folder of its static runtime library
 #   FASTLSTM_CUDA_REASON   why the CUDA kernels are not built
 #   FASTLSTM_CUDA_BUILT    the architectures to build for: 80;90;…
-# from FASTLSTM_CUDA (auto, on, off) and FASTLSTM_CUDA_ARCHS (a list such as 80,90; empty: all that fastlstm knows).
+# from FASTLSTM_CUDA (auto, on, off) and FASTLSTM_CUDA_ARCHS (a list such as 80,90; empty: all that fastlstm knows). 90a is
+# machine code for 9.0 alone, with the instructions that only 9.0 has.
 
 set(FASTLSTM_CUDA auto CACHE STRING "Build the CUDA kernels: auto (where nvcc is found), on, off")
 set(FASTLSTM_CUDA_ARCHS "" CACHE STRING "GPU architectures, such as 80,90; empty: all that fastlstm knows")
@@ -53,10 +54,12 @@ function(fastlstm_archs nvcc found)
   endif()
   set(usable "")
   foreach(arch ${wanted})
-    if(NOT arch MATCHES "^[0-9]+$" OR arch LESS 75)
-      message(FATAL_ERROR "FASTLSTM_CUDA_ARCHS has '${arch}', expected numbers from 75 on, such as 80,90")
+    string(REGEX REPLACE "a$" "" number "${arch}")
+    if(NOT number MATCHES "^[0-9]+$" OR number LESS 75 OR (arch MATCHES "a$" AND number LESS 90))
+      message(FATAL_ERROR "FASTLSTM_CUDA_ARCHS has '${arch}', expected numbers from 75 on, such as 80,90; "
+        "from 90 on also such as 90a")
     endif()
-    if(known MATCHES "compute_${arch}\n")
+    if(known MATCHES "compute_${number}\n")  # a list without the a's, which came with their numbers
       list(APPEND usable ${arch})
     elseif(FASTLSTM_CUDA_ARCHS)
       message(FATAL_ERROR "FASTLSTM_CUDA_ARCHS has ${arch}, which ${nvcc} does not know; use a newer nvcc, or others")
@@ -64,6 +67,22 @@ function(fastlstm_archs nvcc found)
   endforeach()
   list(SORT usable COMPARE NATURAL)
   set(${found} "${usable}" PARENT_SCOPE)
+endfunction()
+
+# The architectures as CMAKE_CUDA_ARCHITECTURES has them: machine code for each, and PTX of the newest that has no letter.
+function(fastlstm_targets archs found)
+  set(plain ${archs})
+  list(FILTER plain INCLUDE REGEX "^[0-9]+$")
+  list(POP_BACK plain newest)
+  set(targets "")
+  foreach(arch ${archs})
+    if(arch STREQUAL newest)
+      list(APPEND targets ${arch})  # a number without -real: machine code and PTX
+    else()
+      list(APPEND targets ${arch}-real)
+    endif()
+  endforeach()
+  set(${found} "${targets}" PARENT_SCOPE)
 endfunction()
 
 # Whether this nvcc accepts the C++ compiler, by compiling a kernel; if not, its words.

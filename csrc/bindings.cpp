@@ -1,5 +1,5 @@
-// fastlstm._C: addresses, sizes and flags in, nothing of torch. Python owns all memory and has checked every size
-// (fastlstm/backends/cpu.py). The GIL is released while a kernel runs.
+// The CPU kernels of fastlstm._C (module.cpp): addresses, sizes and flags in, nothing of torch. Python owns all memory
+// and has checked every size (fastlstm/backends/cpu.py). The GIL is released while a kernel runs.
 #include "bindings.h"
 
 #include <pthread.h>
@@ -14,15 +14,6 @@
 
 namespace py = pybind11;
 using namespace fastlstm::cpu;
-
-void bind_plan(py::module_& m);
-#if defined(FASTLSTM_WITH_CUDA)
-void bind_cuda(py::module_& m);
-void bind_device(py::module_& m);
-#endif
-void bind_decode(py::module_& m);
-void bind_short_call(py::module_& m);
-void bind_arrays(py::module_& m);
 
 namespace {
 
@@ -187,8 +178,7 @@ void set_isa(const std::string& name) {
 const Kernels& kernels() { return *current; }
 int usable(int threads) { return forked ? 1 : threads; }
 
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native kernels of fastlstm; use them through fastlstm.LSTM.";
+void bind_cpu(py::module_& m) {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
   m.def("forward", &forward);
   m.def("backward", &backward);
@@ -205,14 +195,4 @@ PYBIND11_MODULE(_C, m) {
     else
       current->unary_f32(at<float>(x), at<float>(y), n, what);
   });
-  bind_decode(m);
-  bind_short_call(m);
-  bind_arrays(m);
-  bind_plan(m);
-#if defined(FASTLSTM_WITH_CUDA)
-  bind_cuda(m);
-  bind_device(m);
-#else
-  m.attr("no_cuda") = FASTLSTM_CUDA_REASON;
-#endif
 }

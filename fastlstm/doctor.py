@@ -87,13 +87,14 @@ def instruction_set() -> str:
 
 def cuda_kernels() -> str:
     """The GPU architectures that the native module has kernels for."""
-    if native.why_not() is not None:
+    if native.why_no_module() is not None:
         return "none: there is no native module"
     module = native.load()
     if not hasattr(module, "cuda"):
         return f"none, since {module.no_cuda}"
-    *others, newest = module.cuda.archs.split(",")
-    return f"for {', '.join(f'sm_{arch}' for arch in (*others, newest))}, and what is newer"
+    archs = module.cuda.archs.split(",")
+    newer = ", and what is newer" if any(not arch.endswith("a") for arch in archs) else " alone"  # PTX of the newest
+    return f"for {', '.join(f'sm_{arch}' for arch in archs)}{newer}"
 
 
 def facts() -> dict[str, str]:

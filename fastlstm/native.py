@@ -13,9 +13,11 @@ from types import ModuleType
 
 import torch  # noqa: F401  (first: see above)
 
-# what the package calls; a module without one of them was built from older sources (tests/test_native_module.py holds the list)
-_NAMES = (
-    *("any_outside", "array", "backward", "decode", "forward", "gemm", "isa", "isa_names", "pack", "plan", "set_isa"),
+# What the package calls; a module without one of them was built from older sources (tests/test_native_module.py holds the
+# lists). A build with FASTLSTM_CPU=off has no CPU kernels and says so in `no_cpu`.
+_NAMES = ("plan",)
+_CPU_NAMES = (
+    *("any_outside", "array", "backward", "decode", "forward", "gemm", "isa", "isa_names", "pack", "set_isa"),
     *("set_up_short_call", "short_call", "stream", "sum_by_id"),
 )
 
@@ -29,7 +31,8 @@ def _attempt() -> tuple[ModuleType | None, str | None]:
             None,
             f"the native module is not there ({error}); reinstall fastlstm with a C++17 compiler at hand",
         )
-    missing = [name for name in _NAMES if not hasattr(_C, name)]
+    without_cpu = hasattr(_C, "no_cpu")
+    missing = [name for name in (*_NAMES, *_CPU_NAMES * (not without_cpu)) if not hasattr(_C, name)]
     if missing:
         reason = (
             f"the native module {_C.__file__} is older than the package (it has no {', '.join(missing)}) and is not used; "
@@ -38,7 +41,7 @@ def _attempt() -> tuple[ModuleType | None, str | None]:
         logging.getLogger("fastlstm").warning(reason)  # once: everything runs without it, slowly
         return None, reason
     wanted = os.environ.get("FASTLSTM_ISA")
-    if wanted:
+    if wanted and not without_cpu:
         if wanted not in _C.isa_names():
             reason = f"FASTLSTM_ISA is '{wanted}', this machine runs {', '.join(_C.isa_names())}; choose one of them"
             logging.getLogger("fastlstm").warning("%s (torch's own LSTM runs until then)", reason)
@@ -55,6 +58,14 @@ def load() -> ModuleType:
     return module
 
 
-def why_not() -> str | None:
-    """Return None where the native module works, else the reason."""
+def why_no_module() -> str | None:
+    """Return None where the native module works, with the CPU kernels or without, else the reason."""
     return _attempt()[1]
+
+
+def why_not() -> str | None:
+    """Return None where the native module's CPU kernels work, else the reason."""
+    module, reason = _attempt()
+    if module is not None and hasattr(module, "no_cpu"):
+        return f"this build of fastlstm has no CPU kernels ({module.no_cpu}); install it again without that setting"
+    return reason

@@ -50,7 +50,7 @@ def why_not(spec: Spec) -> str | None:
 
 def not_built() -> str | None:
     """Return why this installation has no CUDA kernels, with what to do, or None."""
-    reason = native.why_not()
+    reason = native.why_no_module()
     if reason is None and not hasattr(native.load(), "cuda"):
         reason = (
             f"fastlstm has no CUDA kernels, since {native.load().no_cuda}; install an nvcc (a CUDA toolkit, or pip "
@@ -72,15 +72,25 @@ def _no_driver() -> str | None:
 
 @cache
 def _no_code(index: int) -> str | None:
-    """Why nothing that was built runs on a GPU: machine code is for one major version, PTX for everything newer."""
-    capability, archs = _lib().properties(index)[0], [int(a) for a in _lib().archs.split(",")]
-    alike = [a for a in archs if a // 10 == capability // 10 and a <= capability]
-    if alike or archs[-1] <= capability:
+    """Why nothing that was built runs on a GPU.
+
+    Machine code is for one major version (with an a, as 90a: for one GPU's alone), PTX of the newest for all that is newer.
+    """
+    capability, archs = _lib().properties(index)[0], _lib().archs.split(",")
+    plain = [int(a) for a in archs if not a.endswith("a")]
+    alike = [a for a in plain if a // 10 == capability // 10 and a <= capability]
+    if alike or f"{capability}a" in archs or (plain and plain[-1] <= capability):
         return None
     return (
         f"the GPU has compute capability {capability / 10} and the kernels were built for "
-        f"{', '.join(str(a / 10) for a in archs)}; install fastlstm from source with FASTLSTM_CUDA_ARCHS={capability}"
+        f"{', '.join(map(_capability, archs))}; install fastlstm from source with FASTLSTM_CUDA_ARCHS={capability}"
     )
+
+
+def _capability(arch: str) -> str:
+    """90 as 9.0, 90a as 9.0 alone."""
+    number = int(arch.removesuffix("a")) / 10
+    return f"{number} alone" if arch.endswith("a") else str(number)
 
 
 def _no_plan(spec: Spec) -> str | None:

@@ -102,6 +102,29 @@ def test_ptx_runs_on_nothing_older(lib):
     assert "compute capability 9.0 and the kernels were built for 7.5, 12.0" in cuda.why_not(GPU)
 
 
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        ("90a", 90, True),
+        ("90a", 100, False),  # no PTX to go by
+        ("90a", 89, False),
+        ("80,90a", 89, True),
+        ("80,90a", 100, True),  # by the PTX of 8.0
+        ("90,90a", 90, True),
+        ("90,90a", 100, True),
+        ("90a,100a", 103, False),
+        ("90a,100a", 100, True),
+    ],
+)
+def test_code_with_a_letter_runs_on_its_own_gpu_alone(lib, archs, capability, runs):
+    lib.archs, lib.capability = archs, capability
+    reason = cuda.why_not(GPU)
+    assert (reason is None) == runs, reason
+    if not runs:
+        assert "the kernels were built for 9.0 alone" in reason
+        assert f"FASTLSTM_CUDA_ARCHS={capability}" in reason
+
+
 def test_plan_names_kernel_size_time_and_bound(lib):
     line = cuda.plan(replace(GPU, dtype=torch.bfloat16, H=768, P=768, B=16))
     for words in (

@@ -41,11 +41,13 @@ def toolkit(folder: Path, compiles: str = "exit 0", library: bool = True) -> Pat
     return nvcc
 
 
-def cmake(tmp_path: Path, *options: str, python: str = sys.executable, **env: str) -> tuple[int, dict[str, str], str]:
-    """Run the script; returns its code, what it set, and what it said."""
+def cmake(
+    tmp_path: Path, *options: str, python: str = sys.executable, after: str = "", **env: str
+) -> tuple[int, dict[str, str], str]:
+    """Run the script and `after`; returns its code, what it set, and what it said."""
     script = tmp_path / "ask.cmake"
     shown = "\n".join(f'message("{name}=${{{name}}}")' for name in NAMES)
-    script.write_text(f"include({ROOT}/cmake/FindNvcc.cmake)\n{shown}\n")
+    script.write_text(f"include({ROOT}/cmake/FindNvcc.cmake)\n{shown}\n{after}\n")
     given = [f"-D{option}" for option in options]
     given += [f"-DPython_EXECUTABLE={python}", f"-DCMAKE_CXX_COMPILER={shutil.which('g++')}"]
     command = [
@@ -91,6 +93,29 @@ def test_chosen_architectures(tmp_path):
         assert cmake(tmp_path, f"FASTLSTM_CUDA_ARCHS={given}", CUDACXX=str(nvcc))[1]["FASTLSTM_CUDA_BUILT"] == "80;90"
 
 
+def test_an_architecture_with_a_letter_stands_for_its_own_gpu(tmp_path):
+    nvcc = toolkit(tmp_path / "cuda")
+    for given, built in (("90a", "90a"), ("90a,80", "80;90a"), ("90a 90", "90;90a")):
+        code, found, _ = cmake(tmp_path, f"FASTLSTM_CUDA_ARCHS={given}", CUDACXX=str(nvcc))
+        assert (code, found["FASTLSTM_CUDA_BUILT"]) == (0, built)
+
+
+@pytest.mark.parametrize(
+    ("archs", "targets"),
+    [
+        ("80;90", "80-real;90"),  # without -real: machine code and PTX
+        ("90", "90"),
+        ("90a", "90a-real"),
+        ("80;90a", "80;90a-real"),
+        ("90;90a", "90;90a-real"),
+        ("75;90;90a;100a", "75-real;90;90a-real;100a-real"),
+    ],
+)
+def test_ptx_is_of_the_newest_without_a_letter(tmp_path, archs, targets):
+    after = f'fastlstm_targets("{archs}" targets)\nmessage("targets=${{targets}}")'
+    assert cmake(tmp_path, "FASTLSTM_CUDA=off", after=after)[1]["targets"] == targets
+
+
 @pytest.mark.parametrize("mode", ["auto", "on"])
 @pytest.mark.parametrize(
     ("make", "words"),
@@ -129,7 +154,13 @@ def test_off_looks_for_nothing(tmp_path):
         ("FASTLSTM_CUDA=yes", "FASTLSTM_CUDA is 'yes', expected auto, on or off"),
         ("FASTLSTM_CUDA_ARCHS=sm_80", "FASTLSTM_CUDA_ARCHS has 'sm_80', expected numbers from 75 on, such as 80,90"),
         ("FASTLSTM_CUDA_ARCHS=70", "FASTLSTM_CUDA_ARCHS has '70', expected numbers from 75 on, such as 80,90"),
+        (
+            "FASTLSTM_CUDA_ARCHS=80a",
+            "FASTLSTM_CUDA_ARCHS has '80a', expected numbers from 75 on, such as 80,90; from 90 on",
+        ),
+        ("FASTLSTM_CUDA_ARCHS=90b", "FASTLSTM_CUDA_ARCHS has '90b', expected"),
         ("FASTLSTM_CUDA_ARCHS=120", "FASTLSTM_CUDA_ARCHS has 120, which"),
+        ("FASTLSTM_CUDA_ARCHS=120a", "FASTLSTM_CUDA_ARCHS has 120a, which"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path, option, words):

@@ -165,7 +165,7 @@ def _fit(lib: ModuleType, code: int, spec: Spec, backward: bool, given: tuple[in
 
 def plan(spec: Spec) -> str:
     """Return one line on what would run."""
-    native_plan = None if native.why_not() else getattr(native.load(), "plan", None)  # the same planner, ready built
+    native_plan = None if native.why_no_module() else getattr(native.load(), "plan", None)  # the same planner, ready built
     lib = native_plan or _library().plan
     chosen = choose(spec, lib)
     code = chosen.code(spec.dtype)
