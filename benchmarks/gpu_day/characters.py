@@ -1,0 +1,109 @@
+"""A training step of a character model: ids, LSTM layers, cross-entropy, backward, clip, RMSProp; characters a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastlstm
+from benchmarks.gpu_day import measure
+from benchmarks.gpu_day.child import Item
+from benchmarks.gpu_day.place import Place
+
+V = 65  # symbols of tinyshakespeare
+CELLS = tuple((2, H, B, T) for H, (B, T) in product((128, 512), ((50, 50), (100, 100))))
+
+
+class Theirs(nn.Module):
+    """nn.Embedding, nn.LSTM and nn.Linear: ids (T, B) to scores (T, B, V)."""
+
+    def __init__(self, L: int, H: int) -> None:
+        super().__init__()
+        self.embedding, self.lstm, self.out = nn.Embedding(V, H), nn.LSTM(H, H, L), nn.Linear(H, V)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.lstm(self.embedding(ids))[0])
+
+
+class Ours(nn.Module):
+    """The same with fastlstm.TokenLSTM, which reads rows of a table."""
+
+    def __init__(self, of: Theirs) -> None:
+        super().__init__()
+        H, L = of.out.in_features, of.lstm.num_layers
+        self.rnn, self.out = fastlstm.TokenLSTM(V, H, H, num_layers=L), nn.Linear(H, V)
+        self.rnn.embedding.load_state_dict(of.embedding.state_dict())
+        self.rnn.lstm.load_state_dict(of.lstm.state_dict())
+        self.out.load_state_dict(of.out.state_dict())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.rnn(ids)[0])
+
+
+def items(place: Place) -> list[Item]:
+    place.start()
+    if place.rehearsal:
+        return [Item("2x16", (2, 16, 2, 3, "tf32", "none"))]
+    kinds = (("tf32", "none"), ("tf32", "bf16"), ("f32", "none"))
+    wanted = [(*cell, *kind) for kind, cell in product(kinds, CELLS)]
+    return [Item(f"{L}x{H} B{B} T{T} {m} autocast {a}", (L, H, B, T, m, a)) for L, H, B, T, m, a in wanted]
+
+
+def run(place: Place, item: Item) -> Iterator[dict]:
+    L, H, B, T, math, autocast = item.values
+    torch.manual_seed(0)
+    with place.math(math):
+        forced = place.avoid("bf16" if autocast == "bf16" else math, H, B)
+        models = {"torch": Theirs(L, H)}
+        models["cuda"] = Ours(models["torch"])
+        ids, targets = torch.randint(V, (2, T, B), device=place.device)
+        for graph in (False, True):
+            calls = {
+                name: _step(place, model.to(place.device), name, ids, targets, autocast == "bf16", graph)
+                for name, model in models.items()
+            }
+            first = {name: float(call()[0]) for name, call in calls.items()}
+            plan = fastlstm.dispatch.last_plan()
+            about = {
+                "L": L,
+                "H": H,
+                "B": B,
+                "T": T,
+                "math": math,
+                "autocast": autocast,
+                "graph": graph,
+                "forced": forced,
+            }
+            about |= {"loss": first, "plan": plan[:120]}
+            if not graph:  # later the models have taken different numbers of steps
+                about["wrong"] = not abs(first["cuda"] - first["torch"]) <= 1e-2 * abs(first["torch"])
+            errors: dict[str, str] = {}
+            if graph:
+                calls, errors = measure.replays(place, calls)
+            seconds, often = measure.in_turns(place, calls)
+            rates = {name: B * T / found for name, found in seconds.items()}
+            yield {**about, "characters_per_second": rates, "repeats": often | errors, "status": place.taken()}
+
+
+def _step(
+    place: Place, model: nn.Module, name: str, ids: Tensor, targets: Tensor, half: bool, capturable: bool
+) -> measure.Run:
+    """One whole training step; returns the loss."""
+    capturable &= not place.rehearsal
+    optimiser = torch.optim.RMSprop(model.parameters(), lr=2e-3, alpha=0.95, foreach=True, capturable=capturable)
+    forced = place.backend if name == "cuda" else "torch"
+
+    def run() -> list[Tensor]:
+        optimiser.zero_grad()
+        with fastlstm.backend(forced), torch.autocast(place.device.type, torch.bfloat16, enabled=half):
+            loss = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+        loss.backward()
+        nn.utils.clip_grad_value_(model.parameters(), 5.0)
+        optimiser.step()
+        return [loss.detach()]
+
+    return run

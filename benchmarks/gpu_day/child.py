@@ -1,0 +1,109 @@
+"""The process of a stage: waits for its order, then runs the stage's items one after the other.
+
+An item that raises is a row with its error and the stage goes on, unless the GPU context is ruined: then the process ends
+and the driver begins another behind this item. FASTLSTM_GPU_DAY_FAULT=stage:item:kind plants a fault for tests; kind is
+hang, trap, abort or raise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.gpu_day import stages
+from benchmarks.gpu_day.driver import DEVICE_LOST
+from benchmarks.gpu_day.rows import Rows
+
+
+class Item(NamedTuple):
+    """A piece of a stage. key: what is not tried again where this one takes the process with it (kernel and type)."""
+
+    what: str
+    values: tuple = ()
+    key: str = ""
+
+
+def wait() -> int:
+    """Import what every stage needs, read the order, run it. Does not return: destructors of a ruined GPU may hang."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the driver
+    import fastlstm  # noqa: F401
+    from benchmarks.gpu_day import place  # noqa: F401
+
+    line = sys.stdin.readline()
+    code = 0
+    if line.strip():
+        try:
+            code = work(json.loads(line))
+        except BaseException:
+            traceback.print_exc()
+            code = 2
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def work(order: dict[str, Any]) -> int:
+    """Run the items of a stage from order["after"] on; returns 0, 1 where an item failed, or DEVICE_LOST."""
+    from benchmarks.gpu_day.place import at
+
+    stage = stages.named(order["stage"])
+    print(f"==== {stage.name} from item {order['after']}", flush=True)
+    rows, progress = Rows(Path(order["out"])), Path(order["progress"])
+    module = import_module(f"benchmarks.gpu_day.{stage.module}")
+    place = at(order)
+    items = module.items(place, *stage.args)
+    failed, left = 0, 0
+    for number, item in enumerate(items):
+        if number < order["after"]:
+            continue
+        if time.time() > order["until"]:
+            left = len(items) - number
+            break
+        _write(progress, at=number, what=item.what, key=item.key, items=len(items), failed=failed)
+        try:
+            _fault(stage.name, number)
+            for row in module.run(place, item):
+                rows.add(stage.module, **row)
+        except Exception as error:
+            failed += 1
+            rows.add(stage.module, item=item.what, **trouble(error))
+            if not place.alive():
+                return DEVICE_LOST
+    _write(progress, at=len(items), what="end", items=len(items), left=left, failed=failed)
+    return 1 if failed else 0
+
+
+def trouble(error: BaseException) -> dict[str, Any]:
+    """The columns of a row that tell of an exception."""
+    first = (str(error).splitlines() or [""])[0][:300]
+    where = [line.strip() for line in traceback.format_exc().strip().splitlines()[-7:-1]]
+    return {"error": f"{type(error).__name__}: {first}", "trace": where}
+
+
+def _write(path: Path, **what: Any) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(what))
+    os.replace(part, path)
+
+
+def _fault(stage: str, number: int) -> None:
+    where, _, kind = os.environ.get("FASTLSTM_GPU_DAY_FAULT", "").rpartition(":")
+    if where != f"{stage}:{number}":
+        return
+    print(f"planted: {kind}", flush=True)
+    if kind == "hang":
+        time.sleep(1e6)
+    elif kind == "trap":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif kind == "abort":
+        os.abort()
+    else:
+        raise RuntimeError("planted")

@@ -1,0 +1,128 @@
+"""What was measured on: card, clocks as found and under load, driver, versions, commit, the native module."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu_day import measure
+from benchmarks.gpu_day.child import Item
+from benchmarks.gpu_day.place import Place
+from benchmarks.gpu_day.program import ROOT
+from fastlstm import __version__, native
+
+ASKED = (
+    "name",
+    "driver_version",
+    "clocks.sm",
+    "clocks.max.sm",
+    "clocks.mem",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+)
+
+
+def items(place: Place) -> list[Item]:
+    return [Item("versions"), Item("native"), Item("card"), Item("load")]
+
+
+def run(place: Place, item: Item) -> Iterator[dict]:
+    yield {"what": item.what, **{"versions": versions, "native": module, "card": card, "load": load}[item.what](place)}
+
+
+def versions(place: Place) -> dict:
+    found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    for name in ("triton", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    found |= {"cudnn": torch.backends.cudnn.version(), "fastlstm": __version__, "commit": commit()}
+    return {**found, "cpus": os.cpu_count(), "kernel": platform.release(), "rehearsal": place.rehearsal}
+
+
+def commit() -> str:
+    """The commit: of git, or of a file COMMIT where there is no repository."""
+    written = ROOT / "COMMIT"
+    if written.exists():
+        return written.read_text().strip()
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return said.stdout.strip() or "unknown"
+
+
+def module(place: Place) -> dict:
+    reason = native.why_not()
+    if reason:
+        return {"why_not": reason}
+    found = native.load()
+    if not hasattr(found, "cuda"):
+        return {"file": Path(found.__file__).name, "why_not": getattr(found, "no_cuda", "no CUDA kernels")}
+    about = {"file": Path(found.__file__).name, "archs": found.cuda.archs, "missing": found.cuda.missing()}
+    if torch.cuda.is_available():
+        about["properties"] = found.cuda.properties(0)
+    about |= {name: getattr(found.cuda, name) for name in ("patience", "built") if hasattr(found.cuda, name)}
+    return about
+
+
+def card(place: Place) -> dict:
+    if place.rehearsal:
+        return {"gpu": "none", "smi": parsed(CANNED)}
+    found = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": found.name,
+        "capability": f"{found.major}.{found.minor}",
+        "sms": found.multi_processor_count,
+        "memory_gib": round(found.total_memory / 2**30, 1),
+        "l2_mib": getattr(found, "L2_cache_size", 0) / 2**20,
+        "smi": smi(),
+    }
+
+
+def smi() -> dict:
+    """What nvidia-smi says of the first card. It is only asked; nothing is set."""
+    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(ASKED)}", "--format=csv,noheader"]
+    try:
+        return parsed(subprocess.run(command, capture_output=True, text=True, timeout=10).stdout)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"error": measure.said(error)}
+
+
+CANNED = "NVIDIA H100 80GB HBM3, 580.1, 345 MHz, 1980 MHz, 2619 MHz, 70.1 W, 700.00 W, 31"
+
+
+def parsed(line: str) -> dict:
+    return dict(zip(ASKED, (word.strip() for word in line.strip().split(",")), strict=False))
+
+
+def load(place: Place) -> dict:
+    """Clocks while the card multiplies, its rate of products in bfloat16, and of copies."""
+    if place.rehearsal:
+        n, times = 64, 2
+    else:
+        n, times = 8192, 600
+    a = torch.randn(n, n, device=place.device).to(torch.bfloat16)
+    out = torch.empty_like(a)
+    one = measure.seconds(place, lambda: torch.mm(a, a, out=out), rounds=3, target=0.02)
+    for _ in range(times):  # about a second
+        torch.mm(a, a, out=out)
+    busy = {} if place.rehearsal else smi()
+    place.sync()
+    source = torch.empty(n * n * 4, dtype=torch.uint8, device=place.device)
+    copy = measure.seconds(place, lambda: source.clone(), rounds=3, target=0.01)
+    return {"smi": busy, "tflops": 2 * n**3 / one * 1e-12, "copy_gbs": 2 * source.numel() / copy * 1e-9}

@@ -1,0 +1,73 @@
+"""KernelBench, level 3, problems 35 to 38: six layers of 256 over 512 steps in float32, forward, beside nn.LSTM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+import fastlstm
+from benchmarks.gpu_day import measure
+from benchmarks.gpu_day.child import Item
+from benchmarks.gpu_day.layers import far
+from benchmarks.gpu_day.place import ALLOWED, Place
+
+PUBLISHED = {35: 27.2, 36: None, 37: 28.0, 38: 54.1}  # ms of nn.LSTM on an H100
+B, T, I, H, L, OUT = 10, 512, 128, 256, 6, 10
+
+
+class Problem(nn.Module):
+    """Problem 35 returns scores of the last step, 36 the last h, 37 the last c, 38 scores of both directions."""
+
+    def __init__(self, number: int, lstm: nn.Module, size: tuple[int, ...]) -> None:
+        super().__init__()
+        rows, _, _, hidden, layers = size
+        directions = 2 if number == 38 else 1
+        self.number, self.lstm = number, lstm
+        self.fc = nn.Linear(hidden * directions, OUT)
+        self.register_buffer("h0", torch.randn(layers * directions, rows, hidden))
+        self.register_buffer("c0", torch.randn(layers * directions, rows, hidden))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out, state = self.lstm(x, (self.h0, self.c0))
+        scores = self.fc(out[:, -1])
+        return {36: state[0], 37: state[1]}.get(self.number, scores)
+
+
+def items(place: Place) -> list[Item]:
+    place.start()
+    maths = ("f32",) if place.rehearsal else ("tf32", "f32")
+    return [Item(f"problem {number} {math}", (number, math)) for math in maths for number in PUBLISHED]
+
+
+def run(place: Place, item: Item) -> Iterator[dict]:
+    number, math = item.values
+    size = (2, 3, 8, 8, 2) if place.rehearsal else (B, T, I, H, L)
+    rows, steps, width, hidden, layers = size
+    torch.manual_seed(0)
+    kind = {"batch_first": True, "bidirectional": number == 38}
+    with place.math(math), torch.no_grad():
+        forced = place.avoid(math, hidden, rows)
+        theirs = Problem(number, nn.LSTM(width, hidden, layers, **kind), size)
+        ours = Problem(number, fastlstm.LSTM(width, hidden, layers, **kind), size)
+        ours.load_state_dict(theirs.state_dict())
+        theirs, ours = theirs.to(place.device), ours.to(place.device)
+        x = torch.randn(rows, steps, width, device=place.device)
+
+        def call() -> list[torch.Tensor]:
+            with fastlstm.backend(place.backend):
+                return [ours(x)]
+
+        calls = {"torch": lambda: [theirs(x)], "cuda": call}
+        off, plan = far(calls["cuda"](), calls["torch"]()), fastlstm.dispatch.last_plan()
+        if not plan.startswith(place.backend):
+            raise RuntimeError(f"{place.backend} was asked for and this ran: {plan}")
+        for graph in (False, True):
+            errors: dict[str, str] = {}
+            if graph:
+                calls, errors = measure.replays(place, calls)
+            seconds, often = measure.in_turns(place, calls)
+            row = {"problem": number, "math": math, "graph": graph, "ms": {k: 1e3 * s for k, s in seconds.items()}}
+            row |= {"published_ms": PUBLISHED[number], "repeats": often | errors, "off": off, "plan": plan[:120]}
+            yield {**row, "wrong": not off <= 3 * ALLOWED[math], "forced": forced, "status": place.taken()}

@@ -1,0 +1,257 @@
+"""Where kernels run: a GPU through fastlstm's cuda backend, or (rehearsal) the host simulation with CPU clocks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from itertools import product
+from typing import Any
+
+import torch
+
+from fastlstm import native
+from fastlstm.backends import cuda, cuda_op, cuda_plan, hostsim
+from fastlstm.verify import checks
+
+MATHS = {"bf16": "bfloat16", "f16": "float16", "tf32": "tf32", "f32": "float32"}  # as rows say it, as fastlstm does
+CODES = {"f32": 0, "tf32": 1, "f16": 2, "bf16": 3}  # csrc/cuda/args.h
+ALLOWED = {"f32": 2e-5, "tf32": 4e-3, "f16": 4e-3, "bf16": 3e-2}  # relative difference of two right results
+
+
+def dtype(math: str) -> torch.dtype:
+    return checks.MATHS[MATHS[math]]
+
+
+class Place:
+    """A GPU. `lost` holds the stage and key of items that took their process with them."""
+
+    rehearsal, backend = False, "cuda"
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.out, self.until, self.lost = order["out"], order["until"], [tuple(pair) for pair in order["lost"]]
+        self.stage = order["stage"]
+        self.timed_out: set[tuple] = set()  # (kernel, math, backward) that left a status word in this process
+        self._open()
+
+    def _open(self) -> None:
+        self.device, self.ready = torch.device("cuda", 0), False
+
+    def start(self) -> None:
+        """Begin to use the device; SystemExit with the reason where it cannot be."""
+        if self.ready:
+            return
+        reason = cuda.not_built() or cuda._wrong_device(self.device)
+        if reason:
+            raise SystemExit(f"the cuda backend cannot run: {reason}")
+        torch.cuda.init()
+        self.lib, self.about, self.ready = native.load().plan, cuda._gpu(0), True
+        self.status = cuda._status(0)
+
+    def alive(self) -> bool:
+        """Whether the device still does what it is told."""
+        try:
+            torch.cuda.synchronize()
+            return torch.ones(2, device=self.device).sum().item() == 2
+        except Exception:
+            return False
+
+    def sync(self) -> None:
+        torch.cuda.synchronize()
+
+    def event(self) -> Any:
+        return torch.cuda.Event(enable_timing=True)
+
+    def busy(self, us: float) -> None:
+        """Keep the GPU busy, so that what is launched next runs without gaps."""
+        torch.cuda._sleep(int(us * 1700))
+
+    def runtime(self, tensor: torch.Tensor) -> Any:
+        """A `cuda_op.Runtime` for one call, as a context."""
+        return cuda._on(tensor)
+
+    def force(self, kernel: str) -> None:
+        """From now on module calls use this kernel; "" lets the planner choose. Autograd's threads follow too."""
+        cuda._forced = ContextVar("fastlstm_cuda_kernel", default=kernel)
+
+    def math(self, math: str) -> Any:
+        """A context in which float32 is multiplied as `math` says."""
+        return checks.tf32(math == "tf32")
+
+    def taken(self) -> int:
+        """What kernels left in the status word, which is then zero again."""
+        self.sync()
+        found = int(self.status[0])
+        self.status[0] = 0
+        return found
+
+    # what follows is the same in a rehearsal
+
+    def choose(self, math: str, H: int, B: int, only: str = "", projected: bool = False) -> tuple:
+        """The planner's choices for forward and backward; ValueError where `only` cannot run."""
+        return cuda_plan.choices(self.lib, self.about, CODES[math], H=H, B=B, projected=projected, only=only)
+
+    def tilings(self, math: str, H: int, B: int, backward: bool) -> list:
+        """Every choice that fits, cheapest by the cost model first."""
+        gpu = cuda_plan.gpu(self.lib, self.about)
+        if not hasattr(self.lib, "tilings"):
+            return _tilings(self.lib, gpu, CODES[math], H, B, backward)
+        return [c for c in self.lib.tilings(gpu, CODES[math], H, B, backward) if c.kernel != "step"]
+
+    def avoid(self, math: str, H: int, B: int, projected: bool = False) -> str:
+        """Use `step` for module calls whose kernel was lost or timed out with this math; returns what is forced."""
+        kernels = [(c.kernel, bool(back)) for back, c in enumerate(self.choose(math, H, B, projected=projected))]
+        bad = any(("right", f"{k} {math}") in self.lost or (k, math, back) in self.timed_out for k, back in kernels)
+        self.force("step" if bad else "")
+        return "step" if bad else ""
+
+    def losses(self, key: str) -> int:
+        """How often this stage lost its process with a key."""
+        return self.lost.count((self.stage, key))
+
+    def late(self, spare: float = 0.0) -> bool:
+        return time.time() > self.until - spare
+
+    @contextmanager
+    def launches(self) -> Iterator[Callable[[], list[float]]]:
+        """Inside, recurrent launches are timed one by one; the yielded function gives their seconds."""
+        pairs: list[tuple] = []
+        self.pairs = pairs
+        try:
+            yield lambda: (self.sync(), [a.elapsed_time(b) * 1e-3 for a, b in pairs])[1]
+        finally:
+            self.pairs = None
+
+    pairs: list | None = None
+
+    def forward(self, plan: cuda_op.Plan, inputs: tuple, reverse: bool = False, save: int = 1) -> tuple:
+        """One call of the op's forward with a choice of one's own, on contiguous tensors."""
+        with self.runtime(inputs[4]) as rt:
+            return cuda_op.forward(self._clocked(rt), plan, *inputs, reverse, save)
+
+    def backward(self, plan: cuda_op.Plan, grads: tuple, inputs: tuple, saved: tuple, reverse: bool = False) -> tuple:
+        with self.runtime(inputs[4]) as rt:
+            return cuda_op.backward(self._clocked(rt), plan, *grads, *inputs, reverse, 1, *saved)
+
+    def _clocked(self, rt: Any) -> Any:
+        if self.pairs is not None:
+            rt.lib = Clocked(rt.lib, self)
+        return rt
+
+
+class Clocked:
+    """The launchers with events around the recurrent ones (and the fill that comes with a persistent one)."""
+
+    def __init__(self, lib: Any, place: Place) -> None:
+        self._lib, self._place = lib, place
+
+    def __getattr__(self, name: str) -> Any:
+        launch = getattr(self._lib, name)
+        if name.startswith("step") or not name.endswith(("_forward", "_backward")):
+            return launch
+
+        def timed(*args: Any) -> None:
+            begin, end = self._place.event(), self._place.event()
+            self._place.busy(80)
+            begin.record()
+            launch(*args)
+            end.record()
+            self._place.pairs.append((begin, end))
+
+        return timed
+
+
+class Clock:
+    """A CUDA event's stand-in."""
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, other: Clock) -> float:
+        return (other.at - self.at) * 1e3
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Rehearsal(Place):
+    """The host simulation: kernels run thread by thread on the CPU."""
+
+    rehearsal, backend = True, "hostsim"
+
+    def _open(self) -> None:
+        self.device, self.ready = torch.device("cpu"), False
+
+    def start(self) -> None:
+        if self.ready:
+            return
+        self.module = hostsim.library()
+        self.lib, self.about, self.ready = self.module.plan, hostsim._device(), True
+        self.status = hostsim._status
+
+    def alive(self) -> bool:
+        return True
+
+    def sync(self) -> None:
+        pass
+
+    def event(self) -> Clock:
+        return Clock()
+
+    def busy(self, us: float) -> None:
+        pass
+
+    def runtime(self, tensor: torch.Tensor) -> Any:
+        return hostsim.Simulated(self.module)
+
+    def force(self, kernel: str) -> None:
+        hostsim._settings = hostsim.replace(hostsim._settings, kernel=kernel or None)
+
+    @contextmanager
+    def math(self, math: str) -> Iterator[None]:
+        with checks.tf32(math == "tf32"), hostsim.settings(tf32=math == "tf32"):
+            yield
+
+
+def at(order: dict[str, Any]) -> Place:
+    """The place that an order speaks of."""
+    return (Rehearsal if order["rehearse"] else Place)(order)
+
+
+def counters(thing: Any) -> dict[str, float]:
+    """The numbers of a tiling or of its work, by name."""
+    found = {}
+    for name in dir(thing):
+        value = None if name.startswith("_") else getattr(thing, name)
+        if isinstance(value, (int, float)):
+            found[name] = value
+    return found
+
+
+def described(choice: Any) -> dict[str, Any]:
+    """A planner's choice as columns of a row."""
+    blocks = {"blocks": choice.blocks, "threads": choice.threads, "shared_bytes": choice.shared_bytes}
+    return {
+        "kernel": choice.kernel,
+        "tiling": counters(choice.t),
+        **blocks,
+        "work": counters(choice.work),
+        "predicted_us": choice.us,
+    }
+
+
+def _tilings(lib: Any, gpu: Any, code: int, H: int, B: int, backward: bool) -> list:
+    """What `plan.tilings` returns, for a native module that has no such function."""
+    units, rows, found = 16 if backward else 8, -(-B // 8), {}
+    for groups, splits, tiles in product(range(1, 17), (1, 2, 4, 8, 16), (1, 2, 4, 8, 16)):
+        if groups * splits > 16 or (groups > 1 and (groups - 1) * units >= H) or tiles > max(rows, 1):
+            continue
+        for parts, phase in product((1, 2, 4, 8) if backward else (1,), (1, 2, 4) if splits > 1 else (1,)):
+            values = (-(-H // (units * groups)) * parts, -(-rows // tiles), groups, splits, tiles, phase, parts)
+            t = lib.Tiling()
+            for name, value in zip(hostsim.TILING, values, strict=True):
+                setattr(t, name, value)
+            with suppress(ValueError):
+                found[values] = lib.fit(gpu, code, H, B, backward, "tile" if values[0] == 1 else "persistent", t)
+    return sorted(found.values(), key=lambda c: c.us)

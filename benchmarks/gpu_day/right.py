@@ -1,0 +1,146 @@
+"""Every kernel of the cuda backend against the definition in float64, forward and backward apart, in every type.
+
+The rule is that of fastlstm/verify/judge.py: ‖y − ref‖ / ‖ref‖ ≤ max(2 × the same error of torch's operations in the same
+type, 4 eps). Errors are kept as numbers beside what is allowed. Backward gets the states of the definition, so that it is
+judged by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_day.child import Item
+from benchmarks.gpu_day.place import Place, described, dtype
+from fastlstm import reference
+from fastlstm.backends.cuda_op import Plan
+from fastlstm.verify.cases import Case, Inputs, make, make_grads
+from fastlstm.verify.judge import TF32_EPS
+
+KERNELS = ("persistent", "tile", "step")
+
+
+def _case(name: str, T: int, B: int, I: int, H: int, **on: Any) -> Case:
+    return Case(name, T, B, I, H, H, **on)
+
+
+def _ragged(T: int, B: int) -> tuple[int, ...]:
+    return tuple(T - b * 5 % T for b in range(B))
+
+
+CASES = (
+    _case("dense", 6, 5, 7, 40),
+    _case("odd", 5, 9, 3, 37),
+    _case("two tiles", 9, 16, 16, 96),
+    _case("packed reverse", 7, 12, 5, 48, lengths=_ragged(7, 12), reverse=True),
+    _case("resets ids", 8, 6, 0, 64, V=11, ids=True, reset=True),
+    _case("large", 12, 16, 32, 512),
+    _case("wide", 6, 33, 16, 256, reverse=True, reset=True),
+    _case("long", 300, 8, 8, 128),
+)
+
+
+def items(place: Place) -> list[Item]:
+    place.start()
+    maths = ("bf16", "f32") if place.rehearsal else ("bf16", "f16", "tf32", "f32")
+    return [Item(f"{kernel} {math}", (kernel, math), f"{kernel} {math}") for kernel in KERNELS for math in maths]
+
+
+def cases(place: Place) -> tuple[Case, ...]:
+    small = (_case("dense", 3, 3, 5, 24), _case("packed reverse", 3, 4, 5, 16, lengths=_ragged(3, 4), reverse=True))
+    return (*small, _case("resets ids", 3, 2, 0, 24, V=5, ids=True, reset=True)) if place.rehearsal else CASES
+
+
+def run(place: Place, item: Item) -> Iterator[dict]:
+    yield from of(place, *item.values, cases(place))
+
+
+def of(place: Place, kernel: str, math: str, cases: tuple[Case, ...]) -> Iterator[dict]:
+    """Rows of the cases through one kernel in one type."""
+    with place.math(math):
+        for number, case in enumerate(cases):
+            try:
+                picks = _picks(place, kernel, math, case, number)
+            except ValueError as why:
+                yield {"kernel": kernel, "math": math, "case": case.id, "skipped": str(why)}
+                continue
+            for pick, (forward, backward) in enumerate(picks):
+                plan = Plan(forward, backward, math == "tf32")
+                for back in (False, True):
+                    if (kernel, math, back) in place.timed_out:
+                        continue
+                    choice = backward if back else forward
+                    found = _judged(place, plan, math, case, back)
+                    if found["status"]:
+                        place.timed_out.add((kernel, math, back))
+                    yield {"math": math, "case": case.id, "pick": pick, "backward": back, **found, **_short(choice)}
+
+
+def _short(choice: Any) -> dict:
+    return {"kernel": choice.kernel, "tiling": described(choice)["tiling"]}
+
+
+def _picks(place: Place, kernel: str, math: str, case: Case, number: int) -> list[tuple]:
+    """The planner's tilings and two others, different ones from case to case. ValueError where the kernel cannot run."""
+    picks = [place.choose(math, case.H, case.B, only=kernel)]
+    if kernel != "step":
+        both = [[c for c in place.tilings(math, case.H, case.B, back) if c.kernel == kernel] for back in (False, True)]
+        if all(both):
+            picks += [
+                tuple(of[(1 + 7 * number) % len(of)] for of in both),
+                tuple(of[-1 - 5 * number % len(of)] for of in both),
+            ]
+    return picks
+
+
+def _judged(place: Place, plan: Plan, math: str, case: Case, back: bool) -> dict:
+    """One direction of one case with one plan: errors and what is allowed, by name of the result."""
+    inputs, grads, right, yard, saved = _expected(math, case, str(place.device))
+
+    def call() -> tuple:
+        if back:
+            return place.backward(plan, grads, inputs, saved, case.reverse)
+        return place.forward(plan, inputs, case.reverse)
+
+    names = {0: "dxg", 2: "dh0", 3: "dc0"} if back else {0: "h", 1: "c", 2: "gates", 3: "h_n", 4: "c_n"}
+    got = [call()[i] for i in names]
+    again = [call()[i] for i in names]
+    status = place.taken()
+    errors = {}
+    for name, value in zip(names.values(), got, strict=True):
+        ref = right[name]
+        errors[name] = [_error(value, ref), max(2 * _error(yard[name], ref), 4 * _eps(math))]
+    repeats = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(got, again, strict=True))
+    fine = not status and repeats and all(found <= allowed for found, allowed in errors.values())  # false for NaN
+    worst = max(found / allowed if found == found else float("inf") for found, allowed in errors.values())
+    return {"fine": fine, "status": status, "repeats": repeats, "worst": worst, "errors": errors}
+
+
+def _eps(math: str) -> float:
+    return TF32_EPS if math == "tf32" else torch.finfo(dtype(math)).eps
+
+
+def _error(got: torch.Tensor, ref: torch.Tensor) -> float:
+    return ((got.double() - ref).norm() / ref.norm().clamp(min=1e-30)).item()
+
+
+@lru_cache(maxsize=64)
+def _expected(math: str, case: Case, device: str) -> tuple:
+    """Inputs, gradients, results in float64, results of the same type, and what backward gets of forward."""
+    inputs = Inputs(*(None if v is None else v.contiguous() for v in make(case, dtype(math), device=device)))
+    grads = make_grads(case, dtype(math), device=device)
+    right, saved64 = _reference(inputs.to(torch.float64), grads.to(torch.float64), case, None)
+    like = (inputs.h0.dtype, inputs.c0.dtype, inputs.h0.dtype)
+    saved = tuple(v.to(kind) for v, kind in zip(saved64, like, strict=True))
+    return inputs, grads, right, _reference(inputs, grads, case, saved)[0], saved
+
+
+def _reference(inputs: Inputs, grads: tuple, case: Case, saved: tuple | None) -> tuple[dict, tuple]:
+    with torch.no_grad():
+        h, c, gates, h_n, c_n = reference.forward(*inputs, case.reverse, 1)
+        saved = (h, c, gates) if saved is None else saved
+        dxg, _, dh0, dc0 = reference.backward(*grads, *inputs, case.reverse, 1, *saved)
+    return {"h": h, "c": c, "gates": gates, "h_n": h_n, "c_n": c_n, "dxg": dxg, "dh0": dh0, "dc0": dc0}, saved

@@ -1,0 +1,50 @@
+"""What is done with the minutes, in the order of what is lost if the machine goes away."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    """One process. module: of this package, it has `items` and `run`, and names the rows; patience: of silence."""
+
+    name: str
+    module: str
+    expected: float  # seconds on an H100
+    limit: float  # seconds after which it is ended
+    patience: float = 20.0  # seconds without a row or a new item after which it counts as hanging
+    args: tuple = ()
+
+
+STAGES = (
+    Stage("env", "env", 6, 30),
+    Stage("ubench", "ubench", 20, 30, 30),
+    Stage("right", "right", 35, 60),
+    Stage("module", "module", 60, 70),
+    Stage("cudnn", "cudnn", 65, 75),
+    Stage("sweep-bf16", "sweep", 75, 90, 15, ("bf16",)),
+    Stage("sweep-f32", "sweep", 35, 40, 15, ("tf32", "f32")),
+    Stage("train", "train", 12, 20),
+    Stage("graph", "graph", 10, 20),
+    Stage("characters", "characters", 15, 25),
+    Stage("kernelbench", "kernelbench", 15, 25),
+    Stage("ncu", "ncu", 50, 75, 70),
+    Stage("triton", "triton", 45, 55, 50),
+    Stage("sanitizer", "sanitizer", 0, 85, 45),
+)
+
+
+def names() -> list[str]:
+    return [stage.name for stage in STAGES]
+
+
+def chosen(wanted: list[str]) -> list[Stage]:
+    """The stages with these names (or of these modules: `sweep` is both sweeps); all where none is named."""
+    unknown = [name for name in wanted if not any(name in (s.name, s.module) for s in STAGES)]
+    if unknown:
+        raise ValueError(f"no stage is called {unknown[0]!r}, expected some of {', '.join(names())}")
+    return [s for s in STAGES if not wanted or s.name in wanted or s.module in wanted]
+
+
+def named(name: str) -> Stage:
+    return next(stage for stage in STAGES if stage.name == name)

@@ -1,0 +1,65 @@
+"""A training step of a layer in parts: input product, both recurrences, products for input and weights; us of a step."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.gpu_day import measure
+from benchmarks.gpu_day.child import Item
+from benchmarks.gpu_day.place import Place, described, dtype
+from fastlstm.backends.cuda_op import Plan
+from fastlstm.backends.device import products_as_cudnn
+
+T = 256
+SIZES = ((1024, 16), (512, 64), (256, 64), (1024, 64), (768, 16))
+
+
+def items(place: Place) -> list[Item]:
+    place.start()
+    sizes = ((16, 2),) if place.rehearsal else SIZES
+    return [Item(f"{math} H{H} B{B}", (math, H, B)) for math in ("bf16", "tf32") for H, B in sizes]
+
+
+def run(place: Place, item: Item) -> Iterator[dict]:
+    math, H, B = item.values
+    steps = 4 if place.rehearsal else T
+    with place.math(math), torch.no_grad(), products_as_cudnn(dtype(math)):
+
+        def new(*shape: int) -> torch.Tensor:
+            return (torch.rand(*shape, device=place.device) * 2 - 1).to(dtype(math))
+
+        x, w_x, bias, w_hh = new(steps, B, H), new(4 * H, H) / H**0.5, new(4 * H), new(4 * H, H) / H**0.5
+        inputs = (x, None, w_x, bias, w_hh, None, new(B, H), torch.rand(B, H, device=place.device), None, None, None)
+        plan = Plan(*place.choose(math, H, B), math == "tf32")
+        grads = (new(steps, B, H), None, None, None)
+        h, c, gates, _, _ = place.forward(plan, inputs)
+        dxg = place.backward(plan, grads, inputs, (h, c, gates))[0].view(steps * B, 4 * H)
+        rows, before = x.view(steps * B, H), h.view(steps * B, H)
+        parts = {
+            "input": lambda: torch.addmm(bias, rows, w_x.t()),
+            "forward": lambda: place.forward(plan, inputs),
+            "backward": lambda: place.backward(plan, grads, inputs, (h, c, gates)),
+            "dx": lambda: dxg @ w_x,
+            "dw_x": lambda: dxg.t() @ rows,
+            "dw_hh": lambda: dxg.t() @ before,
+            "dbias": lambda: dxg.sum(0),
+        }
+        seconds, often = measure.in_turns(place, parts)
+        for name in ("forward", "backward"):
+            seconds[f"{name}_kernel"] = _alone(place, parts[name])
+        us = {name: found / steps * 1e6 for name, found in seconds.items()}
+        plans = {"forward_plan": described(plan.forward), "backward_plan": described(plan.backward)}
+        yield {"math": math, "H": H, "B": B, "T": steps, "us": us, "repeats": often, "status": place.taken(), **plans}
+
+
+def _alone(place: Place, call: measure.Run) -> float:
+    """Median seconds of the recurrent launch of a call."""
+    found = []
+    for _ in range(5):
+        with place.launches() as read:
+            call()
+            found.append(sum(read()))
+    return statistics.median(found)
