@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 EXTRAS := names,visualize,tensorboard,bench,test,lint
 BUILD_FILES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc cmake -type f 2>/dev/null)
 
-.PHONY: demo test test-slow lint format venv bench bench-full bench-readme clean
+.PHONY: demo test test-slow lint format venv bench bench-full bench-readme gpu-day clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make bench      speed beside torch in under three minutes; ISA=avx2 holds both to AVX2"
 	@echo "make bench-full all of it, with onnxruntime and JAX (about a quarter of an hour)"
 	@echo "make bench-readme  the same on AVX2, and README.md's table and picture from it"
+	@echo "make gpu-day    build/gpu-day, a folder to carry to a GPU machine and measure there; nothing is built there"
 	@echo "make lint       ruff and clang-format      make venv       the environment alone"
 
 .venv/.tools: constraints.txt
@@ -41,7 +42,7 @@ test: .venv/.all
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 # nvcc from PyPI, so that the CUDA kernels can be compiled without a GPU; without a network those tests are skipped
-.venv/.nvcc: .venv/.all
+.venv/.nvcc: .venv/.tools
 	$(PIP) 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-cccl==13.0.*' \
 		'nvidia-nvvm==13.0.*' || echo "no nvcc from PyPI; the tests that need it are skipped"
 	@touch $@
@@ -67,6 +68,11 @@ bench-readme: .venv/.peers
 	$(BIN)/python -m benchmarks --full --isa avx2 --out build/bench-readme
 	cp build/bench-readme/results.csv benchmarks/results/cpu-avx2.csv
 	$(BIN)/python -m benchmarks.report benchmarks/results/cpu-avx2.csv --readme
+
+# FASTLSTM_CUDA_ARCHS chooses the GPUs (90a), PYTHONS the versions of Python on that machine
+PYTHONS ?= 3.10,3.11,3.12,3.13
+gpu-day: .venv/.tools .venv/.nvcc
+	$(BIN)/python -m tools.gpu_folder --pythons $(PYTHONS)
 
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu')
 lint: .venv/.all

@@ -1,0 +1,186 @@
+"""Prepares one folder that is carried to a GPU machine and measured there: nothing is built or fetched on that machine.
+
+    python -m tools.gpu_folder [--out build/gpu-day] [--pythons 3.10,3.11,3.12,3.13]     or: make gpu-day
+
+The folder holds the package with the native module for each of those Pythons that has its headers here (CUDA kernels and
+planner, no CPU kernels), benchmarks/, tools/, csrc/ (for the host simulation and for Nsight Compute), the
+microbenchmarks `ubench`, the commit in COMMIT, and HOW, five lines on its use. The kernels are compiled once, for
+FASTLSTM_CUDA_ARCHS (90a if that is not set), and give up waiting after 200 ms. All flags are CMakeLists.txt's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+ARCHS = "90a"
+PATIENCE_MS = 200  # a hang costs a fifth of a second, not the minutes on the machine
+MOST_BYTES = 40_000_000
+COPIED = ("fastlstm", "benchmarks", "tools", "csrc")
+LEFT_OUT = ("*.so", "__pycache__", "test_*.py", "conftest.py")
+ASK = (
+    "import json, sys, sysconfig; from pathlib import Path; v = sys.version_info;"
+    "print(json.dumps([f'{v[0]}.{v[1]}', sysconfig.get_config_var('EXT_SUFFIX'),"
+    " Path(sysconfig.get_path('include'), 'Python.h').exists()]))"
+)
+HOW = """\
+Needs a GPU for code of sm_{archs}, a driver for CUDA 13, Python {pythons} with torch, numpy and triton; no network.
+In this folder: python3 -m benchmarks.gpu_day --out RESULTS --seconds 585     (one stage: --stage NAME; it stops by itself)
+Without a GPU, to see that all of it runs: python3 -m benchmarks.gpu_day --rehearse
+The microbenchmarks alone (20 seconds): ./ubench > ubench.jsonl
+Then, in a checkout of the commit in COMMIT: python -m tools.gpu_fit RESULTS/raw.jsonl
+"""
+
+
+@dataclass(frozen=True)
+class Python:
+    """An interpreter that has its headers; suffix: of its extension modules."""
+
+    path: str
+    version: str
+    suffix: str
+
+
+def candidates(version: str) -> list[str]:
+    """Paths where a Python of that version may lie: this one, on PATH, pyenv's."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    paths = [sys.executable if version == "{}.{}".format(*sys.version_info) else None, shutil.which(f"python{version}")]
+    paths += [str(path) for path in sorted(pyenv.glob(f"{version}.*/bin/python{version}"))]
+    return [path for path in paths if path]
+
+
+def find_python(version: str) -> Python | str:
+    """A Python of that version with its headers, or why there is none."""
+    reason = "not found"
+    for path in candidates(version):
+        done = subprocess.run([path, "-c", ASK], capture_output=True, text=True)
+        if done.returncode:  # a shim of pyenv for a version that is not chosen
+            continue
+        said, suffix, headers = json.loads(done.stdout)
+        if said == version and headers:
+            return Python(path, version, suffix)
+        reason = f"{path} has no headers"
+    return reason
+
+
+def kernels(build: Path, archs: str, jobs: int) -> list[list[str]]:
+    """The commands that compile the kernels and the microbenchmarks."""
+    options = {"FASTLSTM_CUDA_ARCHS": archs, "FASTLSTM_PATIENCE_MS": str(PATIENCE_MS)}
+    return [
+        _configure(build / "kernels", sys.executable, options),
+        _build(build / "kernels", jobs, "kernels_cuda", "ubench"),
+    ]
+
+
+def module(build: Path, archs: str, jobs: int, python: Python) -> list[list[str]]:
+    """The commands that compile the bindings for one Python and link them with the compiled kernels."""
+    objects = build / "kernels" / "CMakeFiles" / "kernels_cuda.dir" / "csrc" / "cuda"
+    names = sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+    options = {"FASTLSTM_CUDA_ARCHS": archs, "FASTLSTM_CUDA_OBJECTS": ";".join(f"{objects}/{name}.o" for name in names)}
+    folder = build / python.version
+    return [_configure(folder, python.path, options), _build(folder, jobs, "_C")]
+
+
+def _configure(folder: Path, python: str, options: dict[str, str]) -> list[str]:
+    import pybind11
+
+    given = {
+        "FASTLSTM_CPU": "off",
+        "FASTLSTM_CUDA": "on",
+        "FASTLSTM_WERROR": "on",
+        "Python_EXECUTABLE": python,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+        **options,
+    }
+    return ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), *(f"-D{k}={v}" for k, v in given.items())]
+
+
+def _build(folder: Path, jobs: int, *targets: str) -> list[str]:
+    return ["cmake", "--build", str(folder), "--parallel", str(jobs), "--target", *targets]
+
+
+def run(commands: list[list[str]]) -> None:
+    """Run the commands with this environment's cmake and ninja; raises SystemExit with what a failing one said."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in commands:
+        done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{(done.stdout + done.stderr)[-6000:]}")
+
+
+def commit() -> str:
+    """The commit that is checked out, and whether there is more than it; "unknown" outside a checkout."""
+    asked = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain"]]
+    head, changes = (
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() for command in asked
+    )
+    return (head or "unknown") + ("+changes" if changes else "")
+
+
+def copy(out: Path) -> None:
+    """The Python of the folder, in place of what it held."""
+    shutil.rmtree(out, ignore_errors=True)
+    for name in COPIED:
+        shutil.copytree(ROOT / name, out / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _keep(source: Path, out: Path) -> None:
+    shutil.copy(source, out)
+    subprocess.run(["strip", "--strip-unneeded", str(out)], check=True)
+
+
+def prepare(out: Path, versions: list[str], archs: str, jobs: int) -> None:
+    """Build everything and put the folder together; raises SystemExit where no Python was found or a build fails."""
+    found = {version: find_python(version) for version in versions}
+    pythons = [python for python in found.values() if isinstance(python, Python)]
+    for version, python in found.items():
+        print(f"Python {version}: {python.path if isinstance(python, Python) else f'left out, {python}'}", flush=True)
+    if not pythons:
+        raise SystemExit("no Python with headers was found; install one of " + ", ".join(versions))
+    build = ROOT / "build" / "gpu-build"
+    written = commit()
+    run(kernels(build, archs, jobs))
+    for python in pythons:
+        run(module(build, archs, jobs, python))
+    copy(out)
+    for python in pythons:
+        _keep(build / python.version / f"_C{python.suffix}", out / "fastlstm" / f"_C{python.suffix}")
+    _keep(build / "kernels" / "ubench", out / "ubench")
+    (out / "COMMIT").write_text(written + "\n")
+    (out / "HOW").write_text(HOW.format(archs=archs, pythons=", ".join(python.version for python in pythons)))
+    held = size(out)
+    print(f"{out}: {held / 1e6:.1f} MB, commit {written}, kernels for {archs}")
+    if held > MOST_BYTES:
+        raise SystemExit(
+            f"{out} holds {held / 1e6:.1f} MB, more than {MOST_BYTES // 1_000_000}; build for fewer GPUs or Pythons"
+        )
+
+
+def main() -> None:
+    """Prepare the folder that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "gpu-day", help="the folder; what it held is removed"
+    )
+    parser.add_argument("--pythons", default=",".join(PYTHONS), help="versions of Python to build for")
+    parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
+    given = parser.parse_args()
+    archs = os.environ.get("FASTLSTM_CUDA_ARCHS") or ARCHS
+    prepare(given.out.absolute(), given.pythons.split(","), archs, given.jobs)
+
+
+if __name__ == "__main__":
+    main()
