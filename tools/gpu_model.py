@@ -2,35 +2,33 @@
 
     python -m tools.gpu_model
 
-Everything comes from fastlstm/gpu_model.py and the two planners; no GPU is involved and nothing in it was measured here.
+Everything comes from the cost model and the planner (csrc/cuda/cost_model.h, plan.h); no GPU is involved.
 """
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from fastlstm import gpu_model, native
+from fastlstm import gpu_model
 from fastlstm.backends import cuda_plan
-from fastlstm.backends.triton import planner
+from fastlstm.gpu_model import Device
+from tools import gpu_published, gpu_rounds
+from tools.gpu_rounds import BATCHES, UNITS
 from tools.gpu_tables import CODES, markdown
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "gpu-model.md"
 DEVICES = ("A100", "H100", "RTX 4090")
-UNITS = (128, 256, 512, 768, 1024, 1536)
-BATCHES = (1, 16, 64, 128)
-TYPES = {"bfloat16": (2, "half", "half"), "float32": (4, "fma", "ieee")}  # bytes, rate, how Triton multiplies
-SHAPES = {"resident": "R", "streamed": "T", "step": "S"}
+TYPES = ("bfloat16", "float32")
+Cost = tuple[tuple[str, float], ...]
 HEAD = """# What a step on a GPU is predicted to cost
 
-**These are predictions.** Nothing on this page was measured by this project; it was written without a GPU, by
-`python -m tools.gpu_model`. `fastlstm doctor --verify` measures on a GPU that is there, and only that decides what runs.
+**These are predictions**, written by `python -m tools.gpu_model`. `fastlstm doctor --verify` measures on a GPU that is
+there, and only that decides what runs.
 
-The model (`fastlstm/gpu_model.py`) counts what one time step reads, multiplies and waits for, against what the device can
-do. The planners rank candidates with it.
+The model (`csrc/cuda/cost_model.h`) counts what one time step reads, multiplies, issues and waits for; a predicted time
+is a sum of those counts, each times a constant (`csrc/cuda/cost_constants.h`). The planner ranks tilings with it.
 """
 PUBLISHED = """## How it fits published timings
 
@@ -44,69 +42,60 @@ Microseconds of one step: kernel (T tile, P persistent, S step), forward / backw
 kernel can pass forward: the step's products at peak rate, its activations through HBM, W_hh read once from the chip.
 With S, every step pays two launches from Python; inside a CUDA graph they cost about a third of that.
 """
-TRITON = """## The Triton kernels
+ROUNDS = """## Rounds through L2 that wait for each other
 
-The same for its shapes (R resident, T streamed, S step), forward only.
+On an H100, of a step forward and backward: those of the planner's pick / the fewest that any fitting tiling has. S: two
+launches a step are predicted to be cheaper than any tiling; a dash: none fits. Picks with more than twice the fewest are
+listed below with the reason.
 """
 
 
-def constants() -> list[tuple[str, str, str]]:
-    """(name, value, meaning) of the model's constants, as its source states them."""
-    source = inspect.getsource(gpu_model)
-    return re.findall(r"^([A-Z][A-Z0-9_]+) = ([\d.]+)  # (.*)$", source, re.M)
+def constants(cost: Cost = ()) -> str:
+    """The model's constants; cost: those that are not the built-in ones."""
+    ours, lines = dict(cost), []
+    for name, value, part, meaning in gpu_model.library().constants():
+        lines.append((name, f"{ours.get(name, value):.4g}", part, meaning))
+    return markdown(("constant", "value", "part of a prediction", "meaning"), lines)
 
 
 def devices() -> str:
     """What the model knows of GPUs."""
     head = ("device", "sm", "SMs", "GHz", "HBM GB/s", "L2 GB/s", "shared KiB", "fp32", "half", "TF32")
-    lines = [
-        (d.name, d.capability, d.sms, d.ghz, d.hbm_gbs, d.l2_gbs, d.shared_kib, d.fma, d.half, d.tf32 or "-")
-        for d in gpu_model.KNOWN.values()
-    ]
+    lines = []
+    for d in gpu_model.KNOWN.values():
+        products = [f"{rate:.0f}" if rate else "-" for rate in (d.fma, d.half, d.tf32)]
+        rates = [f"{rate:g}" for rate in (d.ghz, d.hbm_gbs, d.l2_gbs)]
+        lines.append((d.name, d.capability, d.sms, *rates, d.shared_kib, *products))
     return markdown(head, lines) + "\nThe last three: multiply-adds of one SM in a clock.\n"
 
 
-def residuals() -> str:
+def residuals(cost: Cost = ()) -> str:
     """Published timings beside the model's."""
-    lines = [(what, us, f"{mine:.2f}", f"{ratio:.2f}") for what, us, mine, ratio in gpu_model.residuals()]
+    lines = [(what, us, f"{mine:.2f}", f"{ratio:.2f}") for what, us, mine, ratio in gpu_published.residuals(cost)]
     return markdown(("kernel", "published µs", "model µs", "model / published"), lines)
 
 
-def cuda_cell(device: gpu_model.Device, math: str, H: int, B: int) -> str:
-    """What the CUDA planner picks and predicts."""
-    ahead, back = cuda_plan.choices(native.load().plan, device, CODES[math], H=H, B=B)
+def cell(device: Device, math: str, H: int, B: int) -> str:
+    """What the planner picks and predicts, and the floor."""
+    ahead, back = cuda_plan.choices(gpu_model.library(), device, CODES[math], H=H, B=B)
     letters = "".join(dict.fromkeys(choice.kernel[0].upper() for choice in (ahead, back)))
-    return f"{letters} {ahead.us:.2f} / {back.us:.2f}"
+    return f"{letters} {ahead.us:.2f} / {back.us:.2f} ({gpu_model.floor(device, H, B, CODES[math]):.2f})"
 
 
-def triton_cell(device: gpu_model.Device, math: str, H: int, B: int) -> str:
-    """What the Triton planner picks and predicts."""
-    plan = planner.choose(device, H, B, TYPES[math][2])
-    if not isinstance(plan, planner.Plan):
-        return "none"
-    return f"{SHAPES[plan.shape]} {plan.us:.2f}"
-
-
-def table(cell: Callable[[gpu_model.Device, str, int, int], str], math: str) -> str:
+def table(math: str, cost: Cost = ()) -> str:
     """All devices, hidden sizes and batch sizes in one type."""
-    itemsize, rate, _ = TYPES[math]
     lines = []
     for name in DEVICES:
-        device = gpu_model.KNOWN[name]
-        for H in UNITS:
-            floors = (gpu_model.floor(device, H, B, itemsize, rate) for B in BATCHES)
-            cells = (f"{cell(device, math, H, B)} ({low:.2f})" for B, low in zip(BATCHES, floors, strict=True))
-            lines.append((name, H, *cells))
+        device = replace(gpu_model.KNOWN[name], cost=cost)
+        lines += [(name, H, *(cell(device, math, H, B) for B in BATCHES)) for H in UNITS]
     return markdown((math, "H", *(f"B {B}" for B in BATCHES)), lines)
 
 
-def render() -> str:
-    """The page."""
-    parts = [HEAD, "## Constants\n", markdown(("constant", "value", "meaning"), constants()), devices()]
-    parts += [PUBLISHED, residuals(), CUDA]
-    parts += [table(cuda_cell, math) for math in TYPES]
-    parts.append(TRITON)
-    parts += [table(triton_cell, math) for math in TYPES]
+def render(cost: Cost = ()) -> str:
+    """The page. cost: constants that are not the built-in ones."""
+    parts = [HEAD, "## Constants\n", constants(cost), devices(), PUBLISHED, residuals(cost), CUDA]
+    parts += [table(math, cost) for math in TYPES]
+    parts += [ROUNDS, gpu_rounds.tables(replace(gpu_model.KNOWN["H100"], cost=cost))]
     return "\n".join(parts)
 
 

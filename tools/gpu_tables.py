@@ -8,8 +8,8 @@ from fastlstm import gpu_model, native
 from fastlstm.backends import cuda_plan
 
 CODES = {"float32": 0, "tf32": 1, "float16": 2, "bfloat16": 3}  # csrc/cuda/args.h
-LAUNCHES = """A launch, forward / backward, at B = 16: kernel, blocks × threads, KiB of shared memory of a block. Every
-recurrent kernel keeps to 128 registers a thread; what a block can ask for stands beside the device's name.
+LAUNCHES = """A launch, forward / backward, at B = 16: kernel, blocks × threads, KiB of shared memory of a block. What a
+block can ask for stands beside the device's name.
 """
 _SIZES = (32, 128, 256, 512, 768, 1024, 1536)
 _DEVICES = ("T4", "A100", "RTX 4090", "H100", "RTX 5090")

@@ -1,9 +1,10 @@
-// Python's view of the planner: `plan` in fastlstm._C, with or without CUDA, and in the host simulation.
-// Types are local to their module, since tests load both.
+// Python's view of the planner and its cost model: `plan` in fastlstm._C, with or without CUDA, and in the host
+// simulation. Types are local to their module, since tests load both.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <stdexcept>
+#include <tuple>
+#include <vector>
 
 #include "plan.h"
 
@@ -13,23 +14,75 @@ using namespace fastlstm::cuda;
 namespace {
 
 void bind_gpu(py::module_& m) {
+  py::class_<Cost> cost(m, "Cost", py::module_local());
+#define FASTLSTM_FIELD(name, value, part, meaning) cost.def_readwrite(#name, &Cost::name);
+  FASTLSTM_COST(FASTLSTM_FIELD)
+#undef FASTLSTM_FIELD
   py::class_<Gpu>(m, "Gpu", py::module_local())
       .def(py::init([] { return Gpu{}; }))
+      .def_readwrite("name", &Gpu::name)
       .def_readwrite("capability", &Gpu::capability)
       .def_readwrite("sms", &Gpu::sms)
-      .def_readwrite("shared_bytes", &Gpu::shared_bytes)
       .def_readwrite("ghz", &Gpu::ghz)
       .def_readwrite("hbm_gbs", &Gpu::hbm_gbs)
       .def_readwrite("l2_gbs", &Gpu::l2_gbs)
+      .def_readwrite("l2_mib", &Gpu::l2_mib)
+      .def_readwrite("shared_bytes", &Gpu::shared_bytes)
       .def_readwrite("fma", &Gpu::fma)
       .def_readwrite("half", &Gpu::half)
       .def_readwrite("tf32", &Gpu::tf32)
-      .def_readwrite("barrier_clocks", &Gpu::barrier_clocks)
-      .def_readwrite("l2_clocks", &Gpu::l2_clocks)
-      .def_readwrite("cell_clocks", &Gpu::cell_clocks)
-      .def_readwrite("efficiency", &Gpu::efficiency)
-      .def_readwrite("launch_us", &Gpu::launch_us)
-      .def_readwrite("grid_wait_us", &Gpu::grid_wait_us);
+      .def_readwrite("cost", &Gpu::cost);
+}
+
+void bind_work(py::module_& m) {
+  py::class_<Work> work(m, "Work", py::module_local());
+  work.def(py::init([] { return Work{}; }));
+#define FASTLSTM_FIELD(name, meaning) work.def_readwrite(#name, &Work::name);
+  FASTLSTM_WORK(FASTLSTM_FIELD)
+#undef FASTLSTM_FIELD
+  work.def("as_dict", [](const Work& w) {
+    py::dict counts;
+#define FASTLSTM_ITEM(name, meaning) counts[#name] = w.name;
+    FASTLSTM_WORK(FASTLSTM_ITEM)
+#undef FASTLSTM_ITEM
+    return counts;
+  });
+}
+
+// Microseconds of a step, and of its parts; as attributes of an object of its own.
+struct Parts {
+  double us;
+  std::string bound;
+  py::dict parts;
+};
+
+Parts parts_of(const Gpu& gpu, int type, const Work& work) {
+  const Prediction p = predict(gpu, Type(type), work);
+  Parts all{p.us, part_name(p.bound()), {}};
+  for (size_t i = 0; i < p.parts.size(); ++i) all.parts[part_name(int(i))] = p.parts[i];
+  return all;
+}
+
+void bind_model(py::module_& m) {
+  py::class_<Parts>(m, "Prediction", py::module_local())
+      .def_readonly("us", &Parts::us)
+      .def_readonly("bound", &Parts::bound)
+      .def_readonly("parts", &Parts::parts);
+  m.def("predict", &parts_of, "What a step costs: a type (csrc/cuda/args.h) and a Work on a Gpu.");
+  m.def("floor_us", [](const Gpu& gpu, int type, int H, int B) { return floor_us(gpu, Type(type), H, B); });
+  m.def("activation_bytes", &activation_bytes);
+  m.def("devices", &devices, "GPUs whose rates are known.");
+  m.def("known", &known, "The known GPU of that name, or one like it with an SM count and shared memory of its own.");
+  m.def(
+      "constants",
+      [] {
+        std::vector<std::tuple<std::string, double, std::string, std::string>> all;
+#define FASTLSTM_ITEM(name, value, part, meaning) all.emplace_back(#name, value, part, meaning);
+        FASTLSTM_COST(FASTLSTM_ITEM)
+#undef FASTLSTM_ITEM
+        return all;
+      },
+      "(name, value, part of a prediction that is linear in it, meaning) of every constant of the cost model.");
 }
 
 void bind_choice(py::module_& m) {
@@ -42,17 +95,6 @@ void bind_choice(py::module_& m) {
       .def_readwrite("row_tiles", &Tiling::row_tiles)
       .def_readwrite("phase", &Tiling::phase)
       .def_readwrite("gate_splits", &Tiling::gate_splits);
-  py::class_<Work>(m, "Work", py::module_local())
-      .def_readonly("blocks", &Work::blocks)
-      .def_readonly("l2_bytes", &Work::l2_bytes)
-      .def_readonly("shared_bytes", &Work::shared_bytes)
-      .def_readonly("products", &Work::products)
-      .def_readonly("cells", &Work::cells)
-      .def_readonly("barriers", &Work::barriers)
-      .def_readonly("l2_rounds", &Work::l2_rounds)
-      .def_readonly("hbm_bytes", &Work::hbm_bytes)
-      .def_readonly("launches", &Work::launches)
-      .def_readonly("grid_waits", &Work::grid_waits);
   py::class_<Choice>(m, "Choice", py::module_local())
       .def_property_readonly("kernel", [](const Choice& c) { return name_of(c.kernel); })
       .def_readonly("t", &Choice::t)
@@ -63,6 +105,7 @@ void bind_choice(py::module_& m) {
       .def_readonly("shared_weights", &Choice::shared_weights)
       .def_readonly("work", &Choice::work)
       .def_readonly("us", &Choice::us)
+      .def_readonly("bound", &Choice::bound)
       .def_readonly("why", &Choice::why);
 }
 
@@ -77,6 +120,8 @@ int kernel_number(const std::string& name) {
 void bind_plan(py::module_& parent) {
   py::module_ m = parent.def_submodule("plan", "Chooses CUDA kernels and tilings; see fastlstm.backends.cuda_plan.");
   bind_gpu(m);
+  bind_work(m);
+  bind_model(m);
   bind_choice(m);
   m.def(
       "choose",
@@ -84,6 +129,12 @@ void bind_plan(py::module_& parent) {
         return plan(gpu, {Type(type), H, B, backward, projected}, only.empty() ? -1 : kernel_number(only));
       },
       "The cheapest kernel and tiling; blocks is -1 where `only` names a kernel that cannot run.");
+  m.def(
+      "tilings",
+      [](const Gpu& gpu, int type, int H, int B, bool backward) {
+        return tilings(gpu, {Type(type), H, B, backward, false});
+      },
+      "Every tiling of tile or persistent that fits, as a Choice, the cheapest first.");
   m.def(
       "fit",
       [](const Gpu& gpu, int type, int H, int B, bool backward, const std::string& kernel, const Tiling& t) {

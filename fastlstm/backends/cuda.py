@@ -130,7 +130,7 @@ def _cached_choice(index: int, dtype: torch.dtype, tf32: bool, H: int, B: int, p
 def plan(spec: Spec) -> str:
     """Return one line: kernel, tiles, registers, shared memory, blocks, the predicted time of a step and its bound."""
     chosen = _choose(spec)
-    return f"cuda: {cuda_plan.sentence(chosen.forward, _gpu(_index(spec.device)), chosen.code(spec.dtype))}"
+    return f"cuda: {cuda_plan.sentence(chosen.forward, _gpu(_index(spec.device)))}"
 
 
 @cache

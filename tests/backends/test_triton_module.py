@@ -21,12 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
 from benchmarks import cases
-from fastlstm import dispatch, gpu_model
+from fastlstm import dispatch
 from fastlstm.backends import triton as backend
 from fastlstm.backends.common import BackendError, Spec, spec_of
-from fastlstm.backends.triton import launch
+from fastlstm.backends.triton import launch, planner
 
 EPS = torch.finfo(torch.float32).eps
+H100 = planner.Device("H100", 90, 132, 227 << 10)
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_explain_gives_the_planners_reasons() -> None:
     with fastlstm.backend("triton"):
         text = fastlstm.explain(lstm, torch.randn(4, 3, 8))
     assert text.startswith("runs on triton ('triton' is forced): step (tf32), ")
-    assert "µs a step (streamed " in text  # what the other shape would take
+    assert "W_hh has 625 KiB" in text
     assert "resident: W_hh of H 200 does not stay on one multiprocessor" in text
 
 
@@ -160,14 +161,14 @@ def test_why_not_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("there is a GPU" if torch.cuda.is_available() else "there is no GPU") in reason
     assert "TRITON_INTERPRET=1" in reason
     assert "tensors are on meta" in backend.why_not(replace(_call(), device=torch.device("meta")))
-    old = gpu_model.Device("Old GPU", 75, 40, 1.6, 300, 1000, 4, 64, 64, 512, 0)
+    old = planner.Device("Old GPU", 75, 40, 64 << 10)
     for device, expected in (
         (old, "Old GPU has compute capability 7.5, 8.0 or newer is needed"),
-        (replace(gpu_model.KNOWN["A100"], shared_kib=4), "bytes of shared memory, A100 gives a block 4096"),
+        (replace(H100, shared_bytes=4096), "bytes of shared memory, H100 gives a block 4096"),
     ):
         monkeypatch.setattr(backend, "gpu", lambda _, device=device: device)
         assert expected in backend.why_not(cuda)
-    monkeypatch.setattr(backend, "gpu", lambda _: gpu_model.KNOWN["H100"])
+    monkeypatch.setattr(backend, "gpu", lambda _: H100)
     assert backend.why_not(cuda) is None
 
 
@@ -239,7 +240,7 @@ def test_asking_does_not_import_triton() -> None:
 def test_triton_imported_in_another_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels are decorated when they load: that they would not be as Triton is, is said before; after, they just run."""
     cuda = replace(_call(), device=torch.device("cuda", 0))
-    monkeypatch.setattr(backend, "gpu", lambda _: gpu_model.KNOWN["H100"])
+    monkeypatch.setattr(backend, "gpu", lambda _: H100)
     with monkeypatch.context() as patch:
         patch.delenv("TRITON_INTERPRET", raising=False)
         assert backend.why_not(_call()) is None  # the kernels of these tests are the interpreter's

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fastlstm import gpu_model, native
+from fastlstm import gpu_model
 from fastlstm.backends import cuda_plan
 from tools import gpu_model as model_page
-from tools import gpu_resources
+from tools import gpu_published, gpu_resources, gpu_rounds
 from tools.gpu_tables import CODES, markdown
 
 
@@ -20,7 +20,7 @@ def test_the_resources_page_is_what_the_script_writes():
 
 
 def test_published_points_are_reproduced_within_half():
-    rows = gpu_model.residuals()
+    rows = gpu_published.residuals()
     assert [us for _, us, _, _ in rows] == [1.96, 4.76, 3.5, 3.1, 18.0]
     for what, published, mine, ratio in rows:
         assert ratio == pytest.approx(mine / published)
@@ -29,25 +29,38 @@ def test_published_points_are_reproduced_within_half():
 
 def test_the_page_says_what_it_is():
     page = model_page.render()
-    assert "**These are predictions.**" in page
-    assert len(model_page.constants()) == 9
-    for name, value, _ in model_page.constants():
-        assert getattr(gpu_model, name) == float(value)
+    assert "**These are predictions**" in page
+    for name, value, part, _ in gpu_model.library().constants():
+        assert f"| {name} " in page
+        assert f" {value:.4g} " in page
+        assert f" {part} " in page
     for device in ("A100", "H100", "RTX 4090"):
-        assert page.count(f"| {device} ") >= 4 * 6
+        assert page.count(f"| {device} ") >= 2 * 6
+
+
+def test_the_page_takes_other_constants():
+    assert "| 123 " in model_page.render((("l2_clocks", 123.0),))
 
 
 @pytest.mark.parametrize("math", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["T4", "A100", "H100", "RTX 4090"])
-def test_the_planner_and_the_page_share_one_model(name, math):
-    """plan.cpp counts as gpu_model.predict does, and nothing is predicted below the floor."""
+def test_nothing_is_predicted_below_the_floor(name, math):
     device = gpu_model.KNOWN[name]
-    rate, itemsize = ("half", 2) if math == "bfloat16" else ("fma", 4)
     for H in model_page.UNITS:
         for B in model_page.BATCHES:
-            for choice in cuda_plan.choices(native.load().plan, device, CODES[math], H=H, B=B):
-                assert cuda_plan.predicted(choice, device, CODES[math]).us == pytest.approx(choice.us)
-                assert choice.us > gpu_model.floor(device, H, B, itemsize, rate)
+            for choice in cuda_plan.choices(gpu_model.library(), device, CODES[math], H=H, B=B):
+                assert choice.us > gpu_model.floor(device, H, B, CODES[math])
+
+
+def test_picks_have_at_most_twice_the_fewest_rounds_or_a_reason():
+    page, beyond = model_page.PAGE.read_text(encoding="utf-8"), []
+    for row in gpu_rounds.rows(gpu_model.KNOWN["H100"]):
+        if row.within:
+            continue
+        beyond.append(row)
+        assert row.pick.us <= row.fewest.us
+        assert row.reason in page
+    assert all(row.H == 128 and row.fewest.kernel == "tile" for row in beyond)  # no rounds, but few warps for its work
 
 
 def test_tables_line_up():

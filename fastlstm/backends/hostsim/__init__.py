@@ -73,7 +73,7 @@ def settings(**changes) -> Iterator[None]:
 def library(flags: tuple[str, ...] = (), csrc: Path = build.CSRC, only: tuple[str, ...] = ()) -> ModuleType:
     """The simulation with the kernels in a csrc folder; flags: further compiler flags; only: stems, empty for all."""
     cuda = build.CSRC / "cuda"
-    bindings = [cuda / name for name in ("bindings_cuda.cpp", "bindings_plan.cpp", "plan.cpp")]
+    bindings = [cuda / name for name in ("bindings_cuda.cpp", "bindings_plan.cpp", "plan.cpp", "cost_model.cpp")]
     names = sorted(f.name for f in cuda.glob("*.cu"))
     kernels = [(csrc / "cuda" if not only or Path(n).stem in only else cuda) / n for n in names]
     return build.load("hostsim_kernels", kernels, bindings, flags=["-DFASTLSTM_HOSTSIM", *flags])
@@ -167,9 +167,7 @@ def plan(spec: Spec) -> str:
     """Return one line on what would run."""
     native_plan = None if native.why_no_module() else getattr(native.load(), "plan", None)  # the same planner, ready built
     lib = native_plan or _library().plan
-    chosen = choose(spec, lib)
-    code = chosen.code(spec.dtype)
-    return f"hostsim: {cuda_plan.sentence(chosen.forward, _device(), code)}"
+    return f"hostsim: {cuda_plan.sentence(choose(spec, lib).forward, _device())}"
 
 
 def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):

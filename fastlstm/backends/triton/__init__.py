@@ -2,7 +2,7 @@
 
 Three kernel shapes, chosen by `planner.choose`: *resident* (W_hh stays in registers and shared memory, one launch per
 sequence), *streamed* (W_hh re-read from L2, one launch per sequence), *step* (one launch per step). docs/gpu-resources.md
-has what they compile to, docs/gpu-model.md what they are predicted to cost.
+has what they compile to.
 
 With TRITON_INTERPRET=1, set before Triton is imported, the same kernels run on CPU tensors, slowly: for tests.
 """
@@ -17,7 +17,6 @@ from importlib import import_module, metadata, util
 
 import torch
 
-from fastlstm import gpu_model
 from fastlstm.backends.common import BackendError, Spec
 from fastlstm.backends.device import allows_tf32, not_nvidia
 from fastlstm.backends.triton import planner
@@ -29,7 +28,7 @@ __all__ = ["NAME", "backward", "force", "forward", "missing", "plan", "why_not"]
 NAME = "triton"
 OLDEST, TRIED = (3, 5), (3, 9)  # Triton's versions; docs/gpu-resources.md says what was tried
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
-_INTERPRETER_DEVICE = gpu_model.KNOWN["A100"]  # what plans are made for when there is no GPU
+_INTERPRETER_DEVICE = planner.Device("A100", 80, 108, 163 << 10)  # what plans are made for when there is no GPU
 
 
 def why_not(spec: Spec) -> str | None:
@@ -128,7 +127,7 @@ def _too_large(spec: Spec) -> str | None:
     return None if isinstance(found, Plan) else found
 
 
-def gpu(device: torch.device) -> gpu_model.Device:
+def gpu(device: torch.device) -> planner.Device:
     """Return what the planner knows of a device; the interpreter's CPU stands in for an A100."""
     if device.type == "cpu":
         return _INTERPRETER_DEVICE
@@ -136,11 +135,15 @@ def gpu(device: torch.device) -> gpu_model.Device:
 
 
 @cache
-def _gpu(index: int) -> gpu_model.Device:
+def _gpu(index: int) -> planner.Device:
     p = torch.cuda.get_device_properties(index)
-    capability = 10 * p.major + p.minor
-    shared = getattr(p, "shared_memory_per_block_optin", None) or gpu_model.known(p.name, capability, 1, 0).shared_bytes
-    return gpu_model.known(p.name, capability, p.multi_processor_count, shared)
+    shared = getattr(p, "shared_memory_per_block_optin", None) or _shared_bytes(index)
+    return planner.Device(p.name, 10 * p.major + p.minor, p.multi_processor_count, shared)
+
+
+def _shared_bytes(index: int) -> int:
+    """Shared memory of a block where torch does not tell; Triton asks the driver."""
+    return import_module("triton").runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
 def _choose(spec: Spec) -> Plan | str:

@@ -2,7 +2,15 @@
 
 A tile is chosen from a short list per shape and way of multiplying; each entry of the list is compiled for every
 architecture by tools/gpu_resources.py, which is where "no spills" comes from. Shared memory is compared with the device's
-limit here, since Triton compiles past it. Among the shapes that fit, the cost model's fastest is taken.
+limit here, since Triton compiles past it. The rule, the first that fits:
+
+    resident    W_hh stays on one multiprocessor
+    streamed    where W_hh has at most STREAMED_BYTES, which a block reads from L2 in about the time of one launch, and
+                every block has a multiprocessor
+    step        everything else; and streamed again where a tile of `step` does not fit
+
+and of a shape's tiles the one with the fewest rows that holds the batch, or whose blocks have a multiprocessor each. It
+needs no cost model: that is part of the native module, without which this backend works.
 """
 
 from __future__ import annotations
@@ -13,11 +21,19 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from math import ceil
 
-from fastlstm import gpu_model
-from fastlstm.gpu_model import Device, Work
-
 SHAPES = ("resident", "streamed", "step")
 MAX_WEIGHTS = 2**31  # offsets inside W_hh are 32-bit
+STREAMED_BYTES = 512 << 10  # one multiprocessor takes about 40 KiB a microsecond from L2, a launch from Python 15 µs
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the planner knows of a GPU."""
+
+    name: str
+    capability: int  # 80 for 8.0
+    sms: int
+    shared_bytes: int  # that one block can ask for
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,6 @@ class Plan:
     forward: Tile
     backward: Tile
     shared_bytes: int
-    us: float
     reasons: tuple[str, ...]
 
     @property
@@ -113,7 +128,7 @@ def how(itemsize: int, tf32: bool, device: Device) -> str:
     """Return how products are made: "half", "tf32" or "ieee". tf32: float32 may be multiplied as TF32."""
     if itemsize == 2:
         return "half"
-    return "tf32" if tf32 and device.tf32 else "ieee"
+    return "tf32" if tf32 and device.capability >= 80 else "ieee"
 
 
 def choose(device: Device, H: int, B: int, math: str, *, projected: bool = False, training: bool = True) -> Plan | str:
@@ -121,19 +136,24 @@ def choose(device: Device, H: int, B: int, math: str, *, projected: bool = False
 
     math: see `how`; projected: h is projected, which only the step shape does; training: a backward follows.
     """
-    options, reasons = [], []
+    weights = 4 * H * H * (2 if math == "half" else 4)
+    found, reasons = {}, []
     for shape in SHAPES:
-        found = _rejection(shape, H, math, projected) or _fit(device, shape, H, B, math, training)
-        if isinstance(found, str):
-            reasons.append(f"{shape}: {found}")
+        plan = _rejection(shape, H, math, projected) or _fit(device, shape, H, B, math, training)
+        if isinstance(plan, str):
+            reasons.append(f"{shape}: {plan}")
         else:
-            options.append(found)
-    if not options:
-        return "; ".join(reasons)
-    best = min(options, key=lambda plan: plan.us)
-    others = [f"{p.shape} {p.us:.1f}" for p in options if p is not best]
-    text = f"predicted {best.us:.1f} µs a step" + (f" ({', '.join(others)})" if others else "")
-    return replace(best, reasons=(text, *reasons))
+            found[shape] = plan
+    for shape in _preferred(found.get("streamed"), H, B, weights, device):
+        if shape in found:
+            return replace(found[shape], reasons=(f"W_hh has {weights / 1024:.0f} KiB", *reasons))
+    return "; ".join(reasons)
+
+
+def _preferred(streamed: Plan | None, H: int, B: int, weights: int, device: Device) -> tuple[str, ...]:
+    if streamed and weights <= STREAMED_BYTES and _blocks(streamed, H, B) <= device.sms:
+        return SHAPES
+    return "resident", "step", "streamed"
 
 
 def _rejection(shape: str, H: int, math: str, projected: bool) -> str | None:
@@ -151,7 +171,7 @@ def _padded(math: str, H: int) -> tuple[int, int] | None:
 
 
 def _fit(device: Device, shape: str, H: int, B: int, math: str, training: bool) -> Plan | str:
-    """The fastest tiles of a shape whose shared memory the device has, or what is missing."""
+    """The tiles of a shape whose shared memory the device has, or what is missing."""
     itemsize = 2 if math == "half" else 4
     plans, least = [], None
     for forward, backward in _candidates(shape, H, math):
@@ -160,11 +180,17 @@ def _fit(device: Device, shape: str, H: int, B: int, math: str, training: bool) 
             shared = max(shared, shared_bytes(shape, backward, itemsize, backward=True))
         least = min(shared, least or shared)
         if shared <= device.shared_bytes:
-            us = gpu_model.predict(work(shape, forward, H, B, math, device), device).us
-            plans.append(Plan(shape, math, forward, backward, shared, us, ()))
+            plans.append(Plan(shape, math, forward, backward, shared, ()))
     if not plans:
         return f"needs {least} bytes of shared memory, {device.name} gives a block {device.shared_bytes}"
-    return min(plans, key=lambda plan: plan.us)
+    if shape == "resident":
+        return plans[0]
+    return next((plan for plan in plans if B <= plan.forward.BM or _blocks(plan, H, B) <= device.sms), plans[-1])
+
+
+def _blocks(plan: Plan, H: int, B: int) -> int:
+    """Blocks of a forward launch: `streamed` goes through all units of its rows in one."""
+    return ceil(B / plan.forward.BM) * (ceil(H / plan.forward.BN) if plan.shape == "step" else 1)
 
 
 def _candidates(shape: str, H: int, math: str) -> list[tuple[Tile, Tile]]:
@@ -190,35 +216,13 @@ def shared_bytes(shape: str, tile: Tile, itemsize: int, backward: bool) -> int:
     return (tile.stages - 1) * blocks + sums + 1024  # the block in use is in registers
 
 
-def work(shape: str, tile: Tile, H: int, B: int, math: str, device: Device) -> Work:
-    """One forward step of a kernel, for the cost model."""
-    itemsize = 2 if math == "half" else 4
-    rate = "fma" if math == "ieee" else math
-    row_tiles = ceil(B / tile.BM)
-    hbm = gpu_model.activations(H, B, itemsize, training=True)
-    weights = 4 * H * H * itemsize
-    if shape == "resident":
-        HP = tile.BN
-        products = 4 * HP * HP * tile.BM
-        shared = (4 * HP * HP * itemsize) * (max(1, tile.BM // 4) if math == "ieee" else 1)
-        return Work(row_tiles, 0, shared, products, rate, tile.BM * HP, 10, 0 if tile.stages > 1 else 2, hbm)
-    unit_tiles = ceil(H / tile.BN)
-    padded = unit_tiles * tile.BN
-    if shape == "streamed":
-        l2 = weights + unit_tiles * tile.BM * H * itemsize
-        products = 4 * padded * H * tile.BM
-        barriers = unit_tiles * (ceil(H / tile.BK) + 12)
-        return Work(row_tiles, l2, l2, products, rate, tile.BM * padded, barriers, 2 + unit_tiles, hbm)
-    blocks = row_tiles * unit_tiles
-    l2 = 4 * tile.BN * H * itemsize + tile.BM * H * itemsize
-    products = 4 * tile.BN * H * tile.BM
-    return Work(blocks, l2, l2, products, rate, tile.BM * tile.BN, 12 + ceil(H / tile.BK), 4, hbm, launches=1)
-
-
 def committed() -> Iterator[tuple[Device, int, int, str]]:
     """(device, H, B, math) of the list that the slow tests compile: every size class on every kind of device."""
+    from fastlstm import gpu_model  # needs the native module; only tools and tests come here
+
     for name in ("A100", "H100", "RTX 3090", "RTX 4090", "B200", "RTX 5090"):
-        device = gpu_model.KNOWN[name]
+        known = gpu_model.KNOWN[name]
+        device = Device(name, known.capability, known.sms, known.shared_bytes)
         for math in ("half", "tf32", "ieee"):
             for H in (1, 16, 32, 60, 64, 96, 128, 200, 256, 512, 768, 1024, 1536):
                 for B in (1, 16, 64, 128, 4096):

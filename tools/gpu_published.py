@@ -1,0 +1,76 @@
+"""Published timings of others' kernels, and what the cost model (csrc/cuda/cost_model.h) makes of them.
+
+One forward step on an H100 SXM, batch 16, 1024 steps (FlashRNN, arXiv 2412.07752), H 768 in all. How often FlashRNN's
+and cuDNN's kernels wait for the whole grid (two, one) and that haste launches two kernels a step is read from their
+descriptions and sources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+from fastlstm import gpu_model
+from fastlstm.gpu_model import Device
+
+ALIKE = 200 + 300  # instructions of a step outside its products, and of a cell, as in our kernels
+HOST_LAUNCH_US = 5.0  # a kernel launched by compiled host code, when the device waits for the host
+
+
+@dataclass(frozen=True)
+class Point:
+    """A published timing of one forward step, the device, and the work that describes its kernel there."""
+
+    what: str
+    us: float
+    device: Device
+    code: int  # of the type (csrc/cuda/args.h)
+    work: Any
+
+
+def spread(device: Device, H: int, B: int, itemsize: int, hand_overs: float) -> Any:
+    """W_hh spread over all SMs: every SM reads its share from itself and all of h from L2, in one round."""
+    w = gpu_model.library().Work()
+    share = ceil(4 * H / (device.sms * 8)) * 8  # rows of W_hh of one SM, in tiles of 8
+    padded = max(16, ceil(B / 16) * 16)
+    w.blocks, w.l2_bytes, w.shared_bytes = device.sms, B * H * itemsize, share * H * itemsize
+    w.products, w.instructions, w.barriers = share * H * padded, ALIKE, 4
+    w.l2_rounds, w.grid_waits = 1, hand_overs
+    return w
+
+
+def separate(device: Device, H: int, B: int, itemsize: int) -> Any:
+    """A matrix product and a pointwise kernel per step."""
+    w = spread(device, H, B, itemsize, 0)
+    w.l2_bytes += ceil(4 * H / device.sms) * H * itemsize
+    w.l2_rounds, w.launches = 8, 2
+    return w
+
+
+def published() -> list[Point]:
+    """The points. A wait for the whole grid is two hand-overs: that of the arrivals and that of the release."""
+    h100 = gpu_model.KNOWN["H100"]
+    slow_launches = replace(h100, cost=(("launch_us", HOST_LAUNCH_US),))
+    flash = "FlashRNN fused, bf16, two grid-wide waits a step"
+    rows = [("cuDNN persistent, fp16, H 768", 1.96, h100, 2, spread(h100, 768, 16, 2, 1))]
+    for what, us, heads in (("H 768", 4.76, 1), ("3 heads of 256", 3.5, 3), ("6 heads of 128", 3.1, 6)):
+        # independent recurrences side by side: each on its part of the SMs, all behind the same waits
+        part = replace(h100, sms=h100.sms // heads)
+        rows.append((f"{flash}, {what}", us, h100, 3, spread(part, 768 // heads, 16, 2, 4)))
+    haste = "haste, fp32, H 768, product and pointwise launched per step"
+    rows.append((haste, 18.0, slow_launches, 0, separate(h100, 768, 16, 4)))
+    return [Point(*row) for row in rows]
+
+
+def residuals(cost: tuple[tuple[str, float], ...] = ()) -> list[tuple[str, float, float, float]]:
+    """For every published point: what it is, its µs, the model's µs, and model over published.
+
+    cost: constants of the model that are not the built-in ones.
+    """
+    lib, rows = gpu_model.library(), []
+    for point in published():
+        device = replace(point.device, cost=cost + point.device.cost)
+        us = lib.predict(gpu_model.description(device), point.code, point.work).us
+        rows.append((point.what, point.us, us, us / point.us))
+    return rows

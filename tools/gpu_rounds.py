@@ -1,0 +1,91 @@
+"""How many rounds through L2 a step of the planner's picks waits for, beside the fewest that any fitting tiling has.
+
+A round is what a lane loads together (csrc/cuda/layout.h, kLoadsInFlight); rounds wait for each other, so a pick with
+many is slow whatever its throughputs say. docs/gpu-model.md has the tables, the tests hold picks to twice the fewest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastlstm import gpu_model
+from fastlstm.backends import cuda_plan
+from fastlstm.gpu_model import Device
+from tools.gpu_tables import CODES, markdown
+
+UNITS = (128, 256, 512, 768, 1024, 1536)
+BATCHES = (1, 16, 64, 128)
+TYPES = ("bfloat16", "tf32", "float32")  # float16 is planned as bfloat16 is
+DIRECTIONS = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A call of the committed list: the planner's pick, and the tiling with the fewest rounds, if any fits."""
+
+    math: str
+    H: int
+    B: int
+    direction: str
+    pick: Any
+    fewest: Any
+
+    @property
+    def within(self) -> bool:
+        """Whether the pick has at most twice the fewest rounds."""
+        return self.fewest is None or self.pick.work.l2_rounds <= 2 * self.fewest.work.l2_rounds
+
+    @property
+    def reason(self) -> str:
+        """Why the pick has more rounds than the tiling with the fewest."""
+        other = self.fewest
+        rounds = f"{other.work.l2_rounds:.0f} has {name(other)}"
+        return f"{rounds}: {other.us:.2f} µs predicted, the pick {self.pick.us:.2f}"
+
+
+def rows(device: Device) -> Iterator[Row]:
+    """Every call of the committed list on a device."""
+    lib = gpu_model.library()
+    for math in TYPES:
+        for H in UNITS:
+            for B in BATCHES:
+                picks = cuda_plan.choices(lib, device, CODES[math], H=H, B=B)
+                for backward, direction in enumerate(DIRECTIONS):
+                    fitting = cuda_plan.tilings(lib, device, CODES[math], H=H, B=B, backward=bool(backward))
+                    fewest = min(fitting, key=lambda c: (c.work.l2_rounds, c.us), default=None)
+                    yield Row(math, H, B, direction, picks[backward], fewest)
+
+
+def name(choice: Any) -> str:
+    """A kernel with its tiling, short: persistent 64x2 blocks of 2x4 warps, 1 row tile."""
+    t = choice.t
+    if choice.kernel == "step":
+        return "step"
+    parts = f", {t.gate_splits} parts" if t.gate_splits > 1 else ""
+    tiles = f"{t.row_tiles} row tile{'s' * (t.row_tiles > 1)}"
+    return f"{choice.kernel} {t.unit_blocks}x{t.row_blocks} blocks of {t.groups}x{t.k_splits} warps, {tiles}{parts}"
+
+
+def tables(device: Device) -> str:
+    """Rounds of all picks, and the picks that have more than twice the fewest with the reason."""
+    found = {(r.math, r.H, r.B, r.direction): r for r in rows(device)}
+    lines = []
+    for math in TYPES:
+        for H in UNITS:
+            pairs = (" ".join(_cell(found[math, H, B, direction]) for direction in DIRECTIONS) for B in BATCHES)
+            lines.append((math, H, *pairs))
+    parts = [markdown(("type", "H", *(f"B {B}" for B in BATCHES)), lines)]
+    beyond = [(r.H, r.B, r.math, r.direction, name(r.pick), f"{r.pick.work.l2_rounds:.0f}", r.reason)
+              for r in found.values() if not r.within]  # fmt: skip
+    if beyond:
+        parts.append(markdown(("H", "B", "type", "direction", "pick", "rounds", "why not fewer"), beyond))
+    return "\n".join(parts)
+
+
+def _cell(row: Row) -> str:
+    if row.fewest is None:
+        return "-"
+    pick = "S" if row.pick.kernel == "step" else f"{row.pick.work.l2_rounds:.0f}"
+    return f"{pick}/{row.fewest.work.l2_rounds:.0f}"
