@@ -13,13 +13,24 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.common import before_projection, h_previous
+from fastlstm.backends.device import products_of
 from fastlstm.products import product
 
 
 def of_weights(
     wanted: tuple[bool, ...], dxg: Tensor, d_hr: Tensor, inputs: tuple, h: Tensor, c: Tensor, gates: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Return dx, None (ids), dw_x, dbias, dw_hh, dw_hr, where wanted; `inputs` are those of `lstm_forward`."""
+    """Return dx, None (ids), dw_x, dbias, dw_hh, dw_hr, where wanted; `inputs` are those of `lstm_forward`.
+
+    On a GPU float32 is multiplied as cuDNN's LSTM would: as TF32 where its switch allows that.
+    """
+    with products_of(dxg):
+        return _of_weights(wanted, dxg, d_hr, inputs, h, c, gates)
+
+
+def _of_weights(
+    wanted: tuple[bool, ...], dxg: Tensor, d_hr: Tensor, inputs: tuple, h: Tensor, c: Tensor, gates: Tensor
+) -> tuple[Tensor | None, ...]:
     x, ids, w_x, _, w_hh, _, h0, _, batch_sizes, offsets, reset, reverse, _ = inputs
     rows = dxg.reshape(math.prod(dxg.shape[:-1]), dxg.shape[-1])  # Size.numel() would fix a dynamic shape
     dx = dw_x = dbias = dw_hh = dw_hr = None

@@ -64,12 +64,12 @@ struct BackwardArgs {
   float* dh_state;  // (B, H) float (`step`: float or type): comes in as the gradient at h_n, goes out as that at h0
   float* dc_state;  // (B, H) likewise for c
   // inputs
-  const void* dh;     // (N, H) type or null
-  const float* dc;    // (N, H) or null
-  const void* gates;  // (N, 4H) type, activated
-  const float* c;     // (N, H)
-  const float* c0;    // (B, H)
-  const void* w_hh;   // (4H, H) type
+  const void* dh;      // (N, H) type or null
+  const float* dc;     // (N, H) or null
+  const void* gates;   // (N, 4H) type, activated
+  const float* c;      // (N, H)
+  const float* c0;     // (B, H)
+  const void* w_hh_t;  // (H, 4H) type: W_hh transposed, so that a column of W_hh is contiguous; `step`: null
   // `step` only, for a projection to P
   int P;
   const void* dy;  // (B, H) float or type: gradient at o * tanh(c); null: dh + dh_state is it
@@ -77,9 +77,16 @@ struct BackwardArgs {
   // `persistent` only
   void* exchange;  // (N, 4 * exchange_width) type, every word unset: gradients of the gates; may be dxg itself
   int exchange_width;
-  float* partial;  // (end - begin, gate_splits, B, ceil16(H)) every word unset: partial sums of dh
+  float* partial;  // (end - begin, partial_words) every word unset: partial sums of dh; null with one gate split
   int* status;
 };
+
+// How long a block waits for another before it gives up. A build that measures has less of it (cmake:
+// FASTLSTM_PATIENCE_MS).
+#if !defined(FASTLSTM_PATIENCE_MS)
+#define FASTLSTM_PATIENCE_MS 2000
+#endif
+constexpr int kPatienceMs = FASTLSTM_PATIENCE_MS;
 
 // Values of the status word; the host raises on them at the next call.
 enum Status : int { kFine = 0, kTimedOut = 1, kBadId = 2 };

@@ -28,7 +28,7 @@ struct BackwardRun {
   const int H;
   const bool& wide;
   Exchange exchange;
-  Weights<T, kBackwardPieces, kRegisterSpans<T, kBackwardPieces>> weights;
+  Weights<T, BackwardProduct<T>, kBackwardPieces, kRegisterSpans<T, kBackwardPieces, Exchange::kWhole>> weights;
   Partials<4> partials;
   Rows before, now;
 
@@ -42,10 +42,10 @@ struct BackwardRun {
         exchange(ex),
         partials{laid.layout, laid.args.t} {}
 
-  // First unit of the i-th span of the warp.
-  __device__ __forceinline__ int span_unit(int i) const {
-    const int per_set = me.slice_units() / kSpanUnits, span = me.split + i * t.k_splits;
-    return span / per_set * me.columns() + me.slice() * me.slice_units() + span % per_set * kSpanUnits;
+  // The units of the warp's spans, from its i-th on.
+  __device__ __forceinline__ SetCursor spans_from(int i) const {
+    const int span = me.split + i * t.k_splits, within = span % l.set_spans;
+    return {span / l.set_spans * me.columns() + me.slice() * me.slice_units() + within * kSpanUnits, within, l};
   }
 
   // Staged for 8 sequences x 8 units: gates [gate][sequence][unit], then c before the step, then dh.
@@ -66,12 +66,22 @@ struct BackwardRun {
            me.lane;
   }
 
+  struct SpanCursor {  // a piece is part of one column of W_hh
+    const T* column;
+    int64_t half;  // numbers between the lane's two columns
+    int first, H;  // the first of these
+    SetCursor at;
+
+    __device__ __forceinline__ Piece<T> piece(int h) const {
+      return {column + h * half + at.unit, first + 8 * h < H ? H - at.unit : 0};
+    }
+    __device__ __forceinline__ void next() { at.advance(); }
+  };
+
   __device__ __forceinline__ void load_weights() {
-    const T* w = static_cast<const T*>(p.w_hh);
-    weights.load(l, t, me, [&](int i, int half) {
-      const int u = span_unit(i), at = me.column(half);
-      return gather_words(w + (int64_t(me.q()) * H + u) * H + at, H, at < H ? H - u : 0, false);
-    });
+    const int first = me.column(0);
+    const T* column = static_cast<const T*>(p.w_hh_t) + (int64_t(first) * 4 + me.q()) * H;
+    weights.load(l, t, me, wide, [&](int i) { return SpanCursor{column, int64_t(32) * H, first, H, spans_from(i)}; });
   }
 
   // dh and dc of the lane's columns, between their places and memory.
@@ -184,50 +194,64 @@ struct BackwardRun {
     } else {
       const int b = me.sequence(tile, me.lane / 4), width = p.exchange_width;
       const T* from = static_cast<const T*>(p.exchange) + ((now.first + b) * 4 + me.q()) * width;
-      return exchange.template fetch<T>(
-          me, weights.count, b < now.count ? from : nullptr,
-          [&](int i) { return span_unit(i) < width ? span_unit(i) : -1; }, [](int) { return uint4{0, 0, 0, 0}; });
+      return exchange.template fetch<T>(me, weights.count, b < now.count, from, width, spans_from(0),
+                                        [](int) { return uint4{0, 0, 0, 0}; });
     }
   }
 
   // dh of the step before, for sequences that took this step; a reset stops it.
   __device__ __forceinline__ void carry(int k, int tile, const float (&sums)[4]) {
+    if (t.gate_splits > 1)
+      store_relaxed(part(k, me.slice(), tile),
+                    {word_of(sums[0]), word_of(sums[1]), word_of(sums[2]), word_of(sums[3])});
+    else
+      keep(tile, sums);
+  }
+
+  __device__ __forceinline__ void keep(int tile, const float (&sums)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int b = me.sequence(tile, 2 * me.q() + i % 2);
-      if (b >= now.count) continue;
-      if (t.gate_splits > 1) {
-        if (me.column(i / 2) < H) store_relaxed(partial_word(k, me.slice(), b, me.column(i / 2)), word_of(sums[i]));
-      } else {
-        *carried(tile, kDh + i) = is_reset(p.s, now, b) ? 0.0f : sums[i];
-      }
+      if (b < now.count) *carried(tile, kDh + i) = is_reset(p.s, now, b) ? 0.0f : sums[i];
     }
   }
 
-  __device__ __forceinline__ uint32_t* partial_word(int k, int r, int b, int u) const {
-    const int64_t row = (int64_t(k - p.s.begin) * t.gate_splits + r) * p.s.B + b;
-    return reinterpret_cast<uint32_t*>(p.partial) + row * ((H + 15) / 16 * 16) + u;
+  // The lane's four sums of part r: it reads where the same lane of another block wrote (layout.h, partial_words).
+  __device__ __forceinline__ uint32_t* part(int k, int r, int tile) const {
+    const int sets = t.unit_blocks / t.gate_splits, set = me.units_at / t.gate_splits;
+    const int64_t row = (int64_t(k - p.s.begin) * t.gate_splits + r) * divide_up(p.s.B, 8) + me.sequence(tile, 0) / 8;
+    return reinterpret_cast<uint32_t*>(p.partial) + ((row * sets + set) * t.groups + me.group) * 128 + 4 * me.lane;
   }
 
   // R > 1: adds up the partial sums of the units whose cells this block runs, in the order of the parts.
   __device__ __forceinline__ void collect(int k) {
     if constexpr (!Exchange::kWhole) {
+      if (!me.runs(0) && !me.runs(1)) return;
       me.for_own_tiles(t, [&](int tile) {
+        if (me.sequence(tile, 0) >= now.count) return;
+        float sums[4] = {};
+        Patience patience;
 #pragma unroll 1
-        for (int i = 0; i < 4; ++i) {
-          const int b = me.sequence(tile, 2 * me.q() + i % 2), u = me.column(i / 2);
-          if (!me.runs(i / 2) || b >= now.count || u >= H) continue;
-          float sum = 0.0f;
-          Patience patience;
-#pragma unroll 1
-          for (int r = 0; r < t.gate_splits; ++r) {
-            uint32_t word;
-            do word = load_relaxed_word(partial_word(k, r, b, u));
-            while (word == kUnset && !exchange.lost && patience.again(p.status, exchange.lost));
-            sum += __builtin_bit_cast(float, word);
+        for (int first = 0; first < t.gate_splits; first += kLoadsInFlight) {
+          uint4 v[kLoadsInFlight];
+          bool waits;
+          do {
+#pragma unroll
+            for (int r = 0; r < kLoadsInFlight; ++r)
+              v[r] = load_relaxed(part(k, min_of(first + r, t.gate_splits - 1), tile));
+            waits = false;
+#pragma unroll
+            for (int r = 0; r < kLoadsInFlight; ++r) waits |= unset(v[r]);
+          } while (waits && !exchange.lost && patience.again(p.status, exchange.lost));
+#pragma unroll
+          for (int r = 0; r < kLoadsInFlight; ++r) {
+            if (first + r >= t.gate_splits) break;
+            const uint32_t word[4] = {v[r].x, v[r].y, v[r].z, v[r].w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[i] += __builtin_bit_cast(float, word[i]);
           }
-          *carried(tile, kDh + i) = is_reset(p.s, now, b) ? 0.0f : sum;
         }
+        keep(tile, sums);
       });
     }
   }
@@ -288,7 +312,7 @@ struct BackwardRun {
 
 // Whether every row begins at a multiple of 16 bytes; decided on the host.
 inline bool rows_aligned(const BackwardArgs& p, int type_bytes) {
-  return p.s.H * type_bytes % 16 == 0 && all_aligned(p.dxg, p.dh, p.gates, p.c, p.c0, p.w_hh);
+  return p.s.H * type_bytes % 16 == 0 && all_aligned(p.dxg, p.dh, p.gates, p.c, p.c0, p.w_hh_t);
 }
 
 }  // namespace fastlstm::cuda

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "api.h"
+#include "layout.h"
 
 namespace py = pybind11;
 using namespace fastlstm::cuda;
@@ -59,7 +60,7 @@ void bind_args(py::module_& m) {
   pointer(b, "dxg", &BackwardArgs::dxg), pointer(b, "dh_state", &BackwardArgs::dh_state);
   pointer(b, "dc_state", &BackwardArgs::dc_state), pointer(b, "dh", &BackwardArgs::dh);
   pointer(b, "dc", &BackwardArgs::dc), pointer(b, "gates", &BackwardArgs::gates), pointer(b, "c", &BackwardArgs::c);
-  pointer(b, "c0", &BackwardArgs::c0), pointer(b, "w_hh", &BackwardArgs::w_hh), pointer(b, "dy", &BackwardArgs::dy);
+  pointer(b, "c0", &BackwardArgs::c0), pointer(b, "w_hh_t", &BackwardArgs::w_hh_t), pointer(b, "dy", &BackwardArgs::dy);
   pointer(b, "d_hr", &BackwardArgs::d_hr), pointer(b, "exchange", &BackwardArgs::exchange);
   pointer(b, "partial", &BackwardArgs::partial), pointer(b, "status", &BackwardArgs::status);
   b.def_readwrite("P", &BackwardArgs::P).def_readwrite("exchange_width", &BackwardArgs::exchange_width);
@@ -102,6 +103,8 @@ void bind_plan(py::module_& parent);
 void bind_cuda(py::module_& parent) {
   py::module_ m = parent.def_submodule("cuda", "Launchers of the CUDA kernels; use them through fastlstm.LSTM.");
   bind_args(m);
+  m.attr("patience_ms") = kPatienceMs;
+  m.def("partial_words", &partial_words, "Words of the partial sums that blocks of a tiling exchange in one step.");
   m.def("step_forward", step("step_forward", step_forward));
   m.def("step_backward_sum", step("step_backward_sum", step_backward_sum));
   m.def("step_backward", step("step_backward", step_backward));

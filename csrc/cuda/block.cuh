@@ -1,6 +1,8 @@
 // What the forward and the backward recurrent kernel share: who a thread is, its part of W_hh, staged rows, partial
 // sums.
 #pragma once
+#include <type_traits>
+
 #include "layout.h"
 #include "memory.cuh"
 #include "product.cuh"
@@ -44,17 +46,17 @@ __device__ __forceinline__ uint32_t bits_of(T x) {
     return x.bits;
 }
 
-// Four words of numbers that lie `step` apart, the first `count` of them; zero beyond. wide: 16-byte access is
-// possible. The slow way is a loop on purpose: unrolled, the loads in flight would take the registers that W_hh needs.
+// Four words of numbers, the first `count` of them; zero beyond. wide: 16-byte access is possible. The slow way is a
+// loop on purpose: unrolled, the loads in flight would take the registers that W_hh needs.
 template <class T>
-__device__ __forceinline__ uint4 gather_words(const T* from, int64_t step, int count, bool wide) {
+__device__ __forceinline__ uint4 gather_words(const T* from, int count, bool wide) {
   if (wide && count >= 4 * kPerWord<T>) return load_vector<uint4>(from);
   uint4 v{0, 0, 0, 0};
 #pragma unroll 1
   for (int i = 0; i < 4; ++i) {
     uint32_t word = 0;
 #pragma unroll
-    for (int j = 0; j < kPerWord<T>; ++j, from += step)
+    for (int j = 0; j < kPerWord<T>; ++j, ++from)
       if (i * kPerWord<T> + j < count) word |= bits_of(*from) << (16 * j);
     v = {v.y, v.z, v.w, word};
   }
@@ -63,10 +65,20 @@ __device__ __forceinline__ uint4 gather_words(const T* from, int64_t step, int c
 
 __device__ __forceinline__ bool aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
 
+// Where a lane's piece of a row of W_hh begins, and how many numbers there are to the end of the row (none: <= 0).
+template <class T>
+struct Piece {
+  const T* from;
+  int count;
+};
+
 // A warp's part of W_hh: `Pieces` 16-byte pieces per lane and span; the first `Registers` spans in registers, the
-// others in the lane's own places in shared memory, which no other thread touches.
-template <class T, int Pieces, int Registers>
+// others in the lane's own places in shared memory, which no other thread touches. Both as the product takes them.
+template <class T, class Product, int Pieces, int Registers>
 struct Weights {
+  static constexpr int kBatch = 8 / Pieces;  // spans whose loads are on their way together
+  static constexpr int kUnrolled =
+      std::is_same<T, float>::value ? 1 : 2;  // spans in shared memory; float lacks registers
   uint4 first[Registers][Pieces];
   int count;  // spans of this warp
 
@@ -76,24 +88,47 @@ struct Weights {
     return shared_memory() + l.weights + (me.warp * most * Pieces * 32 + me.lane) * 16;
   }
 
-  // piece(i, p): the p-th piece of the warp's i-th span
+  // spans(i): a cursor at the warp's i-th span. Its piece(p) is the lane's p-th piece there, next() goes one span on.
+  // What goes to shared memory comes first, while the registers are free for loads.
   template <class F>
-  __device__ __forceinline__ void load(const Layout& l, const Tiling& t, const Place& me, F piece) {
+  __device__ __forceinline__ void load(const Layout& l, const Tiling& t, const Place& me, bool wide, F spans) {
     count = (l.spans - me.split + t.k_splits - 1) / t.k_splits;
     unsigned char* mine = rest(l, me);
-#pragma unroll
-    for (int i = 0; i < Registers; ++i)
-#pragma unroll
-      for (int p = 0; p < Pieces; ++p) first[i][p] = i < count ? operand<T>(piece(i, p)) : uint4{0, 0, 0, 0};
 #pragma unroll 1
-    for (int i = Registers; i < count; ++i)
-#pragma unroll 1
-      for (int p = 0; p < Pieces; ++p)
-        store_vector(mine + ((i - Registers) * Pieces + p) * kWeightBytes, operand<T>(piece(i, p)));
+    for (int i = Registers; i < count; i += kBatch) {
+      uint4 w[kBatch][Pieces];
+      fetch(w, i, wide, spans(i));
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j)
+#pragma unroll
+        for (int p = 0; p < Pieces; ++p)
+          if (i + j < count) store_vector(mine + ((i + j - Registers) * Pieces + p) * kWeightBytes, w[j][p]);
+    }
+    fetch(first, 0, wide, spans(0));
+  }
+
+  // Spans i … i + Spans - 1, zero beyond the warp's last. Wide rows hold whole pieces: a load is made or not, and none
+  // waits for another.
+  template <int Spans, class Cursor>
+  __device__ __forceinline__ void fetch(uint4 (&w)[Spans][Pieces], int i, bool wide, Cursor at) const {
+#pragma unroll
+    for (int j = 0; j < Spans; ++j, at.next())
+#pragma unroll
+      for (int p = 0; p < Pieces; ++p) {
+        const Piece<T> piece = at.piece(p);
+        w[j][p] = uint4{0, 0, 0, 0};
+        if (i + j >= count || piece.count <= 0) continue;
+        w[j][p] = wide ? load_vector<uint4>(piece.from) : gather_words(piece.from, piece.count, false);
+      }
+#pragma unroll
+    for (int j = 0; j < Spans; ++j) {
+#pragma unroll
+      for (int p = 0; p < Pieces; ++p) w[j][p] = operand<T>(w[j][p]);
+      Product::arrange(w[j]);
+    }
   }
 
   // Adds the products with one tile of operands, whose i-th span begins at tile + i * step words.
-  template <class Product>
   __device__ __forceinline__ void multiply(Product& product, const uint32_t* tile, int step, int stride,
                                            const Layout& l, const Place& me) const {
 #pragma unroll
@@ -101,7 +136,7 @@ struct Weights {
       if (i < count) product.add(first[i], tile + i * step, stride, me.lane);
     if (count <= Registers) return;
     const unsigned char* mine = rest(l, me);
-#pragma unroll 1
+#pragma unroll kUnrolled
     for (int i = Registers; i < count; ++i) {
       uint4 w[Pieces];
 #pragma unroll
@@ -132,7 +167,7 @@ struct Partials {
   __device__ __forceinline__ void sum(const Place& me, int which, float (&values)[Values]) const {
 #pragma unroll
     for (int v = 0; v < Values; ++v) values[v] = 0.0f;
-#pragma unroll 1
+#pragma unroll 4
     for (int from = 0; from < t.k_splits; ++from) {
       const float* part = at(me, from, which);
 #pragma unroll

@@ -11,10 +11,12 @@
   X(shared_excess, 1.0, "shared memory", "time of the bytes from shared memory, over that at 128 bytes a clock") \
   X(product_excess, 1.33, "products", "time of the products, over that at the device's peak rate") \
   X(l2_clocks, 450, "L2 latency", "clocks of a round through L2: the loads of a lane that are in flight together") \
-  X(kept_span_clocks, 60, "kept spans", "clocks of a span of W_hh that lies in shared memory, in a warp's chain of products") \
-  X(register_span_clocks, 25, "register spans", "clocks of a span of W_hh that lies in registers, in the same chain") \
-  X(instruction_clocks, 4.0, "instructions", "clocks between two instructions of a warp that is alone") \
-  X(slot_clocks, 0.25, "issue slots", "clocks that an instruction of another warp of the scheduler adds") \
+  X(kept_span_clocks, 140, "kept spans", "clocks of a span of W_hh that lies in shared memory, in a warp's chain of products") \
+  X(register_span_clocks, 105, "register spans", "clocks of a span of W_hh that lies in registers, in the same chain") \
+  X(step_clocks, 800, "step", "clocks of what a warp does once a step") \
+  X(forward_cell_clocks, 1200, "forward cells", "clocks of the cells of 8 units and 8 sequences, forward") \
+  X(backward_cell_clocks, 1200, "backward cells", "clocks of the cells of 8 units and 8 sequences, backward") \
+  X(slot_clocks, 0.25, "issue slots", "clocks that an instruction of a warp of the same scheduler adds") \
   X(barrier_clocks, 40, "barriers", "clocks of a block barrier") \
   X(partial_clocks, 40, "partial sums", "clocks of adding the sums of one more warp to a tile") \
   X(grid_wait_us, 0.5, "hand-over", "microseconds from a store to where another block can load it") \

@@ -5,7 +5,8 @@
 //
 //   max(L2 bytes, shared memory, products)          throughputs: these overlap
 //   + L2 latency + kept spans + register spans      one warp's chain of loads and products
-//   + instructions + issue slots                    what it issues, and what the other warps of its scheduler issue
+//   + step + forward cells + backward cells         what it does once, and its cells one after the other
+//   + issue slots                                   what the warps of its scheduler issue
 //   + partial sums + barriers + hand-over           how warps and blocks meet
 //
 // Launches are added, and no step is faster than its activations pass through HBM. Each part is a count of `Work` times
@@ -47,7 +48,9 @@ struct Gpu {
   X(l2_rounds, "warp: rounds through L2 that wait for each other") \
   X(kept_spans, "warp: products with a span of W_hh in shared memory") \
   X(register_spans, "warp: products with a span of W_hh in registers") \
-  X(instructions, "warp: instructions issued") \
+  X(steps, "1, of a kernel that goes through the steps itself") \
+  X(forward_cells, "warp: cells of 8 units and 8 sequences, one after the other") \
+  X(backward_cells, "warp: the same, backward") \
   X(issue_slots, "instructions of all warps that share one of the four schedulers") \
   X(partial_sums, "warp: sums of other warps that it adds up") \
   X(barriers, "waits for all warps of the block") \
@@ -64,7 +67,7 @@ struct Work {
 
 struct Prediction {
   enum Part { kL2, kShared, kProducts, kChain };    // the first three overlap; from kChain on, parts add up
-  static constexpr int kCosts = 12, kHbm = kCosts;  // parts in the order of FASTLSTM_COST, then HBM
+  static constexpr int kCosts = 14, kHbm = kCosts;  // parts in the order of FASTLSTM_COST, then HBM
   double us = 0;
   std::array<double, kCosts + 1> parts{};  // microseconds
 

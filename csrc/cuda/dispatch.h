@@ -22,8 +22,8 @@ int with_type(Type type, F f) {
   }
 }
 
-template <class T, int Pieces>
-constexpr int kRegisterSpans = register_spans(std::is_same<T, float>::value, Pieces);
+template <class T, int Pieces, bool Whole>
+constexpr int kRegisterSpans = register_spans(std::is_same<T, float>::value, Pieces, Whole);
 
 // Whether every pointer is a multiple of 16 bytes, as null is.
 template <class... Pointers>

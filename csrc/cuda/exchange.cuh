@@ -76,15 +76,15 @@ struct BetweenBlocks {
     }
   }
 
-  // Fetches `count` spans of 8 rows; the lane, words 4q … 4q + 3 of row lane / 4. Where `from` is not null: from there,
-  // once they have arrived; offset(i) numbers on for the warp's i-th span. Else what plain(i) gives.
-  template <class T, class Offset, class Plain>
-  __device__ __forceinline__ const uint32_t* fetch(const Place& me, int count, const T* from, Offset offset,
-                                                   Plain plain) {
+  // Fetches `count` spans of 8 rows; the lane, words 4q … 4q + 3 of row lane / 4. `waits`: from row `from` of `width`
+  // numbers, once they have arrived; `at` is the place of the first. Else what plain(i) gives for the i-th.
+  template <class T, class Cursor, class Plain>
+  __device__ __forceinline__ const uint32_t* fetch(const Place& me, int count, bool waits, const T* from, int width,
+                                                   Cursor at, Plain plain) {
     __syncwarp();  // the strip's last use is over
     uint32_t* mine = strip + (me.lane / 4) * pitch + 4 * me.q();
-    if (from) {
-      await<T>(mine, count, from, offset);
+    if (waits) {
+      await<T>(mine, count, from, width - 4 * kPerWord<T>, at);
     } else {
 #pragma unroll 1
       for (int i = 0; i < count; ++i) store_vector(mine + i * kSpanWords, operand<T>(plain(i)));
@@ -93,29 +93,55 @@ struct BetweenBlocks {
     return strip;
   }
 
-  // Four loads are on their way at a time.
-  template <class T, class Offset>
-  __device__ __forceinline__ void await(uint32_t* mine, int count, const T* from, Offset offset) {
+  // All loads of a group are issued before the first is looked at: a group costs one round trip to L2. Beyond the row a
+  // lane loads its `last` piece, so that nothing branches between two loads; W_hh is zero there.
+  template <class T, class Cursor>
+  __device__ __forceinline__ void await(uint32_t* mine, int count, const T* from, int last, Cursor at) {
     Patience patience;
 #pragma unroll 1
-    for (int first = 0; first < count; first += 4) {
-      uint4 v[4];
+    for (int first = 0; first < count; first += kLoadsInFlight) {
+      uint4 v[kLoadsInFlight];
+      Cursor next = at;
       bool waits;
       do {
+        next = at;
+#pragma unroll
+        for (int i = 0; i < kLoadsInFlight; ++i, next.advance())
+          v[i] = load_relaxed(reinterpret_cast<const uint32_t*>(from + min_of(next.unit, last)));
         waits = false;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          v[i] = uint4{0, 0, 0, 0};
-          const int at = first + i < count ? offset(first + i) : -1;
-          if (at < 0) continue;
-          v[i] = load_relaxed(reinterpret_cast<const uint32_t*>(from + at));
-          waits |= unset(v[i]);
-        }
+        for (int i = 0; i < kLoadsInFlight; ++i) waits |= unset(v[i]);
       } while (waits && !lost && patience.again(status, lost));
+      at = next;
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
+      for (int i = 0; i < kLoadsInFlight; ++i)
         if (first + i < count) store_vector(mine + (first + i) * kSpanWords, operand<T>(v[i]));
     }
+  }
+};
+
+// Spans of a row of h: `step` numbers apart.
+struct EvenCursor {
+  int unit, step;
+
+  __device__ __forceinline__ void advance() { unit += step; }
+};
+
+// Spans of a row of dz: so many units apart, and further where the next column set begins (layout.h).
+struct SetCursor {
+  int unit;
+  int within;  // the set
+  const Layout& l;
+
+  __device__ __forceinline__ SetCursor& operator=(const SetCursor& other) {
+    unit = other.unit, within = other.within;
+    return *this;
+  }
+  __device__ __forceinline__ void advance() {
+    within += l.span_step;
+    const bool over = within >= l.set_spans;
+    unit += l.unit_step + (over ? l.set_step : 0);
+    within -= over ? l.set_spans : 0;
   }
 };
 

@@ -22,7 +22,7 @@ struct ForwardRun {
   Place me;
   const int H;
   Exchange exchange;
-  Weights<T, kForwardPieces, kRegisterSpans<T, kForwardPieces>> weights;
+  Weights<T, ForwardProduct<T>, kForwardPieces, kRegisterSpans<T, kForwardPieces, Exchange::kWhole>> weights;
   Partials<8> partials;
   Rows before, now, next;
   const bool& wide;  // rows of all arrays lie so that 16-byte access works
@@ -47,11 +47,24 @@ struct ForwardRun {
     return reinterpret_cast<float*>(shared_memory() + l.carry) + (me.group * t.row_tiles + tile) * 64 + me.lane;
   }
 
+  // Where the lane's piece of the warp's i-th span begins in a row of h.
+  __device__ __forceinline__ int place(int i) const {
+    return (me.split + i * t.k_splits) * kSpan<T> + 4 * kPerWord<T> * me.q();
+  }
+
+  struct SpanCursor {  // a piece is one gate's row of the lane's unit
+    const T* at;
+    int64_t gate;
+    int left, step;  // numbers to the end of the row, and between two spans
+
+    __device__ __forceinline__ Piece<T> piece(int g) const { return {at + g * gate, left}; }
+    __device__ __forceinline__ void next() { at += step, left -= step; }
+  };
+
   __device__ __forceinline__ void load_weights() {
-    const T* w = static_cast<const T*>(p.w_hh);
-    weights.load(l, t, me, [&](int i, int gate) {
-      const int k = (me.split + i * t.k_splits) * kSpan<T> + 4 * kPerWord<T> * me.q();
-      return gather_words(w + (int64_t(gate) * H + unit()) * H + k, 1, unit() < H ? H - k : 0, wide);
+    const T* row = static_cast<const T*>(p.w_hh) + int64_t(unit()) * H;
+    weights.load(l, t, me, wide, [&](int i) {
+      return SpanCursor{row + place(i), int64_t(H) * H, unit() < H ? H - place(i) : 0, t.k_splits * kSpan<T>};
     });
   }
 
@@ -96,7 +109,7 @@ struct ForwardRun {
         const int k = piece * 4 * kPerWord<T>;
         const bool live = b < p.s.B && !is_reset(p.s, now, b);
         uint4 words{0, 0, 0, 0};
-        if (live && k < H) words = gather_words(state_before(b) + k, 1, H - k, wide);
+        if (live && k < H) words = gather_words(state_before(b) + k, H - k, wide);
         store_vector(exchange.words() + i * 4, operand<T>(words));
       }
       __syncthreads();
@@ -111,40 +124,44 @@ struct ForwardRun {
       const int b = me.sequence(tile, me.lane / 4);
       const bool zero = b >= now.count || is_reset(p.s, now, b), given = k == p.s.begin || b >= before.count;
       const T* from = static_cast<const T*>(p.exchange) + (before.first + b) * p.exchange_width;
-      const auto at = [&](int i) { return (me.split + i * t.k_splits) * kSpan<T> + 4 * kPerWord<T> * me.q(); };
-      return exchange.template fetch<T>(
-          me, weights.count, zero || given ? nullptr : from,
-          [&](int i) { return at(i) < p.exchange_width ? at(i) : -1; },
-          [&](int i) {
-            if (zero || at(i) >= H) return uint4{0, 0, 0, 0};
-            return gather_words(state_before(b) + at(i), 1, H - at(i), wide);
-          });
+      const EvenCursor first{place(0), t.k_splits * kSpan<T>};
+      return exchange.template fetch<T>(me, weights.count, !(zero || given), from, p.exchange_width, first, [&](int i) {
+        if (zero || place(i) >= H) return uint4{0, 0, 0, 0};
+        return gather_words(state_before(b) + place(i), H - place(i), wide);
+      });
     }
   }
 
-  // One step of the cell for a tile: sums of products come in, everything the step produces goes out.
+  // One step of the cell for a tile: sums of products come in, everything the step produces goes out, h first: the next
+  // step waits for it and for nothing else.
   __device__ __forceinline__ void cell(int k, int tile, const float (&sums)[8]) {
     recompute(me.lane), recompute(me.group), recompute(me.units_at), recompute(me.rows_at);
     wait_copies<1>();
     __syncwarp();
     T* staged = slot(k, tile);
-    float h[2] = {};
+    T h[2] = {};
+    float c[2] = {}, gate[2][4];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int row = 2 * me.q() + j, b = me.sequence(tile, row);
-      if (b >= now.count || unit() >= H) continue;
-      float* c = carried_c(tile) + 32 * j;
-      const float c_prev = is_reset(p.s, now, b) ? 0.0f : *c;
-      float gate[4], c_new;
+      if (b < now.count && unit() < H) {
+        float value;
+        const float c_prev = is_reset(p.s, now, b) ? 0.0f : carried_c(tile)[32 * j];
 #pragma unroll
-      for (int g = 0; g < 4; ++g) gate[g] = sums[2 * g + j] + to_float(staged[(g * 8 + row) * 8 + me.lane / 4]);
-      LstmCell::forward<typename MathOf<T>::type>(gate, c_prev, c_new, h[j]);
-      *c = c_new;
-      if (p.c) p.c[(now.first + b) * H + unit()] = c_new;
-#pragma unroll
-      for (int g = 0; g < 4; ++g) staged[(g * 8 + row) * 8 + me.lane / 4] = from_float<T>(gate[g]);
+        for (int g = 0; g < 4; ++g) gate[j][g] = sums[2 * g + j] + to_float(staged[(g * 8 + row) * 8 + me.lane / 4]);
+        LstmCell::forward<typename MathOf<T>::type>(gate[j], c_prev, c[j], value);
+        h[j] = from_float<T>(value);
+      }
+      if constexpr (Exchange::kWhole) keep(tile, staged, row, b, h[j], c[j], gate[j]);
     }
-    hand_on(tile, h);
+    if constexpr (!Exchange::kWhole) {
+      send(tile, h);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int row = 2 * me.q() + j;
+        keep(tile, staged, row, me.sequence(tile, row), h[j], c[j], gate[j]);
+      }
+    }
     __syncwarp();
     const int b = me.sequence(tile, me.lane / 4);
     if (p.gates && b < now.count && first_unit() < H)
@@ -152,23 +169,21 @@ struct ForwardRun {
                   staged + (me.q() * 8 + me.lane / 4) * 8, H - first_unit(), wide);
   }
 
-  // h to the next step and to memory; to h_n where a sequence ends.
-  __device__ __forceinline__ void hand_on(int tile, const float (&h)[2]) {
-    const T value[2] = {from_float<T>(h[0]), from_float<T>(h[1])};
-    if constexpr (!Exchange::kWhole) send(tile, value);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int row = 2 * me.q() + j, b = me.sequence(tile, row);
-      const bool live = b < now.count && unit() < H;
-      if constexpr (Exchange::kWhole) {
-        const bool stopped = is_reset(p.s, next, b);
-        if (unit() < H && (live || stopped))
-          exchange.put(exchange.parity ^ 1, 8 * tile + row, unit(), stopped ? T{} : value[j]);
-      }
-      if (!live) continue;
-      if (p.exchange != p.h) static_cast<T*>(p.h)[(now.first + b) * H + unit()] = value[j];
-      if (b >= next.count) static_cast<T*>(p.h_n)[int64_t(b) * H + unit()] = value[j];
+  // What the cell of sequence b produced: h to the next step of this block and to memory, h to h_n where the sequence
+  // ends, c and gates.
+  __device__ __forceinline__ void keep(int tile, T* staged, int row, int b, T h, float c, const float (&gate)[4]) {
+    const bool live = b < now.count && unit() < H;
+    if constexpr (Exchange::kWhole) {
+      const bool stopped = is_reset(p.s, next, b);
+      if (unit() < H && (live || stopped)) exchange.put(exchange.parity ^ 1, 8 * tile + row, unit(), stopped ? T{} : h);
     }
+    if (!live) return;
+    if (p.exchange != p.h) static_cast<T*>(p.h)[(now.first + b) * H + unit()] = h;
+    if (b >= next.count) static_cast<T*>(p.h_n)[int64_t(b) * H + unit()] = h;
+    carried_c(tile)[32 * (row % 2)] = c;
+    if (p.c) p.c[(now.first + b) * H + unit()] = c;
+#pragma unroll
+    for (int g = 0; g < 4; ++g) staged[(g * 8 + row) * 8 + me.lane / 4] = from_float<T>(gate[g]);
   }
 
   // BetweenBlocks. Numbers beyond H are zero.

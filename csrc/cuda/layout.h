@@ -35,6 +35,9 @@ struct Layout {
   size_t weights, operand, partial, stage, carry, bytes;  // offsets; bytes: the end
   int stage_bytes;                                        // of one slot: one tile of 8 sequences, 8 units
   int carry_floats;                                       // per lane, tile and group
+  // Backward, numbers between a warp's spans in a row of dz: `unit_step` each time, `set_step` more where a span is the
+  // first in another column set; a span is `span_step` on from the one before, modulo the `set_spans` of a set.
+  int unit_step, set_step, span_step, set_spans;
 };
 
 constexpr int kWeightBytes = 512;   // of one 16-byte piece for all lanes of a warp
@@ -72,14 +75,31 @@ FASTLSTM_BOTH Layout forward_layout(const Tiling& t, int H, int type_bytes, int 
 // Carried for two columns and two sequences: dh, dc, c.
 FASTLSTM_BOTH Layout backward_layout(const Tiling& t, int H, int type_bytes, int register_spans, bool whole) {
   const int columns = 16 * t.groups, slices = divide_up(H, columns);
-  const int spans = slices * (columns / t.gate_splits) * type_bytes / 16;
-  return lay_out(t, spans, register_spans, kBackwardPieces, 4, whole, 256 * type_bytes + 256 + 64 * type_bytes, 4, 12);
+  const int span_units = 16 / type_bytes, slice_units = columns / t.gate_splits;
+  const int spans = slices * slice_units / span_units;
+  Layout l =
+      lay_out(t, spans, register_spans, kBackwardPieces, 4, whole, 256 * type_bytes + 256 + 64 * type_bytes, 4, 12);
+  l.set_spans = slice_units / span_units;
+  l.span_step = t.k_splits % l.set_spans;
+  l.unit_step = t.k_splits / l.set_spans * columns + l.span_step * span_units;
+  l.set_step = columns - slice_units;
+  return l;
 }
 
-constexpr int kMaxWarps = 16;  // of a block: 128 registers a thread
+// Words of the partial sums of dh of one step: [part][tile of 8 sequences][group of 16 columns][lane][4].
+FASTLSTM_BOTH int64_t partial_words(const Tiling& t, int B) {
+  return int64_t(t.unit_blocks) * t.groups * divide_up(B, 8) * 128;
+}
 
-// Spans of W_hh that a lane keeps in registers: 64 words of its 128. The scalar products need more of them for sums.
-FASTLSTM_BOTH constexpr int register_spans(bool scalar, int pieces) { return (scalar ? 32 : 64) / (4 * pieces); }
+// Warps of a block: `tile` needs up to 16 to cover its units; blocks that hand on have 8, whose 255 registers a thread
+// hold the same W_hh and leave room for loads in flight.
+FASTLSTM_BOTH constexpr int max_warps(bool whole) { return whole ? 16 : 8; }
+constexpr int kLoadsInFlight = 8;  // 16-byte loads of exchanged numbers that a lane issues before it looks at one
+
+// Spans of W_hh that a lane keeps in registers: half of its words. The scalar products need more of them for sums.
+FASTLSTM_BOTH constexpr int register_spans(bool scalar, int pieces, bool whole) {
+  return 1024 / max_warps(whole) / (scalar ? 2 : 1) / (4 * pieces);
+}
 
 // What a recurrent kernel gets. The layout comes ready from the host: as kernel parameters it costs no registers.
 template <class Args>

@@ -10,7 +10,7 @@
 namespace fastlstm::cuda {
 
 constexpr uint32_t kUnset = 0xffffffffu;
-constexpr uint64_t kPatience = 20'000'000'000;  // ns a block waits for another before it gives up
+constexpr uint64_t kPatience = uint64_t(kPatienceMs) * 1'000'000;  // ns
 
 __device__ __forceinline__ bool unset(const uint4& v) {
   return v.x == kUnset || v.y == kUnset || v.z == kUnset || v.w == kUnset;
@@ -23,14 +23,13 @@ __device__ __forceinline__ uint4 load_relaxed(const uint32_t* from) {
   return v;
 }
 
-__device__ __forceinline__ uint32_t load_relaxed_word(const uint32_t* from) {
-  uint32_t v;
-  PTX("ld.relaxed.gpu.global.b32 %0, [%1];", (OUT_R(v)), (IN_L(from)));
-  return v;
-}
-
 __device__ __forceinline__ void store_relaxed(uint32_t* to, uint32_t word) {
   PTX("st.relaxed.gpu.global.b32 [%0], %1;", (), (IN_L(to), IN_R(word)));
+}
+
+__device__ __forceinline__ void store_relaxed(uint32_t* to, const uint4& v) {
+  PTX("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};", (),
+      (IN_L(to), IN_R(v.x), IN_R(v.y), IN_R(v.z), IN_R(v.w)));
 }
 
 // A word that the host may read while the kernel runs.

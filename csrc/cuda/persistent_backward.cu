@@ -8,7 +8,7 @@ namespace fastlstm::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(32 * kMaxWarps, 1)
+__global__ void __launch_bounds__(32 * max_warps(false), 1)
     persistent_backward_kernel(const __grid_constant__ Laid<BackwardArgs> p) {
   const Place me(p.args.t);
   BackwardRun<T, BetweenBlocks>(p, me, BetweenBlocks(p.layout, me, p.args.status)).run();
@@ -18,7 +18,7 @@ int unset_all(const BackwardArgs& p, int64_t row_bytes, int64_t first, int64_t r
   char* from = static_cast<char*>(p.exchange) + first * row_bytes;
   if (const int code = fill_bytes(from, 0xff, size_t(rows * row_bytes), stream)) return code;
   if (p.t.gate_splits == 1) return 0;
-  const size_t words = size_t(p.s.end - p.s.begin) * p.t.gate_splits * p.s.B * (divide_up(p.s.H, 16) * 16);
+  const size_t words = size_t(p.s.end - p.s.begin) * size_t(partial_words(p.t, p.s.B));
   return fill_bytes(p.partial, 0xff, 4 * words, stream);
 }
 
@@ -28,7 +28,7 @@ int persistent_backward(Type type, const BackwardArgs& p, int64_t first, int64_t
   return with_type(type, [&](auto sample) {
     using T = decltype(sample);
     if (const int code = unset_all(p, int64_t(p.exchange_width) * 4 * int(sizeof(T)), first, rows, stream)) return code;
-    const Layout l = backward_layout(p.t, p.s.H, sizeof(T), kRegisterSpans<T, kBackwardPieces>, false);
+    const Layout l = backward_layout(p.t, p.s.H, sizeof(T), kRegisterSpans<T, kBackwardPieces, false>, false);
     return launch_laid("persistent_backward", persistent_backward_kernel<T>, p, l, rows_aligned(p, sizeof(T)), true,
                        stream);
   });

@@ -9,7 +9,7 @@ namespace fastlstm::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(32 * kMaxWarps, 1)
+__global__ void __launch_bounds__(32 * max_warps(false), 1)
     persistent_forward_kernel(const __grid_constant__ Laid<ForwardArgs> p) {
   const Place me(p.args.t);
   ForwardRun<T, BetweenBlocks>(p, me, BetweenBlocks(p.layout, me, p.args.status)).run();
@@ -23,7 +23,7 @@ int persistent_forward(Type type, const ForwardArgs& p, int64_t first, int64_t r
     const int64_t row_bytes = int64_t(p.exchange_width) * int(sizeof(T));
     char* unset_from = static_cast<char*>(p.exchange) + first * row_bytes;
     if (const int code = fill_bytes(unset_from, 0xff, size_t(rows * row_bytes), stream)) return code;
-    const Layout l = forward_layout(p.t, p.s.H, sizeof(T), kRegisterSpans<T, kForwardPieces>, false);
+    const Layout l = forward_layout(p.t, p.s.H, sizeof(T), kRegisterSpans<T, kForwardPieces, false>, false);
     return launch_laid("persistent_forward", persistent_forward_kernel<T>, p, l, rows_aligned(p, sizeof(T)), true,
                        stream);
   });

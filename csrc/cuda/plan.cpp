@@ -40,9 +40,8 @@ Work step_work(const Gpu& gpu, const Problem& p) {
   w.l2_bytes = (share + p.B) * p.H * size;
   w.shared_bytes = share * p.H * size;
   w.products = share * p.H * padded;
-  w.instructions = 300;
   w.issue_slots = kCellInstructions * share / 4 * padded / 128;
-  w.barriers = 4, w.launches = 2, w.l2_rounds = 5;
+  w.barriers = 4, w.launches = 2, w.l2_rounds = 6;
   w.hbm_bytes = activations(p);
   return w;
 }
@@ -63,9 +62,11 @@ void count_warp(Work& w, const Problem& p, Kernel kernel, const Tiling& t, const
       t.row_tiles / t.phase * divide_up(t.phase, t.k_splits) + (last ? divide_up(last, t.k_splits) : 0);
   w.kept_spans = double(l.spans_per_warp - in_registers) * t.row_tiles;
   w.register_spans = double(in_registers) * t.row_tiles;
-  w.instructions = kStepInstructions + instructions_of_span(p) * double(l.spans_per_warp) * t.row_tiles +
-                   kCellInstructions * cells_of_warp(p, t, own_tiles);
-  w.issue_slots = w.instructions * l.warps / 4;
+  const int cells = cells_of_warp(p, t, own_tiles);
+  (p.backward ? w.backward_cells : w.forward_cells) = cells;
+  w.steps = 1;
+  const double of_spans = instructions_of_span(p) * double(l.spans_per_warp) * t.row_tiles;
+  w.issue_slots = (kStepInstructions + of_spans + kCellInstructions * cells) * l.warps / 4;
   if (t.k_splits > 1) w.partial_sums = double(t.k_splits) * own_tiles;
   if (kernel != Kernel::persistent) return;
   w.l2_rounds = double(divide_up(l.spans_per_warp, kLoadsInFlight)) * t.row_tiles;

@@ -102,18 +102,30 @@ __device__ __forceinline__ void sum_quad(const float (&v)[8], int q, float& firs
   second = (q & 1 ? half[3] : half[1]) + __shfl_xor_sync(0xffffffffu, q & 1 ? half[1] : half[3], 1);
 }
 
+// Two rows of the A operand as mma takes them, a lane's four words of a product side by side: whether they come from
+// registers or from shared memory, nothing has to be moved.
+__device__ __forceinline__ void interleave(uint4& a, uint4& b) {
+  const uint4 first = {a.x, b.x, a.y, b.y}, second = {a.z, b.z, a.w, b.w};
+  a = first, b = second;
+}
+template <class T>
+__device__ __forceinline__ void mma(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+  mma<T>(d, a.x, a.y, a.z, a.w, b0, b1);
+}
+
+// `arrange` prepares a lane's pieces of a span of W_hh once; `add` takes them so.
 // w: rows i, f, g, o of a unit. `tile`: word 0 of the span in row 0 of 8 sequences that lie `stride` words apart.
 template <class T>
 struct ForwardProduct {
   float d[2][4] = {};
 
+  static __device__ __forceinline__ void arrange(uint4 (&w)[4]) { interleave(w[0], w[1]), interleave(w[2], w[3]); }
   __device__ __forceinline__ void add(const uint4 (&w)[4], const uint32_t* tile, int stride, int lane) {
     const uint4 h = load_vector<uint4>(tile + (lane / 4) * stride + 4 * (lane % 4));
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
-      const uint4 &a = w[2 * pair], &b = w[2 * pair + 1];
-      mma<T>(d[pair], a.x, b.x, a.y, b.y, h.x, h.y);
-      mma<T>(d[pair], a.z, b.z, a.w, b.w, h.z, h.w);
+      mma<T>(d[pair], w[2 * pair], h.x, h.y);
+      mma<T>(d[pair], w[2 * pair + 1], h.z, h.w);
     }
   }
   // out[2 * gate + j]: sequence 2q + j
@@ -127,6 +139,7 @@ template <>
 struct ForwardProduct<float> {
   float d[4][8] = {};
 
+  static __device__ __forceinline__ void arrange(uint4 (&)[4]) {}
   __device__ __forceinline__ void add(const uint4 (&w)[4], const uint32_t* tile, int stride, int lane) {
 #pragma unroll
     for (int row = 0; row < 8; ++row) {
@@ -146,10 +159,11 @@ template <class T>
 struct BackwardProduct {
   float d[2][4] = {};
 
+  static __device__ __forceinline__ void arrange(uint4 (&w)[2]) { interleave(w[0], w[1]); }
   __device__ __forceinline__ void add(const uint4 (&w)[2], const uint32_t* tile, int stride, int lane) {
     const uint4 z = load_vector<uint4>(tile + (lane / 4) * stride + 4 * (lane % 4));
-    mma<T>(d[0], w[0].x, w[1].x, w[0].y, w[1].y, z.x, z.y);
-    mma<T>(d[1], w[0].z, w[1].z, w[0].w, w[1].w, z.z, z.w);
+    mma<T>(d[0], w[0], z.x, z.y);
+    mma<T>(d[1], w[1], z.z, z.w);
   }
   // out[2 * c + j]: column lane / 4 + 8c, sequence 2q + j
   __device__ __forceinline__ void finish(float (&out)[4], int) const {
@@ -162,6 +176,7 @@ template <>
 struct BackwardProduct<float> {
   float d[2][8] = {};
 
+  static __device__ __forceinline__ void arrange(uint4 (&)[2]) {}
   __device__ __forceinline__ void add(const uint4 (&w)[2], const uint32_t* tile, int stride, int lane) {
 #pragma unroll
     for (int row = 0; row < 8; ++row) {

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,8 @@ __all__ = [
     "spec_of",
 ]
 
-_CHUNK = 1 << 20  # pre-activations that recompute_gates holds at once
+_CHUNK = 1 << 20  # pre-activations that recompute_gates holds at once: in a CPU's cache …
+_GPU_CHUNK = 1 << 24  # … or enough for products that fill a GPU
 
 
 class BackendError(RuntimeError):
@@ -121,22 +123,29 @@ def recompute_gates(
     reset: Tensor | None,
     reverse: bool,
     h: Tensor,
+    wide: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The activated gates (T, B, 4H) or (N, 4H) again, from the saved h (save=2): two products a chunk, no recurrence.
 
-    Half types are computed in float32 and rounded once, as the forward kernels do.
+    Half types are computed in float32 and rounded once, as the forward kernels do. wide: multiplies half types into
+    float32 where the device can; without it they are multiplied as float32.
     """
     H, cell = w_hh.shape[0] // 4, cell_type(w_hh.dtype)
     before = h_previous(h, h0, batch_sizes, offsets, reset, reverse)
     N = before.shape[0]
     rows = ids.reshape(N) if x is None else x.reshape(N, x.shape[-1])
-    recurrent = w_hh.to(cell).t()
+    recurrent = w_hh.t() if wide else w_hh.to(cell).t()
     gates = h.new_empty(N, 4 * H)
-    step = max(1, _CHUNK // (4 * H))
+    step = max(1, (_CHUNK if h.device.type == "cpu" else _GPU_CHUNK) // (4 * H))
     for at in range(0, N, step):
         part = slice(at, at + step)
-        z = input_gates(None if x is None else rows[part], None if ids is None else rows[part], w_x, bias)
-        z = torch.addmm(z, before[part].to(cell), recurrent).view(-1, 4, H)
+        if wide and x is not None:
+            z = wide(rows[part], w_x.t())
+            z = z if bias is None else z.add_(bias)
+        else:
+            z = input_gates(None if x is None else rows[part], None if ids is None else rows[part], w_x, bias)
+        z = z.add_(wide(before[part], recurrent)) if wide else torch.addmm(z, before[part].to(cell), recurrent)
+        z = z.view(-1, 4, H)
         z[:, :2].sigmoid_()
         z[:, 2].tanh_()
         z[:, 3].sigmoid_()

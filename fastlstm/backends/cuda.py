@@ -20,7 +20,7 @@ from fastlstm import gpu_model, native
 from fastlstm.backends import cuda_op, cuda_plan
 from fastlstm.backends.common import BackendError, Spec, spec_of
 from fastlstm.backends.cuda_op import Plan
-from fastlstm.backends.device import allows_tf32, not_nvidia, products_as_cudnn
+from fastlstm.backends.device import allows_tf32, multiplies_wide, not_nvidia, product_into, products_as_cudnn
 
 __all__ = ["KERNELS", "NAME", "backward", "force", "forward", "plan", "why_not"]
 
@@ -156,19 +156,10 @@ class _Gpu:
         return 0 if tensor is None else tensor.data_ptr()
 
     def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        if out.dtype == a.dtype:
-            torch.mm(a, b, out=out)
-        else:
-            torch.mm(a, b, out_dtype=out.dtype, out=out)
+        product_into(a, b, out)
 
     def product_type(self, dtype: torch.dtype) -> torch.dtype:
-        return torch.float32 if _wide_products() else dtype
-
-
-@cache
-def _wide_products() -> bool:
-    """Whether this torch multiplies half types into float32."""
-    return "dtype_out" in torch.ops.aten.mm.overloads()
+        return torch.float32 if multiplies_wide() else dtype
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from fastlstm.backends.common import BackendError, cell_type, recompute_gates
 
 TYPE_CODES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}
 _TF32 = 1
-_CHUNK_BYTES = 32 << 20  # of an input side that is not kept
+_CHUNK_BYTES = 32 << 20  # of an input side that is not kept …
+_CHUNK_STEPS = 256  # … but at least so many steps: a launch loads W_hh, which costs as much as some of them
 _PARTIAL_BYTES = 64 << 20  # of partial sums that travel between blocks
 
 
@@ -156,7 +157,7 @@ def forward(rt: Runtime, plan: Plan, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batc
 def _in_chunks(rt: Runtime, args: Any, steps: Steps, x: Tensor, w_x: Tensor, bias, run: Callable) -> None:
     """Input side and recurrence of one range of steps after the other, where the input side is not kept."""
     row_bytes = w_x.shape[0] * x.element_size()
-    for begin, end in steps.chunks(max(1, _CHUNK_BYTES // row_bytes)):
+    for begin, end in steps.chunks(max(1, _CHUNK_BYTES // row_bytes, _CHUNK_STEPS * steps.B)):
         rows = steps.rows(begin, end)
         xg = input_side(x[rows], w_x, bias)
         # where row 0 of all would lie; below 0 it wraps, as the kernel's addresses then do
@@ -226,15 +227,29 @@ def backward(rt: Runtime, plan: Plan, dh, dc, dh_n, dc_n, *saved):
     dc_state = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
     if N:
         if save == 2:
-            gates = recompute_gates(x, ids, w_x, bias, w_hh, h0, batch_sizes, offsets, reset, reverse, h)
+            wide = _wide_product(rt) if rt.product_type(h.dtype) != h.dtype else None
+            gates = recompute_gates(x, ids, w_x, bias, w_hh, h0, batch_sizes, offsets, reset, reverse, h, wide)
         args = _sequence(rt, rt.lib.BackwardArgs(), steps, H, offsets, reset)
         args.dh, args.dc = rt.use("dh", dh, "in"), rt.use("dc", dc, "in")
         args.gates, args.c, args.c0 = rt.use("gates", gates, "in"), rt.use("c", c, "in"), rt.use("c0", c0, "in")
-        args.w_hh, args.dxg = rt.use("w_hh", w_hh, "in"), rt.use("dxg", dxg, "out")
+        # a column of W_hh as a row: the recurrent kernels load it 16 bytes at a time
+        w_hh_t = None if plan.backward.kernel == "step" else w_hh.t().contiguous()
+        args.w_hh_t, args.dxg = rt.use("w_hh_t", w_hh_t, "in"), rt.use("dxg", dxg, "out")
         args.dh_state, args.dc_state = rt.use("dh_state", dh_state, "state"), rt.use("dc_state", dc_state, "state")
         _BACKWARD[plan.backward.kernel](rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state)
     d_hr = d_hr.view(*lead, P) if w_hr is not None else d_hr
     return dxg.view(*lead, 4 * H), d_hr, dh_state.to(w_hh.dtype), dc_state
+
+
+def _wide_product(rt: Runtime) -> Callable[[Tensor, Tensor], Tensor]:
+    """Multiplies half types into a new float32 tensor."""
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        out = a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32)
+        rt.product(a, b, out)
+        return out
+
+    return product
 
 
 def _step_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
@@ -265,7 +280,7 @@ def _persistent_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh
     width = _width(args.H, dxg.element_size())
     exchange = dxg if width == args.H else dxg.new_empty(dxg.shape[0], 4 * width)
     args.exchange, args.exchange_width = rt.use("exchange", exchange, "out"), width
-    per_step = tiling.gate_splits * steps.B * -(-args.H // 16) * 16 if tiling.gate_splits > 1 else 0
+    per_step = rt.lib.partial_words(tiling, steps.B) if tiling.gate_splits > 1 else 0
     most = min(steps.T, max(1, _PARTIAL_BYTES // (4 * per_step))) if per_step else steps.T
     partial = dxg.new_empty(most * per_step, dtype=torch.float32) if per_step else None
     args.partial = rt.use("partial", partial, "out")

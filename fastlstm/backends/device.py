@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from threading import Lock
 
 import torch
+from torch import Tensor
 
 _switching = Lock()
 _calls = 0  # inside `products_as_cudnn`
@@ -42,6 +44,29 @@ def products_as_cudnn(dtype: torch.dtype) -> Iterator[None]:
             _calls -= 1
             if not _calls:
                 _set_matmul(_before)
+
+
+def products_of(tensor: Tensor) -> AbstractContextManager[None]:
+    """`products_as_cudnn` for products with this tensor, where they run on a GPU and are not being traced."""
+    traced = torch.compiler.is_compiling()
+    return products_as_cudnn(tensor.dtype) if tensor.is_cuda and not traced else nullcontext()
+
+
+@cache
+def multiplies_wide() -> bool:
+    """Return whether this torch multiplies half types into float32 on a GPU."""
+    return "dtype_out" in torch.ops.aten.mm.overloads()
+
+
+def product_into(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Write a @ b to `out`, which may be float32 where a and b are half types; cuBLAS sums in float32 either way."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+        return
+    try:
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    except RuntimeError:  # a size or stride for which cuBLAS has no such product
+        torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
 
 
 def _word() -> str:

@@ -177,7 +177,7 @@ def test_what_a_kernel_left_in_the_status_word_is_raised_once(monkeypatch):
 def test_products_go_to_wide_results_where_torch_can():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    assert cuda._wide_products()
+    assert device.multiplies_wide()
     with FakeTensorMode():
         a, b = (torch.empty(2, 2, device="cuda", dtype=torch.bfloat16) for _ in range(2))
         for out in (torch.empty(2, 2, device="cuda"), torch.empty_like(a)):
@@ -252,6 +252,7 @@ def test_a_module_runs_through_it(simulated):
 def test_an_input_side_at_a_low_address(monkeypatch):
     """Kernels count rows from the first of all; where a chunk lies lower than its rows are many, that address wraps."""
     monkeypatch.setattr(cuda_op, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(cuda_op, "_CHUNK_STEPS", 0)
     x, w_x, found = torch.randn(3, 2), torch.randn(8, 2), []
     rt, args = SimpleNamespace(use=lambda *_: 40), library_args()
     steps = cuda_op.Steps.of(x[:, None], 1, None, False)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import fastlstm
+from fastlstm import gradients
 from fastlstm.backends import device
+from fastlstm.products import product
 
 NEW = [(True, "tf32"), (False, "ieee")]
 
@@ -67,3 +71,46 @@ def test_a_torch_before_2_9(monkeypatch):
     with device.products_as_cudnn(torch.float32):
         assert old.cuda.matmul.allow_tf32 is True
     assert old.cuda.matmul.allow_tf32 is False
+
+
+@pytest.mark.parametrize(("is_cuda", "expected"), [(True, "tf32"), (False, "none")])
+def test_products_with_a_tensor_follow_cudnn_on_a_gpu_only(monkeypatch, is_cuda, expected):
+    monkeypatch.setattr(device, "allows_tf32", lambda: True)
+    before = _now()
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    try:
+        with device.products_of(SimpleNamespace(is_cuda=is_cuda, dtype=torch.float32)):
+            assert _now() == expected
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_gradients_of_weights_and_input_are_such_products(monkeypatch):
+    entered = []
+
+    @contextmanager
+    def watched(tensor):
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    monkeypatch.setattr(gradients, "products_of", watched)
+    monkeypatch.setattr(gradients, "product", lambda *a, **k: entered.append("product") or product(*a, **k))
+    lstm = fastlstm.LSTM(3, 5)
+    x = torch.randn(4, 2, 3, requires_grad=True)
+    with fastlstm.backend("reference"):
+        lstm(x)[0].sum().backward()
+    assert entered == ["in", *["product"] * 4, "out"]  # dx, dW_ih, dW_hh from its steps and from the first
+
+
+def test_a_product_that_cublas_does_not_have_is_made_in_float32(monkeypatch):
+    plain, a, b, out = torch.mm, torch.randn(3, 5).half(), torch.randn(5, 7).half(), torch.empty(3, 7)
+
+    def mm(*args, **options):
+        if "out_dtype" in options:
+            raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+        return plain(*args, **options)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    device.product_into(a, b, out)
+    assert torch.equal(out, a.float() @ b.float())

@@ -40,7 +40,9 @@ MUTATIONS = (
         "b < before.count ? p.c + (before.first + b) * H + u",
         "b <= before.count ? p.c + (before.first + b) * H + u",
     ),
-    Mutation(ROW, FORWARD, "product.cuh", "a.x, b.x, a.y, b.y, h.x", "b.x, a.x, a.y, b.y, h.x"),
+    Mutation(
+        ROW, FORWARD + " " + BACKWARD, "product.cuh", "first = {a.x, b.x, a.y, b.y}", "first = {b.x, a.x, a.y, b.y}"
+    ),
     Mutation(
         ROW,
         FORWARD,
@@ -48,7 +50,8 @@ MUTATIONS = (
         "h = load_vector<uint4>(tile + (lane / 4)",
         "h = load_vector<uint4>(tile + (lane / 4 ^ 1)",
     ),
-    Mutation(TAIL, FORWARD, "forward.cuh", "unit() < H ? H - k : 0, wide);", "unit() <= H ? H - k : 0, wide);"),
+    Mutation(TAIL, FORWARD, "forward.cuh", "unit() < H ? H - place(i) : 0, t.", "unit() <= H ? H - place(i) : 0, t."),
+    Mutation(TAIL, FORWARD, "forward.cuh", "left -= step; }", "left -= step / 2; }"),
     Mutation(TAIL, FORWARD, "block.cuh", "i < min_of(valid, 8)", "i < min_of(valid, 9)"),
     Mutation(
         TAIL,
@@ -70,7 +73,9 @@ MUTATIONS = (
         "float",
     ),
     Mutation(WAIT, FORWARD, "forward.cuh", "    wait_copies<1>();\n", "    wait_copies<2>();\n"),
-    Mutation(WAIT, BOTH, "exchange.cuh", "          waits |= unset(v[i]);\n", ""),
+    Mutation(WAIT, BOTH, "exchange.cuh", "waits |= unset(v[i]);", ";"),
+    Mutation(WAIT, BOTH, "exchange.cuh", "i = 0; i < kLoadsInFlight; ++i) waits", "i = 0; i < 1; ++i) waits"),
+    Mutation(TAIL, BOTH, "exchange.cuh", "min_of(next.unit, last)", "next.unit"),
     Mutation(ORDER, BOTH, "memory.cuh", " || v.y == kUnset || v.z == kUnset || v.w == kUnset", ""),
     Mutation(
         ORDER,
@@ -83,8 +88,14 @@ MUTATIONS = (
     Mutation(
         UNSET, FORWARD, "forward.cuh", "    for_own_states([](float* place, float* state) { *place = *state; });\n", ""
     ),
-    Mutation(ROW, BACKWARD, "product.cuh", "w[0].x, w[1].x, w[0].y", "w[1].x, w[0].x, w[0].y"),
-    Mutation(TAIL, BACKWARD, "backward.cuh", "H, at < H ? H - u : 0, false);", "H, at <= H ? H - u : 0, false);"),
+    Mutation(TAIL, BACKWARD, "backward.cuh", "first + 8 * h < H ? H - at.unit : 0", "first + 8 * h <= H ? H - at.unit : 0"),
+    Mutation(
+        ROW,
+        "persistent_backward",
+        "exchange.cuh",
+        "unit += l.unit_step + (over ? l.set_step : 0);",
+        "unit += l.unit_step;",
+    ),
     Mutation(
         TAIL,
         BACKWARD,
@@ -99,8 +110,8 @@ MUTATIONS = (
         WAIT,
         "persistent_backward",
         "backward.cuh",
-        "            while (word == kUnset && !exchange.lost && patience.again(p.status, exchange.lost));",
-        "            while (false);",
+        "          } while (waits && !exchange.lost && patience.again(p.status, exchange.lost));",
+        "          } while (false);",
     ),
     Mutation(UNSET, "tile_backward", "backward.cuh", "      exchange.clear();\n", ""),
     Mutation(

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlstm.backends.common import recompute_gates
-from fastlstm.backends.device import products_as_cudnn
+from fastlstm.backends.common import HALF_TYPES, recompute_gates
+from fastlstm.backends.device import multiplies_wide, product_into, products_as_cudnn
 from fastlstm.backends.triton import resident, step, streamed
 from fastlstm.backends.triton.padding import cut_gates, cut_units, pad_gate_rows, pad_gates, pad_units, padded, to_tf32
 from fastlstm.backends.triton.planner import Plan, Tile
@@ -62,6 +62,12 @@ def _guard(tensor: Tensor) -> Iterator[None]:
     """The tensor's device as the current one, and torch's float32 products as the kernels': TF32 where cuDNN's are."""
     with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext(), products_as_cudnn(tensor.dtype):
         yield
+
+
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    out = a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32)
+    product_into(a, b, out)
+    return out
 
 
 def _tiles(count: int, size: int) -> int:
@@ -223,7 +229,8 @@ def backward(
             d_hr = w_hh.new_empty((*lead, P) if w_hr is not None else (0,))
             return w_hh.new_empty(*lead, 4 * H), d_hr, *(d.clone() for d in d_states)
         if save == 2:
-            gates = recompute_gates(x, ids, w_x, bias, w_hh, h0, batch_sizes, offsets, reset, reverse, h)
+            wide = _wide_product if h.is_cuda and h.dtype in HALF_TYPES and multiplies_wide() else None
+            gates = recompute_gates(x, ids, w_x, bias, w_hh, h0, batch_sizes, offsets, reset, reverse, h, wide)
         wide, narrow = padded(H), padded(P)
         dxg = w_hh.new_empty(*lead, 4 * wide)
         d_hr = w_hh.new_empty((*lead, narrow) if w_hr is not None else (0,))
