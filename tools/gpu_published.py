@@ -14,7 +14,6 @@ from typing import Any
 from fastlstm import gpu_model
 from fastlstm.gpu_model import Device
 
-ALIKE = 200 + 300  # instructions of a step outside its products, and of a cell, as in our kernels
 HOST_LAUNCH_US = 5.0  # a kernel launched by compiled host code, when the device waits for the host
 
 
@@ -35,7 +34,7 @@ def spread(device: Device, H: int, B: int, itemsize: int, hand_overs: float) -> 
     share = ceil(4 * H / (device.sms * 8)) * 8  # rows of W_hh of one SM, in tiles of 8
     padded = max(16, ceil(B / 16) * 16)
     w.blocks, w.l2_bytes, w.shared_bytes = device.sms, B * H * itemsize, share * H * itemsize
-    w.products, w.instructions, w.barriers = share * H * padded, ALIKE, 4
+    w.products, w.steps, w.forward_cells, w.barriers = share * H * padded, 1, 1, 4
     w.l2_rounds, w.grid_waits = 1, hand_overs
     return w
 
