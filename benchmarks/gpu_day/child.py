@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.gpu_day import stages
-from benchmarks.gpu_day.driver import DEVICE_LOST
+from benchmarks.gpu_day.driver import DEVICE_LOST, SPOILED
 from benchmarks.gpu_day.rows import Rows
 
 
@@ -51,7 +51,7 @@ def wait() -> int:
 
 
 def work(order: dict[str, Any]) -> int:
-    """Run the items of a stage from order["after"] on; returns 0, 1 where an item failed, or DEVICE_LOST."""
+    """Run the items of a stage from order["after"] on; returns 0, 1 where an item failed, DEVICE_LOST or SPOILED."""
     from benchmarks.gpu_day.place import at
 
     stage = stages.named(order["stage"])
@@ -67,6 +67,7 @@ def work(order: dict[str, Any]) -> int:
         if time.time() > order["until"]:
             left = len(items) - number
             break
+        place.tidy()
         _write(progress, at=number, what=item.what, key=item.key, items=len(items), failed=failed)
         try:
             _fault(stage.name, number)
@@ -77,6 +78,8 @@ def work(order: dict[str, Any]) -> int:
             rows.add(stage.module, item=item.what, **trouble(error))
             if not place.alive():
                 return DEVICE_LOST
+        if place.spoiled:
+            return SPOILED
     _write(progress, at=len(items), what="end", items=len(items), left=left, failed=failed)
     return 1 if failed else 0
 

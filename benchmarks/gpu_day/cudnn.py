@@ -31,6 +31,7 @@ def cells() -> list[Cell]:
 
 
 def items(place: Place) -> list[Item]:
+    place.warm()
     wanted = cells()
     if place.rehearsal:
         wanted = [
@@ -52,7 +53,7 @@ def run(place: Place, item: Item) -> Iterator[dict]:
                 x = input_of(cell._replace(T=T), place, mode == "training")
                 calls[T] = call_of(lstm, x, mode)
             yield _row(place, cell, mode, False, *measure.in_turns(place, calls, **REPEATS))
-            if mode != "forward":
+            if mode != "forward" and cell.layout != "packed":  # torch copies lengths to the GPU, which no graph can
                 replays, errors = measure.replays(place, calls)
                 seconds, often = measure.in_turns(place, replays, **REPEATS)
                 yield _row(place, cell, mode, True, seconds, often | errors)

@@ -27,6 +27,7 @@ GRACE = 3.0  # seconds between a process's own limit and its end by force
 MOST_LOSSES = 8  # of one stage
 LEAST = 5.0  # seconds below which no stage is begun
 DEVICE_LOST = 75  # exit code of a child whose GPU context is ruined
+SPOILED = 76  # of one whose torch is: what an item did is known, but another process must go on
 
 
 class Driver:
@@ -67,12 +68,13 @@ class Driver:
         until = begin + limit
         while True:
             code, error, progress = self._process(stage, after, until)
-            failed |= bool(progress.get("failed")) or code != 0
+            failed |= bool(progress.get("failed")) or code not in (0, SPOILED)
             if code in (0, 1) or code == "out of time":
                 break
             losses += 1
-            self.lost.append([stage.name, progress.get("key", "")])
-            self._fate(stage, code, time.time() - begin, error=error, lost=progress.get("what", "start"))
+            if code != SPOILED:
+                self.lost.append([stage.name, progress.get("key", "")])
+                self._fate(stage, code, time.time() - begin, error=error, lost=progress.get("what", "start"))
             if "at" not in progress or losses > MOST_LOSSES or until - time.time() < LEAST:
                 break
             after = progress["at"] + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -64,7 +65,10 @@ def said(error: BaseException) -> str:
 
 
 def captured(place: Place, run: Run) -> tuple[Run, list]:
-    """The call as a CUDA graph: what replays it, and the tensors that a replay fills. Three calls outside come first."""
+    """The call as a CUDA graph: what replays it, and the tensors that a replay fills. Three calls outside come first.
+
+    torch.cuda.graph would empty the allocator's cache each time, which costs more than the capture.
+    """
     if place.rehearsal:
         kept = [tensor.detach() for tensor in run()]
         return (lambda: [a.copy_(b.detach()) for a, b in zip(kept, run(), strict=True)]), kept
@@ -73,9 +77,21 @@ def captured(place: Place, run: Run) -> tuple[Run, list]:
     with torch.cuda.stream(side):
         for _ in range(3):
             run()
+        torch.cuda.synchronize()
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            kept = [tensor.detach() for tensor in run()]
+        except BaseException:
+            with suppress(RuntimeError):
+                graph.capture_end()
+            place.mend(graph)
+            raise
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            place.mend(graph)
+            raise
     torch.cuda.current_stream().wait_stream(side)
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        kept = [tensor.detach() for tensor in run()]
     return graph.replay, kept
 
 

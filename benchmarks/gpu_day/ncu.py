@@ -64,7 +64,7 @@ def one(kernel: str, H: int, B: int, place: Place | None = None) -> None:
 
     if place is None:
         place = Place({"out": "", "until": 0.0, "lost": [], "stage": "ncu"})
-    place.start()
+    place.start(warm=False)
     with place.math("bf16"), torch.no_grad():
         plan = Plan(*place.choose("bf16", H, B, only=kernel), False)
         inputs, grads, saved = sweep.ready(place, "bf16", H, B).of(T)

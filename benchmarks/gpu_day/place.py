@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import product
 from typing import Any
 
 import torch
@@ -32,22 +31,37 @@ class Place:
     def __init__(self, order: dict[str, Any]) -> None:
         self.out, self.until, self.lost = order["out"], order["until"], [tuple(pair) for pair in order["lost"]]
         self.stage = order["stage"]
+        self.failed: list[Any] = []  # graphs whose capture failed
+        self.spoiled = False  # whether torch of this process is of no more use
         self.timed_out: set[tuple] = set()  # (kernel, math, backward) that left a status word in this process
         self._open()
 
     def _open(self) -> None:
         self.device, self.ready = torch.device("cuda", 0), False
 
-    def start(self) -> None:
+    def start(self, warm: bool = True) -> None:
         """Begin to use the device; SystemExit with the reason where it cannot be."""
         if self.ready:
             return
         reason = cuda.not_built() or cuda._wrong_device(self.device)
         if reason:
             raise SystemExit(f"the cuda backend cannot run: {reason}")
-        torch.cuda.init()
         self.lib, self.about, self.ready = native.load().plan, cuda._gpu(0), True
         self.status = cuda._status(0)
+        if warm:
+            self.warm()
+
+    def warm(self) -> None:
+        """A fifth of a second of products, so that clocks have risen before anything is timed."""
+        a = torch.randn(4096, 4096, device=self.device).to(torch.bfloat16)
+        for _ in range(1000):
+            a @ a
+        self.sync()
+
+    def tidy(self) -> None:
+        """Give back memory that earlier items left, where it is much."""
+        if torch.cuda.is_initialized() and torch.cuda.memory_reserved() > 24 << 30:
+            torch.cuda.empty_cache()
 
     def alive(self) -> bool:
         """Whether the device still does what it is told."""
@@ -56,6 +70,17 @@ class Place:
             return torch.ones(2, device=self.device).sum().item() == 2
         except Exception:
             return False
+
+    def mend(self, graph: torch.cuda.CUDAGraph) -> None:
+        """After a capture that failed: torch's generator still believes in it and would refuse to draw."""
+        self.failed.append(graph)  # the allocator may still ask it which stream it captured
+        try:
+            fresh = torch.Generator(self.device)
+            torch.cuda.default_generators[0].graphsafe_set_state(fresh.graphsafe_get_state())
+            torch.rand(1, device=self.device)
+            self.sync()
+        except Exception:
+            self.spoiled = True
 
     def sync(self) -> None:
         torch.cuda.synchronize()
@@ -93,11 +118,8 @@ class Place:
         return cuda_plan.choices(self.lib, self.about, CODES[math], H=H, B=B, projected=projected, only=only)
 
     def tilings(self, math: str, H: int, B: int, backward: bool) -> list:
-        """Every choice that fits, cheapest by the cost model first."""
-        gpu = cuda_plan.gpu(self.lib, self.about)
-        if not hasattr(self.lib, "tilings"):
-            return _tilings(self.lib, gpu, CODES[math], H, B, backward)
-        return [c for c in self.lib.tilings(gpu, CODES[math], H, B, backward) if c.kernel != "step"]
+        """Every choice of tile and persistent that fits, the cheapest by the cost model first."""
+        return cuda_plan.tilings(self.lib, self.about, CODES[math], H=H, B=B, backward=backward)
 
     def avoid(self, math: str, H: int, B: int, projected: bool = False) -> str:
         """Use `step` for module calls whose kernel was lost or timed out with this math; returns what is forced."""
@@ -113,17 +135,20 @@ class Place:
     def late(self, spare: float = 0.0) -> bool:
         return time.time() > self.until - spare
 
-    @contextmanager
-    def launches(self) -> Iterator[Callable[[], list[float]]]:
-        """Inside, recurrent launches are timed one by one; the yielded function gives their seconds."""
-        pairs: list[tuple] = []
-        self.pairs = pairs
-        try:
-            yield lambda: (self.sync(), [a.elapsed_time(b) * 1e-3 for a, b in pairs])[1]
-        finally:
-            self.pairs = None
+    def launch_seconds(self, call: Callable[[], Any], times: int) -> list[float]:
+        """Seconds of the recurrent launches of a call through `forward` or `backward`, `times` times."""
+        found = []
+        for _ in range(times):
+            self.pairs = []
+            try:
+                call()
+                self.sync()
+                found.append(sum(a.elapsed_time(b) for a, b in self.pairs) * 1e-3)
+            finally:
+                self.pairs = None
+        return found
 
-    pairs: list | None = None
+    pairs: list[tuple] | None = None  # of events around launches, while they are timed
 
     def forward(self, plan: cuda_op.Plan, inputs: tuple, reverse: bool = False, save: int = 1) -> tuple:
         """One call of the op's forward with a choice of one's own, on contiguous tensors."""
@@ -183,12 +208,18 @@ class Rehearsal(Place):
     def _open(self) -> None:
         self.device, self.ready = torch.device("cpu"), False
 
-    def start(self) -> None:
+    def start(self, warm: bool = True) -> None:
         if self.ready:
             return
         self.module = hostsim.library()
         self.lib, self.about, self.ready = self.module.plan, hostsim._device(), True
         self.status = hostsim._status
+
+    def warm(self) -> None:
+        pass
+
+    def tidy(self) -> None:
+        pass
 
     def alive(self) -> bool:
         return True
@@ -232,26 +263,5 @@ def counters(thing: Any) -> dict[str, float]:
 def described(choice: Any) -> dict[str, Any]:
     """A planner's choice as columns of a row."""
     blocks = {"blocks": choice.blocks, "threads": choice.threads, "shared_bytes": choice.shared_bytes}
-    return {
-        "kernel": choice.kernel,
-        "tiling": counters(choice.t),
-        **blocks,
-        "work": counters(choice.work),
-        "predicted_us": choice.us,
-    }
-
-
-def _tilings(lib: Any, gpu: Any, code: int, H: int, B: int, backward: bool) -> list:
-    """What `plan.tilings` returns, for a native module that has no such function."""
-    units, rows, found = 16 if backward else 8, -(-B // 8), {}
-    for groups, splits, tiles in product(range(1, 17), (1, 2, 4, 8, 16), (1, 2, 4, 8, 16)):
-        if groups * splits > 16 or (groups > 1 and (groups - 1) * units >= H) or tiles > max(rows, 1):
-            continue
-        for parts, phase in product((1, 2, 4, 8) if backward else (1,), (1, 2, 4) if splits > 1 else (1,)):
-            values = (-(-H // (units * groups)) * parts, -(-rows // tiles), groups, splits, tiles, phase, parts)
-            t = lib.Tiling()
-            for name, value in zip(hostsim.TILING, values, strict=True):
-                setattr(t, name, value)
-            with suppress(ValueError):
-                found[values] = lib.fit(gpu, code, H, B, backward, "tile" if values[0] == 1 else "persistent", t)
-    return sorted(found.values(), key=lambda c: c.us)
+    model = {"work": counters(choice.work), "predicted_us": choice.us, "bound": choice.bound}
+    return {"kernel": choice.kernel, "tiling": counters(choice.t), **blocks, **model}

@@ -61,7 +61,7 @@ def one(kernel: str, math: str, case: str, place: Place | None = None) -> None:
     """The cases of this name (all: "") through a kernel."""
     if place is None:
         place = Place({"out": "", "until": 0.0, "lost": [], "stage": "sanitizer"})
-    place.start()
+    place.start(warm=False)
     cases = tuple(c for c in right.cases(place) if case in ("", c.id))
     for row in right.of(place, kernel, math, cases):
         print(row, flush=True)

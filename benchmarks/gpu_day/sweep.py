@@ -110,10 +110,7 @@ def _timed(place: Place, plan: Plan, made: Ready, back: bool) -> tuple[dict, tor
         kept[:] = [out[0]]
 
     def launch(T: int, times: int) -> float:
-        with place.launches() as read:
-            for _ in range(times):
-                call(T)
-            return statistics.median(read()) if times > 1 else sum(read())
+        return statistics.median(place.launch_seconds(lambda: call(T), times))
 
     call(short)
     row = {"status": place.taken(), "us": None, "fixed_us": None}

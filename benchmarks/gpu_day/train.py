@@ -57,9 +57,4 @@ def run(place: Place, item: Item) -> Iterator[dict]:
 
 def _alone(place: Place, call: measure.Run) -> float:
     """Median seconds of the recurrent launch of a call."""
-    found = []
-    for _ in range(5):
-        with place.launches() as read:
-            call()
-            found.append(sum(read()))
-    return statistics.median(found)
+    return statistics.median(place.launch_seconds(call, 1 if place.rehearsal else 5))
