@@ -69,10 +69,11 @@ bench-readme: .venv/.peers
 	cp build/bench-readme/results.csv benchmarks/results/cpu-avx2.csv
 	$(BIN)/python -m benchmarks.report benchmarks/results/cpu-avx2.csv --readme
 
-# FASTLSTM_CUDA_ARCHS chooses the GPUs (90a), PYTHONS the versions of Python on that machine
+# FASTLSTM_CUDA_ARCHS chooses the GPUs (90a), PYTHONS the versions of Python on that machine; TRITON, if given, is a Python
+# with that machine's torch and Triton, which compiles Triton's kernels beforehand
 PYTHONS ?= 3.10,3.11,3.12,3.13
 gpu-day: .venv/.tools .venv/.nvcc
-	$(BIN)/python -m tools.gpu_folder --pythons $(PYTHONS)
+	$(BIN)/python -m tools.gpu_folder --pythons $(PYTHONS) $(if $(TRITON),--triton $(TRITON))
 
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu')
 lint: .venv/.all

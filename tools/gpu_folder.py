@@ -1,10 +1,11 @@
 """Prepares one folder that is carried to a GPU machine and measured there: nothing is built or fetched on that machine.
 
-    python -m tools.gpu_folder [--out build/gpu-day] [--pythons 3.10,3.11,3.12,3.13]     or: make gpu-day
+    python -m tools.gpu_folder [--out build/gpu-day] [--pythons 3.10,3.11,3.12,3.13] [--triton PYTHON]    or: make gpu-day
 
 The folder holds the package with the native module for each of those Pythons that has its headers here (CUDA kernels and
 planner, no CPU kernels), benchmarks/, tools/, csrc/ (for the host simulation and for Nsight Compute), the
-microbenchmarks `ubench`, the commit in COMMIT, and HOW, five lines on its use. The kernels are compiled once, for
+microbenchmarks `ubench`, the commit in COMMIT, and HOW, five lines on its use. PYTHON has the torch and Triton of that
+machine and compiles Triton's kernels too (tools/triton_cache.py). The kernels are compiled once, for
 FASTLSTM_CUDA_ARCHS (90a if that is not set), and give up waiting after 200 ms. All flags are CMakeLists.txt's.
 """
 
@@ -33,7 +34,7 @@ ASK = (
 )
 HOW = """\
 Needs a GPU for code of sm_{archs}, a driver for CUDA 13, Python {pythons} with torch, numpy and triton; no network.
-In this folder: python3 -m benchmarks.gpu_day --out RESULTS --seconds 585     (one stage: --stage NAME; it stops by itself)
+Here: TRITON_CACHE_DIR=$PWD/triton-cache python3 -m benchmarks.gpu_day --out RESULTS --seconds 585     (stops by itself)
 Without a GPU, to see that all of it runs: python3 -m benchmarks.gpu_day --rehearse
 The microbenchmarks alone (20 seconds): ./ubench > ubench.jsonl
 Then, in a checkout of the commit in COMMIT: python -m tools.gpu_fit RESULTS/raw.jsonl
@@ -107,11 +108,11 @@ def _build(folder: Path, jobs: int, *targets: str) -> list[str]:
     return ["cmake", "--build", str(folder), "--parallel", str(jobs), "--target", *targets]
 
 
-def run(commands: list[list[str]]) -> None:
+def run(commands: list[list[str]], folder: Path = ROOT) -> None:
     """Run the commands with this environment's cmake and ninja; raises SystemExit with what a failing one said."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in commands:
-        done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{(done.stdout + done.stderr)[-6000:]}")
 
@@ -142,7 +143,7 @@ def _keep(source: Path, out: Path) -> None:
     subprocess.run(["strip", "--strip-unneeded", str(out)], check=True)
 
 
-def prepare(out: Path, versions: list[str], archs: str, jobs: int) -> None:
+def prepare(out: Path, versions: list[str], archs: str, jobs: int, triton: str | None = None) -> None:
     """Build everything and put the folder together; raises SystemExit where no Python was found or a build fails."""
     found = {version: find_python(version) for version in versions}
     pythons = [python for python in found.values() if isinstance(python, Python)]
@@ -161,6 +162,8 @@ def prepare(out: Path, versions: list[str], archs: str, jobs: int) -> None:
     _keep(build / "kernels" / "ubench", out / "ubench")
     (out / "COMMIT").write_text(written + "\n")
     (out / "HOW").write_text(HOW.format(archs=archs, pythons=", ".join(python.version for python in pythons)))
+    if triton:
+        run([[triton, "-m", "tools.triton_cache"]], out)
     held = size(out)
     print(f"{out}: {held / 1e6:.1f} MB, commit {written}, kernels for {archs}")
     if held > MOST_BYTES:
@@ -176,10 +179,11 @@ def main() -> None:
         "--out", type=Path, default=ROOT / "build" / "gpu-day", help="the folder; what it held is removed"
     )
     parser.add_argument("--pythons", default=",".join(PYTHONS), help="versions of Python to build for")
+    parser.add_argument("--triton", metavar="PYTHON", help="compile Triton's kernels by this Python's Triton, too")
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
     given = parser.parse_args()
     archs = os.environ.get("FASTLSTM_CUDA_ARCHS") or ARCHS
-    prepare(given.out.absolute(), given.pythons.split(","), archs, given.jobs)
+    prepare(given.out.absolute(), given.pythons.split(","), archs, given.jobs, given.triton)
 
 
 if __name__ == "__main__":

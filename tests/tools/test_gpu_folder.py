@@ -74,7 +74,7 @@ def test_kernels_are_compiled_once_and_bindings_for_each_python(tmp_path):
 
 def pretend(monkeypatch, out: Path, most: int = gpu_folder.MOST_BYTES, versions: tuple[str, ...] = (HERE,)) -> None:
     """Prepare the folder with empty files in place of what compilers make."""
-    monkeypatch.setattr(gpu_folder, "run", lambda commands: None)
+    monkeypatch.setattr(gpu_folder, "run", lambda commands, folder=None: None)
     monkeypatch.setattr(gpu_folder, "_keep", lambda source, out: out.write_bytes(b"built"))
     monkeypatch.setattr(gpu_folder, "MOST_BYTES", most)
     gpu_folder.prepare(out, list(versions), "90a", 1)
