@@ -37,7 +37,10 @@ TYPES = {"float": "float32", "tf32_t": "tf32", "half_t": "float16", "bfloat_t": 
 
 @dataclass(frozen=True)
 class Row(KernelRow):
-    """What one kernel compiled to. `spill_bytes` is ptxas's count; `limit`: shared memory of a block, in bytes."""
+    """What one kernel compiled to. `spill_bytes` is ptxas's count; `limit`: shared memory of a block, in bytes.
+
+    in_flight: loads of exchanged words in the smallest group that is issued before one of its results is used.
+    """
 
     limit: int
     stack: int
@@ -47,6 +50,7 @@ class Row(KernelRow):
     ffma: int
     constant_loads: int
     strong_loads: int
+    in_flight: int
     async_copies: int
 
 
@@ -129,6 +133,7 @@ def _row(capability: int, name: str, code: sass.Code, spilled: int) -> Row:
         ffma=code.count("FFMA", "FFMA2", in_loops=True),
         constant_loads=_loads(code, "CONSTANT"),
         strong_loads=_loads(code, "STRONG"),
+        in_flight=min(code.in_flight, default=0),
         async_copies=code.count("LDGSTS", in_loops=True),
     )
 

@@ -12,6 +12,7 @@ from importlib import util
 from pathlib import Path
 
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+_REGISTER = re.compile(r"\bR(\d+)\b")
 _LABEL = re.compile(r"^\s*(\.L_\w+):")
 _BRANCH = re.compile(r"\bBRA\b.*?(\.L_\w+)")
 TENSOR = ("HMMA", "HGMMA", "QMMA", "OMMA", "UTCHMMA", "UTCQMMA", "IMMA")
@@ -25,6 +26,7 @@ class Code:
     stack: int
     all: Counter
     loops: Counter
+    in_flight: tuple[int, ...] = ()  # of each group of loads of exchanged words: see `strong_groups`
 
     def count(self, *opcodes: str, in_loops: bool = False) -> int:
         """How many instructions have one of these opcodes (before the first dot, or in full if it has one)."""
@@ -90,7 +92,33 @@ def parse(text: str, registers: int, stack: int) -> Code:
         if target and labels.get(target[1], len(lines)) < len(lines):  # not the branch to itself at the end
             inside.update(range(labels[target[1]], len(lines) + 1))
         lines.append(op[1])
-    return Code(registers, stack, Counter(lines), Counter(lines[k] for k in inside))
+    return Code(registers, stack, Counter(lines), Counter(lines[k] for k in inside), strong_groups(text))
+
+
+def strong_groups(text: str) -> tuple[int, ...]:
+    """How many loads of exchanged words (LDG….STRONG.GPU) are issued before an instruction names a register of theirs.
+
+    A group ends there: what the instruction needs is a round trip through L2 away.
+    """
+    found, waiting, loads = [], set(), 0
+    for line in text.splitlines():
+        op = _INSTRUCTION.search(line)
+        if op is None:
+            continue
+        operands = line[op.end(1) :]
+        named = {int(number) for number in _REGISTER.findall(operands)}
+        strong = op[1].startswith("LDG.") and op[1].endswith(".STRONG.GPU")
+        if strong:
+            target = int(_REGISTER.search(operands)[1])
+            width = int(width[1]) // 32 if (width := re.search(r"\.(64|128)\b", op[1])) else 1
+            named.discard(target)
+        if named & waiting:
+            found.append(loads)
+            waiting, loads = set(), 0
+        if strong:
+            waiting |= set(range(target, target + width))
+            loads += 1
+    return (*found, loads) if loads else tuple(found)
 
 
 def _output(*command: str) -> str:

@@ -100,19 +100,19 @@ struct BetweenBlocks {
     Patience patience;
 #pragma unroll 1
     for (int first = 0; first < count; first += kLoadsInFlight) {
+      const uint32_t* where[kLoadsInFlight];
       uint4 v[kLoadsInFlight];
-      Cursor next = at;
       bool waits;
-      do {
-        next = at;
 #pragma unroll
-        for (int i = 0; i < kLoadsInFlight; ++i, next.advance())
-          v[i] = load_relaxed(reinterpret_cast<const uint32_t*>(from + min_of(next.unit, last)));
+      for (int i = 0; i < kLoadsInFlight; ++i, at.advance())
+        where[i] = reinterpret_cast<const uint32_t*>(from + min_of(at.unit, last));
+      do {
+#pragma unroll
+        for (int i = 0; i < kLoadsInFlight; ++i) v[i] = load_relaxed(where[i]);
         waits = false;
 #pragma unroll
         for (int i = 0; i < kLoadsInFlight; ++i) waits |= unset(v[i]);
       } while (waits && !lost && patience.again(status, lost));
-      at = next;
 #pragma unroll
       for (int i = 0; i < kLoadsInFlight; ++i)
         if (first + i < count) store_vector(mine + (first + i) * kSpanWords, operand<T>(v[i]));
