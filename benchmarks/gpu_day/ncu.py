@@ -51,7 +51,10 @@ def profiled(ncu: str, kernel: str, H: int, B: int, seconds: float) -> str:
     """The details page of the first forward and the first backward launch."""
     wanted = f"regex:{kernel}_(forward|backward)"
     command = [ncu, "--clock-control", "none", "--set", "full", "--page", "details", "-k", wanted, "-c", "2"]
-    text, code = program.output([*command, sys.executable, "-c", ONE.format(kernel=kernel, H=H, B=B)], seconds)
+    profiled = [sys.executable, "-c", ONE.format(kernel=kernel, H=H, B=B)]
+    text, code = program.output([*command, "--print-details", "all", *profiled], seconds)
+    if "unrecognised option" in text:  # an older ncu
+        text, code = program.output([*command, *profiled], seconds)
     return text if code == 0 else f"{text}\nexit code {code}"
 
 
@@ -85,7 +88,7 @@ def parsed(text: str) -> list[tuple[str, dict[str, float | str]]]:
         launch, metric = _LAUNCH.match(line), _METRIC.match(line)
         if launch:
             found.append((launch[1][:80], {}))
-        elif metric and found and metric[1].strip() in KEPT:
+        elif metric and found and (metric[1].strip() in KEPT or "stall" in metric[1].lower()):
             unit = f" ({metric[2]})" if metric[2] else ""
             found[-1][1][metric[1].strip() + unit] = float(metric[3].replace(",", ""))
     for number, part in enumerate(re.split(_LAUNCH.pattern.replace("(\\S.*?)", "\\S.*?"), text, flags=re.M)[1:]):

@@ -12,20 +12,20 @@ class Stage(NamedTuple):
     module: str
     expected: float  # seconds on an H100
     limit: float  # seconds after which it is ended
-    patience: float = 20.0  # seconds without a row or a new item after which it counts as hanging
+    patience: float = 30.0  # seconds without a row or a new item after which it counts as hanging
     args: tuple = ()
 
 
 STAGES = (
-    Stage("env", "env", 6, 30),
-    Stage("ubench", "ubench", 20, 30, 30),
-    Stage("right", "right", 35, 60),
-    Stage("module", "module", 60, 70),
+    Stage("env", "env", 10, 60),
+    Stage("ubench", "ubench", 20, 30),
+    Stage("right", "right", 35, 75),
+    Stage("module", "module", 45, 70),
     Stage("cudnn", "cudnn", 65, 75),
-    Stage("sweep-bf16", "sweep", 75, 90, 15, ("bf16",)),
-    Stage("sweep-f32", "sweep", 35, 40, 15, ("tf32", "f32")),
+    Stage("sweep-bf16", "sweep", 75, 90, 20, ("bf16",)),
+    Stage("sweep-f32", "sweep", 30, 40, 20, ("tf32", "f32")),
     Stage("train", "train", 12, 20),
-    Stage("graph", "graph", 10, 20),
+    Stage("graph", "graph", 12, 20),
     Stage("characters", "characters", 15, 25),
     Stage("kernelbench", "kernelbench", 15, 25),
     Stage("ncu", "ncu", 50, 75, 70),

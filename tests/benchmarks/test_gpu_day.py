@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -10,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.gpu_day import child, measure, module, ncu, place, program, rows, sanitizer, stages, table, ubench
 from benchmarks.gpu_day import cudnn as cudnn_stage
+from fastlstm.backends import cuda, cuda_op
 from fastlstm.backends.hostsim import build
 
 ROOT = Path(__file__).parents[2]
@@ -204,6 +207,20 @@ def test_a_call_that_raises_is_left_out_of_the_turns():
     seconds, about = measure.in_turns(rehearsal(), {"fine": lambda: [], "bad": bad})
     assert list(seconds) == ["fine"]
     assert about == {"bad": "ValueError: no such kernel", "fine": "1 x 1"}
+
+
+def test_what_it_takes_from_the_backend_is_there():
+    """None of this runs here without a GPU, so a name that is gone would show on one first."""
+    for name in ("not_built", "_wrong_device", "_gpu", "_status", "_on", "_forced"):
+        assert hasattr(cuda, name)
+    assert list(inspect.signature(cuda_op.forward).parameters)[:5] == ["rt", "plan", "x", "ids", "w_x"]
+    assert list(inspect.signature(cuda_op.backward).parameters)[:6] == ["rt", "plan", "dh", "dc", "dh_n", "dc_n"]
+    assert list(inspect.signature(torch.cuda.CUDAGraph.capture_begin).parameters)[:3] == [
+        "self",
+        "pool",
+        "capture_error_mode",
+    ]
+    assert hasattr(torch.Generator, "graphsafe_set_state")
 
 
 @pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
