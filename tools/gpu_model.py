@@ -14,6 +14,7 @@ from fastlstm import gpu_model
 from fastlstm.backends import cuda_plan
 from fastlstm.gpu_model import Device
 from tools import gpu_published, gpu_rounds
+from tools.gpu_fit import compare
 from tools.gpu_rounds import BATCHES, UNITS
 from tools.gpu_tables import CODES, markdown
 
@@ -95,6 +96,7 @@ def render(cost: Cost = ()) -> str:
     """The page. cost: constants that are not the built-in ones."""
     parts = [HEAD, "## Constants\n", constants(cost), devices(), PUBLISHED, residuals(cost), CUDA]
     parts += [table(math, cost) for math in TYPES]
+    parts += compare.sections(cost)
     parts += [ROUNDS, gpu_rounds.tables(replace(gpu_model.KNOWN["H100"], cost=cost))]
     return "\n".join(parts)
 

@@ -1,0 +1,192 @@
+"""tools.gpu_fit on made-up measurements: it finds the constants that they were made with, and writes them and the pages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fastlstm import gpu_model, native
+from tools import gpu_model as model_page
+from tools.gpu_fit import __main__ as command
+from tools.gpu_fit import compare, constants, judge, kept, measured, solve, sweep
+
+if reason := native.why_no_module():
+    pytest.skip(reason, allow_module_level=True)
+
+CARD = "NVIDIA H100 80GB HBM3"
+TRUTH = {
+    **{"l2_excess": 1.4, "shared_excess": 1.1, "product_excess": 2.0, "l2_clocks": 620.0, "kept_span_clocks": 75.0},
+    **{"register_span_clocks": 48.0, "step_clocks": 500.0, "forward_cell_clocks": 700.0, "backward_cell_clocks": 950.0},
+    **{"slot_clocks": 0.6, "barrier_clocks": 90.0, "partial_clocks": 30.0, "grid_wait_us": 0.7, "launch_us": 8.0},
+}
+CALLS = [(H, B) for H in (128, 256, 512, 1024) for B in (1, 16, 64, 128)]
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    """A day on a GPU whose steps take what the model says with the constants TRUTH, give or take 2 %."""
+    lib, random = gpu_model.library(), np.random.default_rng(1)
+    known = gpu_model.known(CARD, 90, 132, 232448)
+    gpu = gpu_model.description(replace(known, cost=tuple(TRUTH.items())))
+    found = [
+        {"t": 1.8e9, "stage": "env", "what": "native", "properties": [90, 132, 232448]},
+        {"t": 1.8e9, "stage": "env", "what": "card", "gpu": CARD, "smi": {"driver_version": "580.1"}},
+        {"t": 1.8e9, "stage": "env", "what": "versions", "torch": "2.11", "commit": "abcdef"},
+    ]
+    for math, (H, B), backward in ((m, c, b) for m in ("bf16", "tf32", "f32") for c in CALLS for b in (False, True)):
+        fitting = lib.tilings(gpu, sweep.CODES[math], H, B, backward)
+        for number, choice in enumerate(fitting[:14] + fitting[14 :: max(1, len(fitting) // 20)]):
+            tiling = {name: getattr(choice.t, name) for name in sweep.TILING}
+            row = {"math": math, "H": H, "B": B, "backward": backward, "kernel": choice.kernel, "tiling": tiling}
+            row |= {"us": choice.us * random.normal(1, 0.02), "status": 0, "planner": number == 0, "predicted_us": 1.0}
+            found.append({"t": 1.8e9, "stage": "sweep", **row, "work": choice.work.as_dict()})
+    spoilt = dict(found[-1])
+    found += [{**spoilt, "status": 1}, {**spoilt, "us": None}, {**spoilt, "slow": True, "us": 1e6}]
+    found += [{**spoilt, "tiling": {**spoilt["tiling"], "groups": 99}}, {**spoilt, "error": "x", "us": -1.0}]
+    return found
+
+
+@pytest.fixture
+def raw(rows, tmp_path):
+    path = tmp_path / "raw.jsonl"
+    few = [row for row in rows if row["stage"] == "env" or (row["math"] == "bf16" and row["B"] in (16, 128))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*few, *OTHERS]) + '{"cut off', encoding="utf-8")
+    return path
+
+
+SIZE = {"math": "bf16", "layout": "dense", "L": 1, "H": 512, "B": 16}
+OTHERS = [
+    {"stage": "module", **SIZE, "T": 128, "training": False, "graph": False, "seconds": {"torch": 2e-3, "cuda": 1e-3},
+     "algorithm": "STANDARD"},
+    {"stage": "module", **SIZE, "T": 128, "training": False, "graph": True, "seconds": {"torch": 1e-3, "cuda": 2e-3},
+     "algorithm": "STANDARD"},
+    {"stage": "module", **SIZE, "T": 128, "training": True, "graph": True, "seconds": {"torch": 1e-3}},
+    {"stage": "cudnn", **SIZE, "mode": "inference", "graph": True, "us": 12.3, "algorithm": "STANDARD"},
+    {"stage": "cudnn", **SIZE, "mode": "training", "graph": False, "us": 45.6, "algorithm": "STANDARD"},
+    {"stage": "train", "math": "bf16", "H": 512, "B": 64, "us": {"input": 0.25, "forward_kernel": 1.75}},
+    {"stage": "characters", "L": 2, "H": 128, "B": 50, "T": 50, "math": "f32", "autocast": "", "graph": False,
+     "characters_per_second": {"torch": 1e6, "cuda": 3e6}},
+    {"stage": "kernelbench", "problem": 35, "math": "tf32", "graph": False, "ms": {"torch": 30.5, "cuda": 20.25},
+     "published_ms": 27.2},
+    {"stage": "ubench", "item": "ubench", "hand_over_clocks": 812},
+]  # fmt: skip
+OTHERS = [{"t": 1.8e9, **row} for row in OTHERS]
+
+
+def test_rows_that_cannot_be_used_are_left_out(rows):
+    found = sweep.steps(rows, sweep.device(rows))
+    assert len(found) == len([row for row in rows if row["stage"] == "sweep"]) - 5
+    assert {step.device.shared_bytes for step in found} == {232448}
+    assert sum(step.planned for step in found) == len(judge.by_call(found)) <= 96
+
+
+def test_it_finds_the_constants_that_the_rows_were_made_with(rows):
+    found = sweep.steps(rows, sweep.device(rows))
+    table, hbm = sweep.counts(found)
+    us, start = np.array([step.us for step in found]), np.array(list(sweep.constants().values()))
+    assert list(sweep.constants()) == list(TRUTH)
+    values = solve.fit(table, hbm, us, judge.weights(found), start)
+    for (name, wanted), value in zip(TRUTH.items(), values, strict=True):
+        told = {"launch_us": 0.0, "barrier_clocks": 0.3, "shared_excess": 0.1}.get(name, 0.1)
+        assert value == pytest.approx(wanted, rel=told), name
+    off = sweep.predict(table, hbm, values) / us - 1
+    assert np.abs(off).mean() < 0.025
+    assert judge.loss(found, sweep.predict(table, hbm, values)).mean < 1.01
+
+
+def test_counts_add_up_to_the_planners_prediction(rows):
+    found = sweep.steps(rows, sweep.device(rows))
+    table, hbm = sweep.counts(found)
+    mine = sweep.predict(table, hbm, np.array(list(sweep.constants().values())))
+    assert mine == pytest.approx([step.choice.us for step in found])
+
+
+def test_a_few_wild_times_do_not_matter(rows):
+    found = sweep.steps(rows, sweep.device(rows))
+    table, hbm = sweep.counts(found)
+    us, start = np.array([step.us for step in found]), np.array(list(sweep.constants().values()))
+    wild = us.copy()
+    wild[::50] *= 10
+    values = solve.fit(table, hbm, wild, judge.weights(found), start)
+    assert np.median(np.abs(sweep.predict(table, hbm, values) / us - 1)) < 0.05
+
+
+def test_nnls_is_least_squares_without_negative_numbers():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        a, b = random.normal(size=(30, 6)), random.normal(size=30)
+        x = solve.nnls(a, b)
+        gradient = a.T @ (a @ x - b)
+        assert (x >= 0).all()
+        assert np.abs(gradient[x > 0]).max(initial=0) < 1e-8  # what is positive is at its best
+        assert gradient.min() > -1e-8  # what is zero would only get worse above it
+
+
+def test_the_header_is_rewritten(rows):
+    text = constants.HEADER.read_text(encoding="utf-8")
+    new = constants.written(text, {"l2_clocks": 1234.5, "slot_clocks": 0.0}, "3 steps")
+    assert "X(l2_clocks, 1230, " in new
+    assert "X(slot_clocks, 0, " in new
+    assert "// From: 3 steps\n" in new
+    assert len(new.splitlines()) == len(text.splitlines())
+    with pytest.raises(ValueError, match="0 lines X"):
+        constants.written(text, {"unknown": 1.0}, "")
+    assert all(f"X({name}, " in text for name in sweep.constants())
+
+
+def test_the_command_says_how_well_it_fits(raw, capsys):
+    command.main([str(raw)])
+    said = capsys.readouterr().out
+    assert "16 calls on NVIDIA H100" in said
+    for words in ("| l2_clocks ", "| persistent | forward ", "| tile ", "after: 1.0", "times the fastest measured"):
+        assert words in said
+
+
+def test_the_command_needs_a_sweep(tmp_path):
+    empty = tmp_path / "raw.jsonl"
+    empty.write_text(json.dumps({"stage": "env", "t": 0, "gpu": CARD}) + "\n")
+    with pytest.raises(SystemExit):
+        command.main([str(empty)])
+    empty.write_text(json.dumps({"stage": "env", "t": 0}) + "\n")
+    with pytest.raises(ValueError, match="names the GPU"):
+        command.main([str(empty)])
+
+
+def test_it_writes_rows_constants_and_pages(raw, tmp_path, monkeypatch):
+    header = tmp_path / "cost_constants.h"
+    header.write_text(constants.HEADER.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(constants, "HEADER", header)
+    monkeypatch.setattr(kept, "FOLDER", tmp_path)
+    monkeypatch.setattr(measured, "PAGE", tmp_path / "gpu-measured.md")
+    monkeypatch.setattr(measured, "PLOTS", tmp_path / "gpu-measured")
+    monkeypatch.setattr(model_page, "PAGE", tmp_path / "gpu-model.md")
+    command.main([str(raw), "--write"])
+    assert (tmp_path / "gpu-h100-80gb-hbm3-raw.jsonl").read_bytes() == raw.read_bytes()
+    assert f"steps measured on {CARD}" in header.read_text()
+    values = dict(line.strip()[2:].split(", ")[:2] for line in header.read_text().splitlines() if line[:4] == "  X(")
+    assert float(values["l2_clocks"]) == pytest.approx(TRUTH["l2_clocks"], rel=0.15)
+    model = (tmp_path / "gpu-model.md").read_text()
+    assert model == model_page.render(tuple((name, float(value)) for name, value in values.items()))
+    assert f"## Predicted and measured on {CARD}" in model
+    page = (tmp_path / "gpu-measured.md").read_text()
+    assert page == measured.render()
+    for words in (
+        "driver 580.1", "torch 2.11", "commit abcdef", "date 2027-01-15", "1 / 2 (2.00)", "2 / 1 (0.50)", "12.30 / 45.60",
+        "| 0.25  |", "3,000,000", "| 20.25 | 30.50   | 27.2", '{"hand_over_clocks": 812}', "| STANDARD  | inference | graph ",
+        *(f"](gpu-measured/h100-80gb-hbm3-{name}.svg)" for name in ("ratios", "steps", "model")),
+    ):  # fmt: skip
+        assert words in page, words
+    before = header.read_text()
+    command.main([str(tmp_path / "gpu-h100-80gb-hbm3-raw.jsonl"), "--write", "--keep-constants"])
+    assert header.read_text() == before
+
+
+def test_the_committed_page_is_what_the_kept_rows_give():
+    if kept.files():
+        assert measured.PAGE.read_text(encoding="utf-8") == measured.render(), "run python -m tools.gpu_fit"
+    else:
+        assert not measured.PAGE.exists()
+        assert compare.sections() == []

@@ -1,0 +1,78 @@
+"""The command `python -m tools.gpu_fit`: fits the cost model's constants to what was measured, and writes the pages.
+
+python -m tools.gpu_fit raw.jsonl             show the constants, how well they predict, what picking by them loses
+python -m tools.gpu_fit raw.jsonl --write     keep the rows, write constants and pages; then build and test again
+python -m tools.gpu_fit raw.jsonl --write --keep-constants    rows and pages alone
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.gpu_day.rows import read
+from tools import gpu_model as model_page
+from tools.gpu_fit import constants, judge, kept, measured, solve, sweep
+from tools.gpu_tables import markdown
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fit and say how well; write if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("raw", nargs="+", type=Path, help="raw.jsonl of benchmarks.gpu_day")
+    parser.add_argument("--write", action="store_true", help="constants, rows in benchmarks/results, pages in docs")
+    parser.add_argument("--keep-constants", action="store_true", help="write all but constants")
+    given = parser.parse_args(argv)
+    files = {path: read(path) for path in given.raw}
+    found = [step for rows in files.values() for step in sweep.steps(rows, sweep.device(rows))]
+    if not found:
+        parser.error("no row of the stage sweep can be used: status 0, us above 0, a tiling that the planner knows")
+    values, text = fitted(found)
+    print(text)
+    if given.write:
+        new = {} if given.keep_constants else values
+        write(given.raw, new, source=f"{len(found)} steps measured on {', '.join(_cards(found))}, docs/gpu-measured.md")
+
+
+def fitted(found: Sequence[sweep.Step]) -> tuple[dict[str, float], str]:
+    """The constants, rounded as they are written, and what to say of them."""
+    table, hbm = sweep.counts(found)
+    us, start = np.array([step.us for step in found]), sweep.constants()
+    before = np.array(list(start.values()))
+    raw = solve.fit(table, hbm, us, judge.weights(found), before)
+    after = np.array([constants.rounded(value) for value in raw])
+    old, new = (sweep.predict(table, hbm, values) for values in (before, after))
+    told = (table != 0).sum(0)
+    lines = [(n, f"{a:.4g}", f"{b:.4g}", k) for n, a, b, k in zip(start, before, after, told, strict=True)]
+    parts = [f"{len(found)} steps of {len(judge.by_call(found))} calls on {', '.join(_cards(found))}\n"]
+    parts += [markdown(("constant", "before", "after", "steps that have it"), lines)]
+    parts += ["Predicted over measured, median (middle 80 %):\n", judge.residuals(found, old, new)]
+    parts += [f"The planner's picks before: {judge.loss(found, old)}", f"after: {judge.loss(found, new)}"]
+    return dict(zip(start, map(float, after), strict=True)), "\n".join(parts)
+
+
+def _cards(found: Sequence[sweep.Step]) -> list[str]:
+    return sorted({step.device.name for step in found})
+
+
+def write(raw: Sequence[Path], values: dict[str, float], source: str) -> None:
+    """Rows, constants and pages. docs/gpu-model.md is that of the new constants, which the built module does not have."""
+    kept.keep(raw)
+    if values:
+        text = constants.HEADER.read_text(encoding="utf-8")
+        constants.HEADER.write_text(constants.written(text, values, source), encoding="utf-8")
+    cost = tuple(values.items())
+    model_page.PAGE.write_text(model_page.render(cost), encoding="utf-8")
+    measured.write_page(cost)
+    print(
+        f"wrote {constants.HEADER.name if values else 'no constants'}, {model_page.PAGE.name} and {measured.PAGE.name}"
+    )
+    if values:
+        print("now build the package again and run python -m tools.gpu_resources, then the tests of tests/tools")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""How well constants predict measured steps, and what the planner would lose by picking with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tools.gpu_fit.sweep import Step
+from tools.gpu_tables import markdown
+
+
+def by_call(found: Sequence[Step]) -> dict[tuple, list[int]]:
+    """Numbers of the steps of each call."""
+    calls: dict[tuple, list[int]] = {}
+    for number, step in enumerate(found):
+        calls.setdefault(step.call, []).append(number)
+    return calls
+
+
+def weights(found: Sequence[Step]) -> np.ndarray:
+    """Of relative errors: the share of a call's fastest tiling. What is slow need not be told apart so well."""
+    us = np.array([step.us for step in found])
+    given = np.zeros(len(found))
+    for numbers in by_call(found).values():
+        given[numbers] = us[numbers].min() / us[numbers]
+    return given
+
+
+def residuals(found: Sequence[Step], before: np.ndarray, after: np.ndarray) -> str:
+    """Predicted over measured by kernel, direction and type: median and middle 80 %, before and after."""
+    us, lines = np.array([step.us for step in found]), []
+    for key in sorted({(s.kernel, s.backward, s.math) for s in found}):
+        mine = np.array([(s.kernel, s.backward, s.math) == key for s in found])
+        words = [_spread(predicted[mine] / us[mine]) for predicted in (before, after)]
+        lines.append((key[0], "backward" if key[1] else "forward", key[2], int(mine.sum()), *words))
+    return markdown(("kernel", "direction", "type", "steps", "before", "after"), lines)
+
+
+def _spread(ratio: np.ndarray) -> str:
+    low, middle, high = np.quantile(ratio, (0.1, 0.5, 0.9))
+    return f"{middle:.2f} ({low:.2f} … {high:.2f})"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Time of the tilings that constants would pick among those measured, over that of the fastest."""
+
+    mean: float  # geometric, over calls
+    worst: float
+    call: tuple
+
+    def __str__(self) -> str:
+        _, math, H, B, backward = self.call
+        where = f"{math} H {H} B {B} {'backward' if backward else 'forward'}"
+        return f"{self.mean:.3f} times the fastest measured, worst {self.worst:.2f} ({where})"
+
+
+def loss(found: Sequence[Step], predicted: np.ndarray) -> Loss:
+    """What picking by a prediction loses."""
+    us, ratios = np.array([step.us for step in found]), {}
+    for call, numbers in by_call(found).items():
+        ratios[call] = us[numbers][predicted[numbers].argmin()] / us[numbers].min()
+    worst = max(ratios, key=lambda call: ratios[call])
+    return Loss(float(np.exp(np.log(list(ratios.values())).mean())), float(ratios[worst]), worst)

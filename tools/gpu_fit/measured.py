@@ -1,0 +1,134 @@
+"""Writes docs/gpu-measured.md: what was measured on GPUs, beside cuDNN by the algorithm that torch picks there.
+
+Everything comes from the rows in benchmarks/results (kept.py); nothing is left out because we lose in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.work import geometric_mean
+from tools.gpu_fit import kept, others, plots, sweep
+from tools.gpu_tables import markdown
+
+PAGE = Path(__file__).parents[2] / "docs" / "gpu-measured.md"
+PLOTS = PAGE.with_suffix("")
+HEAD = """# Measured on GPUs
+
+Written by `python -m tools.gpu_fit` from the rows of `python -m benchmarks.gpu_day` in `benchmarks/results/`. Times are
+medians; module and characters are timed in turns with nn.LSTM in one process, with the same weights and checked results.
+"""
+STEPS = """### The recurrent kernels alone
+
+Microseconds of a step, forward / backward: the planner's pick of that day, in brackets the fastest tiling measured.
+"""
+MODULE = """### fastlstm.LSTM beside nn.LSTM
+
+A call of the module, T {T}: milliseconds ours / nn.LSTM and how many times as fast ours is, eager and replayed from a
+CUDA graph. *algorithm*: what torch's rules have cuDNN run. Below 1.00 nn.LSTM is faster.
+"""
+CLASSES = """By algorithm of cuDNN: how many calls, times as fast as nn.LSTM (geometric mean, worst), and in how many we lose.
+"""
+
+
+def render() -> str:
+    """The page, from all cards whose rows are kept."""
+    parts = [HEAD]
+    for card, rows in kept.files().items():
+        parts += [f"## {card}\n", about(rows), *_pictures(card), *steps(rows), *module(rows), *others.sections(rows)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def write_page(cost: tuple[tuple[str, float], ...] = ()) -> None:
+    """Write the page and its plots. cost: constants of the model that are not the built-in ones."""
+    for card, rows in kept.files().items():
+        PLOTS.mkdir(exist_ok=True)
+        for name, draw in plots.DRAWN.items():
+            draw(PLOTS / f"{_slug(card)}-{name}.svg", rows, cost)
+    PAGE.write_text(render(), encoding="utf-8")
+
+
+def _slug(card: str) -> str:
+    return kept.path(card).name.removeprefix("gpu-").removesuffix("-raw.jsonl")
+
+
+def _pictures(card: str) -> list[str]:
+    paths = [PLOTS / f"{_slug(card)}-{name}.svg" for name in plots.DRAWN]
+    return [f"![{path.stem}]({path.relative_to(PAGE.parent).as_posix()})\n" for path in paths if path.exists()]
+
+
+def about(rows: Sequence[dict]) -> str:
+    """Card, driver, versions, commit, date and clocks, in a line."""
+    env: dict = {}
+    for row in rows:
+        if row["stage"] == "env":
+            env |= {"busy": row["smi"]} if row.get("what") == "load" else row
+    smi, words = env.get("smi") or {}, {}
+    words["driver"] = smi.get("driver_version")
+    words |= {name: env.get(name) for name in ("torch", "cuda", "cudnn", "triton", "commit")}
+    words["date"] = time.strftime("%Y-%m-%d", time.gmtime(rows[0]["t"]))
+    words["SM clock under load"] = (env.get("busy") or {}).get("clocks.sm")
+    words["power limit"] = smi.get("power.limit")
+    line = ", ".join(f"{name} {value}" for name, value in words.items() if value)
+    wrong = sum(bool(row.get("wrong")) for row in rows)
+    return f"{line}; {len(rows)} rows, {wrong} results wrong.\n"
+
+
+def steps(rows: Sequence[dict]) -> list[str]:
+    """Kernels alone: rows of types and hidden sizes, columns of batch sizes."""
+    found = sweep.steps(rows, sweep.device(rows))
+    if not found:
+        return []
+    batches, lines = sorted({step.B for step in found}), []
+    for math, H in sorted({(step.math, step.H) for step in found}):
+        cells = []
+        for B in batches:
+            mine = [step for step in found if (step.math, step.H, step.B) == (math, H, B)]
+            both = [_planned([step for step in mine if step.backward == back]) for back in (False, True)]
+            cells.append(" / ".join(both) if mine else "")
+        lines.append((math, H, *cells))
+    return [STEPS, markdown(("type", "H", *(f"B {B}" for B in batches)), lines)]
+
+
+def _planned(mine: Sequence[sweep.Step]) -> str:
+    pick = next((f"{step.us:.2f}" for step in mine if step.planned), "-")
+    return f"{pick} ({min(step.us for step in mine):.2f})" if mine else "-"
+
+
+def module(rows: Sequence[dict]) -> list[str]:
+    """The module beside nn.LSTM: by class of algorithm, then every call."""
+    found = kept.calls(rows)
+    if not found:
+        return []
+    lengths = " or ".join(str(T) for T in sorted({row["T"] for row in found}))
+    lines, key = [], ("math", "layout", "L", "H", "B", "training")
+    for values in dict.fromkeys(tuple(row[name] for name in key) for row in found):
+        mine = {row["graph"]: row for row in found if tuple(row[name] for name in key) == values}
+        *what, training = values
+        words = [_pair(mine.get(graph)) for graph in (False, True)]
+        wrong = "wrong" if any(row.get("wrong") for row in mine.values()) else ""
+        algorithm = next(iter(mine.values())).get("algorithm", "")
+        lines.append((*what, "training" if training else "inference", *words, algorithm, wrong))
+    head = ("type", "layout", "layers", "H", "B", "mode", "eager", "graph", "algorithm", "")
+    return [MODULE.format(T=lengths), CLASSES, classes(found), markdown(head, lines)]
+
+
+def _pair(row: dict | None) -> str:
+    if row is None:
+        return ""
+    return f"{1e3 * row['seconds']['cuda']:.3g} / {1e3 * row['seconds']['torch']:.3g} ({kept.ratio(row):.2f})"
+
+
+def classes(found: Iterable[dict]) -> str:
+    """One line for every algorithm, mode and way of launching."""
+    groups: dict[tuple, list[float]] = {}
+    for row in found:
+        what = "training" if row["training"] else "inference", "graph" if row["graph"] else "eager"
+        groups.setdefault((row.get("algorithm", ""), *what), []).append(kept.ratio(row))
+    lines = [
+        (*key, len(ratios), f"{geometric_mean(ratios):.2f}", f"{min(ratios):.2f}", sum(r < 1 for r in ratios))
+        for key, ratios in sorted(groups.items())
+    ]
+    return markdown(("algorithm", "mode", "launched", "calls", "mean", "worst", "we lose"), lines)
