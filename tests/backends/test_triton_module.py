@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
 from benchmarks import cases
-from fastlstm import dispatch
+from fastlstm import dispatch, native
 from fastlstm.backends import triton as backend
 from fastlstm.backends.common import BackendError, Spec, spec_of
 from fastlstm.backends.triton import launch, planner
@@ -170,6 +170,13 @@ def test_why_not_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
         assert expected in backend.why_not(cuda)
     monkeypatch.setattr(backend, "gpu", lambda _: H100)
     assert backend.why_not(cuda) is None
+
+
+def test_it_plans_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_attempt", lambda: (None, "there is none"))
+    backend._cached_choice.cache_clear()
+    assert backend.why_not(_call()) is None
+    assert backend.plan(_call()).startswith("triton: resident (")
 
 
 @pytest.mark.parametrize(

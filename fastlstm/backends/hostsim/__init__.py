@@ -132,17 +132,15 @@ def why_not(spec: Spec) -> str | None:
     return build.why_not()
 
 
-def _device() -> gpu_model.Device:
+def _device(lib: ModuleType | None = None) -> gpu_model.Device:
     """An H100 cut down to what the settings say."""
-    of = _settings
-    return replace(
-        gpu_model.KNOWN["H100"], name="simulated GPU", capability=of.capability, sms=of.sms, shared_kib=of.shared_kib
-    )
+    of, h100 = _settings, gpu_model.known("H100", 90, 132, 227 << 10, lib)
+    return replace(h100, name="simulated GPU", capability=of.capability, sms=of.sms, shared_kib=of.shared_kib)
 
 
 def choose(spec: Spec, lib: ModuleType) -> Plan:
     """What runs a call under the settings; ValueError where a kernel or tiling they name does not fit."""
-    tf32, device = _settings.tf32, cuda_plan.gpu(lib, _device())
+    tf32, device = _settings.tf32, cuda_plan.gpu(lib, _device(lib))
     code = Plan(None, None, tf32).code(spec.dtype)
     found = []
     for backward, given in enumerate((_settings.forward, _settings.backward)):
@@ -160,14 +158,14 @@ def _fit(lib: ModuleType, code: int, spec: Spec, backward: bool, given: tuple[in
     tiling = lib.Tiling()
     for name, value in zip(TILING, given, strict=True):
         setattr(tiling, name, value)
-    return lib.fit(cuda_plan.gpu(lib, _device()), code, spec.H, spec.B, backward, _settings.kernel, tiling)
+    return lib.fit(cuda_plan.gpu(lib, _device(lib)), code, spec.H, spec.B, backward, _settings.kernel, tiling)
 
 
 def plan(spec: Spec) -> str:
     """Return one line on what would run."""
-    native_plan = None if native.why_no_module() else getattr(native.load(), "plan", None)  # the same planner, ready built
+    native_plan = None if native.why_no_module() else native.load().plan  # the same planner, ready built
     lib = native_plan or _library().plan
-    return f"hostsim: {cuda_plan.sentence(choose(spec, lib).forward, _device())}"
+    return f"hostsim: {cuda_plan.sentence(choose(spec, lib).forward, _device(lib))}"
 
 
 def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
