@@ -72,7 +72,7 @@ bench-readme: .venv/.peers
 # FASTLSTM_CUDA_ARCHS chooses the GPUs (90a), PYTHONS the versions of Python on that machine; TRITON, if given, is a Python
 # with that machine's torch and Triton, which compiles Triton's kernels beforehand
 PYTHONS ?= 3.10,3.11,3.12,3.13
-gpu-day: .venv/.tools .venv/.nvcc
+gpu-day: .venv/.tools $(if $(shell command -v nvcc),,.venv/.nvcc)
 	$(BIN)/python -m tools.gpu_folder --pythons $(PYTHONS) $(if $(TRITON),--triton $(TRITON))
 
 CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu')

@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,12 @@ def find_python(version: str) -> Python | str:
     return reason
 
 
+def find_nvcc() -> str | None:
+    """The nvcc that all builds use: CUDACXX, the system's, or PyPI's in this environment; None without one."""
+    ours = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc"))
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or (str(ours[-1]) if ours else None)
+
+
 def kernels(build: Path, archs: str, jobs: int) -> list[list[str]]:
     """The commands that compile the kernels and the microbenchmarks."""
     options = {"FASTLSTM_CUDA_ARCHS": archs, "FASTLSTM_PATIENCE_MS": str(PATIENCE_MS)}
@@ -111,8 +118,9 @@ def _build(folder: Path, jobs: int, *targets: str) -> list[str]:
 def run(commands: list[list[str]], folder: Path = ROOT) -> None:
     """Run the commands with this environment's cmake and ninja; raises SystemExit with what a failing one said."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, **({"CUDACXX": nvcc} if (nvcc := find_nvcc()) else {})}
     for command in commands:
-        done = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{(done.stdout + done.stderr)[-6000:]}")
 

@@ -54,6 +54,19 @@ def test_pythons_are_found_on_path_and_in_pyenv(tmp_path, monkeypatch):
     assert gpu_folder.candidates(HERE)[0] == sys.executable
 
 
+def test_all_builds_use_one_nvcc(tmp_path, monkeypatch):
+    """Also those for a Python whose site-packages have none."""
+    nvcc = interpreter(tmp_path / "bin" / "nvcc", "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.delenv("CUDACXX", raising=False)
+    assert gpu_folder.find_nvcc() == str(nvcc)
+    asked = "import os, pathlib; pathlib.Path('nvcc').write_text(os.environ['CUDACXX'])"
+    gpu_folder.run([[sys.executable, "-c", asked]], tmp_path)
+    assert (tmp_path / "nvcc").read_text() == str(nvcc)
+    monkeypatch.setenv("CUDACXX", "/chosen/nvcc")
+    assert gpu_folder.find_nvcc() == "/chosen/nvcc"
+
+
 def test_kernels_are_compiled_once_and_bindings_for_each_python(tmp_path):
     configure, build = gpu_folder.kernels(tmp_path, "90a", 2)
     for option in ("FASTLSTM_CPU=off", "FASTLSTM_CUDA=on", "FASTLSTM_CUDA_ARCHS=90a", "FASTLSTM_PATIENCE_MS=200"):
