@@ -184,6 +184,15 @@ def test_it_writes_rows_constants_and_pages(raw, tmp_path, monkeypatch):
     assert header.read_text() == before
 
 
+def test_a_rehearsal_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "FOLDER", tmp_path)
+    source = tmp_path / "raw.jsonl"
+    source.write_text(json.dumps({"stage": "env", "t": 0, "gpu": CARD, "rehearsal": True}) + "\n")
+    with pytest.raises(ValueError, match="of a rehearsal"):
+        kept.keep([source])
+    assert kept.files() == {}
+
+
 def test_the_committed_page_is_what_the_kept_rows_give():
     if kept.files():
         assert measured.PAGE.read_text(encoding="utf-8") == measured.render(), "run python -m tools.gpu_fit"

@@ -25,10 +25,16 @@ def path(card: str) -> Path:
 
 
 def keep(sources: Iterable[Path]) -> list[Path]:
-    """Keep the rows of these files as they are; several of one card go into one file, in the order given."""
+    """Keep the rows of these files as they are; several of one card go into one file, in the order given.
+
+    Raises ValueError for a rehearsal, which measured nothing.
+    """
     texts: dict[Path, str] = {}
     for source in sources:
-        target = path(sweep.device(read(source)).name)
+        rows = read(source)
+        if any(row["stage"] == "env" and row.get("rehearsal") for row in rows):
+            raise ValueError(f"{source} is of a rehearsal; give the rows of a GPU")
+        target = path(sweep.device(rows).name)
         texts[target] = texts.get(target, "") + source.read_text(encoding="utf-8", errors="replace")
     for target, text in texts.items():
         target.write_text(text, encoding="utf-8")
