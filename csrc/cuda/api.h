@@ -18,5 +18,6 @@ int persistent_forward(Type type, const ForwardArgs& args, int64_t first, int64_
 int persistent_backward(Type type, const BackwardArgs& args, int64_t first, int64_t rows, void* stream);
 
 const char* describe_error(int code);
+int patience_ms();  // how long the kernels wait for each other
 
 }  // namespace fastlstm::cuda

@@ -103,7 +103,7 @@ void bind_plan(py::module_& parent);
 void bind_cuda(py::module_& parent) {
   py::module_ m = parent.def_submodule("cuda", "Launchers of the CUDA kernels; use them through fastlstm.LSTM.");
   bind_args(m);
-  m.attr("patience_ms") = kPatienceMs;
+  m.attr("patience_ms") = patience_ms();
   m.def("partial_words", &partial_words, "Words of the partial sums that blocks of a tiling exchange in one step.");
   m.def("step_forward", step("step_forward", step_forward));
   m.def("step_backward_sum", step("step_backward_sum", step_backward_sum));

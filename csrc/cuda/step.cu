@@ -58,5 +58,6 @@ int step_backward(Type type, Type products, const BackwardArgs& p, int rows, voi
 }
 
 const char* describe_error(int code) { return error_text(code); }
+int patience_ms() { return kPatienceMs; }
 
 }  // namespace fastlstm::cuda
