@@ -163,9 +163,11 @@ def _end(child: subprocess.Popen | None) -> None:
     """End a process and all that it started."""
     if child is None:
         return
-    for number in {child.pid, *session(child.pid)}:
+    for number in session(child.pid):  # its programs are in groups of their own
         with suppress(OSError):
             os.kill(number, signal.SIGKILL)
+    with suppress(OSError):
+        os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     with suppress(OSError):
         child.stdin.close()

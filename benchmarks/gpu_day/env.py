@@ -67,7 +67,7 @@ def commit() -> str:
 
 
 def module(place: Place) -> dict:
-    reason = native.why_not()
+    reason = native.why_no_module()
     if reason:
         return {"why_not": reason}
     found = native.load()
@@ -76,8 +76,7 @@ def module(place: Place) -> dict:
     about = {"file": Path(found.__file__).name, "archs": found.cuda.archs, "missing": found.cuda.missing()}
     if torch.cuda.is_available():
         about["properties"] = found.cuda.properties(0)
-    about |= {name: getattr(found.cuda, name) for name in ("patience", "built") if hasattr(found.cuda, name)}
-    return about
+    return about | {name: getattr(found, name) for name in ("no_cpu",) if hasattr(found, name)}
 
 
 def card(place: Place) -> dict:
