@@ -78,6 +78,8 @@ def _mode(place: Place, cell: Cell, their, our, mode: str, forced: str) -> Itera
     if not plan.startswith(place.backend):
         raise RuntimeError(f"{place.backend} was asked for and this ran: {plan}")
     about = {**cell.columns, "training": mode == "training", "off": off, "plan": plan[:160], "forced": forced}
+    choices = place.choose(cell.math, cell.H, cell.B, projected=cell.layout == "projected")
+    about["kernels"] = [forced or choice.kernel for choice in choices]  # of forward and backward
     about["algorithm"] = cudnn_algorithm(cell, mode == "training")
     seconds, often = measure.in_turns(place, runs)
     yield {**about, "graph": False, "seconds": seconds, "repeats": often, **_status(place, cell, off)}

@@ -23,8 +23,8 @@ from fastlstm.verify.judge import TF32_EPS
 KERNELS = ("persistent", "tile", "step")
 
 
-def _case(name: str, T: int, B: int, I: int, H: int, **on: Any) -> Case:
-    return Case(name, T, B, I, H, H, **on)
+def _case(name: str, T: int, B: int, I: int, H: int, P: int = 0, **on: Any) -> Case:
+    return Case(name, T, B, I, H, P or H, projection=P > 0, **on)
 
 
 def _ragged(T: int, B: int) -> tuple[int, ...]:
@@ -40,6 +40,7 @@ CASES = (
     _case("large", 12, 16, 32, 512),
     _case("wide", 6, 33, 16, 256, reverse=True, reset=True),
     _case("long", 300, 8, 8, 128),
+    _case("projected", 5, 9, 8, 48, 20),
 )
 
 
@@ -51,7 +52,9 @@ def items(place: Place) -> list[Item]:
 
 def cases(place: Place) -> tuple[Case, ...]:
     small = (_case("dense", 3, 3, 5, 24), _case("packed reverse", 3, 4, 5, 16, lengths=_ragged(3, 4), reverse=True))
-    return (*small, _case("resets ids", 3, 2, 0, 24, V=5, ids=True, reset=True)) if place.rehearsal else CASES
+    return (
+        (*small, _case("resets ids", 3, 2, 0, 24, V=5, ids=True, reset=True), CASES[-1]) if place.rehearsal else CASES
+    )
 
 
 def run(place: Place, item: Item) -> Iterator[dict]:
@@ -85,7 +88,7 @@ def _short(choice: Any) -> dict:
 
 def _picks(place: Place, kernel: str, math: str, case: Case, number: int) -> list[tuple]:
     """The planner's tilings and two others, different ones from case to case. ValueError where the kernel cannot run."""
-    picks = [place.choose(math, case.H, case.B, only=kernel)]
+    picks = [place.choose(math, case.H, case.B, only=kernel, projected=case.projection)]
     if kernel != "step":
         both = [[c for c in place.tilings(math, case.H, case.B, back) if c.kernel == kernel] for back in (False, True)]
         if all(both):
@@ -105,7 +108,11 @@ def _judged(place: Place, plan: Plan, math: str, case: Case, back: bool) -> dict
             return place.backward(plan, grads, inputs, saved, case.reverse)
         return place.forward(plan, inputs, case.reverse)
 
-    names = {0: "dxg", 2: "dh0", 3: "dc0"} if back else {0: "h", 1: "c", 2: "gates", 3: "h_n", 4: "c_n"}
+    names = (
+        {0: "dxg", **({1: "d_hr"} if case.projection else {}), 2: "dh0", 3: "dc0"}
+        if back
+        else {0: "h", 1: "c", 2: "gates", 3: "h_n", 4: "c_n"}
+    )
     got = [call()[i] for i in names]
     again = [call()[i] for i in names]
     status = place.taken()
@@ -142,5 +149,15 @@ def _reference(inputs: Inputs, grads: tuple, case: Case, saved: tuple | None) ->
     with torch.no_grad():
         h, c, gates, h_n, c_n = reference.forward(*inputs, case.reverse, 1)
         saved = (h, c, gates) if saved is None else saved
-        dxg, _, dh0, dc0 = reference.backward(*grads, *inputs, case.reverse, 1, *saved)
-    return {"h": h, "c": c, "gates": gates, "h_n": h_n, "c_n": c_n, "dxg": dxg, "dh0": dh0, "dc0": dc0}, saved
+        dxg, d_hr, dh0, dc0 = reference.backward(*grads, *inputs, case.reverse, 1, *saved)
+    return {
+        "h": h,
+        "c": c,
+        "gates": gates,
+        "h_n": h_n,
+        "c_n": c_n,
+        "dxg": dxg,
+        "d_hr": d_hr,
+        "dh0": dh0,
+        "dc0": dc0,
+    }, saved
