@@ -144,6 +144,8 @@ class Place:
                 call()
                 self.sync()
                 found.append(sum(a.elapsed_time(b) for a, b in self.pairs) * 1e-3)
+                if int(self.status[0]):  # another call would raise; `taken` tells
+                    break
             finally:
                 self.pairs = None
         return found

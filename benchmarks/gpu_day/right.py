@@ -21,6 +21,7 @@ from fastlstm.verify.cases import Case, Inputs, make, make_grads
 from fastlstm.verify.judge import TF32_EPS
 
 KERNELS = ("persistent", "tile", "step")
+FORWARD, BACKWARD = ("h", "c", "gates", "h_n", "c_n"), ("dxg", "d_hr", "dh0", "dc0")  # what the op returns
 
 
 def _case(name: str, T: int, B: int, I: int, H: int, P: int = 0, **on: Any) -> Case:
@@ -103,24 +104,22 @@ def _judged(place: Place, plan: Plan, math: str, case: Case, back: bool) -> dict
     """One direction of one case with one plan: errors and what is allowed, by name of the result."""
     inputs, grads, right, yard, saved = _expected(math, case, str(place.device))
 
-    def call() -> tuple:
+    def call() -> dict[str, torch.Tensor]:
         if back:
-            return place.backward(plan, grads, inputs, saved, case.reverse)
-        return place.forward(plan, inputs, case.reverse)
+            out = place.backward(plan, grads, inputs, saved, case.reverse)
+        else:
+            out = place.forward(plan, inputs, case.reverse)
+        return {name: value for name, value in zip(BACKWARD if back else FORWARD, out, strict=True) if value.numel()}
 
-    names = (
-        {0: "dxg", **({1: "d_hr"} if case.projection else {}), 2: "dh0", 3: "dc0"}
-        if back
-        else {0: "h", 1: "c", 2: "gates", 3: "h_n", 4: "c_n"}
-    )
-    got = [call()[i] for i in names]
-    again = [call()[i] for i in names]
+    got = call()
     status = place.taken()
+    again = got if status else call()
+    status = status or place.taken()
     errors = {}
-    for name, value in zip(names.values(), got, strict=True):
+    for name, value in got.items():
         ref = right[name]
         errors[name] = [_error(value, ref), max(2 * _error(yard[name], ref), 4 * _eps(math))]
-    repeats = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(got, again, strict=True))
+    repeats = all(torch.equal(got[name].nan_to_num(), again[name].nan_to_num()) for name in got)
     fine = not status and repeats and all(found <= allowed for found, allowed in errors.values())  # false for NaN
     worst = max(found / allowed if found == found else float("inf") for found, allowed in errors.values())
     return {"fine": fine, "status": status, "repeats": repeats, "worst": worst, "errors": errors}
@@ -147,17 +146,7 @@ def _expected(math: str, case: Case, device: str) -> tuple:
 
 def _reference(inputs: Inputs, grads: tuple, case: Case, saved: tuple | None) -> tuple[dict, tuple]:
     with torch.no_grad():
-        h, c, gates, h_n, c_n = reference.forward(*inputs, case.reverse, 1)
-        saved = (h, c, gates) if saved is None else saved
-        dxg, d_hr, dh0, dc0 = reference.backward(*grads, *inputs, case.reverse, 1, *saved)
-    return {
-        "h": h,
-        "c": c,
-        "gates": gates,
-        "h_n": h_n,
-        "c_n": c_n,
-        "dxg": dxg,
-        "d_hr": d_hr,
-        "dh0": dh0,
-        "dc0": dc0,
-    }, saved
+        out = reference.forward(*inputs, case.reverse, 1)
+        saved = out[:3] if saved is None else saved
+        back = reference.backward(*grads, *inputs, case.reverse, 1, *saved)
+    return dict(zip((*FORWARD, *BACKWARD), (*out, *back), strict=True)), saved
