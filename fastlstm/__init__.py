@@ -4,11 +4,13 @@ fastlstm.LSTM, fastlstm.TokenLSTM      the modules
 fastlstm.decode, fastlstm.Decoder      ids drawn from a TokenLSTM and an output layer
 fastlstm.replace, fastlstm.restore     swap the nn.LSTMs of a whole model, and back
 fastlstm.backend, fastlstm.explain     which kernels run, and why
+fastlstm.check                         after replays of a CUDA graph: what went wrong in its kernels
 fastlstm.warm_up                       compile Triton kernels before the first call
 """
 
 from fastlstm import autograd, checks, direct, dispatch, gradients, native, ops, products, quick, stream
 from fastlstm._version import __version__
+from fastlstm.backends.cuda_status import check
 from fastlstm.decoding import Decoded, Decoder, decode
 from fastlstm.decoding import native as decoding_native
 from fastlstm.dispatch import BackendError, backend, last_plan
@@ -26,6 +28,7 @@ __all__ = [
     "TokenLSTM",
     "__version__",
     "backend",
+    "check",
     "decode",
     "explain",
     "last_plan",

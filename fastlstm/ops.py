@@ -62,6 +62,9 @@ def _sum_by_id(rows: Tensor, ids: Tensor, V: int) -> Tensor:
     if rows.device.type == "cpu":
         wide = rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32).contiguous()
         return _sum_by_id_cpu(wide, ids.contiguous(), V).to(rows.dtype)
+    ids = ids.clamp(
+        0, max(V - 1, 0)
+    )  # one outside has NaN as its row already, see csrc/cuda/input.cuh; no assertion is to end it
     if rows.shape[0] * V <= _ONE_HOT:
         return torch.nn.functional.one_hot(ids, V).to(rows.dtype).t() @ rows
     return torch.ops.aten.embedding_dense_backward(rows, ids, V, -1, False)  # sorts; no atomics

@@ -85,7 +85,8 @@ class TokenLSTM(nn.Module):
         input: (T, B) int64 ids, (B, T) with batch_first, (T,), or a PackedSequence of ids; hx: (h0, c0) as in LSTM;
         reset: bool, shaped as the ids, true where a sequence begins anew, as in LSTM.
         Returns output and (h_n, c_n) as LSTM does; then, where asked for, all cell states and all gates as LSTM does.
-        Raises IndexError for an id outside 0 … V - 1 on the CPU.
+        Raises IndexError for an id outside 0 … V - 1 on the CPU. The CUDA kernels make NaN of what depends on it, and the
+        next call (or `fastlstm.check()`) raises.
         """
         packed = isinstance(input, PackedSequence)
         ids = input.data if packed else input

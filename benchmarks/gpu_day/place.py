@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fastlstm import native
-from fastlstm.backends import cuda, cuda_op, cuda_plan, hostsim
+from fastlstm.backends import cuda, cuda_op, cuda_plan, cuda_status, hostsim
 from fastlstm.verify import checks
 
 MATHS = {"bf16": "bfloat16", "f16": "float16", "tf32": "tf32", "f32": "float32"}  # as rows say it, as fastlstm does
@@ -47,7 +47,7 @@ class Place:
         if reason:
             raise SystemExit(f"the cuda backend cannot run: {reason}")
         self.lib, self.about, self.ready = native.load().plan, cuda._gpu(0), True
-        self.status = cuda._status(0)
+        self.status = cuda_status.words(0)
         if warm:
             self.warm()
 
@@ -105,10 +105,10 @@ class Place:
         return checks.tf32(math == "tf32")
 
     def taken(self) -> int:
-        """What kernels left in the status word, which is then zero again."""
+        """What kernels left in the status words, which are then zero again."""
         self.sync()
-        found = int(self.status[0])
-        self.status[0] = 0
+        found = int(self.status.max())
+        self.status.zero_()
         return found
 
     # what follows is the same in a rehearsal
@@ -144,7 +144,7 @@ class Place:
                 call()
                 self.sync()
                 found.append(sum(a.elapsed_time(b) for a, b in self.pairs) * 1e-3)
-                if int(self.status[0]):  # another call would raise; `taken` tells
+                if int(self.status.max()):  # another call would raise; `taken` tells
                     break
             finally:
                 self.pairs = None

@@ -44,6 +44,7 @@ struct ForwardArgs {
   const void* xg;      // (N, 4H) type: input side of the pre-activations; null with ids
   const void* table;   // (V, 4H) type, with ids
   const int64_t* ids;  // (N,) rows of the table
+  const void* absent;  // (4H,) NaN, type: the row of an id outside the table
   int64_t V;
   const void* w_hh;  // (4H, H) type
   const void* h0;    // (B, H) type

@@ -49,6 +49,7 @@ void bind_args(py::module_& m) {
   pointer(f, "h", &ForwardArgs::h), pointer(f, "c", &ForwardArgs::c), pointer(f, "gates", &ForwardArgs::gates);
   pointer(f, "h_n", &ForwardArgs::h_n), pointer(f, "c_n", &ForwardArgs::c_n), pointer(f, "xg", &ForwardArgs::xg);
   pointer(f, "table", &ForwardArgs::table), pointer(f, "ids", &ForwardArgs::ids);
+  pointer(f, "absent", &ForwardArgs::absent);
   pointer(f, "w_hh", &ForwardArgs::w_hh), pointer(f, "h0", &ForwardArgs::h0), pointer(f, "hw", &ForwardArgs::hw);
   pointer(f, "y", &ForwardArgs::y), pointer(f, "exchange", &ForwardArgs::exchange);
   pointer(f, "status", &ForwardArgs::status);
@@ -68,6 +69,19 @@ void bind_args(py::module_& m) {
 
 void check(const char* what, int code) {
   if (code) throw std::runtime_error(std::string(what) + ": " + describe_error(code));
+}
+
+// A launch whose blocks wait for each other was refused, and nothing ran: they are more than the context may have at
+// once (MIG, MPS, a green context: cudaErrorCooperativeLaunchTooLarge), or it takes no such launches.
+struct RefusedLaunch : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+constexpr int kTooLarge = 720, kNotSupported = 801;
+
+void check_cooperative(const char* what, int code) {
+  if (code == kTooLarge || code == kNotSupported)
+    throw RefusedLaunch(std::string(what) + ": " + describe_error(code) + ", code " + std::to_string(code));
+  check(what, code);
 }
 
 // A launch of part of one step.
@@ -91,7 +105,7 @@ auto sequence_launch(const char* name, int (*run)(Type, const Args&, void*)) {
 template <class Args>
 auto cooperative_launch(const char* name, int (*run)(Type, const Args&, int64_t, int64_t, void*)) {
   return [name, run](int type, Args& args, int64_t first, int64_t rows, uintptr_t stream) {
-    check(name, run(Type(type), args, first, rows, reinterpret_cast<void*>(stream)));
+    check_cooperative(name, run(Type(type), args, first, rows, reinterpret_cast<void*>(stream)));
   };
 }
 
@@ -102,6 +116,7 @@ void bind_plan(py::module_& parent);
 // After bind_plan, which brings the Tiling.
 void bind_cuda(py::module_& parent) {
   py::module_ m = parent.def_submodule("cuda", "Launchers of the CUDA kernels; use them through fastlstm.LSTM.");
+  py::register_local_exception<RefusedLaunch>(m, "RefusedLaunchError", PyExc_RuntimeError);
   bind_args(m);
   m.attr("patience_ms") = patience_ms();
   m.def("partial_words", &partial_words, "Words of the partial sums that blocks of a tiling exchange in one step.");

@@ -3,11 +3,12 @@
 Three kernels, chosen by the planner (csrc/cuda/plan.h): *tile* (W_hh in one block), *persistent* (W_hh spread over the
 chip), *step* (a cuBLAS product and one fused kernel per step). Launches go to the current stream of the tensors' device;
 nothing is allocated but through torch and nothing waits, so a CUDA graph can hold a call (after one call outside it).
+Kernels that `withheld` knows are not planned. A GPU that refuses a cooperative launch gets another kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, lru_cache
@@ -17,15 +18,22 @@ import torch
 from torch import Tensor
 
 from fastlstm import gpu_model, native
-from fastlstm.backends import cuda_op, cuda_plan
+from fastlstm.backends import cuda_op, cuda_plan, cuda_status, withheld
 from fastlstm.backends.common import BackendError, Spec, spec_of
 from fastlstm.backends.cuda_op import Plan
-from fastlstm.backends.device import allows_tf32, multiplies_wide, not_nvidia, product_into, products_as_cudnn
+from fastlstm.backends.cuda_status import KERNELS
+from fastlstm.backends.device import (
+    MATHS,
+    math_of,
+    multiplies_wide,
+    not_nvidia,
+    product_into,
+    products_as_cudnn,
+)
 
-__all__ = ["KERNELS", "NAME", "backward", "force", "forward", "plan", "why_not"]
+__all__ = ["KERNELS", "NAME", "backward", "check", "force", "forward", "plan", "planned", "why_not"]
 
 NAME = "cuda"
-KERNELS = ("step", "tile", "persistent")
 _forced: ContextVar[str] = ContextVar("fastlstm_cuda_kernel", default="")
 
 
@@ -115,16 +123,30 @@ def _gpu(index: int) -> gpu_model.Device:
 
 
 def _choose(spec: Spec) -> Plan:
-    tf32 = spec.dtype == torch.float32 and allows_tf32() and _gpu(_index(spec.device)).tf32 > 0
-    return _cached_choice(_index(spec.device), spec.dtype, tf32, spec.H, spec.B, spec.projected, _forced.get())
+    index, math, only = _index(spec.device), math_of(spec.dtype), _forced.get()
+    without = withheld.kernels(NAME, index, math)
+    tf32 = math == "tf32" and _gpu(index).tf32 > 0
+    try:
+        return _cached_choice(index, spec.dtype, tf32, spec.H, spec.B, spec.projected, only, frozenset(without))
+    except ValueError as error:
+        if not without:
+            raise
+        raise ValueError("; ".join((str(error), *(f"{kernel}: {why}" for kernel, why in without.items())))) from None
 
 
 @lru_cache(maxsize=4096)
-def _cached_choice(index: int, dtype: torch.dtype, tf32: bool, H: int, B: int, projected: bool, only: str) -> Plan:
+def _cached_choice(
+    index: int, dtype: torch.dtype, tf32: bool, H: int, B: int, projected: bool, only: str, without: frozenset[str]
+) -> Plan:
     code = Plan(None, None, tf32).code(dtype)
-    return Plan(
-        *cuda_plan.choices(native.load().plan, _gpu(index), code, H=H, B=B, projected=projected, only=only), tf32
-    )
+    sizes = {"H": H, "B": B, "projected": projected}
+    return Plan(*cuda_plan.choices(native.load().plan, _gpu(index), code, **sizes, only=only, without=without), tf32)
+
+
+def planned(spec: Spec) -> tuple[str, ...]:
+    """Return the kernels that a call would run: forward's, and where it trains backward's."""
+    chosen = _choose(spec)
+    return (chosen.forward.kernel, chosen.backward.kernel)[: 1 + spec.training]
 
 
 def plan(spec: Spec) -> str:
@@ -133,15 +155,9 @@ def plan(spec: Spec) -> str:
     return f"cuda: {cuda_plan.sentence(chosen.forward, _gpu(_index(spec.device)))}"
 
 
-@cache
-def _status(index: int) -> Tensor:
-    """One word in host memory that kernels of a device write and the host reads without waiting."""
-    return torch.zeros(1, dtype=torch.int32, pin_memory=True)
-
-
-def _raise_on(index: int) -> None:
-    """Report what an earlier kernel of this device left in the status word."""
-    cuda_op.raise_on(_status(index), f"cuda:{index}")
+def check(device: torch.device) -> None:
+    """Wait for a device and raise what its kernels left."""
+    cuda_status.check(device)
 
 
 class _Gpu:
@@ -150,7 +166,7 @@ class _Gpu:
     def __init__(self, index: int):
         self.lib = _lib()
         self.stream = torch.cuda.current_stream(index).cuda_stream
-        self.status = _status(index)
+        self.status = cuda_status.words(index)[:1]
 
     def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
         return 0 if tensor is None else tensor.data_ptr()
@@ -168,7 +184,7 @@ def _on(tensor: Tensor) -> Iterator[_Gpu]:
     index = _index(tensor.device)
     with torch.cuda.device(index), products_as_cudnn(tensor.dtype):
         _lib().set_device(index)
-        _raise_on(index)
+        cuda_status.raise_on(index)
         yield _Gpu(index)
 
 
@@ -181,21 +197,32 @@ def _checked(spec: Spec) -> Plan:
 
 def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
     """Run one layer in one direction; arguments and returns as in `fastlstm.reference.forward`."""
-    chosen = _checked(spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save))
+    spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
     inputs = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
-    with _on(w_hh) as gpu:
-        return cuda_op.forward(gpu, chosen, *inputs, reverse, save)
+    return _run(spec, w_hh, 0, lambda gpu, chosen: cuda_op.forward(gpu, chosen, *inputs, reverse, save))
 
 
 def backward(
     dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates
 ):
     """Run the backward recurrence; arguments and returns as in `fastlstm.reference.backward`."""
-    chosen = _checked(spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save))
-    grads = _contiguous(dh, dc, dh_n, dc_n)
+    spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
     inputs = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
-    with _on(w_hh) as gpu:
-        return cuda_op.backward(gpu, chosen, *grads, *inputs, reverse, save, *_contiguous(h, c, gates))
+    args = (*_contiguous(dh, dc, dh_n, dc_n), *inputs, reverse, save, *_contiguous(h, c, gates))
+    return _run(spec, w_hh, 1, lambda gpu, chosen: cuda_op.backward(gpu, chosen, *args))
+
+
+def _run(spec: Spec, tensor: Tensor, direction: int, call: Callable) -> tuple[Tensor, ...]:
+    """One call; direction: 0 forward, 1 backward. A launch that is refused did nothing: all of it again without it."""
+    chosen, math, index = _checked(spec), math_of(spec.dtype), _index(tensor.device)
+    kernel = (chosen.forward, chosen.backward)[direction].kernel
+    with _on(tensor) as gpu:
+        gpu.status = cuda_status.word(index, kernel, math)
+        try:
+            return call(gpu, chosen)
+        except _lib().RefusedLaunchError as error:
+            withheld.give_up(NAME, index, kernel, MATHS, f"the GPU refused its launch ({error}); is it shared?")
+    return _run(spec, tensor, direction, call)
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:

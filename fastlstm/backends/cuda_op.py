@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastlstm.backends.common import BackendError, cell_type, recompute_gates
+from fastlstm.backends.common import cell_type, recompute_gates
 
 TYPE_CODES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}
 _TF32 = 1
@@ -23,29 +23,12 @@ _CHUNK_STEPS = 256  # … but at least so many steps: a launch loads W_hh, which
 _PARTIAL_BYTES = 64 << 20  # of partial sums that travel between blocks
 
 
-TIMED_OUT, BAD_ID = 1, 2  # what a kernel leaves in the status word (csrc/cuda/args.h)
-
-
-def raise_on(status: Tensor, where: str) -> None:
-    """Report what an earlier kernel left in the status word, once; the host reads it without waiting."""
-    found = int(status[0])
-    if not found:
-        return
-    status[0] = 0
-    if found == BAD_ID:
-        raise IndexError(f"an earlier call on {where} had ids outside its table; check the vocabulary")
-    raise BackendError(
-        f"an earlier call on {where} waited 20 s for its own blocks and gave up; its results are NaN. Is another "
-        'program holding the GPU? `with fastlstm.backend("torch"):` uses torch\'s own kernels'
-    )
-
-
 class Runtime(Protocol):
     """What runs kernels: a GPU's launchers, or the simulation's."""
 
     lib: Any  # fastlstm._C.cuda, or the simulation's copy of it
     stream: int  # that launches go to
-    status: Tensor  # one int32 that a kernel may write and the host reads without waiting
+    status: Tensor  # one int32 that a kernel may write and the host reads without waiting (backends/cuda_status.py)
 
     def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
         """The address of a tensor for a kernel, 0 for None; mode: in (read), out (written first) or state (both)."""
@@ -144,6 +127,7 @@ def forward(rt: Runtime, plan: Plan, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batc
         run = _FORWARD[plan.forward.kernel](rt, plan, args, steps, w_hh, w_hr, h, h_n)
         if x is None:
             args.table, args.ids, args.V = rt.use("table", w_x, "in"), rt.use("ids", ids, "in"), w_x.shape[0]
+            args.absent = rt.use("absent", w_x.new_full((4 * H,), float("nan")), "in")
             run(0, steps.T)
         elif save == 1:
             args.xg = args.gates

@@ -8,9 +8,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fastlstm import gpu_model
+from fastlstm.backends.cuda_status import KERNELS
 from fastlstm.gpu_model import Device
 
 __all__ = ["choices", "gpu", "sentence", "tilings"]
@@ -21,16 +24,43 @@ def gpu(lib: Any, device: Device) -> Any:
     return gpu_model.description(device, lib)
 
 
-def choices(lib: Any, device: Device, code: int, *, H: int, B: int, projected: bool = False, only: str = "") -> tuple:
+def choices(
+    lib: Any,
+    device: Device,
+    code: int,
+    *,
+    H: int,
+    B: int,
+    projected: bool = False,
+    only: str = "",
+    without: frozenset[str] = frozenset(),
+) -> tuple:
     """The planner's choices for forward and backward.
 
-    only: step, tile or persistent. Raises ValueError with the reason where `only` cannot run.
+    only: step, tile or persistent; without: kernels that must not run. Raises ValueError with the reason where `only`
+    cannot run, or nothing is left.
     """
-    found = tuple(lib.choose(gpu(lib, device), code, H, B, backward, projected, only) for backward in (False, True))
-    for choice in found:
-        if choice.blocks < 0:
-            raise ValueError(choice.why)
-    return found
+    described = gpu(lib, device)
+
+    def ask(kernel: str, backward: bool) -> Any:
+        return lib.choose(described, code, H, B, backward, projected, kernel)
+
+    return tuple(_choice(partial(ask, backward=backward), only, without) for backward in (False, True))
+
+
+def _choice(ask: Callable[[str], Any], only: str, without: frozenset[str]) -> Any:
+    """The planner's choice; where that is not to run, the cheapest of the other kernels that can."""
+    if only in without:
+        raise ValueError(f"kernel {only} was asked for and is not to run")
+    choice = ask(only)
+    if choice.kernel in without and choice.blocks >= 0:
+        others = [ask(kernel) for kernel in KERNELS if kernel not in without]
+        choice = min((c for c in others if c.blocks >= 0), key=lambda c: c.us, default=None)
+    if choice is None:
+        raise ValueError("no kernel is left that can run this call")
+    if choice.blocks < 0:
+        raise ValueError(choice.why)
+    return choice
 
 
 def tilings(lib: Any, device: Device, code: int, *, H: int, B: int, backward: bool) -> list:

@@ -10,6 +10,9 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+MATHS = ("float32", "tf32", "bfloat16", "float16")  # how numbers are multiplied
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
 _switching = Lock()
 _calls = 0  # inside `products_as_cudnn`
 _before: str | bool = False  # the matrix products' switch as the first of them found it
@@ -22,12 +25,21 @@ def allows_tf32() -> bool:
     return torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
 
 
+def math_of(dtype: torch.dtype) -> str:
+    """How numbers of a type are multiplied now: one of MATHS, or the type's name where it is none that kernels take."""
+    return "tf32" if dtype == torch.float32 and allows_tf32() else _NAMES.get(dtype, str(dtype))
+
+
 @contextmanager
 def products_as_cudnn(dtype: torch.dtype) -> Iterator[None]:
     """Let torch's float32 matrix products on a GPU be TF32 where cuDNN's are: nn.LSTM's products are all cuDNN's.
 
     Torch has one switch for the process, so other threads' products follow it too until the `with` block ends; calls
     that overlap put it back when the last one ends. Other types than float32 leave it alone.
+
+    From torch 2.9 on the switch is fp32_precision. Until the block ends a thread that reads the older names for it
+    (`torch.backends.cuda.matmul.allow_tf32`, `torch.get_float32_matmul_precision()`) may get torch's error on mixing
+    them; reading fp32_precision is fine. Setting the older name too would warn the user of its end (torch 2.9 to 2.11).
     """
     global _calls, _before
     if dtype != torch.float32:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,51 +11,11 @@ import torch
 
 import fastlstm
 from benchmarks.cases import SHORT
-from fastlstm import gpu_model, native
+from fastlstm import native
 from fastlstm.backends import cuda, cuda_op, device, hostsim
-from fastlstm.backends.common import BackendError
 from fastlstm.doctor import cuda_kernels, small_call
 
 GPU = replace(small_call(torch.device("cpu")), device=torch.device("cuda:0"))
-
-
-class Lib:
-    """What fastlstm._C.cuda answers, without a driver."""
-
-    archs = "75,80,90"
-
-    def __init__(self, capability: int = 90, missing: str = ""):
-        self.capability, self.said, self.devices = capability, missing, []
-
-    def missing(self) -> str:
-        return self.said
-
-    def properties(self, index: int) -> tuple[int, int, int]:
-        return self.capability, 132, 227 << 10
-
-    def set_device(self, index: int) -> None:
-        self.devices.append(index)
-
-
-def with_cuda(launchers, planner) -> SimpleNamespace:
-    """fastlstm._C as it would be with these parts."""
-    module = native.load()
-    return SimpleNamespace(**{**vars(module), "cuda": launchers, "plan": planner})
-
-
-@pytest.fixture
-def lib(monkeypatch):
-    """Make fastlstm._C look as if built with CUDA; the test sets the library's fields."""
-    found = Lib()
-    module = with_cuda(found, native.load().plan)
-    monkeypatch.setattr(native, "load", lambda: module)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100 80GB HBM3")
-    caches = (cuda._no_driver, cuda._no_code, cuda._gpu, cuda._cached_choice)
-    for cached in caches:
-        cached.cache_clear()
-    yield found
-    for cached in caches:
-        cached.cache_clear()
 
 
 def test_without_kernels_it_says_how_to_get_them(monkeypatch):
@@ -152,26 +111,13 @@ def test_a_forced_kernel_that_cannot_run_says_why(lib):
 
 def test_float32_follows_the_switch_of_tf32(lib, monkeypatch):
     for allowed in (True, False):
-        monkeypatch.setattr(cuda, "allows_tf32", lambda allowed=allowed: allowed)
+        monkeypatch.setattr(device, "allows_tf32", lambda allowed=allowed: allowed)
         assert cuda._choose(GPU).tf32 is allowed
     lib.capability = 75
     cuda._gpu.cache_clear()
-    monkeypatch.setattr(cuda, "allows_tf32", lambda: True)
+    monkeypatch.setattr(device, "allows_tf32", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
     assert cuda._choose(GPU).tf32 is False
-
-
-def test_what_a_kernel_left_in_the_status_word_is_raised_once(monkeypatch):
-    word = torch.zeros(1, dtype=torch.int32)
-    monkeypatch.setattr(cuda, "_status", lambda index: word)
-    cuda._raise_on(0)
-    word[0] = 1
-    with pytest.raises(BackendError, match="waited 20 s for its own blocks"):
-        cuda._raise_on(0)
-    cuda._raise_on(0)
-    word[0] = 2
-    with pytest.raises(IndexError, match="ids outside its table"):
-        cuda._raise_on(0)
 
 
 def test_products_go_to_wide_results_where_torch_can():
@@ -182,38 +128,6 @@ def test_products_go_to_wide_results_where_torch_can():
         a, b = (torch.empty(2, 2, device="cuda", dtype=torch.bfloat16) for _ in range(2))
         for out in (torch.empty(2, 2, device="cuda"), torch.empty_like(a)):
             cuda._Gpu.product(None, a, b, out)
-
-
-@pytest.fixture
-def simulated(monkeypatch):
-    """The cuda backend on CPU tensors: its launches go to the host simulation, its guards are recorded."""
-    reason = hostsim.why_not(small_call(torch.device("cpu")))
-    if reason is not None:
-        pytest.skip(reason)
-    library, seen = hostsim.library(), []
-    gpu = replace(gpu_model.KNOWN["H100"], sms=5, shared_kib=99)
-    monkeypatch.setattr(cuda, "_index", lambda where: 3)
-    monkeypatch.setattr(cuda, "_gpu", lambda index: gpu)
-    monkeypatch.setattr(cuda, "why_not", lambda spec: None)
-    monkeypatch.setattr(cuda, "_status", lambda index: torch.zeros(1, dtype=torch.int32))
-    monkeypatch.setattr(cuda, "allows_tf32", lambda: False)
-    module = with_cuda(library.cuda, library.plan)
-    monkeypatch.setattr(native, "load", lambda: module)
-    cuda._cached_choice.cache_clear()
-
-    @contextmanager
-    def on(where):
-        seen.append(("device", where.index if isinstance(where, torch.device) else where))
-        with hostsim.Simulated(library) as sim:
-            monkeypatch.setattr(cuda._Gpu, "use", lambda self, *args: sim.use(*args))
-            monkeypatch.setattr(cuda._Gpu, "product", lambda self, *args: sim.product(*args))
-            yield
-
-    monkeypatch.setattr(torch.cuda, "device", on)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=0))
-    monkeypatch.setattr(library.cuda, "set_device", lambda index: seen.append(("runtime", index)), raising=False)
-    yield seen
-    cuda._cached_choice.cache_clear()
 
 
 @pytest.mark.parametrize("kernel", cuda.KERNELS)
@@ -234,7 +148,8 @@ def test_products_follow_cudnns_switch(simulated, monkeypatch, allowed):
     input_side = cuda_op.input_side
     monkeypatch.setattr(cuda_op, "input_side", lambda *a: (seen.append(matmul.fp32_precision), input_side(*a))[1])
     before = matmul.fp32_precision
-    judge.check_backend(cuda, next(c for c in SHORT if c.H == 7 and not c.ids and not c.projection), torch.float32)
+    case = next(c for c in SHORT if c.H == 7 and not c.ids and not c.projection)
+    judge.check_backend(cuda, case, torch.float32, tf32=allowed)
     assert set(seen) == {"tf32" if allowed else "ieee"}
     assert matmul.fp32_precision == before
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import gpu_model, native
-from fastlstm.backends import cuda_op, cuda_plan
+from fastlstm.backends import cuda_op, cuda_plan, cuda_status
 from fastlstm.backends.common import BackendError, Spec, spec_of
 from fastlstm.backends.cuda_op import Plan
 from fastlstm.backends.hostsim import build
@@ -92,12 +92,19 @@ class Simulated:
         self.tensors: list[Tensor] = []  # kept, so that no address is used twice
 
     def __enter__(self) -> Simulated:
-        cuda_op.raise_on(self.status, "the simulated GPU")
+        self._raise_on()
         self.module.forget()
         self.module.seed(_settings.seed)
         shared = _settings.shared_kib << 10
         self.module.set_device(_settings.sms, shared, shared + 1024, 2048)
         return self
+
+    def _raise_on(self) -> None:
+        """Raise what an earlier launch left, once."""
+        found = int(self.status[0])
+        self.status[0] = 0
+        if found:
+            raise cuda_status.error(found, "the simulated GPU", "of it", self.lib.patience_ms)
 
     def __exit__(self, kind, error, _) -> None:
         self.module.forget()

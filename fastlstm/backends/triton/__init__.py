@@ -183,9 +183,18 @@ def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, 
     from fastlstm.backends.triton import launch
 
     chosen = _of(_spec(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save))
+    _assert_in_range(ids, w_x.shape[0])
     return launch.forward(
         chosen, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save
     )  # fmt: skip
+
+
+def _assert_in_range(ids: torch.Tensor | None, V: int) -> None:
+    """Ids on a GPU lie in 0 … V - 1: an assertion on the device, since the kernels do not ask. Nothing waits for it."""
+    if ids is None or not ids.is_cuda or ids.numel() == 0:
+        return
+    low, high = torch.aminmax(ids)
+    torch._assert_async((low >= 0) & (high < V), f"ids outside 0 … {V - 1}")
 
 
 def backward(

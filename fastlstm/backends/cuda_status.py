@@ -1,0 +1,96 @@
+"""What the CUDA kernels leave for the host: a word of host memory for each device, kernel and type, read without waiting.
+
+A kernel writes there why its results are NaN: its blocks waited for each other in vain, or an id lay outside its table.
+The next call on the device raises it. A replayed CUDA graph makes no calls; `fastlstm.check()` asks after one.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fastlstm import native
+from fastlstm.backends import withheld
+from fastlstm.backends.common import BackendError
+from fastlstm.backends.device import MATHS
+
+KERNELS = ("step", "tile", "persistent")
+TIMED_OUT, BAD_ID = 1, 2  # values of a word (csrc/cuda/args.h)
+
+_launched_on: set[int] = set()  # devices
+
+
+@cache
+def words(index: int) -> Tensor:
+    """The words of a device, (kernels · types,) int32; the same memory as long as the process lives."""
+    return torch.zeros(len(KERNELS) * len(MATHS), dtype=torch.int32, pin_memory=torch.cuda.is_available())
+
+
+@cache
+def word(index: int, kernel: str, math: str) -> Tensor:
+    """The word of a kernel that multiplies so, (1,)."""
+    _launched_on.add(index)
+    at = KERNELS.index(kernel) * len(MATHS) + MATHS.index(math)
+    return words(index)[at : at + 1]
+
+
+def raise_on(index: int) -> None:
+    """Raise what an earlier launch on a device left, once. A kernel that waited in vain is not planned there again."""
+    found = words(index).tolist()
+    if not any(found):
+        return
+    at, why = next((k, why) for k, why in enumerate(found) if why)
+    words(index)[at] = 0
+    kernel, math = KERNELS[at // len(MATHS)], MATHS[at % len(MATHS)]
+    patience = native.load().cuda.patience_ms
+    if why == TIMED_OUT:
+        withheld.give_up("cuda", index, kernel, (math,), f"its blocks waited {patience / 1000:g} s for each other")
+    raise error(why, f"cuda:{index}", f"{kernel} in {math}", patience)
+
+
+def error(why: int, where: str, kernel: str, patience_ms: int) -> Exception:
+    """What to raise for the value of a word: IndexError for an id, BackendError where blocks waited in vain."""
+    if why == BAD_ID:
+        return IndexError(
+            f"an earlier call on {where} had ids outside its table (kernel {kernel}); what depends on them is NaN. Check "
+            "the vocabulary"
+        )
+    return BackendError(
+        f"an earlier call on {where} gave up: the blocks of kernel {kernel} waited {patience_ms / 1000:g} s for each "
+        "other; its results are NaN. Is another program holding the GPU? Calls to come use another kernel; a CUDA graph "
+        'that holds this one is to be captured again. `with fastlstm.backend("torch"):` uses torch\'s own kernels'
+    )
+
+
+def check(device: torch.device | str | int | None = None) -> None:
+    """Wait for the CUDA kernels and raise what went wrong in them. For use after replays of a CUDA graph.
+
+    Calls report by themselves, at the next call and without waiting; a graph replays kernels without a call.
+
+    Args:
+        device: a CUDA device; None: all on which this process launched kernels of fastlstm. On a CPU nothing is done.
+
+    Raises:
+        IndexError: ids lay outside their table; what depends on them is NaN.
+        BackendError: the blocks of a kernel waited for each other in vain; its results are NaN. The message has its
+            name and type. It is not used again in this process: capture the graph again.
+    """
+    for index in _indices(device):
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("fastlstm.check() waits for the GPU, which a capture cannot; call it after a replay")
+        try:
+            torch.cuda.synchronize(index)
+        finally:  # where the device itself failed, a word may tell why
+            raise_on(index)
+
+
+def _indices(device: torch.device | str | int | None) -> list[int]:
+    if device is None:
+        return sorted(_launched_on)
+    device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    if device.type != "cuda":
+        return []
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [index] if index in _launched_on else []
