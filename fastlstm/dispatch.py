@@ -3,7 +3,8 @@
 `with fastlstm.backend("cpu"):` or FASTLSTM_BACKEND force one; a forced backend that cannot run raises with its reason.
 Without that: CPU tensors go to the native kernels, or to torch's own path where the native module is missing or torch
 was measured faster (`torch_wins`); CUDA tensors go to torch's own path unless `fastlstm doctor --verify` recorded
-something faster for that GPU. What torch's path cannot do (resets, cell states) goes to the first backend that can.
+something faster for that GPU and the kernel that would run passed. What torch's path cannot do (resets, cell states) goes
+to the first backend that can. A kernel that was recorded wrong on a GPU model is not planned there (backends/withheld.py).
 """
 
 from __future__ import annotations
@@ -94,13 +95,24 @@ def _verify_module() -> ModuleType:
 
 
 def _verified(spec: Spec) -> str | None:
-    """Return what `doctor --verify` recorded as right and fastest for this GPU and call, or None."""
-    return _verify_module().choice(spec.device, spec) if spec.device.type == "cuda" else None
+    """Return what `doctor --verify` recorded as right and fastest for this GPU and call, or None.
+
+    A backend whose kernel for this very call did not pass (found wrong, not checked, or another one has taken its place)
+    is not it.
+    """
+    if spec.device.type != "cuda":
+        return None
+    verify = _verify_module()
+    name = verify.choice(spec.device, spec)
+    if name in (None, "torch"):
+        return name
+    kernels = _planned(name, spec)
+    return name if kernels and verify.trusts(spec.device, spec, name, kernels) else "torch"
 
 
-def _failed(spec: Spec) -> frozenset[str]:
-    """Return the backends that `doctor --verify` found wrong on this GPU."""
-    return _verify_module().failed(spec.device) if spec.device.type == "cuda" else frozenset()
+def _planned(name: str, spec: Spec) -> tuple[str, ...]:
+    """Return the kernels that a backend would run; none where it cannot run the call."""
+    return () if why_not(name, spec) else getattr(backends.load(name), "planned", lambda spec: ("",))(spec)
 
 
 @cache
@@ -108,7 +120,7 @@ def _hint() -> None:
     """Say once how to get the fast kernels on a GPU that no one has verified them on."""
     logging.getLogger("fastlstm").warning(
         "CUDA tensors run on torch's own LSTM: fastlstm's kernels have not been verified on this GPU model. "
-        "`fastlstm doctor --verify` (about a minute) checks and times them and remembers the result."
+        "`fastlstm doctor --verify` (at most three minutes) checks and times them and remembers the result."
     )
 
 
@@ -125,9 +137,9 @@ def choose(spec: Spec) -> str:
         if reason is not None:
             raise BackendError(f"backend '{name}' was asked for and cannot run this call: {reason}")
         return name
-    verified, wrong = _verified(spec), _failed(spec)
+    verified = _verified(spec)
     order = _order(spec) if verified in (None, "torch") else (verified, *_order(spec))
-    return next(name for name in order if name not in wrong and why_not(name, spec) is None)
+    return next(name for name in order if why_not(name, spec) is None)
 
 
 def torch_wins(dtype: torch.dtype, H: int, B: int, projected: bool, training: bool) -> bool:

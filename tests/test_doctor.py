@@ -51,3 +51,31 @@ def test_doctor_survives_a_broken_backend(doctor, monkeypatch):
     out = doctor()
     assert "it failed when asked (RuntimeError: no driver)" in out
     assert "A call on the CPU runs on torch" in out
+
+
+def test_full_goes_with_verify(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["doctor", "--full"])
+    assert end.value.code == 2
+    assert "--full goes with --verify" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_verify_and_full_reach_the_verification(monkeypatch, full):
+    asked = []
+    monkeypatch.setattr("fastlstm.verify.run.verify", lambda say, full: asked.append(full) or 1)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["doctor", "--verify", *["--full"] * full])
+    assert end.value.code == 1
+    assert asked == [full]
+
+
+def test_the_hint_says_how_long_it_takes(caplog):
+    """As long as the limit is, in minutes."""
+    from fastlstm import dispatch
+    from fastlstm.verify.plans import LIMIT
+
+    dispatch._hint.cache_clear()
+    dispatch._hint()
+    assert "fastlstm doctor --verify` (at most three minutes)" in caplog.text
+    assert 120 < LIMIT <= 180

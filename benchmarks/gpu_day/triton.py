@@ -63,11 +63,10 @@ def check(shape: str, math: str, cases: tuple[Case, ...], device: str) -> list[d
 
     rows = []
     for case in cases:
-        with checks.tf32(math == "tf32"):
-            outcome, dead = checks._one(module, shape, MATHS[math], case, 1, torch.device(device))
+        outcome = checks.outcome_of(module, checks.Run(shape, MATHS[math], case, 1), torch.device(device))
         row = {"kernel": shape, "math": math, "case": case.id, "fine": not outcome.wrong and not outcome.skipped}
         rows.append({**row, "wrong": outcome.wrong[:300], "skipped": outcome.skipped[:200]})
-        if dead:
+        if outcome.dead:
             break
     return rows
 

@@ -124,7 +124,7 @@ def _gpu(index: int) -> gpu_model.Device:
 
 def _choose(spec: Spec) -> Plan:
     index, math, only = _index(spec.device), math_of(spec.dtype), _forced.get()
-    without = withheld.kernels(NAME, index, math)
+    without = withheld.kernels(NAME, index, _gpu(index).name, math, by_name=bool(only))
     tf32 = math == "tf32" and _gpu(index).tf32 > 0
     try:
         return _cached_choice(index, spec.dtype, tf32, spec.H, spec.B, spec.projected, only, frozenset(without))

@@ -19,6 +19,11 @@ from fastlstm.backends.device import MATHS
 KERNELS = ("step", "tile", "persistent")
 TIMED_OUT, BAD_ID = 1, 2  # values of a word (csrc/cuda/args.h)
 
+
+class GaveUpError(BackendError):
+    """The blocks of a kernel waited for each other in vain; its results are NaN."""
+
+
 _launched_on: set[int] = set()  # devices
 
 
@@ -51,13 +56,13 @@ def raise_on(index: int) -> None:
 
 
 def error(why: int, where: str, kernel: str, patience_ms: int) -> Exception:
-    """What to raise for the value of a word: IndexError for an id, BackendError where blocks waited in vain."""
+    """What to raise for the value of a word: IndexError for an id, GaveUpError where blocks waited in vain."""
     if why == BAD_ID:
         return IndexError(
             f"an earlier call on {where} had ids outside its table (kernel {kernel}); what depends on them is NaN. Check "
             "the vocabulary"
         )
-    return BackendError(
+    return GaveUpError(
         f"an earlier call on {where} gave up: the blocks of kernel {kernel} waited {patience_ms / 1000:g} s for each "
         "other; its results are NaN. Is another program holding the GPU? Calls to come use another kernel; a CUDA graph "
         'that holds this one is to be captured again. `with fastlstm.backend("torch"):` uses torch\'s own kernels'

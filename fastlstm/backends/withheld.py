@@ -1,17 +1,22 @@
-"""Kernels that plans leave out, since they gave up in this process.
+"""Kernels that plans leave out: wrong on this GPU model by `fastlstm doctor --verify`, or given up in this process.
 
-A kernel is known by its backend, its name and how it multiplies (`device.MATHS`). One that gave up (its blocks waited for
-each other in vain, its launch was refused) is not tried again on that device until the process ends.
+A kernel is known by its backend, its name and how it multiplies (`device.MATHS`). One that gave up (its blocks waited for each
+other in vain, its launch was refused) is not tried again on that device until the process ends. One that the record has
+as wrong still runs where it is forced by its name.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from fastlstm.verify import record
 
 Kernel = tuple[str, str, str]  # backend, kernel, math
 
 _given_up: dict[tuple[int, Kernel], str] = {}  # device index and kernel → why
+_instead: frozenset[Kernel] | None = None  # of the record's
 _NONE: Mapping[str, str] = {}
 
 
@@ -27,9 +32,31 @@ def give_up(backend: str, index: int, kernel: str, maths: Iterable[str], why: st
     )
 
 
-def kernels(backend: str, index: int, math: str) -> Mapping[str, str]:
-    """Return the kernels of a backend that are not to be planned for a device, and why."""
-    if not _given_up:
+def kernels(backend: str, index: int, gpu: str, math: str, by_name: bool = False) -> Mapping[str, str]:
+    """Return the kernels of a backend that are not to be planned, and why.
+
+    index: of the device; gpu: its model; by_name: the kernel is forced, so that the record does not count.
+    """
+    wrong = frozenset() if by_name else _recorded(gpu, backend, math)
+    if not (wrong or _given_up):
         return _NONE
+    found = dict.fromkeys(wrong, f"`fastlstm doctor --verify` found it wrong in {math} on this GPU model")
     mine = ((kernel, why) for (i, (b, kernel, m)), why in _given_up.items() if (i, b, m) == (index, backend, math))
-    return dict(mine)
+    return {**found, **dict(mine)}
+
+
+def _recorded(gpu: str, backend: str, math: str) -> frozenset[str]:
+    if _instead is not None:
+        return frozenset(kernel for b, kernel, m in _instead if (b, m) == (backend, math))
+    return record.wrong(gpu, backend, math)
+
+
+@contextmanager
+def instead_of_record(wrong: Iterable[Kernel]) -> Iterator[None]:
+    """Inside a `with` block, for the whole process: these kernels are the wrong ones, whatever the record says."""
+    global _instead
+    before, _instead = _instead, frozenset(wrong)
+    try:
+        yield
+    finally:
+        _instead = before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -11,13 +13,18 @@ START = 300.0  # seconds a process may take to import what it needs
 
 
 class LostError(RuntimeError):
-    """The process ended before its work, or took too long."""
+    """The process ended before its work, or nothing came from it for too long."""
 
 
-def stream(work: Callable[..., Iterator[Any]], *args: Any, seconds: float) -> Iterator[Any]:
-    """Yield what `work(*args)` yields, from a fresh process; raises LostError where it dies or is silent for `seconds`.
+class TimeUpError(RuntimeError):
+    """The time for the whole work is over; nothing went wrong."""
 
-    work: a function of a module (it is sent by name); args and what it yields must pickle.
+
+def stream(work: Callable[..., Iterator[Any]], *args: Any, seconds: float, until: float = math.inf) -> Iterator[Any]:
+    """Yield what `work(*args)` yields, from a fresh process.
+
+    work: a function of a module (it is sent by name); args and what it yields must pickle. Raises LostError where the
+    process dies or is silent for `seconds`, TimeUpError at the time `until` (of time.monotonic); it is ended then.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -25,18 +32,21 @@ def stream(work: Callable[..., Iterator[Any]], *args: Any, seconds: float) -> It
     process.start()
     theirs.close()
     try:
-        yield from _receive(ours, process, seconds)
+        yield from _receive(ours, process, seconds, until)
     finally:
         ours.close()
         process.kill()
         process.join()
 
 
-def _receive(ours: Connection, process: multiprocessing.Process, seconds: float) -> Iterator[Any]:
+def _receive(ours: Connection, process: multiprocessing.Process, seconds: float, until: float) -> Iterator[Any]:
     patience = START
     while True:
+        left = until - time.monotonic()
         try:
-            if not ours.poll(patience):
+            if left <= 0 or not ours.poll(min(patience, left)):
+                if left <= patience:
+                    raise TimeUpError("the time is over")
                 raise LostError(f"nothing came for {patience:.0f} s; it was ended")
             kind, value = ours.recv()
         except EOFError:
@@ -63,6 +73,6 @@ def _work(connection: Connection, work: Callable[..., Iterator[Any]], args: tupl
         connection.close()
 
 
-def here(work: Callable[..., Iterator[Any]], *args: Any, seconds: float) -> Iterator[Any]:
-    """The same in this process, without a limit: for tests and debuggers."""
+def here(work: Callable[..., Iterator[Any]], *args: Any, seconds: float, until: float = math.inf) -> Iterator[Any]:
+    """The same in this process, without limits: for tests and debuggers."""
     return work(*args)

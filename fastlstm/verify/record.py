@@ -1,6 +1,13 @@
 """The record of a verification: what passed and won on a GPU model, in the cache folder, and what follows for a call.
 
 One file per GPU model, written whole or not at all. It holds only for the kernels and the torch that were verified.
+What it has, beside versions and reasons: `passed` and `failed` by backend, kernel and math (passed: how many cases;
+failed: what was wrong), `ratios` likewise (the worst error as a share of what is allowed), and `timings`, a row a size:
+
+    seconds   contender → median seconds of one call; a backend runs there what the planner chooses
+    kernels   backend → kernel → the same, forced
+    planned   backend → the kernels that the planner chose
+    cudnn     the algorithm that torch's rules give nn.LSTM (cudnn.py)
 """
 
 from __future__ import annotations
@@ -18,11 +25,10 @@ from pathlib import Path
 import torch
 
 from fastlstm.backends.common import Spec
-from fastlstm.backends.device import allows_tf32
+from fastlstm.backends.device import math_of
 
-FORMAT = 1
+FORMAT = 2
 MARGIN = 0.97  # a backend wins where it takes less than this share of torch's time: medians of equals differ by as much
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 def folder() -> Path:
@@ -63,9 +69,14 @@ def write(gpu: str, record: dict) -> Path:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    read.cache_clear()
-    _decided.cache_clear()
+    forget()
     return target
+
+
+def forget() -> None:
+    """Read records anew from now on."""
+    for known in (read, _decided, wrong, _passed):
+        known.cache_clear()
 
 
 @cache
@@ -74,9 +85,18 @@ def read(gpu: str) -> dict | None:
     try:
         found = json.loads(path(gpu).read_text(encoding="utf-8"))
         fits = (found["format"], found["identity"]) == (FORMAT, identity())
-        return found if fits and isinstance(found["timings"], list) and isinstance(found["failed"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return found if fits and _sound(found) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _sound(found: dict) -> bool:
+    """Whether what calls read has the right form."""
+    groups = [kernels for name in ("passed", "failed") for kernels in found[name].values()]
+    if not all(isinstance(maths, dict) for kernels in groups for maths in kernels.values()):
+        return False
+    what = {"layout", "math", "training", "H", "B", "T"}
+    return all(what <= row.keys() and isinstance(row["seconds"], dict) for row in found["timings"])
 
 
 @cache
@@ -92,21 +112,36 @@ def gpu_name(device: torch.device) -> str:
 
 
 def choice(device: torch.device, spec: Spec) -> str | None:
-    """Return the backend that passed and won for such calls on this GPU model, "torch" where none did, None: unverified."""
+    """Return the backend that won for such calls on this GPU model, "torch" where none did, None where unverified."""
     return _decided(gpu_name(device), kind_of(spec), spec.H, spec.B, spec.T)
 
 
-def failed(device: torch.device) -> frozenset[str]:
-    """Return the backends that gave wrong results, or crashed, on this GPU model."""
-    found = read(gpu_name(device))
-    return frozenset() if found is None else frozenset(found["failed"])
+def trusts(device: torch.device, spec: Spec, backend: str, kernels: tuple[str, ...]) -> bool:
+    """Return whether all these kernels of a backend passed on this GPU model, as such a call multiplies."""
+    return _passed(gpu_name(device), backend, math_of(spec.dtype)).issuperset(kernels)
+
+
+@lru_cache(maxsize=256)
+def _passed(gpu: str, backend: str, math: str) -> frozenset[str]:
+    return _kernels("passed", gpu, backend, math) - wrong(gpu, backend, math)
+
+
+@lru_cache(maxsize=256)
+def wrong(gpu: str, backend: str, math: str) -> frozenset[str]:
+    """Return the kernels of a backend that gave wrong results, crashed or hung on a GPU model."""
+    return _kernels("failed", gpu, backend, math)
+
+
+def _kernels(group: str, gpu: str, backend: str, math: str) -> frozenset[str]:
+    found = read(gpu)
+    by_name = {} if found is None else found[group].get(backend, {})
+    return frozenset(kernel for kernel, maths in by_name.items() if math in maths)
 
 
 def kind_of(spec: Spec) -> tuple[str, str, bool]:
     """What distinguishes calls beside their size: layout, arithmetic, training."""
     layout = "projected" if spec.projected else "packed" if spec.packed else "dense"
-    tf32 = spec.dtype == torch.float32 and allows_tf32()
-    return layout, "tf32" if tf32 else _NAMES.get(spec.dtype, str(spec.dtype)), spec.training
+    return layout, math_of(spec.dtype), spec.training
 
 
 @lru_cache(maxsize=4096)
@@ -126,7 +161,7 @@ def winner(record: dict, kind: tuple[str, str, bool], H: int, B: int, T: int) ->
         rows = [r for r in rows if r[name] in around]
     if not rows:
         return "torch"
-    candidates = set.intersection(*(set(r["seconds"]) for r in rows)) - {"torch", *record["failed"]}
+    candidates = set.intersection(*(set(r["seconds"]) for r in rows)) - {"torch"}
     good = {c: _mean(rows, c) for c in candidates if all(_beats(r["seconds"], c) for r in rows)}
     return min(good, key=lambda name: (good[name], name)) if good else "torch"
 

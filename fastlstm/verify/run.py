@@ -1,25 +1,25 @@
-"""`fastlstm doctor --verify`: check every backend on each GPU model, time those that passed, record the result."""
+"""`fastlstm doctor --verify`: check every kernel on each GPU model, time those that passed, record the result."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import metadata, util
 
 import torch
 
 from fastlstm import __version__, dispatch
-from fastlstm.verify import checks, isolate, record, timings
-from fastlstm.verify.checks import Outcome, Table
-from fastlstm.verify.timings import Cell, Clock, DeviceClock
+from fastlstm.backends import withheld
+from fastlstm.verify import checks, plans, record, stages, timings
+from fastlstm.verify.checks import Outcome, Run
+from fastlstm.verify.plans import Plan, Work
+from fastlstm.verify.stages import Limits, Lost, TimeUpError
+from fastlstm.verify.timings import Cell, Clock, DeviceClock, Fault, Kernel
 
-CANDIDATES = ("cuda", "triton")
 FINE, WRONG, NO_GPU = 0, 1, 2  # exit codes
-PATIENCE = 300.0  # seconds without a result (a compiler may be at work) before a process is ended
 SHOWN = 5  # failures that are printed
-Process = Callable[..., Iterator]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,37 @@ class Machine:
     clock: Clock
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is done: candidates, table of cases, cells to time, and how work is run."""
+@dataclass
+class Found:
+    """What came out, kernel by kernel. todo: runs that are still to be done."""
 
-    candidates: tuple[str, ...] = CANDIDATES
-    table: Table = checks.QUICK
-    cells: tuple[Cell, ...] = timings.CELLS
-    process: Process = isolate.stream
+    todo: dict[Kernel, int] = field(default_factory=dict)
+    count: dict[Kernel, int] = field(default_factory=dict)
+    wrong: dict[Kernel, list[str]] = field(default_factory=dict)
+    ratios: dict[Kernel, float] = field(default_factory=dict)
+    redrawn: list[dict] = field(default_factory=list)
+    rows: list[dict] = field(default_factory=list)
+
+    def blame(self, kernel: Kernel, why: str) -> None:
+        self.wrong.setdefault(kernel, []).append(why)
+
+    def passed(self) -> frozenset[Kernel]:
+        """The kernels that did all of their runs, one at least, and none of them wrong."""
+        return frozenset(k for k, n in self.count.items() if n and not self.todo.get(k) and k not in self.wrong)
+
+    def take(self, outcome: Outcome) -> None:
+        """Count an outcome."""
+        kernel = (outcome.backend, outcome.kernel, outcome.math)
+        self.todo[kernel] -= 1
+        if outcome.wrong:
+            self.blame(kernel, f"{outcome.case}: {outcome.wrong}")
+        elif not outcome.skipped:
+            self.count[kernel] = self.count.get(kernel, 0) + 1
+        if outcome.ratios:
+            self.ratios[kernel] = max(self.ratios.get(kernel, 0.0), outcome.ratios[-1])
+        if len(outcome.ratios) > 1:
+            of = dict(zip(("backend", "kernel", "math"), kernel, strict=True))
+            self.redrawn.append({**of, "case": outcome.case, "ratios": list(outcome.ratios)})
 
 
 def gpus() -> list[Machine]:
@@ -58,80 +81,158 @@ def no_gpu() -> str:
     return "there is no GPU that torch can see (nvidia-smi tells whether the driver does). Nothing was verified."
 
 
-def verify(say: Callable[[str], None], machines: list[Machine] | None = None, plan: Plan | None = None) -> int:
-    """Verify each GPU model and record what passed and won. say: prints a line.
+def verify(say: Say, machines: list[Machine] | None = None, plan: Plan | None = None, full: bool = False) -> int:
+    """Verify each GPU model and record what passed and won.
 
-    Returns the exit code: 0 all is right, 1 a backend gave wrong results or crashed, 2 there is no GPU. Raises OSError
-    where the record cannot be written.
+    say: prints a line; full: everything, instead of what fits three minutes. Returns the exit code: 0 all is right, 1 a
+    kernel gave wrong results or crashed, 2 there is no GPU. Raises OSError where the record cannot be written.
     """
     machines = gpus() if machines is None else machines
     if not machines:
         say(no_gpu())
         return NO_GPU
-    return max(_verify(say, machine, plan or Plan()) for machine in machines)
+    plan = plan or Plan(plans.CANDIDATES, plans.full if full else plans.quick)
+    return max(_verify(say, machine, plan) for machine in machines)
 
 
-def _verify(say: Callable[[str], None], machine: Machine, plan: Plan) -> int:
-    say(f"{machine.name} ({machine.device}): {len(plan.table.cases)} cases, {len(plan.cells)} timed sizes")
-    passed, failed, absent = {}, {}, {}
-    for backend in plan.candidates:
-        reason = why_not(backend, machine.device)
-        if reason is not None:
-            absent[backend] = reason
-            say(f"  {backend}: not here: {reason}")
-            continue
-        count, wrong = check(backend, machine, plan)
-        for line in wrong[:SHOWN]:
-            say(f"  {backend}: WRONG: {line}")
-        if len(wrong) > SHOWN:
-            say(f"  {backend}: and {len(wrong) - SHOWN} more")
-        if wrong or not count:
-            failed[backend] = wrong or ["no case ran"]
-        else:
-            passed[backend] = count
-            say(f"  {backend}: {sum(count.values())} checks passed ({_counted(count)})")
-    try:
-        rows = list(
-            plan.process(timings.run, tuple(passed), machine.device, plan.cells, machine.clock, seconds=PATIENCE)
-        )
-    except isolate.LostError as error:
-        say(f"  timing: {error}. Nothing was recorded.")
-        return WRONG
-    results = {"passed": passed, "failed": failed, "absent": absent, "timings": rows}
+def _verify(say: Say, machine: Machine, plan: Plan) -> int:
+    begin = time.monotonic()
+    absent = {name: reason for name in plan.candidates if (reason := why_not(name, machine.device)) is not None}
+    work = plan.work(tuple(name for name in plan.candidates if name not in absent))
+    cases = sum(len(table.cases) for table in work.tables.values())
+    say(f"{machine.name} ({machine.device}): {cases} cases, {len(work.cells)} timed sizes, {_duration(work)}")
+    for name, reason in absent.items():
+        say(f"  {name}: not here: {reason}")
+    found = Found()
+    for backend in work.tables:
+        check(say, backend, machine, plan, work, found)
+    if found.passed():
+        _time(say, machine, plan, work, found, work.whole - (time.monotonic() - begin))
+    results = {**_grouped(found), "absent": absent, "timings": _usable(found), "seconds": time.monotonic() - begin}
     where = record.write(machine.name, {"gpu": machine.name, **versions(), **results})
-    for line in summary(rows, tuple(passed)):
+    for line in summary(results["timings"], tuple(work.tables)):
         say(f"  {line}")
+    if work.left_out:
+        say(f"  left out: {work.left_out}; `fastlstm doctor --verify --full` does it")
     say(f"  recorded in {where}; calls on this GPU model now follow it")
-    return WRONG if failed else FINE
+    return WRONG if found.wrong else FINE
 
 
-def check(backend: str, machine: Machine, plan: Plan) -> tuple[Counter, list[str]]:
-    """Checks that passed, by kernel, and what is wrong."""
-    count, wrong = Counter(), []
+def _duration(work: Work) -> str:
+    minutes = max(1, round(plans.estimate(work) / 60))
+    return f"about {minutes} minute{'s' * (minutes > 1)} on an H100 by estimate, ended after {work.whole / 60:.0f}"
+
+
+def check(say: Say, backend: str, machine: Machine, plan: Plan, work: Work, found: Found) -> None:
+    """Run a backend's table, and say what passed and what did not."""
+    todo = checks.runs(backend, work.tables[backend])
+    for one in todo:
+        kernel = (backend, one.kernel, one.math)
+        found.todo[kernel] = found.todo.get(kernel, 0) + 1
+    hung: set[str] = set()  # not to be tried in another type either
+    dead: set[Kernel] = set()
+
+    def skip(one: Run) -> bool:
+        return one.kernel in hung or (backend, one.kernel, one.math) in dead
+
+    limits = Limits(work.silence, work.checking)
     try:
-        for outcome in plan.process(checks.run, backend, machine.device, plan.table, seconds=PATIENCE):
-            if outcome.wrong:
-                wrong.append(_said(outcome))
-            elif not outcome.skipped:
-                count[outcome.kernel or backend] += 1
-    except isolate.LostError as error:
-        wrong.append(f"after {sum(count.values())} checks: {error}")
-    return count, wrong
+        for one in stages.through(plan.process, checks.run, todo, lambda: (backend, machine.device), limits, skip):
+            if isinstance(one, Lost) and one.item is None:
+                found.blame((backend, "", ""), one.why)
+            elif isinstance(one, Lost):
+                found.blame((backend, one.item.kernel, one.item.math), f"{one.item.case.id}: {one.why}")
+                hung.add(one.item.kernel)
+            else:
+                found.take(one)
+                dead.update([(backend, one.kernel, one.math)] * one.dead)
+                hung.update([one.kernel] * one.hung)
+    except TimeUpError:
+        say(f"  {backend}: the time for checks is over ({work.checking:.0f} s)")
+    _report(say, backend, found)
 
 
-def _said(outcome: Outcome) -> str:
-    return f"{outcome.kernel} {outcome.math} {outcome.case}: {outcome.wrong}".strip()
+def _report(say: Say, backend: str, found: Found) -> None:
+    passed = found.passed()
+    for kernel in (k for k in found.wrong if k[0] == backend):
+        lines = found.wrong[kernel]
+        for line in lines[:SHOWN]:
+            say(f"  {_named(kernel)}: WRONG: {line}")
+        if len(lines) > SHOWN:
+            say(f"  {_named(kernel)}: and {len(lines) - SHOWN} more")
+    for kernel in (k for k, n in found.todo.items() if k[0] == backend and n and k not in found.wrong):
+        say(f"  {_named(kernel)}: not used, since {found.todo[kernel]} of its checks were not done")
+    mine = [k for k in found.count if k[0] == backend and k in passed]
+    if mine:
+        each = ", ".join(f"{' '.join(filter(None, k[1:]))} {found.count[k]}" for k in mine)
+        say(f"  {backend}: {sum(found.count[k] for k in mine)} checks passed ({each})")
 
 
-def _counted(count: Counter) -> str:
-    return ", ".join(f"{name} {number}" for name, number in sorted(count.items()))
+def _named(kernel: Kernel) -> str:
+    return " ".join(filter(None, kernel))
+
+
+def _time(say: Say, machine: Machine, plan: Plan, work: Work, found: Found, seconds: float) -> None:
+    """Time the cells; rows are kept whatever happens to a process, and what ruined one is not used any more."""
+
+    def args() -> tuple:
+        return found.passed(), machine.device, machine.clock
+
+    def fault(kernels: tuple[Kernel, ...], cell: Cell | None, why: str) -> None:
+        say(f"  timing {cell or ''} {', '.join(map(_named, kernels)) or 'torch'}: WRONG: {why}")
+        for kernel in kernels:
+            found.blame(kernel, f"timed at {cell}: {why}")
+
+    try:
+        for one in stages.through(plan.process, timings.run, work.cells, args, Limits(work.silence, seconds)):
+            if isinstance(one, Lost):
+                fault(_kernels_of(one.part, one.item), one.item, one.why)
+            elif isinstance(one, Fault):
+                fault(one.kernels, one.cell, one.why)
+            else:
+                found.rows.append(one)
+    except TimeUpError:
+        say(f"  timing: the time is over; {len(found.rows)} of {len(work.cells)} sizes are done")
+
+
+def _kernels_of(part: str, cell: Cell | None) -> tuple[Kernel, ...]:
+    """The kernel that a contender of the name "backend:kernel" runs; a backend as planned and torch have none of their own."""
+    backend, colon, kernel = part.partition(":")
+    return ((backend, kernel, cell.math),) if colon and cell is not None else ()
+
+
+def _usable(found: Found) -> list[dict]:
+    """The rows, without times as planned where a kernel of the plan has been found wrong since."""
+    rows = []
+    for row in found.rows:
+        bad = {n for n, used in row["planned"].items() if any((n, k, row["math"]) in found.wrong for k in used)}
+        rows.append({**row, "seconds": {name: s for name, s in row["seconds"].items() if name not in bad}})
+    return rows
+
+
+def _grouped(found: Found) -> dict[str, dict]:
+    """What the record holds by backend, kernel and math."""
+    passed = found.passed()
+    groups = {
+        "passed": {k: n for k, n in found.count.items() if k in passed},
+        "failed": {k: lines[:20] for k, lines in found.wrong.items()},
+        "unfinished": {k: n for k, n in found.todo.items() if n and k not in found.wrong},
+        "ratios": found.ratios,
+    }
+    result: dict[str, dict] = {"redrawn": found.redrawn}
+    for group, values in groups.items():
+        result[group] = {}
+        for (backend, kernel, math), value in values.items():
+            result[group].setdefault(backend, {}).setdefault(kernel, {})[math] = value
+    return result
 
 
 def why_not(backend: str, device: torch.device) -> str | None:
-    """Why a backend cannot run a plain call on a device, or None."""
+    """Why a backend cannot run a plain call on a device, whatever an earlier record says, or None."""
     from fastlstm.doctor import small_call
 
-    return dispatch.why_not(backend, small_call(device))
+    with withheld.instead_of_record(()):
+        return dispatch.why_not(backend, small_call(device))
 
 
 def versions() -> dict[str, str]:

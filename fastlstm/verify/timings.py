@@ -1,11 +1,13 @@
-"""Times the candidates for a call beside torch's own path: the same module call, interleaved, medians."""
+"""Times kernels and backends for a call beside torch's own path: the same module call, interleaved, medians."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import product
 
 import torch
@@ -13,10 +15,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastlstm
-from fastlstm.verify.checks import MATHS, tf32
+from fastlstm import backends, dispatch
+from fastlstm.backends import withheld
+from fastlstm.backends.common import Spec
+from fastlstm.verify import cudnn
+from fastlstm.verify.checks import MATHS, kernels, line_of, ruins, tf32
+from fastlstm.verify.stages import Started
 
 ROUNDS = 7
+ORDER = ("tf32", "bfloat16", "float16", "float32")  # the types that most calls have first, should time run out
 Clock = Callable[[], float]
+Kernel = tuple[str, str, str]  # backend, kernel, math
 
 
 @dataclass(frozen=True)
@@ -30,17 +39,34 @@ class Cell:
     B: int
     T: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.layout} {self.math} {'training' if self.training else 'inference'} H {self.H} B {self.B} T {self.T}"
+        )
 
-def grid(layout: str, H: tuple[int, ...], B: tuple[int, ...], T: tuple[int, ...], maths=tuple(MATHS)) -> list[Cell]:
+
+def grid(layout: str, H: tuple[int, ...], B: tuple[int, ...], T: tuple[int, ...], maths=ORDER) -> list[Cell]:
     """All cells of a layout over these sizes."""
     return [Cell(layout, *rest) for rest in product(maths, (True, False), H, B, T)]
 
 
-CELLS = (
-    *grid("dense", (16, 64, 128, 256, 512, 1024), (1, 16, 64, 256), (4, 128)),
-    *grid("packed", (128, 256, 512), (16, 64), (64,)),
-    *grid("projected", (256, 512, 1024), (16, 64), (64,)),
-)
+@dataclass(frozen=True)
+class Fault:
+    """A kernel did not end, or ruined the process, or raised what it should not, while a cell was timed."""
+
+    kernels: tuple[Kernel, ...]
+    cell: Cell
+    why: str
+    dead: bool
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run a cell. kernels: what it runs of ours (none: torch's own path)."""
+
+    name: str
+    step: Callable[[], None]
+    kernels: tuple[Kernel, ...] = ()
 
 
 class DeviceClock:
@@ -55,63 +81,152 @@ class DeviceClock:
         return time.perf_counter()
 
 
-def run(candidates: tuple[str, ...], device: torch.device, cells: tuple[Cell, ...], clock: Clock) -> Iterator[dict]:
-    """Time every cell; yields the cell's fields and `seconds`: contender → median seconds of one call."""
-    for cell in cells:
-        torch.manual_seed(0)
-        with tf32(cell.math == "tf32"):
-            yield {**asdict(cell), "seconds": times(_contenders(candidates, device, cell), clock)}
+def run(
+    cells: tuple[Cell, ...], passed: frozenset[Kernel], device: torch.device, clock: Clock
+) -> Iterator[Started | Fault | dict]:
+    """Time every cell.
 
-
-def times(contenders: dict[str, Callable[[], object]], clock: Clock) -> dict[str, float]:
-    """Median seconds of each; one that cannot run the call (its first one shows it) is left out, torch too.
-
-    Raises RuntimeError where the device itself failed.
+    passed: the kernels that may run. Yields the rows of a record (record.py says what they hold), a `Fault` where a kernel
+    is not to be used any more, and with each `Started` the name of the contender that runs for the first time. After a
+    `Fault` that leaves the process of no use it ends.
     """
-    samples: dict[str, list[float]] = {}
-    for name, step in contenders.items():
+    out: set[Kernel] = set()
+    for index, cell in enumerate(cells):
+        yield Started(index)
+        torch.manual_seed(0)
+        with tf32(cell.math == "tf32"), withheld.instead_of_record(_others(passed - out)):
+            timed = Timed(cell, device)
+            for contender in timed.contenders(passed - out):
+                yield Started(index, contender.name)
+                fault = timed.first(contender)
+                if fault is not None:
+                    out.update(fault.kernels)
+                    yield fault
+                    if fault.dead:
+                        return
+            yield Started(index)
+            yield timed.row(clock)
+
+
+def _others(passed: frozenset[Kernel]) -> frozenset[Kernel]:
+    """Every kernel of the backends that is not among these."""
+    names = {name for name, _, _ in passed}
+    all_of = {(name, kernel, math) for name in names for kernel in kernels(backends.load(name)) for math in MATHS}
+    return frozenset(all_of - passed)
+
+
+@dataclass
+class Timed:
+    """One cell: its modules, and the contenders that ran."""
+
+    cell: Cell
+    device: torch.device
+    ready: list[Contender] = field(default_factory=list)
+    planned: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def contenders(self, passed: frozenset[Kernel]) -> list[Contender]:
+        """Torch's own path, every kernel that can run the cell, and a backend as planned where that is none of them."""
+        theirs, ours, x = _modules(self.cell, self.device)
+        spec, training = _spec(self.cell, self.device), self.cell.training
+        found = [Contender("torch", partial(_call, theirs, x, training))]
+        for name in dict.fromkeys(backend for backend, _, _ in sorted(passed)):
+            module = backends.load(name)
+            for kernel in kernels(module):
+                used = (name, kernel, self.cell.math)
+                if used not in passed:
+                    continue
+                with _forced(name, kernel):
+                    if dispatch.why_not(name, spec) is not None:
+                        continue
+                found.append(Contender(f"{name}:{kernel}", partial(_run, name, kernel, ours, x, training), (used,)))
+            if dispatch.why_not(name, spec) is None:
+                self.planned[name] = getattr(module, "planned", lambda spec: ("",))(spec)
+                used = tuple((name, kernel, self.cell.math) for kernel in dict.fromkeys(self.planned[name]))
+                if len(used) > 1:  # forward and backward differ
+                    found.append(Contender(name, partial(_run, name, "", ours, x, training), used))
+        return found
+
+    def first(self, contender: Contender) -> Fault | None:
+        """Its first two calls (the first compiles); what one of ours must not do is a fault."""
         try:
-            step(), step()  # the first compiles
-        except RuntimeError as error:  # a BackendError, cuDNN without such a kernel, too little memory
-            if "CUDA error" in str(error):
-                raise
-            continue
-        samples[name] = []
-    for _ in range(ROUNDS):
-        for name, found in samples.items():
-            start = clock()
-            contenders[name]()
-            found.append(clock() - start)
-    return {name: statistics.median(found) for name, found in samples.items()}
+            contender.step(), contender.step()
+            for name in {name for name, _, _ in contender.kernels}:
+                getattr(backends.load(name), "check", lambda device: None)(self.device)
+        except Exception as error:
+            if not contender.kernels and not ruins(error):
+                return None  # cuDNN without such a kernel
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                return None
+            return Fault(contender.kernels, self.cell, line_of(error), ruins(error))
+        self.ready.append(contender)
+        return None
+
+    def row(self, clock: Clock) -> dict:
+        """Median seconds of one call of everything that ran, as a row of the record."""
+        samples: list[list[float]] = [[] for _ in self.ready]
+        for _ in range(ROUNDS):
+            for contender, found in zip(self.ready, samples, strict=True):
+                start = clock()
+                contender.step()
+                found.append(clock() - start)
+        seconds, by_kernel = {}, {}
+        for contender, found in zip(self.ready, samples, strict=True):
+            if len(contender.kernels) == 1:
+                name, kernel, _ = contender.kernels[0]
+                by_kernel.setdefault(name, {})[kernel] = statistics.median(found)
+            else:
+                seconds[contender.name] = statistics.median(found)
+        for name, used in self.planned.items():  # as planned, that is one of the kernels already timed
+            if len(set(used)) == 1 and used[0] in by_kernel.get(name, {}):
+                seconds[name] = by_kernel[name][used[0]]
+        row = {**asdict(self.cell), "seconds": seconds, "kernels": by_kernel, "cudnn": _algorithm(self.cell)}
+        return {**row, "planned": {name: list(used) for name, used in self.planned.items()}}
 
 
-def _contenders(candidates: tuple[str, ...], device: torch.device, cell: Cell) -> dict[str, Callable[[], object]]:
-    P = cell.H // 2 if cell.layout == "projected" else 0
-    theirs = nn.LSTM(cell.H, cell.H, proj_size=P, device=device, dtype=MATHS[cell.math])
-    ours = fastlstm.LSTM(cell.H, cell.H, proj_size=P, device=device, dtype=MATHS[cell.math])
+def _algorithm(cell: Cell) -> str:
+    packed, projected = cell.layout == "packed", cell.layout == "projected"
+    return cudnn.algorithm(cell.math, cell.H, cell.H, cell.B, 1, False, packed, projected, cell.training)
+
+
+def _spec(cell: Cell, device: torch.device) -> Spec:
+    """The cell's call, as backends see it."""
+    projected, packed = cell.layout == "projected", cell.layout == "packed"
+    N = int(_lengths(cell).sum()) if packed else cell.T * cell.B
+    sizes = (cell.T, cell.B, N, cell.H, 0, cell.H, cell.H // 2 if projected else cell.H)
+    flags = (packed, False, projected, False, False)
+    return Spec(device, MATHS[cell.math], *sizes, *flags, int(cell.training), cell.training)
+
+
+def _lengths(cell: Cell) -> Tensor:
+    return torch.linspace(cell.T, max(1, cell.T // 4), cell.B).long()
+
+
+def _modules(cell: Cell, device: torch.device) -> tuple[nn.Module, nn.Module, Tensor | PackedSequence]:
+    """nn.LSTM, ours with the same weights, and the input."""
+    P, kind = cell.H // 2 if cell.layout == "projected" else 0, {"device": device, "dtype": MATHS[cell.math]}
+    theirs = nn.LSTM(cell.H, cell.H, proj_size=P, **kind)
+    ours = fastlstm.LSTM(cell.H, cell.H, proj_size=P, **kind)
     ours.load_state_dict(theirs.state_dict())
-    x = _input(cell, device)
-    found: dict[str, Callable[[], object]] = {"torch": lambda: _call(theirs, x, cell.training)}
-    for name in candidates:
-        found[name] = lambda name=name: _forced(name, ours, x, cell.training)
-    return found
+    x = torch.randn(cell.T, cell.B, cell.H, **kind, requires_grad=cell.training)
+    if cell.layout == "packed":
+        x = nn.utils.rnn.pack_padded_sequence(x, _lengths(cell))
+    return theirs, ours, x
 
 
-def _forced(name: str, module: nn.Module, x: Tensor | PackedSequence, training: bool) -> None:
-    with fastlstm.backend(name):
+def _forced(name: str, kernel: str) -> AbstractContextManager:
+    return backends.load(name).force(kernel) if kernel else nullcontext()
+
+
+def _run(name: str, kernel: str, module: nn.Module, x: Tensor | PackedSequence, training: bool) -> None:
+    with fastlstm.backend(name), _forced(name, kernel):
         _call(module, x, training)
 
 
-def _input(cell: Cell, device: torch.device) -> Tensor | PackedSequence:
-    x = torch.randn(cell.T, cell.B, cell.H, device=device, dtype=MATHS[cell.math], requires_grad=cell.training)
-    if cell.layout != "packed":
-        return x
-    lengths = torch.linspace(cell.T, max(1, cell.T // 4), cell.B).long()
-    return nn.utils.rnn.pack_padded_sequence(x, lengths)
-
-
 def _call(module: nn.Module, x: Tensor | PackedSequence, training: bool) -> None:
-    """Forward, or forward and backward into weights and input."""
+    """Forward, or forward and backward into weights and input.
+
+    Backward stays on this thread: in autograd's own a forced kernel would not hold.
+    """
     if not training:
         with torch.no_grad():
             module(x)
@@ -119,4 +234,16 @@ def _call(module: nn.Module, x: Tensor | PackedSequence, training: bool) -> None
     out = module(x)[0]
     out = out.data if isinstance(out, PackedSequence) else out
     leaf = x.data if isinstance(x, PackedSequence) else x
-    torch.autograd.grad(out, [leaf, *module.parameters()], torch.ones_like(out))
+    with torch.autograd.set_multithreading_enabled(False):
+        torch.autograd.grad(out, [leaf, *module.parameters()], torch.ones_like(out))
+
+
+CELLS = (
+    *grid("dense", (16, 64, 128, 256, 512, 1024), (1, 16, 64, 256), (4, 128)),
+    *grid("packed", (128, 256, 512), (16, 64), (64,)),
+    *grid("projected", (256, 512, 1024), (16, 64), (64,)),
+)
+CELLS_TRITON = (  # the layouts and padded sizes of checks.QUICK_TRITON
+    *grid("dense", (64, 128), (16, 64), (4, 128)),
+    *grid("packed", (64, 128), (16, 64), (64,)),
+)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastlstm import dispatch
+from fastlstm import backends, dispatch
+from fastlstm.backends import withheld
 from fastlstm.doctor import small_call
 from fastlstm.verify import record
 
@@ -20,11 +21,9 @@ KIND = ("dense", "tf32", True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTLSTM_CACHE", str(tmp_path))
     monkeypatch.setattr(record, "gpu_name", lambda device: GPU)
-    record.read.cache_clear()
-    record._decided.cache_clear()
+    record.forget()
     yield
-    record.read.cache_clear()
-    record._decided.cache_clear()
+    record.forget()
 
 
 def row(H: int, B: int, T: int = 64, kind=KIND, **seconds: float) -> dict:
@@ -32,8 +31,11 @@ def row(H: int, B: int, T: int = 64, kind=KIND, **seconds: float) -> dict:
     return {"layout": layout, "math": math, "training": training, "H": H, "B": B, "T": T, "seconds": seconds}
 
 
-def made(*rows: dict, failed: dict | None = None) -> dict:
-    return {"timings": list(rows), "failed": failed or {}}
+def made(*rows: dict, **groups: dict) -> dict:
+    return {"timings": list(rows), "passed": {}, "failed": {}, **groups}
+
+
+PASSED = {"cuda": {"tile": {"tf32": 9}, "step": {"tf32": 9}}, "triton": {"resident": {"tf32": 9}}}
 
 
 def spec(H: int = 128, B: int = 50, T: int = 50, **other):
@@ -64,11 +66,29 @@ def test_a_failed_write_leaves_the_old_record_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [record.path(GPU).name]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', "null"])
 def test_a_broken_record_is_none(text):
     record.path(GPU).write_text(text)
     assert record.read(GPU) is None
     assert record.choice(torch.device("cuda"), spec()) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"failed": {"cuda": ["wrong"]}},
+        {"failed": {"cuda": {"tile": ["wrong"]}}},
+        {"passed": None},
+        {"timings": 1},
+        {"timings": [{"seconds": {}}]},
+        {"timings": [{**row(1, 1), "seconds": 1.0}]},
+    ],
+    ids=str,
+)
+def test_a_record_of_another_form_is_none(changed):
+    record.write(GPU, made(**changed))
+    assert record.read(GPU) is None
+    assert record.wrong(GPU, "cuda", "tf32") == frozenset()
 
 
 @pytest.mark.parametrize("field", ["format", "identity"])
@@ -93,7 +113,8 @@ def test_identity_changes_with_the_kernels(monkeypatch, tmp_path):
 
 def test_unverified_is_none():
     assert record.choice(torch.device("cuda"), spec()) is None
-    assert record.failed(torch.device("cuda")) == frozenset()
+    assert record.wrong(GPU, "cuda", "tf32") == frozenset()
+    assert not record.trusts(torch.device("cuda"), spec(), "cuda", ("tile",))
 
 
 def test_the_faster_of_two_that_beat_torch_wins():
@@ -135,9 +156,16 @@ def test_another_kind_of_call_was_not_timed(kind):
     assert record.winner(made(row(64, 16, torch=2.0, cuda=1.0)), kind, 64, 16, 64) == "torch"
 
 
-def test_a_backend_that_failed_never_wins():
-    found = made(row(64, 16, torch=3.0, cuda=1.0, triton=2.0), failed={"cuda": ["wrong"]})
-    assert record.winner(found, KIND, 64, 16, 64) == "triton"
+def test_trusted_are_the_kernels_that_passed_in_that_type():
+    device = torch.device("cuda")
+    record.write(GPU, made(passed=PASSED, failed={"cuda": {"step": {"tf32": ["wrong"]}}}))
+    assert record.trusts(device, spec(), "cuda", ("tile",))
+    assert not record.trusts(device, spec(), "cuda", ("tile", "step"))  # was found wrong later
+    assert not record.trusts(device, spec(), "cuda", ("persistent",))
+    assert not record.trusts(device, spec(dtype=torch.float16), "cuda", ("tile",))
+    assert not record.trusts(device, spec(), "triton", ("tile",))
+    assert record.wrong(GPU, "cuda", "tf32") == {"step"}
+    assert record.wrong(GPU, "cuda", "float16") == record.wrong(GPU, "triton", "tf32") == frozenset()
 
 
 def test_where_torch_could_not_run_the_backend_wins():
@@ -150,15 +178,64 @@ def test_kind_of_a_call():
     assert record.kind_of(spec(packed=True, projected=True))[0] == "projected"
 
 
-def test_dispatch_follows_the_record(monkeypatch):
+class Backend:
+    """A backend that runs one kernel."""
+
+    def __init__(self, kernel: str):
+        self.kernel = kernel
+
+    def planned(self, spec) -> tuple[str, ...]:
+        return (self.kernel, self.kernel)
+
+
+@pytest.fixture
+def two_backends(monkeypatch):
+    """Dispatch's view of cuda and triton, whose kernels the test may change."""
+    found = {"cuda": Backend("tile"), "triton": Backend("resident")}
+    load = backends.load
+    monkeypatch.setattr(backends, "load", lambda name: found.get(name) or load(name))
     monkeypatch.setattr(dispatch, "why_not", lambda name, spec: None)
+    return found
+
+
+def test_dispatch_follows_the_record(two_backends):
     assert dispatch.prefers_torch(spec(128, 64, 64))  # no record
-    record.write(GPU, made(*(row(128, B, torch=2.0, triton=1.0, cuda=3.0) for B in (16, 64))))
+    rows = [row(128, B, torch=2.0, triton=1.0, cuda=3.0) for B in (16, 64)]
+    record.write(GPU, made(*rows, passed=PASSED))
     assert not dispatch.prefers_torch(spec(128, 64, 64))
     assert dispatch.choose(spec(128, 64, 64)) == "triton"
     assert dispatch.prefers_torch(spec(1024, 64, 64))  # not timed
     assert dispatch.choose(spec(1024, 64, 64)) == "cuda"  # resets, say: torch's path cannot
-    record.write(GPU, made(failed={"cuda": ["wrong"]}))
-    assert dispatch.choose(spec(1024, 64, 64)) == "triton"
-    record.write(GPU, made(failed={"cuda": ["wrong"], "triton": ["wrong"]}))
-    assert dispatch.choose(spec(1024, 64, 64)) == "reference"
+
+
+def test_dispatch_uses_no_kernel_that_did_not_pass(two_backends):
+    """Sizes between those that were timed may get another kernel: one that was not checked, or was wrong."""
+    rows = [row(H, 64, torch=2.0, triton=1.0) for H in (64, 256)]
+    record.write(GPU, made(*rows, passed=PASSED))
+    assert not dispatch.prefers_torch(spec(128, 64, 64))
+    two_backends["triton"].kernel = "streamed"
+    assert dispatch.prefers_torch(spec(128, 64, 64))
+    two_backends["triton"].kernel = "resident"
+    record.write(GPU, made(*rows, passed=PASSED, failed={"triton": {"resident": {"tf32": ["wrong"]}}}))
+    assert dispatch.prefers_torch(spec(128, 64, 64))
+
+
+def test_a_backend_that_cannot_run_the_call_any_more_is_not_chosen(two_backends, monkeypatch):
+    record.write(GPU, made(row(128, 64, torch=2.0, cuda=1.0), passed=PASSED))
+    assert not dispatch.prefers_torch(spec(128, 64, 64))
+    monkeypatch.setattr(dispatch, "why_not", lambda name, spec: "no kernel is left" if name == "cuda" else None)
+    assert dispatch.prefers_torch(spec(128, 64, 64))
+    assert dispatch.choose(spec(128, 64, 64)) == "triton"
+
+
+def test_wrong_kernels_are_withheld_from_plans():
+    record.write(GPU, made(failed={"cuda": {"tile": {"tf32": ["wrong"]}}}))
+    assert list(withheld.kernels("cuda", 0, GPU, "tf32")) == ["tile"]
+    assert "found it wrong in tf32" in withheld.kernels("cuda", 0, GPU, "tf32")["tile"]
+    assert not withheld.kernels("cuda", 0, GPU, "float32")
+    assert not withheld.kernels("cuda", 0, "another GPU", "tf32")
+    assert not withheld.kernels("cuda", 0, GPU, "tf32", by_name=True)
+    with withheld.instead_of_record({("cuda", "step", "float32")}):
+        assert list(withheld.kernels("cuda", 0, GPU, "float32")) == ["step"]
+        assert not withheld.kernels("cuda", 0, GPU, "tf32")
+    assert list(withheld.kernels("cuda", 0, GPU, "tf32")) == ["tile"]

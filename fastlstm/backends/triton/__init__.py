@@ -17,15 +17,17 @@ from importlib import import_module, metadata, util
 
 import torch
 
+from fastlstm.backends import withheld
 from fastlstm.backends.common import BackendError, Spec
-from fastlstm.backends.device import allows_tf32, not_nvidia
+from fastlstm.backends.device import math_of, not_nvidia
 from fastlstm.backends.triton import planner
 from fastlstm.backends.triton.padding import padded
 from fastlstm.backends.triton.planner import Plan, force
 
-__all__ = ["NAME", "backward", "force", "forward", "missing", "plan", "why_not"]
+__all__ = ["KERNELS", "NAME", "backward", "force", "forward", "missing", "plan", "planned", "why_not"]
 
 NAME = "triton"
+KERNELS = planner.SHAPES
 OLDEST, TRIED = (3, 5), (3, 9)  # Triton's versions; docs/gpu-resources.md says what was tried
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INTERPRETER_DEVICE = planner.Device("A100", 80, 108, 163 << 10)  # what plans are made for when there is no GPU
@@ -147,16 +149,36 @@ def _shared_bytes(index: int) -> int:
 
 
 def _choose(spec: Spec) -> Plan | str:
-    tf32 = spec.dtype == torch.float32 and allows_tf32()
-    return _cached_choice(gpu(spec.device), spec.H, spec.B, spec.dtype.itemsize, tf32, spec.projected, planner.forced())
+    device, math, forced = gpu(spec.device), math_of(spec.dtype), planner.forced()
+    without = withheld.kernels(NAME, spec.device.index or 0, device.name, math, by_name=forced is not None)
+    found = _cached_choice(
+        device, spec.H, spec.B, spec.dtype.itemsize, math == "tf32", spec.projected, forced, frozenset(without)
+    )
+    if isinstance(found, str):
+        return "; ".join((found, *(f"{kernel}: {why}" for kernel, why in without.items())))
+    return found
 
 
 @lru_cache(maxsize=4096)
 def _cached_choice(
-    device, H: int, B: int, itemsize: int, tf32: bool, projected: bool, forced: str | None
+    device, H: int, B: int, itemsize: int, tf32: bool, projected: bool, forced: str | None, without: frozenset[str]
 ) -> Plan | str:
-    with force(forced):
-        return planner.choose(device, H, B, planner.how(itemsize, tf32, device), projected=projected)
+    """The planner's choice; where that is not to run, the first of the other shapes that can."""
+
+    def ask(shape: str | None) -> Plan | str:
+        with force(shape):
+            return planner.choose(device, H, B, planner.how(itemsize, tf32, device), projected=projected)
+
+    found = ask(forced)
+    if isinstance(found, str) or found.shape not in without:
+        return found
+    others = (plan for plan in map(ask, (s for s in KERNELS if s not in without)) if isinstance(plan, Plan))
+    return next(others, "no kernel shape is left that can run this call")
+
+
+def planned(spec: Spec) -> tuple[str, ...]:
+    """Return the kernel shapes that a call would run."""
+    return (_of(spec).shape,)
 
 
 def plan(spec: Spec) -> str:

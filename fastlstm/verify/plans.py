@@ -1,0 +1,104 @@
+"""What `fastlstm doctor --verify` runs by default and with --full, and how long that takes.
+
+By default at most LIMIT seconds for a GPU model. The CUDA kernels have all of checks.QUICK and timings.CELLS. Triton
+compiles a kernel for each layout, type and size, about two seconds each: it is left to --full where the CUDA kernels are
+there. Where they are not, its kernel `resident` is checked and timed, the one that can win (docs/gpu-resources.md).
+
+`estimate` counts: calls, steps and products, at the guessed costs below. They are not measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastlstm.verify import checks, isolate, judge, timings
+from fastlstm.verify.checks import MATHS, Table
+from fastlstm.verify.stages import Process
+from fastlstm.verify.timings import Cell
+
+CANDIDATES = ("cuda", "triton")
+LIMIT = 170.0  # seconds for a GPU model by default
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done on a GPU: tables of cases by backend, sizes to time, and limits in seconds.
+
+    silence: without a result (a compiler may be at work) before a process is ended; checking: for the checks of a
+    backend; whole: for all together; compiled: kernels of Triton that this compiles, as counted by
+    tests/verify/test_plans.py; left_out: what --full would add.
+    """
+
+    tables: dict[str, Table]
+    cells: tuple[Cell, ...]
+    silence: float
+    checking: float
+    whole: float
+    compiled: int = 0
+    left_out: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Candidates, what is done with those that are here, and how work is run."""
+
+    candidates: tuple[str, ...]
+    work: Callable[[tuple[str, ...]], Work]
+    process: Process = isolate.stream
+
+
+def quick(present: tuple[str, ...]) -> Work:
+    """Within LIMIT seconds; checks that are not done after 100 of them are given up, so that something is timed."""
+    limits = (60.0, 100.0, LIMIT)
+    if "cuda" in present:
+        left_out = "Triton's kernels, the whole table of cases" if "triton" in present else "the whole table of cases"
+        return Work({"cuda": checks.QUICK}, timings.CELLS, *limits, 0, left_out)
+    if "triton" in present:
+        left_out = "Triton's kernels for larger sizes, the whole table of cases"
+        return Work({"triton": checks.QUICK_TRITON}, timings.CELLS_TRITON, *limits, 50, left_out)
+    return Work({}, (), *limits)
+
+
+def full(present: tuple[str, ...]) -> Work:
+    """Every case through every kernel, every size."""
+    compiled = 341 if "triton" in present else 0
+    return Work(dict.fromkeys(present, checks.WHOLE), timings.CELLS, 600.0, 7200.0, 4 * 3600.0, compiled)
+
+
+START_S = 8.0  # until a process has imported torch, and CUDA and cuDNN are ready
+REFERENCE_MS, REFERENCE_NS = 1.3, 1300.0  # both references on a CPU core: a step, and an element of H²
+RUN_MS, RUN_STEP_MS = (
+    4.0,
+    0.05,
+)  # a case through a kernel, forward and backward, with what is copied and compared; a step
+COMPILE_S = 2.0  # a kernel of Triton
+CELL_MS, CALL_MS = 20.0, 0.3  # making a cell's modules; a call without its steps
+STEP_US = {"torch": 10.0, "step": 20.0, "other": 3.0}  # forward; a training step takes three times as long
+TFLOPS = {"float32": 45.0, "tf32": 200.0, "bfloat16": 400.0, "float16": 400.0}
+
+
+def estimate(work: Work) -> float:
+    """Seconds that a GPU like an H100 takes for all of it, by the guesses above."""
+    checked = COMPILE_S * work.compiled + sum(START_S + _checks(table) for table in work.tables.values())
+    kernels = {"cuda": ("step", "other"), "triton": ("step", "other", "other")}
+    names = [k for backend in work.tables for k in kernels.get(backend, ("step",))]
+    return checked + START_S + sum(_timed(cell, names) for cell in work.cells)
+
+
+def _checks(table: Table) -> float:
+    types, kernels = len({MATHS[math] for math in table.maths}), len(table.kernels) or 3
+    seconds = 0.0
+    for case in table.cases:
+        draws = len(judge.draws(case))
+        seconds += types * (1e-3 * REFERENCE_MS * case.T * draws + 1e-9 * REFERENCE_NS * case.H**2)
+        seconds += 1e-3 * draws * len(table.maths) * kernels * len(table.saves) * (RUN_MS + RUN_STEP_MS * case.T)
+    return seconds
+
+
+def _timed(cell: Cell, kernels: list[str]) -> float:
+    backward = 3 if cell.training else 1
+    steps = 1e-6 * cell.T * sum(STEP_US[name] for name in ("torch", *kernels))
+    products = (len(kernels) + 1) * 16e-12 * cell.H**2 * cell.B * cell.T / TFLOPS[cell.math]
+    call = backward * (steps + products) + 1e-3 * CALL_MS * (len(kernels) + 1)
+    return 1e-3 * CELL_MS + (2 + timings.ROUNDS) * call

@@ -1,0 +1,87 @@
+"""Plans leave out the kernels that a verification found wrong on a GPU model, type by type."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastlstm.backends import cuda, device, triton
+from fastlstm.backends.triton import planner
+from fastlstm.doctor import small_call
+from fastlstm.verify import record
+
+GPU = "NVIDIA H100 80GB HBM3"
+HALF, SINGLE = torch.bfloat16, torch.float32
+
+
+def call(dtype: torch.dtype = HALF, H: int = 128, B: int = 16):
+    return replace(small_call(torch.device("cuda:0")), dtype=dtype, H=H, P=H, I=H, B=B)
+
+
+def wrong(backend: str, *kernels: str, maths: tuple[str, ...] = ("bfloat16",)) -> None:
+    failed = {backend: {kernel: {math: ["a case: error 1, allowed 0.1"] for math in maths} for kernel in kernels}}
+    record.write(GPU, {"passed": {}, "failed": failed, "timings": []})
+
+
+def test_the_next_kernel_takes_the_place_of_a_wrong_one(lib):
+    """One after the other, whichever the planner likes best."""
+    out: list[str] = []
+    while len(out) < 2:
+        planned = set(cuda.planned(call()))
+        assert planned.isdisjoint(out)
+        out.append(planned.pop())
+        wrong("cuda", *out)
+    assert cuda.planned(call()) == (next(k for k in cuda.KERNELS if k not in out),) * 2
+    assert cuda.plan(call()).startswith(f"cuda: {cuda.planned(call())[0]}: ")
+
+
+def test_other_types_go_on_as_before(lib):
+    before = cuda.planned(call(torch.float16))
+    wrong("cuda", *cuda.planned(call()))
+    assert cuda.planned(call(torch.float16)) == before
+
+
+def test_a_wrong_kernel_that_is_not_planned_changes_nothing(lib):
+    before = cuda.plan(call())
+    wrong("cuda", *(set(cuda.KERNELS) - set(cuda.planned(call()))))
+    assert cuda.plan(call()) == before
+
+
+def test_with_all_wrong_the_backend_says_why_it_does_not_run(lib):
+    wrong("cuda", *cuda.KERNELS)
+    reason = cuda.why_not(call())
+    assert "no kernel is left that can run this call" in reason
+    assert reason.count("`fastlstm doctor --verify` found it wrong in bfloat16 on this GPU model") == 3
+    assert cuda.why_not(call(SINGLE)) is None
+
+
+def test_forced_by_its_name_a_recorded_kernel_runs(lib):
+    """Verification itself does that, and whoever looks for the fault."""
+    wrong("cuda", *cuda.KERNELS)
+    for kernel in cuda.KERNELS:
+        with cuda.force(kernel):
+            assert cuda.planned(call()) == (kernel, kernel)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_a_type_of_its_own(lib, monkeypatch, allowed):
+    monkeypatch.setattr(device, "allows_tf32", lambda: allowed)
+    first = cuda.planned(call(SINGLE))[0]
+    wrong("cuda", first, maths=("tf32",))
+    assert (first in cuda.planned(call(SINGLE))) is not allowed
+
+
+def test_triton_plans_around_a_wrong_shape(fresh, monkeypatch):
+    monkeypatch.setattr(triton, "gpu", lambda device: planner.Device(GPU, 90, 132, 227 << 10))
+    monkeypatch.setattr(triton, "_wrong_device", lambda device: None)
+    assert triton.planned(call()) == ("resident",)
+    wrong("triton", "resident")
+    assert triton.planned(call()) == ("streamed",)
+    assert triton.planned(call(torch.float16)) == ("resident",)
+    wrong("triton", *triton.KERNELS)
+    assert "no kernel shape is left" in triton.why_not(call())
+    assert "step: `fastlstm doctor --verify` found it wrong" in triton.why_not(call())
+    with triton.force("resident"):
+        assert triton.planned(call()) == ("resident",)

@@ -1,0 +1,208 @@
+"""Kernels and backends timed beside torch's own path: who takes part, what a row holds, what a fault does."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastlstm import backends, dispatch, reference
+from fastlstm.backends import withheld
+from fastlstm.backends.cuda_status import GaveUpError
+from fastlstm.verify import timings
+from fastlstm.verify.cudnn import SMALL_H, STANDARD
+from fastlstm.verify.stages import Started
+from fastlstm.verify.timings import Cell, Fault
+
+CPU = torch.device("cpu")
+CELL = Cell("dense", "float32", True, 4, 2, 3)
+PASSED = frozenset({("cuda", "one", "float32"), ("cuda", "two", "float32")})
+
+
+def clock(*costs: float):
+    """A timer for which the contenders of a round take these seconds in turn."""
+    steps = itertools.chain.from_iterable((0.0, cost) for cost in itertools.cycle(costs))
+    told = itertools.accumulate(steps)
+    return lambda: next(told)
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A backend `cuda` with kernels one and two, that plans `plan` and notes which kernel ran."""
+    forced: ContextVar[str] = ContextVar("forced", default="")
+
+    @contextmanager
+    def force(kernel):
+        token = forced.set(kernel)
+        yield
+        forced.reset(token)
+
+    def run(direction: int, work):
+        def call(*args):
+            kernel = forced.get() or made.plan[direction]
+            made.ran.append((direction, kernel))
+            made.spoil(kernel)
+            return work(*args)
+
+        return call
+
+    made = SimpleNamespace(
+        NAME="cuda",
+        KERNELS=("one", "two"),
+        why_not=lambda spec: None,
+        force=force,
+        forward=run(0, reference.forward),
+        backward=run(1, reference.backward),
+        planned=lambda spec: made.plan[: 1 + spec.training],
+        plan=("one", "one"),
+        ran=[],
+        spoil=lambda kernel: None,
+    )
+    load = backends.load
+    monkeypatch.setattr(backends, "load", lambda name: made if name == "cuda" else load(name))
+    monkeypatch.setattr(dispatch, "why_not", lambda name, spec: backends.load(name).why_not(spec))
+    return made
+
+
+def results(cells=(CELL,), passed=PASSED, costs=(2.0, 1.0, 4.0)) -> list:
+    return [f for f in timings.run(tuple(cells), passed, CPU, clock(*costs)) if not isinstance(f, Started)]
+
+
+def test_a_row_has_kernels_and_the_backend_as_planned(module):
+    (row,) = results()
+    assert row["kernels"] == {"cuda": {"one": 1.0, "two": 4.0}}
+    assert row["seconds"] == {"torch": 2.0, "cuda": 1.0}
+    assert row["planned"] == {"cuda": ["one", "one"]}
+    assert row["cudnn"] == SMALL_H
+    assert {k: row[k] for k in ("layout", "math", "training", "H", "B", "T")} == vars(CELL)
+    module.plan = ("two", "two")
+    assert results()[0]["seconds"]["cuda"] == 4.0
+
+
+def test_a_forced_kernel_runs_backward_too(module):
+    """Autograd has threads of its own for a GPU, which would not know of it."""
+    seen = []
+    module.spoil = lambda kernel: seen.append(torch.autograd.is_multithreading_enabled())
+    results()
+    assert {(0, "one"), (1, "one"), (0, "two"), (1, "two")} == set(module.ran)
+    backward = [on for (direction, _), on in zip(module.ran, seen, strict=True) if direction == 1]
+    assert backward
+    assert not any(backward)
+
+
+def test_a_plan_of_two_kernels_is_timed_by_itself(module):
+    module.plan = ("one", "two")
+    (row,) = results(costs=(2.0, 1.0, 4.0, 3.0))
+    assert row["seconds"] == {"torch": 2.0, "cuda": 3.0}
+    assert row["kernels"] == {"cuda": {"one": 1.0, "two": 4.0}}
+    (row,) = results([Cell("dense", "float32", False, 4, 2, 3)])
+    assert row["seconds"] == {"torch": 2.0, "cuda": 1.0}  # forward alone
+
+
+def test_kernels_that_did_not_pass_do_not_run(module):
+    """Nor are they planned: the process knows nothing of the record that is to come."""
+    module.spoil = lambda kernel: withheld_seen.append(dict(withheld.kernels("cuda", 0, "GPU", "float32")))
+    withheld_seen: list[dict] = []
+    (row,) = results(passed=frozenset({("cuda", "one", "float32")}), costs=(2.0, 1.0))
+    assert row["kernels"] == {"cuda": {"one": 1.0}}
+    assert {kernel for _, kernel in module.ran} == {"one"}
+    assert all(list(seen) == ["two"] for seen in withheld_seen)
+    module.plan = ("two", "two")
+    (row,) = results(passed=frozenset({("cuda", "one", "float32")}), costs=(2.0, 1.0))
+    assert row["seconds"] == {"torch": 2.0}
+
+
+def test_of_another_type_nothing_runs(module):
+    (row,) = results(passed=frozenset({("cuda", "one", "float16")}), costs=(2.0,))
+    assert row["kernels"] == {}
+    assert module.ran == []
+
+
+def test_a_kernel_that_cannot_run_a_cell_is_left_out(module):
+    module.why_not = lambda spec: "no" if spec.H == 4 else None
+    (row,) = results(costs=(2.0,))
+    assert row["seconds"] == {"torch": 2.0}
+    assert row["planned"] == {}
+
+
+def test_what_a_kernel_must_not_do_is_a_fault_and_it_is_not_used_again(module):
+    def spoil(kernel):
+        if kernel == "two":
+            raise ValueError("no such size")
+
+    module.spoil = spoil
+    fault, *rows = results([CELL, Cell("dense", "float32", True, 8, 2, 3)], costs=(2.0, 1.0))
+    assert fault == Fault((("cuda", "two", "float32"),), CELL, "ValueError: no such size", False)
+    assert [row["kernels"] for row in rows] == [{"cuda": {"one": 1.0}}] * 2
+    assert sum(kernel == "two" for _, kernel in module.ran) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: unspecified launch failure"), GaveUpError("waited")])
+def test_a_fault_that_ruins_the_process_ends_it(module, error):
+    def spoil(kernel):
+        if kernel == "two":
+            raise error
+
+    module.spoil = spoil
+    found = list(timings.run((CELL, CELL), PASSED, CPU, clock(2.0)))
+    assert found[-1] == Fault((("cuda", "two", "float32"),), CELL, f"{type(error).__name__}: {error}", True)
+    assert not any(isinstance(f, dict) for f in found)
+
+
+def test_the_device_is_asked_after_the_first_calls(module):
+    def check(device):
+        raise GaveUpError("the blocks of kernel one waited")
+
+    module.check = check
+    (fault,) = results()
+    assert fault.kernels == (("cuda", "one", "float32"),)
+    assert fault.dead
+
+
+def test_too_little_memory_is_no_fault(module):
+    def spoil(kernel):
+        if kernel == "two":
+            raise torch.cuda.OutOfMemoryError("out of memory")
+
+    module.spoil = spoil
+    (row,) = results(costs=(2.0, 1.0))
+    assert row["kernels"] == {"cuda": {"one": 1.0}}
+
+
+def test_torch_without_such_a_kernel_is_left_out(module, monkeypatch):
+    def call(lstm, x, training):
+        if type(lstm) is torch.nn.LSTM:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
+
+    monkeypatch.setattr(timings, "_call", call)
+    (row,) = results(costs=(1.0, 4.0))
+    assert row["seconds"] == {"cuda": 1.0}
+
+
+def test_who_runs_for_the_first_time_is_told(module):
+    """A process that is lost then was lost with it; while all take turns, nobody is named."""
+    parts = [f.part for f in timings.run((CELL,), PASSED, CPU, clock(1.0)) if isinstance(f, Started)]
+    assert parts == ["", "torch", "cuda:one", "cuda:two", ""]
+
+
+@pytest.mark.parametrize("layout", ["dense", "packed", "projected"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_cell_is_described_as_its_call_is(layout, training, monkeypatch):
+    """Plans are asked for this description, and dispatch makes its own from the tensors."""
+    cell, seen = Cell(layout, "float32", training, 6, 5, 7), []
+    monkeypatch.setattr(dispatch, "choose", lambda spec: seen.append(spec) or "reference")
+    _, ours, x = timings._modules(cell, CPU)
+    timings._run("reference", "", ours, x, training)
+    assert seen[0] == timings._spec(cell, CPU)
+
+
+def test_packed_and_projected_calls_are_timed_too():
+    cells = [c for layout in ("packed", "projected") for c in timings.grid(layout, (4,), (3,), (5,), ("float32",))]
+    passed = frozenset({("reference", "", "float32")})
+    rows = [r for r in timings.run(tuple(cells), passed, CPU, clock(2.0, 1.0)) if isinstance(r, dict)]
+    assert [row["seconds"] for row in rows] == [{"torch": 2.0, "reference": 1.0}] * 4
+    assert {row["cudnn"] for row in rows} == {STANDARD}
