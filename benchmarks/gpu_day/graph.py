@@ -36,7 +36,7 @@ def run(place: Place, item: Item) -> Iterator[dict]:
         forced = place.avoid(cell.math, cell.H, cell.B, cell.layout == "projected")
         torch.manual_seed(0)
         call = call_of(ours(theirs(cell, place), cell, place), input_of(cell, place, mode == "training"), mode)
-        right = [tensor.clone() for tensor in call()]
+        right = copies(call())
         plan = fastlstm.dispatch.last_plan()
         row = {**cell.columns, "mode": mode, "plan": plan[:120], "forced": forced}
         try:
@@ -56,3 +56,8 @@ def run(place: Place, item: Item) -> Iterator[dict]:
         seconds, often = measure.in_turns(place, {"eager": call, "replay": replay})
         us = {f"{name}_us": found * 1e6 for name, found in seconds.items()}
         yield {**row, "same": all(same), **us, "repeats": often, "status": place.taken()}
+
+
+def copies(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies that keep no autograd graph: its leaves would bring the stream they were made on into the capture."""
+    return [tensor.detach().clone() for tensor in tensors]

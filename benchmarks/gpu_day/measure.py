@@ -64,15 +64,16 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}"[:300]
 
 
-def captured(place: Place, run: Run) -> tuple[Run, list]:
+def captured(place: Place, run: Run, graph: torch.cuda.CUDAGraph | None = None) -> tuple[Run, list]:
     """The call as a CUDA graph: what replays it, and the tensors that a replay fills. Three calls outside come first.
 
-    torch.cuda.graph would empty the allocator's cache each time, which costs more than the capture.
+    torch.cuda.graph would empty the allocator's cache each time, which costs more than the capture. No autograd graph of an
+    earlier call may be alive: its leaves belong to the stream of that call.
     """
     if place.rehearsal:
         kept = [tensor.detach() for tensor in run()]
         return (lambda: [a.copy_(b.detach()) for a, b in zip(kept, run(), strict=True)]), kept
-    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side, graph = torch.cuda.Stream(), graph or torch.cuda.CUDAGraph()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):

@@ -1,20 +1,27 @@
-"""Nsight Compute on four launches: why warps wait. The whole text goes to ncu.txt, a few numbers into rows."""
+"""Nsight Compute on four launches: why warps wait, and at which instructions.
+
+The details page goes to ncu.txt, each instruction with its samples to ncu-….csv.gz (`sass.py` reads it), some numbers into
+rows.
+"""
 
 from __future__ import annotations
 
+import gzip
 import re
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from glob import glob
 from pathlib import Path
 
-from benchmarks.gpu_day import program
+from benchmarks.gpu_day import program, sass
 from benchmarks.gpu_day.child import Item
 from benchmarks.gpu_day.place import Place
 
-LAUNCHES = (("persistent", 1024, 16), ("tile", 128, 16))  # bfloat16, forward and backward each
+LAUNCHES = (("persistent", 1024, 16), ("persistent", 256, 16))  # bfloat16, forward and backward each
 T = 64
-SECONDS = 60
+SECONDS, READ = 60, 25  # of a profile, of reading a page from its report
 KEPT = (
     "Duration", "Elapsed Cycles", "SM Frequency", "Registers Per Thread", "Executed Ipc Active", "No Eligible",
     "Warp Cycles Per Issued Instruction", "L2 Hit Rate", "L2 Cache Throughput", "Memory Throughput", "Achieved Occupancy",
@@ -29,33 +36,77 @@ def items(place: Place) -> list[Item]:
 
 def run(place: Place, item: Item) -> Iterator[dict]:
     kernel, H, B = item.values
+    about = {"kernel": kernel, "math": "bf16", "H": H, "B": B, "T": T}
     ncu = program.tool("ncu")
     if place.rehearsal:
         one(kernel, 16, 2, place)
-        text = CANNED
+        pages = iter((("details", CANNED), ("source", CANNED_SOURCE)))
     elif ncu is None:
-        yield {"kernel": kernel, "skipped": "there is no ncu"}
+        yield {**about, "skipped": "there is no ncu"}
         return
     else:
-        text = profiled(ncu, kernel, H, B, min(SECONDS, place.until - time.time()))
-        with open(Path(place.out) / "ncu.txt", "a") as file:
-            file.write(f"==== {item.what}\n{text}\n")
+        pages = profiled(ncu, kernel, H, B, min(SECONDS, place.until - time.time()))
+    for page, text in pages:
+        read = details if page == "details" else source
+        for row in read(Path(place.out), item.what, text):
+            yield {**about, **row}
+
+
+def details(out: Path, what: str, text: str) -> Iterator[dict]:
+    """The page into ncu.txt, its numbers as rows."""
+    with open(out / "ncu.txt", "a") as file:
+        file.write(f"==== {what}\n{text}\n")
     launches = parsed(text)
     for name, numbers in launches:
-        yield {"kernel": name, "math": "bf16", "H": H, "B": B, "T": T, "metrics": numbers}
+        yield {"kernel": name, "metrics": numbers}
     if not launches:
-        yield {"kernel": kernel, "H": H, "B": B, "refused": "\n".join(text.strip().splitlines()[-6:])[-600:]}
+        yield {"refused": _end(text)}
 
 
-def profiled(ncu: str, kernel: str, H: int, B: int, seconds: float) -> str:
-    """The details page of the first forward and the first backward launch."""
+def source(out: Path, what: str, text: str) -> Iterator[dict]:
+    """The page into ncu-….csv.gz, cut to what matters (as it came where it cannot be read); where warps wait as rows."""
+    found = sass.launches(text)
+    name = f"ncu-{what.replace(' ', '-')}.csv.gz"
+    (out / name).write_bytes(gzip.compress((sass.written(found) or text[: sass.MOST]).encode()))
+    for launch in found:
+        yield {"kernel": launch.kernel[:80], "file": name, **sass.summary(launch)}
+    if not found:
+        yield {"file": name, "no_source": _end(text)}
+
+
+def _end(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-6:])[-600:]
+
+
+def profiled(ncu: str, kernel: str, H: int, B: int, seconds: float) -> Iterator[tuple[str, str]]:
+    """The details page and the source page of the first forward and the first backward launch, as text."""
     wanted = f"regex:{kernel}_(forward|backward)"
-    command = [ncu, "--clock-control", "none", "--set", "full", "--page", "details", "-k", wanted, "-c", "2"]
-    profiled = [sys.executable, "-c", ONE.format(kernel=kernel, H=H, B=B)]
-    text, code = program.output([*command, "--print-details", "all", *profiled], seconds)
-    if "unrecognised option" in text:  # an older ncu
-        text, code = program.output([*command, *profiled], seconds)
-    return text if code == 0 else f"{text}\nexit code {code}"
+    with tempfile.TemporaryDirectory(prefix="gpu-day-ncu-") as folder:
+        report = str(Path(folder, "launches"))
+        command = [ncu, "--clock-control", "none", "--set", "full", "-k", wanted, "-c", "2", "-f", "-o", report]
+        said, code = program.output([*command, sys.executable, "-c", ONE.format(kernel=kernel, H=H, B=B)], seconds)
+        if code != 0:
+            said += f"\nexit code {code}"
+        found = glob(f"{report}*")  # the ending is ncu's
+        if not found:
+            yield "details", said
+            return
+        opened = [ncu, "-i", found[0], "--page"]
+        details = _first([[*opened, "details", "--print-details", "all"], [*opened, "details"]], parsed)
+        yield "details", f"{said}\n{details}"
+        csv = [*opened, "source", "--csv"]
+        yield "source", _first([[*csv, "--print-source", "sass"], csv], sass.launches)
+
+
+def _first(commands: list[list[str]], useful: Callable[[str], list]) -> str:
+    """The text of the first command that says something useful; of all of them where none does (ncu's options change)."""
+    texts = []
+    for command in commands:
+        text, code = program.output(command, READ)
+        if useful(text):
+            return text
+        texts.append(f"{text}\nexit code {code}")
+    return "\n".join(texts)
 
 
 def one(kernel: str, H: int, B: int, place: Place | None = None) -> None:
@@ -88,7 +139,7 @@ def parsed(text: str) -> list[tuple[str, dict[str, float | str]]]:
         launch, metric = _LAUNCH.match(line), _METRIC.match(line)
         if launch:
             found.append((launch[1][:80], {}))
-        elif metric and found and (metric[1].strip() in KEPT or "stall" in metric[1].lower()):
+        elif metric and found and (metric[1].strip() in KEPT or metric[1].strip().startswith("Stall ")):
             unit = f" ({metric[2]})" if metric[2] else ""
             found[-1][1][metric[1].strip() + unit] = float(metric[3].replace(",", ""))
     for number, part in enumerate(re.split(_LAUNCH.pattern.replace("(\\S.*?)", "\\S.*?"), text, flags=re.M)[1:]):
@@ -115,4 +166,17 @@ CANNED = """
     Registers Per Thread             register/thread              128
   void persistent_backward_kernel<__nv_bfloat16>(Laid<BackwardArgs>) (64, 2, 1)x(256, 1, 1), Context 1, Stream 7, Device 0, CC 9.0
     Duration                         us       201.00
+"""
+
+CANNED_SOURCE = """==PROF== Disconnected from process 1
+"Kernel Name","void persistent_forward_kernel<__nv_bfloat16>(Laid<ForwardArgs>)",
+"Address","Source","Warp Stall Sampling (All Samples)","Warp Stall Sampling (Not-issued Samples)","# Samples",\
+"Instructions Executed","Instructions Executed","L1 Wavefronts Shared","Access Size","stall_long_sb","stall_tex","stall_wait",\
+"stall_long_sb (Not Issued)","stall_wait (Not Issued)","smsp__pcsamp_warps_issue_stalled_wait"
+"0x7f3c1a200d00","      LDG.E.128 R4, desc[UR6][R2.64] ","12","10","12","1,024","1,024","0","128","2","0","10","1","9","10"
+"0x7f3c1a200d10","@!P0  HMMA.16816.F32 R8, R4, R6, R8 ","300","290","300","65,536","65,536","0","-","280","0","20","275","15","20"
+"0x7f3c1a200d20","      EXIT ","0","0","0","1,024","1,024","0","-","0","0","0","0","0","0"
+"Kernel Name","void persistent_backward_kernel<__nv_bfloat16>(Laid<BackwardArgs>)",
+"Address","Source","# Samples","Instructions Executed","stall_wait"
+"0x7f3c1a300000","      MOV R1, c[0x0][0x28] ","7","1,024","7"
 """

@@ -1,4 +1,7 @@
-"""The short table at the end, from raw.jsonl: what a person reads first. It stays under 11,000 characters."""
+"""The short table at the end, from raw.jsonl: what a person reads first, the most useful last.
+
+It stays under 11,800 characters, so that all of it is in the last 12,000 of what a run prints.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.gpu_day.rows import read
 
-MOST = 11_000
+MOST = 11_800
 
 
 def of(path: Path, begin: float = 0.0) -> str:
@@ -18,7 +21,8 @@ def of(path: Path, begin: float = 0.0) -> str:
         parts.append(text if len(text) <= room else text[:room].rsplit("\n", 1)[0] + "\n  … more in raw.jsonl")
     seconds = rows[-1]["t"] - rows[0]["t"] if rows else 0.0
     parts.append(f"{len(rows)} rows in {path.name}, {seconds:.0f} s in all")
-    return "\n".join(part for part in parts if part)[-MOST:]
+    text = "\n".join(part for part in parts if part)
+    return text if len(text) <= MOST else "…\n" + text[2 - MOST :].split("\n", 1)[1]
 
 
 def _of(rows: Iterable[dict], stage: str) -> list[dict]:
@@ -37,40 +41,51 @@ def stages(rows: list[dict]) -> Iterator[str]:
 def environment(rows: list[dict]) -> Iterator[str]:
     for row in _of(rows, "env"):
         words = {k: v for k, v in row.items() if k not in ("stage", "t", "trace")}
-        yield ("  env " + " ".join(f"{k} {v}" for k, v in words.items()))[:400]
+        yield ("  env " + " ".join(f"{k} {v}" for k, v in words.items()))[:240]
 
 
 def right(rows: list[dict]) -> Iterator[str]:
+    """One line where all is right, else a line for each kernel and type that is not."""
     found = [row for row in _of(rows, "right") if "fine" in row]
     if not found:
         return
-    yield "---- right: fine of all, worst error over what is allowed (forward, backward)"
-    for key in dict.fromkeys((r["kernel"], r["math"]) for r in found):
+    worst = max((r["worst"] for r in found), key=_size)
+    yield f"---- right: {sum(r['fine'] for r in found)} of {len(found)}, worst {float(worst):.2f} of what is allowed"
+    for key in dict.fromkeys((r["kernel"], r["math"]) for r in found if not r["fine"]):
         mine = [r for r in found if (r["kernel"], r["math"]) == key]
-        worst = [max((float(r["worst"]) for r in mine if r["backward"] == back), default=0.0) for back in (False, True)]
-        fine = sum(r["fine"] for r in mine)
         bad = sorted({f"{r['case']} {'backward' if r['backward'] else 'forward'}" for r in mine if not r["fine"]})
-        more = f"  WRONG: {'; '.join(bad)[:150]}" if bad else ""
-        yield f"  {key[0]:<10} {key[1]:<5} {fine} of {len(mine)}, {worst[0]:.2f}, {worst[1]:.2f}{more}"
+        far = float(max((r["worst"] for r in mine), key=_size))
+        words = f"WRONG {sum(not r['fine'] for r in mine)} of {len(mine)}, {far:.2f}: {'; '.join(bad)[:150]}"
+        yield f"  {key[0]:<10} {key[1]:<5} {words}"
+
+
+def _size(worst: float | str) -> float:
+    """NaN, a word in rows, counts as infinite."""
+    return float(worst) if float(worst) == float(worst) else float("inf")
 
 
 def module(rows: list[dict]) -> Iterator[str]:
     found = [row for row in _of(rows, "module") if "seconds" in row]
     if not found:
         return
-    yield "---- module: ms ours / nn.LSTM (times faster), eager then graph; inference | training"
+    yield "---- module: ms (times as fast as nn.LSTM), eager then graph; inference | training; the kernel if not persistent"
     for key in dict.fromkeys((r["math"], r["layout"], r["L"], r["H"], r["B"]) for r in found):
         mine = [r for r in found if (r["math"], r["layout"], r["L"], r["H"], r["B"]) == key]
-        parts = [" ".join(_pair(r["seconds"]) for r in mine if r["training"] == training) for training in (False, True)]
+        parts = [
+            " ".join(_pair(r["seconds"], 1e3) for r in mine if r["training"] == training) for training in (False, True)
+        ]
         bad = " WRONG" if any(r["wrong"] for r in mine) else ""
-        kernel = mine[0]["plan"].split(":")[1].strip() if ":" in mine[0]["plan"] else ""
-        yield f"  {key[0]:<5} {key[2]}x{key[3]:<5} B{key[4]:<4} {key[1]:<8.8} {parts[0]} | {parts[1]} {kernel}{bad}"
+        kernels = {r["plan"].split(":")[1].strip() for r in mine if r["plan"].count(":") > 1} - {"persistent"}
+        kind = "" if key[1] == "dense" else f" {key[1][:8]}"
+        yield f"  {key[0]} {key[2]}x{key[3]} B{key[4]}{kind}: {parts[0]} | {parts[1]} {' '.join(sorted(kernels))}{bad}".rstrip()
 
 
-def _pair(seconds: dict) -> str:
-    if "cuda" not in seconds or "torch" not in seconds:
+def _pair(seconds: dict, scale: float) -> str:
+    """Our time and how many times as fast as torch that is."""
+    if "cuda" not in seconds:
         return "-"
-    return f"{1e3 * seconds['cuda']:.3g}/{1e3 * seconds['torch']:.3g} ({seconds['torch'] / seconds['cuda']:.2f})"
+    ours = scale * seconds["cuda"]
+    return f"{ours:.3g} ({seconds['torch'] / seconds['cuda']:.2f})" if "torch" in seconds else f"{ours:.3g} (-)"
 
 
 def cudnn(rows: list[dict]) -> Iterator[str]:
@@ -89,48 +104,129 @@ def sweep(rows: list[dict]) -> Iterator[str]:
     found = [row for row in _of(rows, "sweep") if row.get("us")]
     if not found:
         return
-    yield "---- sweep: us a step, the planner's pick (predicted), the best (predicted) and its tiling"
-    for key in dict.fromkeys((r["math"], r["H"], r["B"], r["backward"]) for r in found):
-        mine = [r for r in found if (r["math"], r["H"], r["B"], r["backward"]) == key]
-        planner = next((r for r in mine if r["planner"]), None)
-        fine = [r for r in mine if not r["wrong"]]
-        best = min(fine or mine, key=lambda r: r["us"])
-        picked = f"{planner['us']:.2f} ({planner['predicted_us']:.2f})" if planner else "-"
+    yield "---- sweep: us a step of the planner's pick (predicted) < the best and its tiling; forward | backward"
+    for key in dict.fromkeys((r["math"], r["H"], r["B"]) for r in found):
+        mine = [r for r in found if (r["math"], r["H"], r["B"]) == key]
+        parts = [_picks([r for r in mine if r["backward"] == back]) for back in (False, True)]
+        yield f"  {key[0]} H{key[1]} B{key[2]}: {parts[0]} | {parts[1]}"
+
+
+def _picks(mine: list[dict]) -> str:
+    """The planner's pick among the tilings of a cell, and the best where that is another."""
+    if not mine:
+        return "-"
+    planner = next((r for r in mine if r["planner"]), None)
+    fine = [r for r in mine if not r["wrong"]]
+    best = min(fine or mine, key=lambda r: r["us"])
+    words = f"{planner['us']:.3g} ({planner['predicted_us']:.3g})" if planner else "-"
+    if best is not planner:
         tiling = "x".join(str(best["tiling"].get(k)) for k in ("groups", "k_splits", "row_tiles", "gate_splits"))
-        bad = f" {len(mine) - len(fine)} WRONG" if len(fine) < len(mine) else ""
-        words = f"{best['us']:.2f} ({best['predicted_us']:.2f}) {best['kernel']} {tiling}, {len(mine)} tilings{bad}"
-        yield f"  {key[0]:<5} H{key[1]:<5} B{key[2]:<4} {'backward' if key[3] else 'forward':<8} {picked:<14} {words}"
+        words += f" < {best['us']:.3g} {best['kernel'][:4]} {tiling}"
+    return words + (f" {len(mine) - len(fine)} WRONG" if len(fine) < len(mine) else "")
 
 
-def others(rows: list[dict]) -> Iterator[str]:
-    for row in _of(rows, "train"):
-        if "us" in row:
-            yield f"  train {row['math']} H{row['H']} B{row['B']}: " + " ".join(
-                f"{k} {v:.2f}" for k, v in row["us"].items()
-            )
+def train(rows: list[dict]) -> Iterator[str]:
+    found = [row for row in _of(rows, "train") if "us" in row]
+    if found:
+        yield "---- train: us a step, forward and backward (the kernel of each alone), input and other products"
+    for row in found:
+        us = row["us"]
+        alone = {way: "step" if us.get(f"{way}_kernel") is None else f"{us[f'{way}_kernel']:.2f}" for way in WAYS}
+        both = " ".join(f"{way} {us[way]:.2f} ({alone[way]})" for way in WAYS if way in us)
+        rest = sum(us.get(name) or 0.0 for name in ("dx", "dw_x", "dw_hh", "dbias"))
+        yield f"  {row['math']} H{row['H']} B{row['B']}: {both} input {us['input']:.2f} others {rest:.2f}"
+
+
+WAYS = ("forward", "backward")
+
+
+def graph(rows: list[dict]) -> Iterator[str]:
     graphs = [row for row in _of(rows, "graph") if "same" in row]
     if graphs:
         bad = [f"{r['math']} {r['H']} {r['layout']} {r['mode']}" for r in graphs if not r["same"]]
-        yield f"  graph: {sum(bool(r['same']) for r in graphs)} of {len(graphs)} replays equal" + (
-            f"; not: {bad}" if bad else ""
-        )
-    for row in _of(rows, "characters"):
-        if "characters_per_second" in row:
-            rates = " ".join(f"{k} {v:,.0f}/s" for k, v in row["characters_per_second"].items())
-            kind = (
-                f"{row['L']}x{row['H']} B{row['B']} {row['math']} {row['autocast']}{' graph' if row['graph'] else ''}"
-            )
-            yield f"  characters {kind}: {rates}"
-    for row in _of(rows, "kernelbench"):
-        if "ms" in row:
-            ms = " ".join(f"{k} {v:.2f}" for k, v in row["ms"].items())
-            kind = f"{row['problem']} {row['math']}{' graph' if row['graph'] else ''}"
-            yield f"  kernelbench {kind}: {ms} ms, published {row['published_ms']}"
-    triton = [row for row in _of(rows, "triton") if "fine" in row]
-    if triton:
-        yield f"  triton: {sum(r['fine'] for r in triton)} of {len(triton)} right"
-    for row in _of(rows, "ncu"):
-        yield f"  ncu {row.get('kernel')}: {row.get('metrics') or row.get('refused') or row.get('skipped')}"[:300]
+        more = f"; not: {bad}" if bad else ""
+        yield f"---- graph: {sum(bool(r['same']) for r in graphs)} of {len(graphs)} replays equal{more}"
+
+
+def host(rows: list[dict]) -> Iterator[str]:
+    found = [row for row in _of(rows, "host") if "host_us" in row]
+    if found:
+        yield "---- host: us of a call that does not wait for the GPU (that does); T 4"
+    for mode in dict.fromkeys(row["mode"] for row in found):
+        words = [f"{r['library']} {r['host_us']:.0f} ({r['done_us']:.0f})" for r in found if r["mode"] == mode]
+        yield f"  {mode}: {', '.join(words)}"
+    for row in _of(rows, "host"):
+        if "nodes" in row or "refused" in row:
+            yield f"  graph of {row['library']} {row['mode']}: {row.get('nodes')} nodes {row.get('kinds', row.get('refused'))}"
+    for mode in dict.fromkeys(row["mode"] for row in _of(rows, "host") if "own_us" in row):
+        own = [row for row in _of(rows, "host") if "own_us" in row and row["mode"] == mode][:6]
+        yield f"  most of {mode}: " + ", ".join(f"{_function(r['name'])} {r['own_us']:.0f}" for r in own)
+
+
+def _function(name: str) -> str:
+    """A function without its file: also of `<method 'to' of 'torch._C.TensorBase' objects>`."""
+    return (name.split("'")[1] if "'" in name else name.split()[-1].strip("<>"))[:36]
+
+
+def characters(rows: list[dict]) -> Iterator[str]:
+    found = [row for row in _of(rows, "characters") if "characters_per_second" in row]
+    if found:
+        yield "---- characters: million a second (times torch's), eager, graph"
+    keys = ("L", "H", "B", "T", "math", "autocast")
+    for key in dict.fromkeys(tuple(r.get(k) for k in keys) for r in found):
+        mine = [r for r in found if tuple(r.get(k) for k in keys) == key]
+        rates = [_rate(r["characters_per_second"]) for r in sorted(mine, key=lambda r: r["graph"])]
+        cast = "" if key[5] == "none" else f" autocast {key[5]}"
+        yield f"  {key[0]}x{key[1]} B{key[2]} {key[4]}{cast}: {', '.join(rates)}{_bad(mine)}"
+
+
+def _rate(rates: dict) -> str:
+    if "cuda" not in rates:
+        return "-"
+    ours = rates["cuda"]
+    return f"{ours / 1e6:.3f} ({ours / rates['torch']:.2f})" if "torch" in rates else f"{ours / 1e6:.3f} (-)"
+
+
+def kernelbench(rows: list[dict]) -> Iterator[str]:
+    found = [row for row in _of(rows, "kernelbench") if "ms" in row]
+    if found:
+        yield "---- kernelbench: ms (times as fast as nn.LSTM), eager, graph; published of nn.LSTM"
+    for key in dict.fromkeys((r["problem"], r["math"]) for r in found):
+        mine = [r for r in found if (r["problem"], r["math"]) == key]
+        times = [_pair(r["ms"], 1.0) for r in sorted(mine, key=lambda r: r["graph"])]
+        yield f"  {key[0]} {key[1]}: {', '.join(times)}; {mine[0]['published_ms']}{_bad(mine)}"
+
+
+def _bad(mine: list[dict]) -> str:
+    return " WRONG" if any(r.get("wrong") for r in mine) else ""
+
+
+def ncu(rows: list[dict]) -> Iterator[str]:
+    found = _of(rows, "ncu")
+    if found:
+        yield "---- ncu: what it counts, and the instructions with most samples (reason)"
+    for row in found:
+        name = str(row.get("kernel")).split("::")[-1].split("<")[0].removeprefix("void ")
+        yield f"  {name} H{row.get('H')} B{row.get('B')}: {_launch(row)}"[:230]
+
+
+def _launch(row: dict) -> str:
+    if "hot" in row:
+        hot = "; ".join(f"{samples} {text[:26]} ({why})" for _, text, samples, why in row["hot"][:4])
+        return f"{row['samples']} samples, {hot}"
+    if "metrics" in row:
+        found = row["metrics"]
+        stalls = [name for name in found if name.startswith("Stall ") and name.endswith("(inst)")]
+        most = sorted(stalls, key=lambda name: -found[name])[:4]
+        names = ("Duration (us)", "Executed Ipc Active (inst/cycle)", *most)
+        return ", ".join(f"{name.split(' (')[0]} {found[name]:g}" for name in names if name in found)
+    return str(row.get("refused") or row.get("no_source") or row.get("skipped"))
+
+
+def triton(rows: list[dict]) -> Iterator[str]:
+    found = [row for row in _of(rows, "triton") if "fine" in row]
+    if found:
+        yield f"---- triton: {sum(r['fine'] for r in found)} of {len(found)} right"
 
 
 def errors(rows: list[dict]) -> Iterator[str]:
@@ -142,4 +238,7 @@ def errors(rows: list[dict]) -> Iterator[str]:
         yield f"  {key[0]} {items[0]} ({len(items)}): {key[1]}"[:260]
 
 
-ROOMS = {stages: 1300, environment: 600, right: 1100, module: 2600, cudnn: 1300, sweep: 1700, others: 1400, errors: 800}
+ROOMS = {
+    stages: 900, environment: 700, ncu: 900, cudnn: 900, triton: 100, train: 1000, host: 800, characters: 900,
+    kernelbench: 500, sweep: 2600, module: 3900, graph: 400, right: 900, errors: 800,
+}  # fmt: skip

@@ -48,13 +48,15 @@ def run(place: Place, item: Item) -> Iterator[dict]:
             "dbias": lambda: dxg.sum(0),
         }
         seconds, often = measure.in_turns(place, parts)
-        for name in ("forward", "backward"):
-            seconds[f"{name}_kernel"] = _alone(place, parts[name])
-        us = {name: found / steps * 1e6 for name, found in seconds.items()}
+        us: dict[str, float | None] = {name: found / steps * 1e6 for name, found in seconds.items()}
+        for name, choice in (("forward", plan.forward), ("backward", plan.backward)):
+            us[f"{name}_kernel"] = _alone(place, parts[name], choice.kernel, steps)
         plans = {"forward_plan": described(plan.forward), "backward_plan": described(plan.backward)}
         yield {"math": math, "H": H, "B": B, "T": steps, "us": us, "repeats": often, "status": place.taken(), **plans}
 
 
-def _alone(place: Place, call: measure.Run) -> float:
-    """Median seconds of the recurrent launch of a call."""
-    return statistics.median(place.launch_seconds(call, 1 if place.rehearsal else 5))
+def _alone(place: Place, call: measure.Run, kernel: str, steps: int) -> float | None:
+    """Median of the recurrent launch of a call, in us of a step; None for `step`, which has many and other calls between."""
+    if kernel == "step":
+        return None
+    return statistics.median(place.launch_seconds(call, 1 if place.rehearsal else 5)) / steps * 1e6

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import cProfile
+import csv
+import gzip
 import inspect
 import json
 import os
+import pstats
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +18,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu_day import child, measure, module, ncu, place, program, rows, sanitizer, stages, table, ubench
+from benchmarks.gpu_day import (
+    child,
+    graph,
+    host,
+    measure,
+    module,
+    ncu,
+    place,
+    program,
+    rows,
+    sanitizer,
+    sass,
+    stages,
+    table,
+    train,
+    ubench,
+)
 from benchmarks.gpu_day import cudnn as cudnn_stage
 from fastlstm.backends import cuda, cuda_op
 from fastlstm.backends.hostsim import build
@@ -132,10 +153,16 @@ MADE_UP = (
     ),
     {"stage": "characters", "L": 2, "H": 128, "B": 50, "math": "tf32", "autocast": "none", "graph": False,
      "characters_per_second": {"torch": 1e6, "cuda": 2e6}},
-    {"stage": "kernelbench", "problem": 35, "math": "tf32", "graph": False, "ms": {"torch": 27.0}, "published_ms": 27.2},
+    {"stage": "kernelbench", "problem": 35, "math": "tf32", "graph": False, "ms": {"torch": 27.0, "cuda": 9.0},
+     "published_ms": 27.2},
     {"stage": "graph", "math": "bf16", "H": 512, "layout": "packed", "mode": "training", "same": None},
     {"stage": "triton", "fine": True},
-    {"stage": "train", "math": "bf16", "H": 256, "B": 64, "us": {"input": 0.5}},
+    {"stage": "train", "math": "bf16", "H": 256, "B": 64,
+     "us": {"input": 0.5, "forward": 3.5, "forward_kernel": 3.25, "backward": 9.0, "backward_kernel": None, "dx": 0.75}},
+    {"stage": "host", "library": "cuda", "mode": "training", "host_us": 300.4, "done_us": 310.0},
+    {"stage": "host", "library": "cuda", "mode": "training", "name": "lstm.py:1 forward", "own_us": 40.2},
+    {"stage": "ncu", "kernel": "void a::persistent_forward<b>(c)", "H": 256, "B": 16, "samples": 9,
+     "hot": [[16, "LDS R2, [R3]", 7, "wait 5"]]},
     {"stage": "module", "item": "bf16 2x512", "error": "RuntimeError: no"},
 )  # fmt: skip
 
@@ -147,13 +174,17 @@ def test_the_table_of_a_made_up_run(tmp_path):
     for words in (
         "right        code -11, 3.0 s lost tile f32",
         "Segmentation fault",
-        "tile       bf16  1 of 2, nan, 3.50  WRONG: odd backward",
-        "bf16  1x512   B16   dense    1/2 (2.00) - |  persistent",
+        "---- right: 1 of 2, worst nan of what is allowed",
+        "tile       bf16  WRONG 1 of 2, nan: odd backward",
+        "  bf16 1x512 B16: 1 (2.00) - |\n",
         "f16           H512   dense     B16 5.25",
-        "bf16  H512   B16   forward  2.00 (1.50)    1.75 (1.50) persistent 2x8x1x1, 3 tilings 1 WRONG",
+        "  bf16 H512 B16: 2 (1.5) < 1.75 pers 2x8x1x1 1 WRONG | -\n",
+        "  bf16 H256 B64: forward 3.50 (3.25) backward 9.00 (step) input 0.50 others 0.75\n",
         "graph: 0 of 1 replays equal; not: ['bf16 512 packed training']",
-        "characters 2x128 B50 tf32 none: torch 1,000,000/s cuda 2,000,000/s",
-        "kernelbench 35 tf32: torch 27.00 ms, published 27.2",
+        "  2x128 B50 tf32: 2.000 (2.00)\n",
+        "  35 tf32: 9 (3.00); 27.2\n",
+        "  training: cuda 300 (310)\n  most of training: forward 40\n",
+        "  persistent_forward H256 B16: 9 samples, 7 LDS R2, [R3] (wait 5)\n",
         "module bf16 2x512 (1): RuntimeError: no",
     ):
         assert words in text, text
@@ -176,6 +207,100 @@ def test_what_nsight_compute_says_is_read():
     assert launches[0][1]["stall"].startswith("9.1 cycles waiting for a scoreboard dependency")
     assert launches[1][1] == {"Duration (us)": 201.0}
     assert ncu.parsed("==ERROR== no permission") == []
+
+
+def test_the_source_page_is_cut_to_the_columns_that_matter(tmp_path):
+    forward, backward = sass.launches(ncu.CANNED_SOURCE)
+    assert forward.kernel == "void persistent_forward_kernel<__nv_bfloat16>(Laid<ForwardArgs>)"
+    assert forward.columns == [
+        "Address", "Source", "Warp Stall Sampling (All Samples)", "Warp Stall Sampling (Not-issued Samples)", "# Samples",
+        "Instructions Executed", "stall_long_sb", "stall_wait", "stall_long_sb (Not Issued)", "stall_wait (Not Issued)",
+    ]  # fmt: skip
+    assert forward.rows[1][1] == "@!P0 HMMA.16816.F32 R8, R4, R6, R8"
+    assert [len(forward.rows), len(backward.rows)] == [3, 1]
+    said = sass.summary(forward)
+    assert (said["instructions"], said["samples"], said["stalls"]) == (3, 312, {"long_sb": 282, "wait": 30})
+    assert said["hot"][0] == [16, "@!P0 HMMA.16816.F32 R8, R4, R6, R8", 300, "long_sb 280"]
+    assert sass.launches(sass.written([forward, backward])) == [forward, backward]
+
+
+def test_a_source_page_is_kept_and_told_of(tmp_path, capsys):
+    read = list(ncu.source(tmp_path, "persistent H256 B16", ncu.CANNED_SOURCE))
+    assert [row["samples"] for row in read] == [312, 7]
+    path = tmp_path / read[0]["file"]
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", path.name)
+    assert next(csv.reader([gzip.decompress(path.read_bytes()).decode().splitlines()[0]]))[1] == read[0]["kernel"]
+    sass.main([str(path)])
+    assert "280" in capsys.readouterr().out
+
+
+def test_a_source_page_that_cannot_be_read_is_kept_as_it_came(tmp_path):
+    (row,) = ncu.source(tmp_path, "persistent H256 B16", "==ERROR== no source page\n")
+    assert row["no_source"] == "==ERROR== no source page"
+    assert gzip.decompress((tmp_path / row["file"]).read_bytes()) == b"==ERROR== no source page\n"
+
+
+FAKE_NCU = """#!{python}
+import sys
+given = sys.argv[1:]
+if "-o" in given:
+    open(given[given.index("-o") + 1] + ".ncu-rep", "w").write("a report")
+    print("==PROF== done")
+elif {fault!r} == "options" and ("--print-source" in given or "--print-details" in given):
+    sys.exit("unrecognised option")
+elif "details" in given:
+    from benchmarks.gpu_day import ncu
+    print(ncu.CANNED)
+elif {fault!r} == "source":
+    sys.exit("==ERROR== no source")
+else:
+    from benchmarks.gpu_day import ncu
+    print(ncu.CANNED_SOURCE)
+"""
+
+
+@pytest.mark.parametrize(("fault", "samples"), [("", [312, 7]), ("options", [312, 7]), ("source", [])])
+def test_details_come_whatever_becomes_of_the_source_page(tmp_path, monkeypatch, fault, samples):
+    fake = tmp_path / "ncu"
+    fake.write_text(FAKE_NCU.format(python=sys.executable, fault=fault))
+    fake.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(program, "tool", lambda name: str(fake))
+    ordered = place.Place({"out": str(tmp_path), "until": time.time() + 60, "lost": [], "stage": "ncu"})
+    found = list(ncu.run(ordered, ncu.items(ordered)[1]))
+    assert [row["metrics"]["Duration (us)"] for row in found if "metrics" in row] == [143.2, 201.0]
+    assert [row["samples"] for row in found if "samples" in row] == samples
+    assert ["no source" in row["no_source"] for row in found if "no_source" in row] == ([] if samples else [True])
+    assert "Elapsed Cycles" in (tmp_path / "ncu.txt").read_text()
+
+
+def test_what_is_compared_with_a_replay_keeps_no_autograd_graph():
+    w = torch.ones(3, requires_grad=True)
+    assert not any(tensor.requires_grad for tensor in graph.copies([w * 2, torch.ones(2)]))
+
+
+def test_functions_of_a_profile_are_rows():
+    profile = cProfile.Profile()
+    profile.runcall(host._often, lambda: sorted([2, 1]), 4)
+    found = {row["name"].split()[-1]: row for row in host.functions(pstats.Stats(profile), 4)}
+    assert found["_often"]["ncalls"] == 0.25
+    assert next(row for name, row in found.items() if "sorted" in name or "built-in" in row["name"])["ncalls"] == 1
+
+
+def test_nodes_of_a_graph_are_counted():
+    dot = """digraph dot {
+subgraph cluster_1 {
+"graph_1_node_0"[style="bold" shape="record" label="{KERNEL\n| {ID | 0 (topoId: 1) | fill\\<\\<\\<1,128,0\\>\\>\\>}\n}"];
+"graph_1_node_1"[style="solid" shape="record" label="{MEMCPY | {ID | 1}}"];
+"graph_1_node_0" -> "graph_1_node_1" [headlabel=0];
+}"""
+    found = host.nodes(dot)
+    assert (found["nodes"], found["kinds"]) == (2, {"KERNEL": 1, "MEMCPY": 1})
+    assert "fill" in found["labels"][0]
+
+
+def test_no_time_of_a_kernel_alone_where_there_is_none():
+    assert train._alone(rehearsal(), lambda: None, "step", 4) is None
 
 
 def test_the_sanitizer_looks_at_what_was_wrong_or_lost():
@@ -256,4 +381,8 @@ def test_the_whole_rehearsal(tmp_path):
         assert {"groups", "k_splits", "row_tiles"} <= set(row["tiling"])
         assert {"blocks", "l2_bytes", "products"} <= set(row["work"])
     assert all({"torch", "cuda"} == set(row["seconds"]) for row in read(tmp_path, "module"))
+    timed = [row for row in read(tmp_path, "host") if "host_us" in row]
+    assert {(row["library"], row["mode"]) for row in timed} == {(n, m) for n in ("cuda", "torch") for m in host.MODES}
+    assert len([row for row in read(tmp_path, "host") if "own_us" in row]) > host.TOP
+    assert len([row for row in read(tmp_path, "ncu") if "hot" in row]) == 2 * len(ncu.LAUNCHES)
     assert not [row for row in rows.read(tmp_path / "raw.jsonl") if "error" in row and row["stage"] != "stage"]
