@@ -52,6 +52,8 @@ def takes_torch(
         return True
     if lstm.recompute and torch.is_grad_enabled() and forced is None and x.device.type == "cpu":
         return False  # asked for to save memory, which torch's path would not
+    if forced is not None:
+        return forced == "torch"
     x = x if batch_sizes is not None else lstm._time_first(x)
     w_hr = weights[-1] if lstm.proj_size else None
     save = int(torch.is_grad_enabled())

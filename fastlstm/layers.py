@@ -111,8 +111,19 @@ def run(
         if lstm.dropout and lstm.training and layer < lstm.num_layers - 1:
             out = F.dropout(out, lstm.dropout, training=True)
         rows = rows._replace(data=out)
-    h_n, c_n = (torch.stack(states) for states in zip(*last, strict=True))
+    h_n, c_n = (_stacked(states) for states in zip(*last, strict=True))
     return Results(out, h_n, c_n.to(out.dtype), kept_cells, kept_gates)
+
+
+def _stacked(states: tuple[Tensor, ...]) -> Tensor:
+    """One tensor (layers × directions, B, ·); of one state without a copy, as the op has just made it for this call."""
+    if len(states) > 1 or torch.compiler.is_compiling():
+        return torch.stack(states)
+    # not a view for autograd: h_n.detach_() is to work
+    return _unsafe_view(states[0], (1, *states[0].shape))
+
+
+_unsafe_view = torch.ops.aten._unsafe_view.default
 
 
 def _direction(

@@ -7,8 +7,10 @@ the device, and the same launches come for the same shapes, so a CUDA graph can 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -58,33 +60,31 @@ class Steps:
 
     T: int
     B: int
-    starts: list[int]  # first row of each time, and the number of all rows
+    starts: Sequence[int]  # first row of each time, and the number of all rows
     reverse: bool
 
     @staticmethod
     def of(source: Tensor, B: int, batch_sizes: Tensor | None, reverse: bool) -> Steps:
-        sizes = [B] * source.shape[0] if batch_sizes is None else batch_sizes.tolist()
-        starts = [0]
-        for n in sizes:
-            starts.append(starts[-1] + n)
-        return Steps(len(sizes), B, starts, reverse)
+        if batch_sizes is None:
+            T = source.shape[0]
+            return Steps(T, B, range(0, T * B + 1, B) if B else (0,) * (T + 1), reverse)
+        starts = (0, *accumulate(batch_sizes.tolist()))
+        return Steps(len(starts) - 1, B, starts, reverse)
 
     def rows(self, begin: int, end: int) -> slice:
         """The rows of steps begin … end - 1; they are neighbours."""
         first, last = (self.T - end, self.T - begin) if self.reverse else (begin, end)
         return slice(self.starts[first], self.starts[last])
 
-    def count(self, begin: int, end: int) -> int:
-        rows = self.rows(begin, end)
-        return rows.stop - rows.start
-
     def chunks(self, most: int) -> Iterator[tuple[int, int]]:
         """Ranges of steps that have at most `most` rows together (but at least one step)."""
         begin = 0
         while begin < self.T:
-            end = begin + 1
-            while end < self.T and self.count(begin, end + 1) <= most:
-                end += 1
+            if self.reverse:
+                end = self.T - bisect_left(self.starts, self.starts[self.T - begin] - most)
+            else:
+                end = bisect_right(self.starts, self.starts[begin] + most) - 1
+            end = max(end, begin + 1)
             yield begin, end
             begin = end
 
@@ -115,14 +115,15 @@ def forward(rt: Runtime, plan: Plan, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batc
     N = steps.starts[-1]
     h, c = w_hh.new_empty(N, P), w_hh.new_empty((N, H) if save else (0,), dtype=cell)
     gates = w_hh.new_empty((N, 4 * H) if save == 1 and x is None else (0,))
-    h_n, c_n = h0.clone(), c0.clone()
+    step = plan.forward.kernel == "step"  # the others only write h_n
+    h_n, c_n = h0.clone() if step or not N else torch.empty_like(h0), c0.clone()
     if N:
         if save == 1 and x is not None:  # gates take the place of the input side
             gates = input_side(x.reshape(N, -1), w_x, bias)
         args = _sequence(rt, rt.lib.ForwardArgs(), steps, H, offsets, reset)
         args.h, args.c = rt.use("h", h, "out"), rt.use("c", c if save else None, "out")
         args.gates = rt.use("gates", gates if save == 1 else None, "out" if x is None else "state")
-        args.h_n, args.c_n = rt.use("h_n", h_n, "state"), rt.use("c_n", c_n, "state")
+        args.h_n, args.c_n = rt.use("h_n", h_n, "state" if step else "out"), rt.use("c_n", c_n, "state")
         args.w_hh, args.h0 = rt.use("w_hh", w_hh, "in"), rt.use("h0", h0, "in")
         run = _FORWARD[plan.forward.kernel](rt, plan, args, steps, w_hh, w_hr, h, h_n)
         if x is None:
