@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlstm import dispatch, masks, ops
+from fastlstm import dispatch, masks, offsets, ops
 from fastlstm.reference import cell_type
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Rows(NamedTuple):
     def of(data: Tensor, batch_sizes: Tensor | None) -> Rows:
         if batch_sizes is None:
             return Rows(data)
-        return Rows(data, batch_sizes, (batch_sizes.cumsum(0) - batch_sizes).to(data.device))
+        return Rows(data, batch_sizes, offsets.of(batch_sizes, data.device))
 
 
 class Results(NamedTuple):
@@ -167,8 +167,5 @@ def _resets(rows: Rows, reset: Tensor | None, directions: int) -> list[Tensor | 
     never = torch.zeros((), dtype=torch.bool, device=reset.device)
     if rows.batch_sizes is None:
         return [reset, torch.cat([reset[1:], never.expand(1, reset.shape[1])])]
-    N, sizes = reset.shape[0], rows.batch_sizes.to(reset.device)
-    t = torch.repeat_interleave(torch.arange(sizes.shape[0], device=reset.device), sizes, output_size=N)
-    goes_on = torch.arange(N, device=reset.device) - rows.offsets[t] < torch.cat([sizes, sizes.new_zeros(1)])[t + 1]
-    after = (torch.arange(N, device=reset.device) + sizes[t]).clamp(max=N - 1)
+    after, goes_on = offsets.later(rows.offsets, reset.shape[0])
     return [reset, torch.where(goes_on, reset[after], never)]

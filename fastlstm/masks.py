@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastlstm import offsets
+
 if TYPE_CHECKING:
     from fastlstm.layers import Rows
     from fastlstm.nn import LSTM
@@ -34,5 +36,4 @@ def locked(lstm: LSTM, rows: Rows, first: bool) -> Tensor:
         return x * F.dropout(torch.ones_like(x[:1]), p, training=True)
     N = x.shape[0]
     mask = F.dropout(x.new_ones(int(sizes[0]), x.shape[1]), p, training=True)
-    first_rows = torch.repeat_interleave(rows.offsets, sizes.to(x.device), output_size=N)
-    return x * mask[torch.arange(N, device=x.device) - first_rows]
+    return x * mask[torch.arange(N, device=x.device) - rows.offsets[offsets.steps(rows.offsets, N)]]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastlstm.offsets import later, steps
 from fastlstm.reference import HALF_TYPES, cell_type, input_gates
 
 __all__ = [
@@ -91,24 +92,21 @@ def h_previous(
         before = torch.cat([h[1:], h0[None]] if reverse else [h0[None], h[:-1]])[: h.shape[0]]
         before = before.reshape(before.shape[0] * before.shape[1], P)
     else:
-        before = torch.cat([h, h0])[_previous_rows(h.shape[0], batch_sizes, offsets, reverse)]
+        before = torch.cat([h, h0])[_previous_rows(h.shape[0], offsets, reverse)]
     return before if reset is None else before.masked_fill(reset.reshape(-1, 1), 0)
 
 
-def _previous_rows(N: int, batch_sizes: Tensor, offsets: Tensor, reverse: bool) -> Tensor:
+def _previous_rows(N: int, offsets: Tensor, reverse: bool) -> Tensor:
     """(N,) for every packed row, the row of the step processed before it, or N + b where sequence b begins.
 
-    Built on the device of `offsets`, without waiting for it.
+    Built on the device of `offsets`, without waiting for it or sending it anything.
     """
-    T, device = batch_sizes.shape[0], offsets.device
-    sizes = batch_sizes.to(device, non_blocking=True)
-    t = torch.repeat_interleave(torch.arange(T, device=device), sizes, output_size=N)
-    b = torch.arange(N, device=device) - offsets[t]
+    t = steps(offsets, N)
+    b = torch.arange(N, device=offsets.device) - offsets[t]
     if not reverse:
         return torch.where(t == 0, N + b, offsets[(t - 1).clamp(min=0)] + b)
-    later = (t + 1).clamp(max=T - 1)
-    begins = (t == T - 1) | (sizes[later] <= b)
-    return torch.where(begins, N + b, offsets[later] + b)
+    rows, goes_on = later(offsets, N)
+    return torch.where(goes_on, rows, N + b)
 
 
 def recompute_gates(
