@@ -76,9 +76,11 @@ struct BackwardArgs {
   const void* dy;  // (B, H) float or type: gradient at o * tanh(c); null: dh + dh_state is it
   void* d_hr;      // (N, P) type: dh + dh_state, written by step_backward_sum
   // `persistent` only
-  void* exchange;  // (N, 4 * exchange_width) type, every word unset: gradients of the gates; may be dxg itself
-  int exchange_width;
-  float* partial;  // (end - begin, partial_words) every word unset: partial sums of dh; null with one gate split
+  // (N, 4 * exchange_width) type, every word unset: gradients of the gates with those of 16 bytes of units side by
+  // side, [unit / n][gate][unit % n], as a span of the products takes them
+  void* exchange;
+  int exchange_width;  // units, a multiple of n
+  float* partial;      // (end - begin, partial_words) every word unset: partial sums of dh; null with one gate split
   int* status;
 };
 

@@ -20,6 +20,7 @@ namespace fastlstm::cuda {
 
 template <class T, class Exchange>
 struct BackwardRun {
+  static constexpr int kPartsInFlight = 4;            // partial sums whose loads are in flight together
   static constexpr int kSpanUnits = 4 * kPerWord<T>;  // a span of dz: this many units, word group q is gate q
   const BackwardArgs& p;
   const Tiling& t;
@@ -87,11 +88,11 @@ struct BackwardRun {
   // dh and dc of the lane's columns, between their places and memory.
   template <class F>
   __device__ __forceinline__ void for_own_states(F f) const {
-    me.for_own_tiles(t, [&](int tile) {
+    me.for_all_own_cells([&](int tile, int half, int which) {
 #pragma unroll 1
-      for (int i = 0; i < 4; ++i) {
-        const int b = me.sequence(tile, 2 * me.q() + i % 2), u = me.column(i / 2);
-        if (!me.runs(i / 2) || b >= p.s.B || u >= H) continue;
+      for (int i = 2 * half; i < 2 * half + 2; ++i) {
+        const int b = me.sequence(tile, 2 * me.q() + i % 2), u = me.column(half);
+        if (!has(which, i) || b >= p.s.B || u >= H) continue;
         f(carried(tile, kDh + i), p.dh_state + int64_t(b) * H + u);
         f(carried(tile, kDc + i), p.dc_state + int64_t(b) * H + u);
       }
@@ -107,25 +108,22 @@ struct BackwardRun {
   __device__ __forceinline__ void prefetch(int k, const Rows& rows, const Rows& earlier) {
     me.forget();
     if (k >= p.s.begin) {
-      me.for_own_tiles(t, [&](int tile) {
-#pragma unroll 1
-        for (int half = 0; half < 2; ++half) {
-          const int u = me.first_column() + 8 * half, b = me.sequence(tile, me.lane / 4), row = me.lane / 4;
-          if (!me.runs(half) || b >= rows.count) continue;
-          unsigned char* to = slot(k, tile, half);
-          fetch_units(reinterpret_cast<T*>(to) + (me.q() * 8 + row) * 8,
-                      static_cast<const T*>(p.gates) + ((rows.first + b) * 4 + me.q()) * H + u, H - u, wide);
-          if (me.q() == 0) fetch_units(staged_c(to) + row * 8, c_before(earlier, b) + u, H - u, wide);
-          if (me.q() == 1 && p.dh)
-            fetch_units(staged_dh(to) + row * 8, static_cast<const T*>(p.dh) + (rows.first + b) * H + u, H - u, wide);
-        }
+      me.for_all_own_cells([&](int tile, int half, int which) {
+        const int u = me.first_column() + 8 * half, b = me.sequence(tile, me.lane / 4), row = me.lane / 4;
+        if (!has(which, row) || b >= rows.count) return;
+        unsigned char* to = slot(k, tile, half);
+        fetch_units(reinterpret_cast<T*>(to) + (me.q() * 8 + row) * 8,
+                    static_cast<const T*>(p.gates) + ((rows.first + b) * 4 + me.q()) * H + u, H - u, wide);
+        if (me.q() == 0) fetch_units(staged_c(to) + row * 8, c_before(earlier, b) + u, H - u, wide);
+        if (me.q() == 1 && p.dh)
+          fetch_units(staged_dh(to) + row * 8, static_cast<const T*>(p.dh) + (rows.first + b) * H + u, H - u, wide);
       });
     }
     commit_copies();
   }
 
-  // The cells of 8 units for a tile of sequences.
-  __device__ __forceinline__ void cell(int k, int tile, int half) {
+  // The cells of 8 units and the sequences `which` of a tile.
+  __device__ __forceinline__ void cell(int k, int tile, int half, int which) {
     me.forget();
     wait_copies<1>();
     __syncwarp();
@@ -136,7 +134,7 @@ struct BackwardRun {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int row = 2 * me.q() + j, b = me.sequence(tile, row), i = 2 * half + j, at = row * 8 + me.lane / 4;
-      if (b >= now.count || u >= H) continue;
+      if (!has(which, j) || b >= now.count || u >= H) continue;
       const bool fresh = is_reset(p.s, now, b);
       float gate[4], dc_prev, *c = carried(tile, kC + i), *dc = carried(tile, kDc + i);
 #pragma unroll
@@ -151,41 +149,41 @@ struct BackwardRun {
       *dc = fresh ? 0.0f : dc_prev;
       *c = c_prev;
     }
-    hand_on(tile, half, gates, dz);
+    hand_on(tile, half, which, gates, dz);
   }
 
   // dz to the products and to memory.
-  __device__ __forceinline__ void hand_on(int tile, int half, T* staged, const float (&dz)[2][4]) {
+  __device__ __forceinline__ void hand_on(int tile, int half, int which, T* staged, const float (&dz)[2][4]) {
     const int u = me.column(half);
-    T value[2][4];
 #pragma unroll
     for (int j = 0; j < 2; ++j)
 #pragma unroll
       for (int g = 0; g < 4; ++g) {
-        value[j][g] = from_float<T>(dz[j][g]);
+        if (!has(which, j)) continue;
+        const T value = from_float<T>(dz[j][g]);
         const int row = 2 * me.q() + j;
-        staged[(g * 8 + row) * 8 + me.lane / 4] = value[j][g];
-        if constexpr (Exchange::kWhole) {
-          // word group g of the span that holds the unit; units beyond H are there too, with zeros
-          const int at = ((u / kSpanUnits) * 4 + g) * kSpanUnits + u % kSpanUnits;
-          exchange.put(exchange.parity, 8 * tile + row, at, value[j][g]);
-        }
+        staged[(g * 8 + row) * 8 + me.lane / 4] = value;
+        // units beyond H are there too, with zeros
+        if constexpr (Exchange::kWhole) exchange.put(exchange.parity, 8 * tile + row, interleaved(u, g), value);
       }
-    if constexpr (!Exchange::kWhole) send(tile, u, value);
     __syncwarp();
     const int b = me.sequence(tile, me.lane / 4), first = me.first_column() + 8 * half;
-    if (p.dxg != p.exchange && b < now.count)
-      write_units(static_cast<T*>(p.dxg) + ((now.first + b) * 4 + me.q()) * H + first,
-                  staged + (me.q() * 8 + me.lane / 4) * 8, H - first, wide);
+    if (!has(which, me.lane / 4) || b >= now.count) return;
+    const T* mine = staged + (me.q() * 8 + me.lane / 4) * 8;  // gate q of sequence b
+    if constexpr (!Exchange::kWhole) {
+      T* row = static_cast<T*>(p.exchange) + (now.first + b) * 4 * p.exchange_width;
+#pragma unroll
+      for (int i = 0; i < 8; i += kSpanUnits)
+        if (first + i < p.exchange_width)
+          store_relaxed(reinterpret_cast<uint32_t*>(row + interleaved(first + i, me.q())),
+                        settled<T>(load_vector<uint4>(mine + i)));
+    }
+    write_units(static_cast<T*>(p.dxg) + ((now.first + b) * 4 + me.q()) * H + first, mine, H - first, wide);
   }
 
-  __device__ __forceinline__ void send(int tile, int u, const T (&value)[2][4]) {  // BetweenBlocks
-    uint32_t* to = static_cast<uint32_t*>(p.exchange);
-    const int width = p.exchange_width / kPerWord<T>, at = u / kPerWord<T>;
-#pragma unroll
-    for (int g = 0; g < 4; ++g)
-      exchange.send(me, tile, at < width ? now.count : 0, value[0][g], value[1][g],
-                    [&](int b) { return to + ((now.first + b) * 4 + g) * width + at; });
+  // Where gate g of a unit lies in a row of dz as the products read it: 16 bytes of each gate side by side.
+  static __device__ __forceinline__ int interleaved(int u, int g) {
+    return 4 * (u - u % kSpanUnits) + g * kSpanUnits + u % kSpanUnits;
   }
 
   __device__ __forceinline__ const uint32_t* operands(int tile) {
@@ -193,65 +191,55 @@ struct BackwardRun {
       return exchange.tile(me, tile);
     } else {
       const int b = me.sequence(tile, me.lane / 4), width = p.exchange_width;
-      const T* from = static_cast<const T*>(p.exchange) + ((now.first + b) * 4 + me.q()) * width;
-      return exchange.template fetch<T>(me, weights.count, b < now.count, from, width, spans_from(0),
+      const T* row = static_cast<const T*>(p.exchange) + (now.first + b) * 4 * width + interleaved(0, me.q());
+      return exchange.template fetch<T>(me, weights.count, b < now.count, row, width, spans_from(0),
                                         [](int) { return uint4{0, 0, 0, 0}; });
     }
   }
 
   // dh of the step before, for sequences that took this step; a reset stops it.
-  __device__ __forceinline__ void carry(int k, int tile, const float (&sums)[4]) {
-    if (t.gate_splits > 1)
-      store_relaxed(part(k, me.slice(), tile),
-                    {word_of(sums[0]), word_of(sums[1]), word_of(sums[2]), word_of(sums[3])});
-    else
-      keep(tile, sums);
-  }
-
-  __device__ __forceinline__ void keep(int tile, const float (&sums)[4]) {
+  __device__ __forceinline__ void keep(int tile, int half, int which, const float (&sums)[2]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int b = me.sequence(tile, 2 * me.q() + i % 2);
-      if (b < now.count) *carried(tile, kDh + i) = is_reset(p.s, now, b) ? 0.0f : sums[i];
+    for (int j = 0; j < 2; ++j) {
+      const int b = me.sequence(tile, 2 * me.q() + j);
+      if (has(which, j) && b < now.count) *carried(tile, kDh + 2 * half + j) = is_reset(p.s, now, b) ? 0.0f : sums[j];
     }
   }
 
-  // The lane's four sums of part r: it reads where the same lane of another block wrote (layout.h, partial_words).
-  __device__ __forceinline__ uint32_t* part(int k, int r, int tile) const {
+  // Words between two parts of the partial sums, and the lane's four sums of part 0: it reads where the same lane of
+  // another block wrote (layout.h, partial_words).
+  __device__ __forceinline__ int part_words() const {
+    return divide_up(p.s.B, 8) * (t.unit_blocks / t.gate_splits) * t.groups * 128;
+  }
+  __device__ __forceinline__ uint32_t* parts(int k, int tile) const {
     const int sets = t.unit_blocks / t.gate_splits, set = me.units_at / t.gate_splits;
-    const int64_t row = (int64_t(k - p.s.begin) * t.gate_splits + r) * divide_up(p.s.B, 8) + me.sequence(tile, 0) / 8;
-    return reinterpret_cast<uint32_t*>(p.partial) + ((row * sets + set) * t.groups + me.group) * 128 + 4 * me.lane;
+    const int at = ((me.sequence(tile, 0) / 8 * sets + set) * t.groups + me.group) * 128 + 4 * me.lane;
+    return reinterpret_cast<uint32_t*>(p.partial) + int64_t(k - p.s.begin) * t.gate_splits * part_words() + at;
   }
 
-  // R > 1: adds up the partial sums of the units whose cells this block runs, in the order of the parts.
+  // R > 1: adds up the partial sums of the units whose cells this warp runs, in the order of the parts.
   __device__ __forceinline__ void collect(int k) {
     if constexpr (!Exchange::kWhole) {
-      if (!me.runs(0) && !me.runs(1)) return;
-      me.for_own_tiles(t, [&](int tile) {
+      me.for_all_own_cells([&](int tile, int half, int which) {
         if (me.sequence(tile, 0) >= now.count) return;
-        float sums[4] = {};
+        const uint32_t* from = parts(k, tile) + 2 * half;
+        float sums[2] = {};
         Patience patience;
 #pragma unroll 1
-        for (int first = 0; first < t.gate_splits; first += kLoadsInFlight) {
-          uint4 v[kLoadsInFlight];
-          bool waits;
-          do {
+        for (int first = 0; first < t.gate_splits; first += kPartsInFlight) {
+          const uint32_t* where[kPartsInFlight];
+          uint2 v[kPartsInFlight];
 #pragma unroll
-            for (int r = 0; r < kLoadsInFlight; ++r)
-              v[r] = load_relaxed(part(k, min_of(first + r, t.gate_splits - 1), tile));
-            waits = false;
+          for (int r = 0; r < kPartsInFlight; ++r)
+            where[r] = from + min_of(first + r, t.gate_splits - 1) * part_words();
+          exchange.receive(v, where, patience);
 #pragma unroll
-            for (int r = 0; r < kLoadsInFlight; ++r) waits |= unset(v[r]);
-          } while (waits && !exchange.lost && patience.again(p.status, exchange.lost));
-#pragma unroll
-          for (int r = 0; r < kLoadsInFlight; ++r) {
+          for (int r = 0; r < kPartsInFlight; ++r) {
             if (first + r >= t.gate_splits) break;
-            const uint32_t word[4] = {v[r].x, v[r].y, v[r].z, v[r].w};
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sums[i] += __builtin_bit_cast(float, word[i]);
+            sums[0] += __builtin_bit_cast(float, v[r].x), sums[1] += __builtin_bit_cast(float, v[r].y);
           }
         }
-        keep(tile, sums);
+        keep(tile, half, which, sums);
       });
     }
   }
@@ -270,11 +258,21 @@ struct BackwardRun {
       if (t.k_splits > 1) partials.put(me, r, sums);
     }
     if (t.k_splits > 1) __syncthreads();
+    if (t.gate_splits > 1) {
 #pragma unroll 1
-    for (int r = me.split; r < tiles; r += t.k_splits) {
-      if (me.sequence(first + r, 0) >= now.count) break;
-      if (t.k_splits > 1) partials.sum(me, r, sums);
-      carry(k, first + r, sums);
+      for (int r = me.split; r < tiles; r += t.k_splits) {
+        if (me.sequence(first + r, 0) >= now.count) break;
+        if (t.k_splits > 1) partials.template sum<1>(me, r, 0, sums);
+        store_relaxed(parts(k, first + r) + me.slice() * part_words(),
+                      {word_of(sums[0]), word_of(sums[1]), word_of(sums[2]), word_of(sums[3])});
+      }
+    } else {
+      me.for_own_cells(first, [&](int tile, int half, int which) {
+        if (me.sequence(tile, 0) >= now.count) return;
+        float mine[2] = {half ? sums[2] : sums[0], half ? sums[3] : sums[1]};
+        if (t.k_splits > 1) partials.template sum<1>(me, tile - first, 2 * half, mine);
+        keep(tile, half, which, mine);
+      });
     }
     partials.parity ^= 1;
   }
@@ -292,11 +290,7 @@ struct BackwardRun {
     }
 #pragma unroll 1
     for (int k = last; k >= p.s.begin; --k) {
-      me.for_own_tiles(t, [&](int tile) {
-#pragma unroll 1
-        for (int half = 0; half < 2; ++half)
-          if (me.runs(half)) cell(k, tile, half);
-      });
+      me.for_all_own_cells([&](int tile, int half, int which) { cell(k, tile, half, which); });
       if constexpr (Exchange::kWhole) __syncthreads();
       __syncwarp();
       prefetch(k - 2, rows_of(p.s, k - 2), rows_of(p.s, k - 3));

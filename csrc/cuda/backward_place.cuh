@@ -23,6 +23,24 @@ struct BackwardPlace : Place {
   __device__ __forceinline__ bool runs(int half) const {
     return (16 * group + 8 * half) / slice_units() == slice() && first_column() + 8 * half < H;
   }
+  // f(tile, half, which) for the cells that this warp runs, of the tiles of a phase from `first` on; bit j of `which`
+  // stands for the lane's sequence 2q + j. The warps of a group take the halves of its 16 units in turn and, where they
+  // are enough, single sequences.
+  template <class F>
+  __device__ __forceinline__ void for_own_cells(int first, F f) const {
+    const int halves = int(runs(0)) + int(runs(1)), parts = t.k_splits >= 2 * halves ? 2 : 1, shares = halves * parts;
+    const int count = shares * min_of(t.phase, t.row_tiles - first);
+#pragma unroll 1
+    for (int i = split; i < count; i += t.k_splits) {
+      const int share = i & (shares - 1), tile = shares == 4 ? i / 4 : shares == 2 ? i / 2 : i;
+      f(first + tile, halves == 2 ? share & 1 : int(runs(1)), parts == 1 ? 3 : 1 + share / halves);
+    }
+  }
+  template <class F>
+  __device__ __forceinline__ void for_all_own_cells(F f) const {
+#pragma unroll 1
+    for (int first = 0; first < t.row_tiles; first += t.phase) for_own_cells(first, f);
+  }
   __device__ __forceinline__ void forget() {
     recompute(lane), recompute(group), recompute(units_at), recompute(rows_at);
   }

@@ -38,6 +38,9 @@ struct Place {
   }
 };
 
+// Whether a set of a lane's two sequences of a tile (bit j: 2q + j) has that of a row.
+__device__ __forceinline__ bool has(int which, int row) { return which >> (row & 1) & 1; }
+
 template <class T>
 __device__ __forceinline__ uint32_t bits_of(T x) {
   if constexpr (sizeof(T) == 4)
@@ -77,8 +80,8 @@ struct Piece {
 template <class T, class Product, int Pieces, int Registers>
 struct Weights {
   static constexpr int kBatch = 8 / Pieces;  // spans whose loads are on their way together
-  static constexpr int kUnrolled =
-      std::is_same<T, float>::value ? 1 : 2;  // spans in shared memory; float lacks registers
+  // Spans in shared memory that are multiplied side by side: two where registers allow it.
+  static constexpr int kUnrolled = std::is_same<T, float>::value || Registers * Pieces <= 16 ? 1 : 2;
   uint4 first[Registers][Pieces];
   int count;  // spans of this warp
 
@@ -163,15 +166,16 @@ struct Partials {
 #pragma unroll
     for (int v = 0; v < Values; ++v) to[32 * v] = values[v];
   }
-  // In the order of the splits, whatever the schedule.
-  __device__ __forceinline__ void sum(const Place& me, int which, float (&values)[Values]) const {
+  // Some of the values, from `first` on and `Apart` from each other, in the order of the splits, whatever the schedule.
+  template <int Apart, int Some>
+  __device__ __forceinline__ void sum(const Place& me, int which, int first, float (&values)[Some]) const {
 #pragma unroll
-    for (int v = 0; v < Values; ++v) values[v] = 0.0f;
-#pragma unroll 4
+    for (int v = 0; v < Some; ++v) values[v] = 0.0f;
+#pragma unroll 2
     for (int from = 0; from < t.k_splits; ++from) {
-      const float* part = at(me, from, which);
+      const float* part = at(me, from, which) + 32 * first;
 #pragma unroll
-      for (int v = 0; v < Values; ++v) values[v] += part[32 * v];
+      for (int v = 0; v < Some; ++v) values[v] += part[32 * Apart * v];
     }
   }
 };

@@ -61,18 +61,21 @@ struct BetweenBlocks {
   __device__ __forceinline__ int step() const { return kSpanWords; }
   __device__ __forceinline__ int stride() const { return pitch; }
 
-  // What the lane's unit has for its two sequences of a tile, as words that are never kUnset. word(b): where that of
-  // sequence b lies; sequences below `count` are running. In half types two units share a word.
+  // What the lane's unit has for its sequences of a tile (bits of `which`), as words that are never kUnset. word(b):
+  // where that of sequence b lies; sequences below `count` are running. In half types two units share a word: with both
+  // sequences each lane sends one, else the lane of the even unit.
   template <class T, class Word>
-  static __device__ __forceinline__ void send(const Place& me, int tile, int count, T first, T second, Word word) {
+  static __device__ __forceinline__ void send(const Place& me, int tile, int which, int count, T first, T second,
+                                              Word word) {
     if constexpr (sizeof(T) == 4) {
       const int b = me.sequence(tile, 2 * me.q());
-      if (b < count) store_relaxed(word(b), word_of(to_float(first)));
-      if (b + 1 < count) store_relaxed(word(b + 1), word_of(to_float(second)));
+      if ((which & 1) && b < count) store_relaxed(word(b), word_of(to_float(first)));
+      if ((which & 2) && b + 1 < count) store_relaxed(word(b + 1), word_of(to_float(second)));
     } else {
-      const uint32_t both = pair_units(first, second, me.lane);
-      const int b = me.sequence(tile, 2 * me.q() + me.lane / 4 % 2);
-      if (b < count) store_relaxed(word(b), both);
+      // with one sequence both lanes of a pair offer it
+      const uint32_t both = pair_units(which == 2 ? second : first, which == 1 ? first : second, me.lane);
+      const int odd = me.lane / 4 % 2, b = me.sequence(tile, 2 * me.q() + (which == 3 ? odd : which - 1));
+      if ((which == 3 || !odd) && b < count) store_relaxed(word(b), both);
     }
   }
 
@@ -93,8 +96,7 @@ struct BetweenBlocks {
     return strip;
   }
 
-  // All loads of a group are issued before the first is looked at: a group costs one round trip to L2. Beyond the row a
-  // lane loads its `last` piece, so that nothing branches between two loads; W_hh is zero there.
+  // Beyond the row a lane loads its `last` piece, so that nothing branches between two loads; W_hh is zero there.
   template <class T, class Cursor>
   __device__ __forceinline__ void await(uint32_t* mine, int count, const T* from, int last, Cursor at) {
     Patience patience;
@@ -102,26 +104,34 @@ struct BetweenBlocks {
     for (int first = 0; first < count; first += kLoadsInFlight) {
       const uint32_t* where[kLoadsInFlight];
       uint4 v[kLoadsInFlight];
-      bool waits;
 #pragma unroll
       for (int i = 0; i < kLoadsInFlight; ++i, at.advance())
-        where[i] = reinterpret_cast<const uint32_t*>(from + min_of(at.unit, last));
-      do {
-#pragma unroll
-        for (int i = 0; i < kLoadsInFlight; ++i) v[i] = load_relaxed(where[i]);
-        waits = false;
-#pragma unroll
-        for (int i = 0; i < kLoadsInFlight; ++i) waits |= unset(v[i]);
-      } while (waits && !lost && patience.again(status, lost));
+        where[i] = reinterpret_cast<const uint32_t*>(from + Cursor::kNumbers * min_of(at.unit, last));
+      receive(v, where, patience);
 #pragma unroll
       for (int i = 0; i < kLoadsInFlight; ++i)
         if (first + i < count) store_vector(mine + (first + i) * kSpanWords, operand<T>(v[i]));
+    }
+  }
+
+  // Words that other blocks send, once they are there. All loads are issued before the first is looked at: a group
+  // costs one round trip to L2. What is missing is loaded again, alone: blocks that wait take rate from those that
+  // send.
+  template <class V, int N>
+  __device__ __forceinline__ void receive(V (&v)[N], const uint32_t* const (&where)[N], Patience& patience) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = load_relaxed<V>(where[i]);
+    while (any_unset(v) && !lost && patience.again(status, lost)) {
+#pragma unroll
+      for (int i = 0; i < N; ++i)
+        if (unset(v[i])) v[i] = load_relaxed<V>(where[i]);
     }
   }
 };
 
 // Spans of a row of h: `step` numbers apart.
 struct EvenCursor {
+  static constexpr int kNumbers = 1;  // of a unit in the row
   int unit, step;
 
   __device__ __forceinline__ void advance() { unit += step; }
@@ -129,6 +139,7 @@ struct EvenCursor {
 
 // Spans of a row of dz: so many units apart, and further where the next column set begins (layout.h).
 struct SetCursor {
+  static constexpr int kNumbers = 4;
   int unit;
   int within;  // the set
   const Layout& l;

@@ -68,25 +68,41 @@ struct ForwardRun {
     });
   }
 
-  // c of the lane's unit and two sequences, between its place and c_n.
+  // A lane has one unit and the sequences 2q and 2q + 1 of a tile. f(tile, which) for the cells that this warp runs, of
+  // the tiles of a phase from `first` on: bit j of `which` stands for sequences 2q + j. The warps of a group take
+  // turns.
+  template <class F>
+  __device__ __forceinline__ void for_own_cells(int first, F f) const {
+    const int tiles = min_of(t.phase, t.row_tiles - first);
+    if (t.k_splits == 1) return f(first, 3);  // and a phase is one tile
+#pragma unroll 1
+    for (int i = me.split; i < 2 * tiles; i += t.k_splits) f(first + i / 2, 1 + i % 2);
+  }
+  template <class F>
+  __device__ __forceinline__ void for_all_own_cells(F f) const {
+#pragma unroll 1
+    for (int first = 0; first < t.row_tiles; first += t.phase) for_own_cells(first, f);
+  }
+
+  // c of the warp's cells, between its place and c_n.
   template <class F>
   __device__ __forceinline__ void for_own_states(F f) const {
-    me.for_own_tiles(t, [&](int tile) {
+    for_all_own_cells([&](int tile, int which) {
 #pragma unroll 1
       for (int j = 0; j < 2; ++j) {
         const int b = me.sequence(tile, 2 * me.q() + j);
-        if (b < p.s.B && unit() < H) f(carried_c(tile) + 32 * j, p.c_n + int64_t(b) * H + unit());
+        if (has(which, j) && b < p.s.B && unit() < H) f(carried_c(tile) + 32 * j, p.c_n + int64_t(b) * H + unit());
       }
     });
   }
 
-  // The input side of step k for the warp's tiles: the lane fetches 8 units of gate lane % 4 of sequence lane / 4.
+  // The input side of step k for the warp's cells: the lane fetches 8 units of gate lane % 4 of sequence lane / 4.
   __device__ __forceinline__ void prefetch(int k, const Rows& rows) {
     recompute(me.lane), recompute(me.group), recompute(me.units_at), recompute(me.rows_at);
     if (k < p.s.end && first_unit() < H) {
-      me.for_own_tiles(t, [&](int tile) {
+      for_all_own_cells([&](int tile, int which) {
         const int b = me.sequence(tile, me.lane / 4);
-        if (b < rows.count)
+        if (has(which, me.lane / 4) && b < rows.count)
           fetch_units(slot(k, tile) + (me.q() * 8 + me.lane / 4) * 8,
                       input_row<T>(p, rows.first + b) + me.q() * H + first_unit(), H - first_unit(), wide);
       });
@@ -132,9 +148,9 @@ struct ForwardRun {
     }
   }
 
-  // One step of the cell for a tile: sums of products come in, everything the step produces goes out, h first: the next
-  // step waits for it and for nothing else.
-  __device__ __forceinline__ void cell(int k, int tile, const float (&sums)[8]) {
+  // One step of the cells of a tile: sums of products come in ([gate][j]), everything the step produces goes out, h
+  // first: the next step waits for it and for nothing else.
+  __device__ __forceinline__ void cell(int k, int tile, int which, const float (&sums)[8]) {
     recompute(me.lane), recompute(me.group), recompute(me.units_at), recompute(me.rows_at);
     wait_copies<1>();
     __syncwarp();
@@ -144,7 +160,7 @@ struct ForwardRun {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int row = 2 * me.q() + j, b = me.sequence(tile, row);
-      if (b < now.count && unit() < H) {
+      if (has(which, j) && b < now.count && unit() < H) {
         float value;
         const float c_prev = is_reset(p.s, now, b) ? 0.0f : carried_c(tile)[32 * j];
 #pragma unroll
@@ -152,19 +168,20 @@ struct ForwardRun {
         LstmCell::forward<typename MathOf<T>::type>(gate[j], c_prev, c[j], value);
         h[j] = from_float<T>(value);
       }
-      if constexpr (Exchange::kWhole) keep(tile, staged, row, b, h[j], c[j], gate[j]);
+      if constexpr (Exchange::kWhole)
+        if (has(which, j)) keep(tile, staged, row, b, h[j], c[j], gate[j]);
     }
     if constexpr (!Exchange::kWhole) {
-      send(tile, h);
+      send(tile, which, h);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int row = 2 * me.q() + j;
-        keep(tile, staged, row, me.sequence(tile, row), h[j], c[j], gate[j]);
+        if (has(which, j)) keep(tile, staged, row, me.sequence(tile, row), h[j], c[j], gate[j]);
       }
     }
     __syncwarp();
     const int b = me.sequence(tile, me.lane / 4);
-    if (p.gates && b < now.count && first_unit() < H)
+    if (p.gates && has(which, me.lane / 4) && b < now.count && first_unit() < H)
       write_units(static_cast<T*>(p.gates) + ((now.first + b) * 4 + me.q()) * H + first_unit(),
                   staged + (me.q() * 8 + me.lane / 4) * 8, H - first_unit(), wide);
   }
@@ -187,10 +204,10 @@ struct ForwardRun {
   }
 
   // BetweenBlocks. Numbers beyond H are zero.
-  __device__ __forceinline__ void send(int tile, const T (&value)[2]) {
+  __device__ __forceinline__ void send(int tile, int which, const T (&value)[2]) {
     uint32_t* to = static_cast<uint32_t*>(p.exchange);
     const int width = p.exchange_width / kPerWord<T>, at = unit() / kPerWord<T>;
-    exchange.send(me, tile, at < width ? now.count : 0, value[0], value[1],
+    exchange.send(me, tile, which, at < width ? now.count : 0, value[0], value[1],
                   [&](int b) { return to + (now.first + b) * width + at; });
   }
 
@@ -208,11 +225,15 @@ struct ForwardRun {
       if (t.k_splits > 1) partials.put(me, r, sums);
     }
     if (t.k_splits > 1) __syncthreads();
-#pragma unroll 1
-    for (int r = me.split; r < tiles; r += t.k_splits) {
-      if (t.k_splits > 1 && me.sequence(first + r, 0) < now.count) partials.sum(me, r, sums);
-      cell(k, first + r, sums);
-    }
+    for_own_cells(first, [&](int tile, int which) {
+      if (t.k_splits > 1 && me.sequence(tile, 0) < now.count) {
+        float mine[4];
+        partials.template sum<2>(me, tile - first, which - 1, mine);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sums[i] = mine[i / 2];  // only those of the one j are looked at
+      }
+      cell(k, tile, which, sums);
+    });
     partials.parity ^= 1;
   }
 

@@ -5,8 +5,8 @@
 
 namespace fastlstm::cuda {
 
-// An id outside the table has a row of NaN, and the host finds the reason in the status word. The launch goes on: a trap
-// would take the process's whole context with it.
+// An id outside the table has a row of NaN, and the host finds the reason in the status word. The launch goes on: a
+// trap would take the process's whole context with it.
 template <class T>
 __device__ __forceinline__ const T* input_row(const ForwardArgs& p, int64_t row) {
   if (!p.ids) return static_cast<const T*>(p.xg) + row * 4 * p.s.H;

@@ -95,6 +95,7 @@ FASTLSTM_BOTH int64_t partial_words(const Tiling& t, int B) {
 // hold the same W_hh and leave room for loads in flight.
 FASTLSTM_BOTH constexpr int max_warps(bool whole) { return whole ? 16 : 8; }
 constexpr int kLoadsInFlight = 8;  // 16-byte loads of exchanged numbers that a lane issues before it looks at one
+constexpr int kPartsInFlight = 4;  // the same of partial sums
 
 // Spans of W_hh that a lane keeps in registers: half of its words. The scalar products need more of them for sums.
 FASTLSTM_BOTH constexpr int register_spans(bool scalar, int pieces, bool whole) {

@@ -12,10 +12,32 @@ namespace fastlstm::cuda {
 constexpr uint32_t kUnset = 0xffffffffu;
 constexpr uint64_t kPatience = uint64_t(kPatienceMs) * 1'000'000;  // ns
 
-__device__ __forceinline__ bool unset(const uint4& v) {
-  return v.x == kUnset || v.y == kUnset || v.z == kUnset || v.w == kUnset;
+// kUnset is the largest word. Maxima keep the compiler from looking at one load before it has issued the next.
+__device__ __forceinline__ uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+__device__ __forceinline__ uint32_t largest(const uint2& v) { return larger(v.x, v.y); }
+__device__ __forceinline__ uint32_t largest(const uint4& v) { return larger(larger(v.x, v.y), larger(v.z, v.w)); }
+
+template <class V>
+__device__ __forceinline__ bool unset(const V& v) {
+  return largest(v) == kUnset;
+}
+template <class V, int N>
+__device__ __forceinline__ bool any_unset(const V (&v)[N]) {
+  uint32_t most = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) most = larger(most, largest(v[i]));
+  return most == kUnset;
 }
 
+template <class V>
+__device__ __forceinline__ V load_relaxed(const uint32_t* from);
+template <>
+__device__ __forceinline__ uint2 load_relaxed(const uint32_t* from) {
+  uint2 v;
+  PTX("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];", (OUT_R(v.x), OUT_R(v.y)), (IN_L(from)));
+  return v;
+}
+template <>
 __device__ __forceinline__ uint4 load_relaxed(const uint32_t* from) {
   uint4 v;
   PTX("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];", (OUT_R(v.x), OUT_R(v.y), OUT_R(v.z), OUT_R(v.w)),
@@ -39,6 +61,14 @@ __device__ __forceinline__ void store_status(int* status, int why) {
 
 // A float as a word that is never kUnset: every NaN becomes one and the same.
 __device__ __forceinline__ uint32_t word_of(float x) { return x != x ? 0x7fc00000u : __builtin_bit_cast(uint32_t, x); }
+
+// Words of type T as they travel: never kUnset. Half types have no such word, their NaN is another (types.cuh).
+template <class T>
+__device__ __forceinline__ uint4 settled(const uint4& v) {
+  if constexpr (sizeof(T) == 2) return v;
+  const auto word = [](uint32_t w) { return word_of(__builtin_bit_cast(float, w)); };
+  return {word(v.x), word(v.y), word(v.z), word(v.w)};
+}
 
 __device__ __forceinline__ uint64_t nanoseconds() {
   uint64_t t;

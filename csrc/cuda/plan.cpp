@@ -46,10 +46,20 @@ Work step_work(const Gpu& gpu, const Problem& p) {
   return w;
 }
 
-// Cells of 8 units and 8 sequences that the busiest warp runs in a step: its tiles, times the halves of its group.
-int cells_of_warp(const Problem& p, const Tiling& t, int own_tiles) {
-  const int halves = p.backward ? min_of(2, 16 * t.groups / t.gate_splits / 8) : 1;
-  return own_tiles * halves;
+// What the busiest warp has of the tiles of a step, where the warps of a group share out `shares` parts of each.
+int own_shares(const Tiling& t, int shares) {
+  const int last = t.row_tiles % t.phase;
+  return t.row_tiles / t.phase * divide_up(shares * t.phase, t.k_splits) +
+         (last ? divide_up(shares * last, t.k_splits) : 0);
+}
+
+// Halves of a group of 16 columns whose cells a block runs.
+int halves(const Tiling& t) { return min_of(2, 16 * t.groups / t.gate_splits / 8); }
+
+// Cells of 8 units and 8 sequences that the busiest warp runs in a step: warps share out units, and sequences.
+double own_cells(const Problem& p, const Tiling& t) {
+  const int units = p.backward ? halves(t) : 1, parts = t.k_splits >= 2 * units ? 2 : 1;
+  return double(own_shares(t, units * parts)) / parts;
 }
 
 // Multiply-adds of the scalar product are counted as products.
@@ -57,20 +67,20 @@ int instructions_of_span(const Problem& p) { return p.type == Type::f32 ? 40 : 2
 
 // What the warp with most to do waits for and issues.
 void count_warp(Work& w, const Problem& p, Kernel kernel, const Tiling& t, const Layout& l) {
-  const int in_registers = min_of(spans_in_registers(p, kernel), l.spans_per_warp), last = t.row_tiles % t.phase;
-  const int own_tiles =
-      t.row_tiles / t.phase * divide_up(t.phase, t.k_splits) + (last ? divide_up(last, t.k_splits) : 0);
+  const int in_registers = min_of(spans_in_registers(p, kernel), l.spans_per_warp);
   w.kept_spans = double(l.spans_per_warp - in_registers) * t.row_tiles;
   w.register_spans = double(in_registers) * t.row_tiles;
-  const int cells = cells_of_warp(p, t, own_tiles);
+  const double cells = own_cells(p, t);
   (p.backward ? w.backward_cells : w.forward_cells) = cells;
   w.steps = 1;
   const double of_spans = instructions_of_span(p) * double(l.spans_per_warp) * t.row_tiles;
   w.issue_slots = (kStepInstructions + of_spans + kCellInstructions * cells) * l.warps / 4;
-  if (t.k_splits > 1) w.partial_sums = double(t.k_splits) * own_tiles;
+  // of all values of a tile; backward without parts, a warp adds those of its half
+  const double summed = !p.backward ? cells : t.gate_splits > 1 ? own_shares(t, 1) : cells / halves(t);
+  if (t.k_splits > 1) w.partial_sums = t.k_splits * summed;
   if (kernel != Kernel::persistent) return;
   w.l2_rounds = double(divide_up(l.spans_per_warp, kLoadsInFlight)) * t.row_tiles;
-  if (t.gate_splits > 1) w.l2_rounds += double(divide_up(t.gate_splits, kLoadsInFlight)) * own_tiles;
+  if (t.gate_splits > 1) w.l2_rounds += divide_up(t.gate_splits, kPartsInFlight) * cells;
 }
 
 Work recurrent_work(const Problem& p, Kernel kernel, const Tiling& t, const Layout& l) {

@@ -263,7 +263,7 @@ def _tile_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state
 def _persistent_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
     args.t = tiling = plan.backward.t
     width = _width(args.H, dxg.element_size())
-    exchange = dxg if width == args.H else dxg.new_empty(dxg.shape[0], 4 * width)
+    exchange = dxg.new_empty(dxg.shape[0], 4 * width)  # the gates of some units side by side, which dxg does not have
     args.exchange, args.exchange_width = rt.use("exchange", exchange, "out"), width
     per_step = rt.lib.partial_words(tiling, steps.B) if tiling.gate_splits > 1 else 0
     most = min(steps.T, max(1, _PARTIAL_BYTES // (4 * per_step))) if per_step else steps.T

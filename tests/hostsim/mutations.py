@@ -73,10 +73,13 @@ MUTATIONS = (
         "float",
     ),
     Mutation(WAIT, FORWARD, "forward.cuh", "    wait_copies<1>();\n", "    wait_copies<2>();\n"),
-    Mutation(WAIT, BOTH, "exchange.cuh", "waits |= unset(v[i]);", ";"),
-    Mutation(WAIT, BOTH, "exchange.cuh", "i = 0; i < kLoadsInFlight; ++i) waits", "i = 0; i < 1; ++i) waits"),
-    Mutation(TAIL, BOTH, "exchange.cuh", "min_of(next.unit, last)", "next.unit"),
-    Mutation(ORDER, BOTH, "memory.cuh", " || v.y == kUnset || v.z == kUnset || v.w == kUnset", ""),
+    Mutation(WAIT, BOTH, "exchange.cuh", "while (any_unset(v) && !lost", "while (false && !lost"),
+    Mutation(WAIT, BOTH, "memory.cuh", "most = larger(most, largest(v[i]));", "most = largest(v[0]);"),
+    Mutation(WAIT, BOTH, "exchange.cuh", "if (unset(v[i])) v[i] =", "if (i == 0) v[i] ="),
+    Mutation(TAIL, BOTH, "exchange.cuh", "min_of(at.unit, last)", "at.unit"),
+    Mutation(
+        ORDER, BOTH, "memory.cuh", "larger(larger(v.x, v.y), larger(v.z, v.w)); }", "larger(larger(v.x, v.y), v.z); }"
+    ),
     Mutation(
         ORDER,
         BOTH,
@@ -88,7 +91,9 @@ MUTATIONS = (
     Mutation(
         UNSET, FORWARD, "forward.cuh", "    for_own_states([](float* place, float* state) { *place = *state; });\n", ""
     ),
-    Mutation(TAIL, BACKWARD, "backward.cuh", "first + 8 * h < H ? H - at.unit : 0", "first + 8 * h <= H ? H - at.unit : 0"),
+    Mutation(
+        TAIL, BACKWARD, "backward.cuh", "first + 8 * h < H ? H - at.unit : 0", "first + 8 * h <= H ? H - at.unit : 0"
+    ),
     Mutation(
         ROW,
         "persistent_backward",
@@ -100,8 +105,12 @@ MUTATIONS = (
         TAIL,
         BACKWARD,
         "backward.cuh",
-        "if (b >= now.count || u >= H) continue;",
-        "if (b >= now.count || u > H) continue;",
+        "if (!has(which, j) || b >= now.count || u >= H) continue;",
+        "if (!has(which, j) || b >= now.count || u > H) continue;",
+    ),
+    Mutation(ROW, FORWARD, "forward.cuh", "f(first + i / 2, 1 + i % 2)", "f(first + i / 2, 1 + i / 2)"),
+    Mutation(
+        ROW, BACKWARD, "backward_place.cuh", "parts == 1 ? 3 : 1 + share / halves", "parts == 1 ? 3 : 1 + share % 2"
     ),
     Mutation(BARRIER, "tile_backward", "backward.cuh", "      if constexpr (Exchange::kWhole) __syncthreads();\n", ""),
     Mutation(BARRIER, BACKWARD, "backward.cuh", "    if (t.k_splits > 1) __syncthreads();\n", ""),
@@ -110,9 +119,10 @@ MUTATIONS = (
         WAIT,
         "persistent_backward",
         "backward.cuh",
-        "          } while (waits && !exchange.lost && patience.again(p.status, exchange.lost));",
-        "          } while (false);",
+        "          exchange.receive(v, where, patience);",
+        "          v[0] = {};",
     ),
+    Mutation(ORDER, "persistent_backward", "memory.cuh", "{ return larger(v.x, v.y); }", "{ return v.x; }"),
     Mutation(UNSET, "tile_backward", "backward.cuh", "      exchange.clear();\n", ""),
     Mutation(
         UNSET,
