@@ -4,7 +4,8 @@ By default at most LIMIT seconds for a GPU model. The CUDA kernels have all of c
 compiles a kernel for each layout, type and size, about two seconds each: it is left to --full where the CUDA kernels are
 there. Where they are not, its kernel `resident` is checked and timed, the one that can win (docs/gpu-resources.md).
 
-`estimate` counts: calls, steps and products, at the guessed costs below. They are not measurements.
+`estimate` counts calls, steps and products at the costs below. Those of calls and steps are what docs/gpu-measured.md has
+of an H200, roughly; the others are guesses, the references' are of a CPU core. docs/verify.md has the sums.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ RUN_MS, RUN_STEP_MS = (
 )  # a case through a kernel, forward and backward, with what is copied and compared; a step
 COMPILE_S = 2.0  # a kernel of Triton
 CELL_MS, CALL_MS = 20.0, 0.3  # making a cell's modules; a call without its steps
-STEP_US = {"torch": 10.0, "step": 20.0, "other": 3.0}  # forward; a training step takes three times as long
+STEP_US = {"torch": 20.0, "step": 30.0, "other": 8.0}  # of a forward call; a training step takes three times as long
 TFLOPS = {"float32": 45.0, "tf32": 200.0, "bfloat16": 400.0, "float16": 400.0}
 
 
