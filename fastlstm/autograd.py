@@ -7,6 +7,8 @@ run again from the inputs, so second derivatives are right with every backend an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import _SingleLevelFunction
@@ -19,7 +21,7 @@ def _look_through(*args: object) -> bool:
     return any(isinstance(v, Tensor) and v.requires_grad for v in args)
 
 
-_any_grad = getattr(torch._C, "_any_requires_grad", _look_through)  # torch before 2.5 has no quick one
+any_grad = getattr(torch._C, "_any_requires_grad", _look_through)  # torch before 2.5 has no quick one
 
 
 def register(library: torch.library.Library) -> None:
@@ -33,7 +35,7 @@ def register(library: torch.library.Library) -> None:
         op = getattr(torch.ops.fastlstm, name).default
 
         def call(keyset: torch._C.DispatchKeySet, *args: object) -> object:
-            if not (torch.is_grad_enabled() and _any_grad(*args)):
+            if not (torch.is_grad_enabled() and any_grad(*args)):
                 return _below(op, keyset, args)
             if torch._C._functorch.peek_interpreter_stack() is None:
                 return function.apply(keyset, *args)
@@ -64,11 +66,17 @@ def _below_recording(op: torch._ops.OpOverload, keyset: torch._C.DispatchKeySet,
 
 
 class Forward(_SingleLevelFunction):
-    """`lstm_forward` with its gradients. With save=0 nothing is kept and backward runs forward once more."""
+    """`lstm_forward` with its gradients. With save=0 nothing is kept and backward runs forward once more.
+
+    keyset: of the op's call, or what runs it, if it was called around torch's dispatcher.
+    """
 
     @staticmethod
-    def forward(ctx, keyset: torch._C.DispatchKeySet, *inputs: object) -> tuple[Tensor, ...]:
-        h, c, gates, h_n, c_n = _below_recording(torch.ops.fastlstm.lstm_forward.default, keyset, inputs)
+    def forward(ctx, keyset: torch._C.DispatchKeySet | Callable, *inputs: object) -> tuple[Tensor, ...]:
+        if callable(keyset):
+            h, c, gates, h_n, c_n = keyset(*inputs)
+        else:
+            h, c, gates, h_n, c_n = _below_recording(torch.ops.fastlstm.lstm_forward.default, keyset, inputs)
         *tensors, ctx.reverse, ctx.save = inputs
         ctx.forced = dispatch.forced()
         ctx.set_materialize_grads(False)

@@ -19,13 +19,12 @@ from fastlstm import checks, dispatch, native
 from fastlstm.backends import cpu_layers
 from fastlstm.backends.cpu_layers import Layout
 from fastlstm.layers import State
-from fastlstm.products import REALS, is_plain
+from fastlstm.products import REALS, is_plain, unwatched
 
 if TYPE_CHECKING:
     from fastlstm.nn import LSTM
     from fastlstm.tokens import TokenLSTM
 
-_C = torch._C
 Found = tuple[Tensor, Tensor, Tensor]
 
 
@@ -41,7 +40,7 @@ def run(lstm: LSTM, x: Tensor, order: Order, hx: State | None) -> Found | None:
 
     x: time first, (T, B, I), or the data (N, I) of a PackedSequence; hx: in the caller's order of sequences, or None.
     """
-    if not _applies(lstm) or not is_plain(x):  # only a plain one is sure to have sizes
+    if not (is_plain(x) and _applies(lstm)):  # only a plain one is sure to have sizes
         return None
     if x.dim() != (3 if order.batch_sizes is None else 2) or x.shape[-1] != lstm.input_size:
         return None
@@ -82,15 +81,7 @@ def _applies(lstm: LSTM) -> bool:
 
 def _undisturbed() -> bool:
     """Whether nobody looks at torch's operations."""
-    return not (
-        _C._are_functorch_transforms_active()
-        or _C._len_torch_dispatch_stack()
-        or _C._len_torch_function_stack()
-        or torch.is_autocast_enabled("cpu")
-        or _C._get_tracing_state()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch.autograd._profiler_enabled()
-    )
+    return unwatched() and not torch.is_autocast_enabled("cpu")
 
 
 def _weights(lstm: LSTM, dtype: torch.dtype) -> list[Tensor] | None:

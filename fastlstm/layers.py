@@ -66,6 +66,7 @@ def whole(
     """The whole module by torch's own LSTM: output, h_n, c_n. It also says what is wrong with arguments."""
     options = (lstm.bias, lstm.num_layers, lstm.dropout, lstm.training, lstm.bidirectional)
     if not torch.compiler.is_compiling():
+        lstm._update_flat_weights()
         dispatch.note_plan("torch: nn.LSTM's own kernels, the whole module")
     if batch_sizes is None:
         return torch._VF.lstm(x, hx, weights, *options, lstm.batch_first)
@@ -111,16 +112,18 @@ def run(
         if lstm.dropout and lstm.training and layer < lstm.num_layers - 1:
             out = F.dropout(out, lstm.dropout, training=True)
         rows = rows._replace(data=out)
-    h_n, c_n = (_stacked(states) for states in zip(*last, strict=True))
-    return Results(out, h_n, c_n.to(out.dtype), kept_cells, kept_gates)
+    h_n, c_n = (_stacked(states, out.dtype) for states in zip(*last, strict=True))
+    return Results(out, h_n, c_n, kept_cells, kept_gates)
 
 
-def _stacked(states: tuple[Tensor, ...]) -> Tensor:
-    """One tensor (layers × directions, B, ·); of one state without a copy, as the op has just made it for this call."""
+def _stacked(states: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    """One tensor (layers × directions, B, ·) of a type; a single state is not copied: the op has made it for this call."""
+    state = states[0]
     if len(states) > 1 or torch.compiler.is_compiling():
-        return torch.stack(states)
-    # not a view for autograd: h_n.detach_() is to work
-    return _unsafe_view(states[0], (1, *states[0].shape))
+        return torch.stack(states).to(dtype)
+    if state.dtype != dtype:
+        return state.unsqueeze(0).to(dtype)
+    return _unsafe_view(state, (1, *state.shape))  # no view for autograd: h_n.detach_() is to work
 
 
 _unsafe_view = torch.ops.aten._unsafe_view.default
@@ -145,7 +148,7 @@ def _direction(
     w_hr = rest[-1] if lstm.proj_size else None
     w_hh = masks.weight_drop(lstm, w_hh)
     x, ids, w_x = (rows.data, None, w_ih) if table is None else (None, rows.data, table)
-    return ops.lstm_forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, rows.batch_sizes, rows.offsets, reset, reverse, save)
+    return ops.run_forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, rows.batch_sizes, rows.offsets, reset, reverse, save)
 
 
 def _save(lstm: LSTM, tensors: list[Tensor], cells: bool, gates: bool) -> int:

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm import calls, direct, layers, quick
 from fastlstm.direct import Order
 from fastlstm.layers import Rows, State
+from fastlstm.reference import HALF_TYPES
 from fastlstm.tokens import TokenLSTM
 
 if TYPE_CHECKING:
@@ -118,7 +119,6 @@ class LSTM(nn.RNNBase):
                 node = calls.fx_node(self, input, hx, reset, return_cell_states, return_gates)
                 if node is not None:
                     return node
-            self._update_flat_weights()
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, reset, cells, gates)
         return self._forward_dense(input, hx, reset, cells, gates)
@@ -205,7 +205,9 @@ class LSTM(nn.RNNBase):
         if hx is None:
             n, P = self.num_layers * (2 if self.bidirectional else 1), self.proj_size or self.hidden_size
             kind = {"dtype": x.dtype, "device": x.device}
-            return torch.zeros(n, B, P, **kind), torch.zeros(n, B, self.hidden_size, **kind)
+            c0 = torch.zeros(n, B, self.hidden_size, **kind)
+            shared = self.hidden_size == P and x.dtype in HALF_TYPES  # the op casts c0 of a half type: a copy anyway
+            return c0 if shared else torch.zeros(n, B, P, **kind), c0
         wanted, word, kind = (3, "batched 3-D", "3-D") if batched else (2, "unbatched 2-D", "2-D")
         if hx[0].dim() != wanted or hx[1].dim() != wanted:
             raise RuntimeError(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import autograd, batching, checks, dispatch, native
+from fastlstm.products import is_plain_there, unwatched
 
 _INPUTS = (
     "Tensor? x, Tensor? ids, Tensor w_x, Tensor? bias, Tensor w_hh, Tensor? w_hr, Tensor h0, Tensor c0, "
@@ -43,6 +44,22 @@ def _backward(dh, dc, dh_n, dc_n, *rest: object) -> tuple[Tensor, ...]:
         inputs = checks.inputs(*rest[:-3])
         dh, dc, dh_n, dc_n, h, c, gates = checks.gradients(dh, dc, dh_n, dc_n, inputs, *rest[-3:])
         return dispatch.backward(dh, dc, dh_n, dc_n, *inputs, h, c, gates)
+
+
+def run_forward(*args: object) -> tuple[Tensor, ...]:
+    """`lstm_forward`, around torch's dispatcher where nobody looks at operations and all tensors are plain.
+
+    Two ways through the dispatcher and back cost more than all checks.
+    """
+    if torch.compiler.is_compiling() or not (unwatched() and all(map(_is_plain_or_none, args[:-2]))):
+        return lstm_forward(*args)
+    if torch.is_grad_enabled() and autograd.any_grad(*args):
+        return autograd.Forward.apply(_forward, *args)
+    return _forward(*args)
+
+
+def _is_plain_or_none(v: Tensor | None) -> bool:
+    return v is None or is_plain_there(v)
 
 
 def _own_types(w_hh: Tensor) -> AbstractContextManager:

@@ -6,6 +6,8 @@ more than half of an AVX-512 core unused on AMD's processors (benchmarks/results
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,9 @@ def product(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
     Differentiable and traceable: the native GEMM runs only where nobody records what happens.
     """
     if not (unrecorded(a, b) and runs(a)):
-        return a @ b if add_to is None else add_to + a @ b
+        if add_to is None:
+            return a @ b
+        return add_to.addmm_(a, b) if unrecorded(add_to, a, b) else add_to + a @ b
     return native_product(a, b, add_to)
 
 
@@ -58,11 +62,39 @@ def is_plain(v: Tensor) -> bool:
     return type(v) in _PLAIN and _bits(torch._C._dispatch_keys(v)) in _KEYS
 
 
+@cache
+def _keys_on_gpu() -> frozenset[int | str]:
+    found = {_bits(torch._C._dispatch_keys(torch.empty(0, device="cuda")))}
+    with torch.inference_mode():
+        found.add(_bits(torch._C._dispatch_keys(torch.empty(0, device="cuda"))))
+    return frozenset(found)
+
+
+def is_plain_there(v: Tensor) -> bool:
+    """`is_plain` for a tensor on the CPU or a CUDA device."""
+    if type(v) not in _PLAIN:
+        return False
+    keys = _bits(torch._C._dispatch_keys(v))
+    return keys in _KEYS or (v.is_cuda and keys in _keys_on_gpu())
+
+
 def unrecorded(*values: Tensor | None) -> bool:
     """Whether nobody records what happens (autograd, torch.func, modes) and all values are plain tensors."""
     return (
         not torch.is_grad_enabled()
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
-        and all(v is None or is_plain(v) for v in values)
+        and all(v is None or is_plain_there(v) for v in values)
+    )
+
+
+def unwatched() -> bool:
+    """Whether nobody looks at torch's operations: no transform, mode, tracer, forward gradients or profiler."""
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.autograd._profiler_enabled()
     )

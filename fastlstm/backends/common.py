@@ -57,6 +57,9 @@ class Spec:
     training: bool
 
 
+_SPEC = tuple(Spec.__dataclass_fields__)
+
+
 def spec_of(
     x: Tensor | None,
     ids: Tensor | None,
@@ -77,7 +80,10 @@ def spec_of(
     I, V = (0, w_x.shape[0]) if token else (w_x.shape[1], 0)
     H, P = w_hh.shape[0] // 4, w_hh.shape[1]
     flags = (packed, token, w_hr is not None, reverse, reset is not None)
-    return Spec(w_hh.device, w_hh.dtype, T, B, N, I, V, H, P, *flags, save, save > 0)
+    values = (w_hh.device, w_hh.dtype, T, B, N, I, V, H, P, *flags, save, save > 0)
+    spec = object.__new__(Spec)  # a frozen dataclass's own __init__ takes three times as long
+    spec.__dict__.update(zip(_SPEC, values, strict=True))
+    return spec
 
 
 def h_previous(

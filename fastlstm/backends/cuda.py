@@ -9,7 +9,7 @@ Kernels that `withheld` knows are not planned. A GPU that refuses a cooperative 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache, lru_cache
 from types import ModuleType
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import gpu_model, native
+from fastlstm import gradients as products
 from fastlstm.backends import cuda_op, cuda_plan, cuda_status, withheld
 from fastlstm.backends.common import BackendError, Spec, spec_of
 from fastlstm.backends.cuda_op import Plan
@@ -51,9 +52,14 @@ def force(kernel: str | None) -> Iterator[None]:
 
 def why_not(spec: Spec) -> str | None:
     """Return why these kernels cannot run this call, with what to do, or None."""
+    return _unfit(spec) or _no_plan(spec)
+
+
+def _unfit(spec: Spec) -> str | None:
+    """Why no plan is asked for: the type, the installation or the device."""
     if spec.dtype not in cuda_op.TYPE_CODES:
         return f"dtype is {spec.dtype}; the CUDA kernels take float32, bfloat16 and float16"
-    return not_built() or _wrong_device(spec.device) or _no_plan(spec)
+    return not_built() or _wrong_device(spec.device)
 
 
 def not_built() -> str | None:
@@ -160,13 +166,19 @@ def check(device: torch.device) -> None:
     cuda_status.check(device)
 
 
+def _stream(index: int) -> int:
+    """The current stream of a device. Torch's inner function, where it has that, makes no object for it."""
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return raw(index) if raw else torch.cuda.current_stream(index).cuda_stream
+
+
 class _Gpu:
     """A GPU as a `cuda_op.Runtime` for one call, on the current stream of the device."""
 
-    def __init__(self, index: int):
+    def __init__(self, index: int, status: Tensor):
         self.lib = _lib()
-        self.stream = torch.cuda.current_stream(index).cuda_stream
-        self.status = cuda_status.words(index)[:1]
+        self.stream = _stream(index)
+        self.status = status
 
     def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
         return 0 if tensor is None else tensor.data_ptr()
@@ -179,20 +191,23 @@ class _Gpu:
 
 
 @contextmanager
-def _on(tensor: Tensor) -> Iterator[_Gpu]:
-    """The tensor's device as the current one, for torch and for the runtime inside fastlstm._C."""
+def _on(tensor: Tensor, *word: str) -> Iterator[_Gpu]:
+    """The tensor's device as the current one, for torch and for the runtime inside fastlstm._C. word: kernel and math."""
     index = _index(tensor.device)
     with torch.cuda.device(index), products_as_cudnn(tensor.dtype):
         _lib().set_device(index)
         cuda_status.raise_on(index)
-        yield _Gpu(index)
+        yield _Gpu(index, cuda_status.word(index, *word) if word else cuda_status.words(index)[:1])
 
 
 def _checked(spec: Spec) -> Plan:
-    reason = why_not(spec)
-    if reason is not None:
-        raise BackendError(f"backend 'cuda' cannot run this call: {reason}")
-    return _choose(spec)
+    reason = _unfit(spec)
+    if reason is None:
+        try:
+            return _choose(spec)
+        except ValueError as error:
+            reason = str(error)
+    raise BackendError(f"backend 'cuda' cannot run this call: {reason}")
 
 
 def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
@@ -212,12 +227,23 @@ def backward(
     return _run(spec, w_hh, 1, lambda gpu, chosen: cuda_op.backward(gpu, chosen, *args))
 
 
+def gradients(wanted: tuple[bool, ...], grads: tuple, inputs: tuple, outputs: tuple) -> tuple[Tensor | None, ...]:
+    """Backward and the products that follow from it, of plain tensors; arguments and returns as in `backends.cpu.gradients`."""
+    w_hh = inputs[4]
+    with torch.autocast(w_hh.device.type, enabled=False) if _autocasts(w_hh) else nullcontext():
+        dxg, d_hr, dh0, dc0 = backward(*grads, *inputs, *outputs)
+    return *products.of_weights(wanted, dxg, d_hr, inputs, *outputs), dh0, dc0
+
+
+def _autocasts(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)
+
+
 def _run(spec: Spec, tensor: Tensor, direction: int, call: Callable) -> tuple[Tensor, ...]:
     """One call; direction: 0 forward, 1 backward. A launch that is refused did nothing: all of it again without it."""
     chosen, math, index = _checked(spec), math_of(spec.dtype), _index(tensor.device)
     kernel = (chosen.forward, chosen.backward)[direction].kernel
-    with _on(tensor) as gpu:
-        gpu.status = cuda_status.word(index, kernel, math)
+    with _on(tensor, kernel, math) as gpu:
         try:
             return call(gpu, chosen)
         except _lib().RefusedLaunchError as error:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from threading import Lock
 
@@ -30,8 +29,7 @@ def math_of(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and allows_tf32() else _NAMES.get(dtype, str(dtype))
 
 
-@contextmanager
-def products_as_cudnn(dtype: torch.dtype) -> Iterator[None]:
+def products_as_cudnn(dtype: torch.dtype) -> AbstractContextManager[None]:
     """Let torch's float32 matrix products on a GPU be TF32 where cuDNN's are: nn.LSTM's products are all cuDNN's.
 
     Torch has one switch for the process, so other threads' products follow it too until the `with` block ends; calls
@@ -41,17 +39,21 @@ def products_as_cudnn(dtype: torch.dtype) -> Iterator[None]:
     (`torch.backends.cuda.matmul.allow_tf32`, `torch.get_float32_matmul_precision()`) may get torch's error on mixing
     them; reading fp32_precision is fine. Setting the older name too would warn the user of its end (torch 2.9 to 2.11).
     """
-    global _calls, _before
-    if dtype != torch.float32:
-        yield
-        return
-    with _switching:
-        _before = _before if _calls else _matmul()
-        _calls += 1
-        _set_matmul(allows_tf32())
-    try:
-        yield
-    finally:
+    return _AsCudnn() if dtype == torch.float32 else nullcontext()
+
+
+class _AsCudnn:
+    """`products_as_cudnn` of float32. No generator: these `with` blocks are a share of a small call's time."""
+
+    def __enter__(self) -> None:
+        global _calls, _before
+        with _switching:
+            _before = _before if _calls else _matmul()
+            _calls += 1
+            _set_matmul(allows_tf32())
+
+    def __exit__(self, *error: object) -> None:
+        global _calls
         with _switching:
             _calls -= 1
             if not _calls:

@@ -90,7 +90,7 @@ def simulated(fresh, monkeypatch):
             yield
 
     monkeypatch.setattr(torch.cuda, "device", on)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(cuda, "_stream", lambda index: 0)
     monkeypatch.setattr(library.cuda, "set_device", lambda index: seen.append(("runtime", index)), raising=False)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda index: seen.append(("waited", index)))
     return seen
