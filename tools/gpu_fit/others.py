@@ -57,10 +57,7 @@ def train(rows: Sequence[dict]) -> list[str]:
     if not found:
         return []
     parts = list(dict.fromkeys(name for row in found for name in row["us"]))
-    lines = [
-        (row["math"], row["H"], row["B"], *(f"{row['us'][p]:.2f}" if p in row["us"] else "" for p in parts))
-        for row in found
-    ]
+    lines = [(row["math"], row["H"], row["B"], *(_us(row["us"].get(p)) for p in parts)) for row in found]
     return [TRAIN, markdown(("type", "H", "B", *(part.replace("_", " ") for part in parts)), lines)]
 
 
@@ -103,3 +100,8 @@ def clocks(rows: Sequence[dict]) -> list[str]:
         if row["stage"] == "ubench":
             lines.append(json.dumps({name: value for name, value in row.items() if name not in ("stage", "t", "item")}))
     return ["### Microbenchmarks\n", "```\n" + "\n".join(lines) + "\n```\n"] if lines else []
+
+
+def _us(time: float | None) -> str:
+    """Microseconds; nothing where a part was not there, such as the one kernel of `step`."""
+    return "" if time is None else f"{time:.2f}"
