@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import cProfile
 import pstats
-import re
 import statistics
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -38,7 +36,7 @@ def items(place: Place) -> list[Item]:
     counted = [
         Item(f"launches of {name} {mode}", (_counted, name, mode)) for mode in MODES[:2] for name in ("cuda", "torch")
     ]
-    return [*timed, *profiled, *([] if place.rehearsal else counted)]
+    return [*timed, *profiled, *counted]
 
 
 def run(place: Place, item: Item) -> Iterator[dict]:
@@ -92,27 +90,13 @@ def functions(stats: pstats.Stats, calls: int) -> Iterator[dict]:
 
 
 def _counted(place: Place, call: measure.Run) -> Iterator[dict]:
-    """The nodes of a call's CUDA graph: launches, copies and fills."""
-    graph = torch.cuda.CUDAGraph()
-    try:
-        graph.enable_debug_mode()
-        measure.captured(place, call, graph)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "graph.dot")
-            graph.debug_dump(str(path))
-            yield nodes(path.read_text(errors="replace"))
-    except Exception as error:
-        if not place.alive():
-            raise
-        yield {"refused": measure.said(error)}
-
-
-def nodes(dot: str) -> dict[str, Any]:
-    """How many nodes of each kind a graph's description has, and what it says of them."""
-    labels = re.findall(r'^\s*"graph_\d+_node_\d+"\s*\[.*?label="(.*?)"\s*\]', dot, re.S | re.M)
-    kinds = Counter(found[0] if (found := re.findall(r"[A-Z_]{4,}", label)) else "other" for label in labels)
-    names = [" ".join(re.sub(r"\\n|\\l|[{}|\\]", " ", label).split())[:140] for label in labels]
-    return {"nodes": len(set(re.findall(r"graph_\d+_node_\d+", dot))), "kinds": dict(kinds), "labels": names[:30]}
+    """What a call runs on the device, by name: kernels, copies and fills. In a rehearsal: torch's operations."""
+    with torch.profiler.profile() as profile:
+        call()
+        place.sync()
+    kind = torch.autograd.DeviceType.CPU if place.rehearsal else torch.autograd.DeviceType.CUDA
+    names = Counter(event.name[:80] for event in profile.events() if event.device_type == kind)
+    yield {"launches": names.total(), "names": dict(names.most_common(30))}
 
 
 def _calls(place: Place) -> int:

@@ -156,8 +156,8 @@ def host(rows: list[dict]) -> Iterator[str]:
         words = [f"{r['library']} {r['host_us']:.0f} ({r['done_us']:.0f})" for r in found if r["mode"] == mode]
         yield f"  {mode}: {', '.join(words)}"
     for row in _of(rows, "host"):
-        if "nodes" in row or "refused" in row:
-            yield f"  graph of {row['library']} {row['mode']}: {row.get('nodes')} nodes {row.get('kinds', row.get('refused'))}"
+        if "launches" in row:
+            yield f"  {row['library']} {row['mode']}: {row['launches']} kernels, copies and fills on the device"
     for mode in dict.fromkeys(row["mode"] for row in _of(rows, "host") if "own_us" in row):
         own = [row for row in _of(rows, "host") if "own_us" in row and row["mode"] == mode][:6]
         yield f"  most of {mode}: " + ", ".join(f"{_function(r['name'])} {r['own_us']:.0f}" for r in own)

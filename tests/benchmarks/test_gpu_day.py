@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -287,16 +288,11 @@ def test_functions_of_a_profile_are_rows():
     assert next(row for name, row in found.items() if "sorted" in name or "built-in" in row["name"])["ncalls"] == 1
 
 
-def test_nodes_of_a_graph_are_counted():
-    dot = """digraph dot {
-subgraph cluster_1 {
-"graph_1_node_0"[style="bold" shape="record" label="{KERNEL\n| {ID | 0 (topoId: 1) | fill\\<\\<\\<1,128,0\\>\\>\\>}\n}"];
-"graph_1_node_1"[style="solid" shape="record" label="{MEMCPY | {ID | 1}}"];
-"graph_1_node_0" -> "graph_1_node_1" [headlabel=0];
-}"""
-    found = host.nodes(dot)
-    assert (found["nodes"], found["kinds"]) == (2, {"KERNEL": 1, "MEMCPY": 1})
-    assert "fill" in found["labels"][0]
+def test_what_a_call_runs_is_counted_by_name():
+    cpu = SimpleNamespace(rehearsal=True, sync=lambda: None)
+    (row,) = host._counted(cpu, lambda: torch.ones(2) + torch.ones(2))
+    assert (row["names"]["aten::add"], row["names"]["aten::ones"]) == (1, 2)
+    assert row["launches"] == sum(row["names"].values())
 
 
 def test_no_time_of_a_kernel_alone_where_there_is_none():
