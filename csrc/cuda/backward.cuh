@@ -154,6 +154,7 @@ struct BackwardRun {
 
   // dz to the products and to memory.
   __device__ __forceinline__ void hand_on(int tile, int half, int which, T* staged, const float (&dz)[2][4]) {
+    me.forget();
     const int u = me.column(half);
 #pragma unroll
     for (int j = 0; j < 2; ++j)
@@ -167,6 +168,7 @@ struct BackwardRun {
         if constexpr (Exchange::kWhole) exchange.put(exchange.parity, 8 * tile + row, interleaved(u, g), value);
       }
     __syncwarp();
+    me.forget();
     const int b = me.sequence(tile, me.lane / 4), first = me.first_column() + 8 * half;
     if (!has(which, me.lane / 4) || b >= now.count) return;
     const T* mine = staged + (me.q() * 8 + me.lane / 4) * 8;  // gate q of sequence b

@@ -72,21 +72,24 @@ struct ForwardRun {
   // the tiles of a phase from `first` on: bit j of `which` stands for sequences 2q + j. The warps of a group take
   // turns.
   template <class F>
-  __device__ __forceinline__ void for_own_cells(int first, F f) const {
-    const int tiles = min_of(t.phase, t.row_tiles - first);
-    if (t.k_splits == 1) return f(first, 3);  // and a phase is one tile
+  __device__ __forceinline__ void for_own_cells(int first, F f) {
+    if constexpr (!Exchange::kWhole)
+      if (t.k_splits == 1) return f(first, 3);  // and a phase is one tile
+    if constexpr (Exchange::kWhole) recompute(me.split);
+    const int shares = t.k_splits == 1 ? 1 : 2, count = shares * min_of(t.phase, t.row_tiles - first);
 #pragma unroll 1
-    for (int i = me.split; i < 2 * tiles; i += t.k_splits) f(first + i / 2, 1 + i % 2);
+    for (int i = me.split; i < count; i += t.k_splits)
+      f(first + (shares == 1 ? i : i / 2), shares == 1 ? 3 : 1 + i % 2);
   }
   template <class F>
-  __device__ __forceinline__ void for_all_own_cells(F f) const {
+  __device__ __forceinline__ void for_all_own_cells(F f) {
 #pragma unroll 1
     for (int first = 0; first < t.row_tiles; first += t.phase) for_own_cells(first, f);
   }
 
   // c of the warp's cells, between its place and c_n.
   template <class F>
-  __device__ __forceinline__ void for_own_states(F f) const {
+  __device__ __forceinline__ void for_own_states(F f) {
     for_all_own_cells([&](int tile, int which) {
 #pragma unroll 1
       for (int j = 0; j < 2; ++j) {

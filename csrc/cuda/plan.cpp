@@ -56,31 +56,40 @@ int own_shares(const Tiling& t, int shares) {
 // Halves of a group of 16 columns whose cells a block runs.
 int halves(const Tiling& t) { return min_of(2, 16 * t.groups / t.gate_splits / 8); }
 
-// Cells of 8 units and 8 sequences that the busiest warp runs in a step: warps share out units, and sequences.
-double own_cells(const Problem& p, const Tiling& t) {
-  const int units = p.backward ? halves(t) : 1, parts = t.k_splits >= 2 * units ? 2 : 1;
-  return double(own_shares(t, units * parts)) / parts;
+// How many parts the warps of a group make of a tile: they share out its halves and, where they are enough, sequences.
+int parts_of_tile(const Problem& p, const Tiling& t) {
+  const int units = p.backward ? halves(t) : 1;
+  return t.k_splits >= 2 * units ? 2 * units : units;
 }
 
-// Multiply-adds of the scalar product are counted as products.
-int instructions_of_span(const Problem& p) { return p.type == Type::f32 ? 40 : 20; }
+// Cells of 8 units and 8 sequences that the busiest warp runs in a step.
+double own_cells(const Problem& p, const Tiling& t) {
+  const double precise = bytes_of(p.type) == 4 ? 1.5 : 1;  // the library's functions instead of ex2 and rcp (types.cuh)
+  const int units = p.backward ? halves(t) : 1;
+  return precise * own_shares(t, parts_of_tile(p, t)) * units / parts_of_tile(p, t);
+}
+
+// Of a span and a tile: the scalar product has 128 multiply-adds a lane where tensor cores have four instructions.
+int instructions_of_span(const Problem& p) { return p.type == Type::f32 ? 150 : 20; }
+// The chain of a span's products beside that on tensor cores.
+int chain_of_span(const Problem& p) { return p.type == Type::f32 ? 3 : 1; }
 
 // What the warp with most to do waits for and issues.
 void count_warp(Work& w, const Problem& p, Kernel kernel, const Tiling& t, const Layout& l) {
   const int in_registers = min_of(spans_in_registers(p, kernel), l.spans_per_warp);
-  w.kept_spans = double(l.spans_per_warp - in_registers) * t.row_tiles;
-  w.register_spans = double(in_registers) * t.row_tiles;
+  w.kept_spans = double(l.spans_per_warp - in_registers) * t.row_tiles * chain_of_span(p);
+  w.register_spans = double(in_registers) * t.row_tiles * chain_of_span(p);
   const double cells = own_cells(p, t);
   (p.backward ? w.backward_cells : w.forward_cells) = cells;
   w.steps = 1;
   const double of_spans = instructions_of_span(p) * double(l.spans_per_warp) * t.row_tiles;
   w.issue_slots = (kStepInstructions + of_spans + kCellInstructions * cells) * l.warps / 4;
   // of all values of a tile; backward without parts, a warp adds those of its half
-  const double summed = !p.backward ? cells : t.gate_splits > 1 ? own_shares(t, 1) : cells / halves(t);
+  const double summed = p.backward && t.gate_splits > 1 ? own_shares(t, 1) : cells / (p.backward ? halves(t) : 1);
   if (t.k_splits > 1) w.partial_sums = t.k_splits * summed;
   if (kernel != Kernel::persistent) return;
   w.l2_rounds = double(divide_up(l.spans_per_warp, kLoadsInFlight)) * t.row_tiles;
-  if (t.gate_splits > 1) w.l2_rounds += divide_up(t.gate_splits, kPartsInFlight) * cells;
+  if (t.gate_splits > 1) w.l2_rounds += divide_up(t.gate_splits, kPartsInFlight) * own_shares(t, parts_of_tile(p, t));
 }
 
 Work recurrent_work(const Problem& p, Kernel kernel, const Tiling& t, const Layout& l) {

@@ -108,15 +108,15 @@ def test_work_counts_what_a_warp_waits_for(lib):
 
     ahead = work(False, unit_blocks=64, groups=2, k_splits=4, row_tiles=2, phase=2)
     assert ahead["l2_rounds"] == 2  # 8 spans a warp, all on their way together, for two row tiles
-    assert (ahead["register_spans"], ahead["kept_spans"], ahead["partial_sums"], ahead["barriers"]) == (16, 0, 4, 1)
+    assert (ahead["register_spans"], ahead["kept_spans"], ahead["partial_sums"], ahead["barriers"]) == (16, 0, 2, 1)
     assert ahead["grid_waits"] == 1
-    assert (ahead["steps"], ahead["forward_cells"], ahead["backward_cells"]) == (1, 1, 0)  # 4 warps share two tiles
+    assert (ahead["steps"], ahead["forward_cells"], ahead["backward_cells"]) == (1, 0.5, 0)  # 4 warps share two tiles
     alone = work(False, unit_blocks=64, groups=2, row_tiles=2)
     assert (alone["l2_rounds"], alone["kept_spans"], alone["partial_sums"], alone["barriers"]) == (8, 48, 0, 0)
     back = work(True, unit_blocks=128, groups=2, k_splits=4, row_tiles=2, phase=2, gate_splits=4)
     assert back["l2_rounds"] == 3  # 32 spans shared by 4 warps, two row tiles, and one round of partial sums
     assert back["grid_waits"] == 2
-    assert back["backward_cells"] == 1  # a block runs a fourth of its 32 columns' cells, 8 units
+    assert back["backward_cells"] == 0.5  # a block runs a fourth of its 32 columns' cells, 8 units; 4 warps, two tiles
 
 
 def test_constants_can_be_tried(lib):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from fastlstm import gpu_model
 from fastlstm.backends import cuda_plan
 from tools import gpu_model as model_page
 from tools import gpu_published, gpu_resources, gpu_rounds
+from tools.gpu_fit import kept, sweep
 from tools.gpu_tables import CODES, markdown
 
 
@@ -25,6 +27,19 @@ def test_published_points_are_reproduced_within_half():
     for what, published, mine, ratio in rows:
         assert ratio == pytest.approx(mine / published)
         assert 1 / 1.5 <= ratio <= 1.5, what
+
+
+def test_measured_steps_are_predicted_within_half():
+    """Of every card whose rows are kept: the median of each kernel, direction and type."""
+    for card, rows in kept.files().items():
+        found = sweep.steps(rows, sweep.device(rows))
+        table, hbm = sweep.counts(found)
+        ratio = sweep.predict(table, hbm, np.array(list(sweep.constants().values()))) / [step.us for step in found]
+        kinds = {(step.kernel, step.backward, step.math) for step in found}
+        assert len(kinds) >= 8
+        for kind in kinds:
+            mine = [r for r, s in zip(ratio, found, strict=True) if (s.kernel, s.backward, s.math) == kind]
+            assert 1 / 1.5 <= np.median(mine) <= 1.5, (card, kind)
 
 
 def test_the_page_says_what_it_is():

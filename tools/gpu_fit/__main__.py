@@ -42,7 +42,7 @@ def fitted(found: Sequence[sweep.Step]) -> tuple[dict[str, float], str]:
     table, hbm = sweep.counts(found)
     us, start = np.array([step.us for step in found]), sweep.constants()
     before = np.array(list(start.values()))
-    raw = solve.fit(table, hbm, us, judge.weights(found), before)
+    raw = solve.fit(table, hbm, us, judge.weights(found), before, sweep.least())
     after = np.array([constants.rounded(value) for value in raw])
     old, new = (sweep.predict(table, hbm, values) for values in (before, after))
     told = (table != 0).sum(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,13 +20,22 @@ def by_call(found: Sequence[Step]) -> dict[tuple, list[int]]:
     return calls
 
 
+MOST_WEIGHT = 3.0  # of a step of a kernel that few steps are of
+
+
 def weights(found: Sequence[Step]) -> np.ndarray:
-    """Of relative errors: the share of a call's fastest tiling. What is slow need not be told apart so well."""
+    """Of relative errors: the share of a call's fastest tiling. What is slow need not be told apart so well.
+
+    A kernel and direction with few steps weighs up to MOST_WEIGHT times as much a step: it competes with the others.
+    """
     us = np.array([step.us for step in found])
     given = np.zeros(len(found))
     for numbers in by_call(found).values():
         given[numbers] = us[numbers].min() / us[numbers]
-    return given
+    kinds = Counter((step.kernel, step.backward) for step in found)
+    most = max(kinds.values(), default=0)
+    few = np.array([(most / kinds[step.kernel, step.backward]) ** 0.5 for step in found])
+    return given * np.minimum(few, MOST_WEIGHT)
 
 
 def residuals(found: Sequence[Step], before: np.ndarray, after: np.ndarray) -> str:

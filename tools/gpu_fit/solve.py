@@ -10,7 +10,7 @@ import numpy as np
 
 from tools.gpu_fit.sweep import OVERLAPPING, predict
 
-PRIOR = 1e-6  # what a constant that is off by its own size costs, as a share of all steps: holds what they do not tell
+PRIOR = 1e-7  # what a constant that is off by its own size costs, as a share of all steps: holds what they do not tell
 OUTLIER = 0.3  # relative error from which a step's weight goes down
 ROUNDS = 60
 
@@ -39,7 +39,14 @@ def nnls(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return x
 
 
-def fit(table: np.ndarray, hbm: np.ndarray, us: np.ndarray, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
+def fit(
+    table: np.ndarray,
+    hbm: np.ndarray,
+    us: np.ndarray,
+    weights: np.ndarray,
+    start: np.ndarray,
+    least: np.ndarray | float = 0.0,
+) -> np.ndarray:
     """The constants for measured steps.
 
     Args:
@@ -47,20 +54,22 @@ def fit(table: np.ndarray, hbm: np.ndarray, us: np.ndarray, weights: np.ndarray,
         us: what was measured.
         weights: of the relative error of each step.
         start: the constants so far; one that no step tells anything about keeps its value.
+        least: the smallest value of each that makes sense.
     """
-    values, best, least = start.copy(), start, np.inf
+    low = np.broadcast_to(least, start.shape)
+    values, best, lowest = np.maximum(start, low), np.maximum(start, low), np.inf
     for _ in range(ROUNDS):
-        new = _linear(table, hbm, us, weights, values, start)
+        new = _linear(table, hbm, us, weights, values, start, low)
         loss = _loss(table, hbm, us, weights, new)
-        if loss < least:
-            best, least = new, loss
+        if loss < lowest:
+            best, lowest = new, loss
         if np.allclose(new, values, rtol=1e-6):
             break
         values = (values + new) / 2  # halfway: the largest part may go to and fro
     return best
 
 
-def _linear(table, hbm, us, weights, values, start) -> np.ndarray:
+def _linear(table, hbm, us, weights, values, start, low) -> np.ndarray:
     """The constants when the parts that are largest with `values` stay the largest."""
     parts = table * values
     largest = parts[:, :OVERLAPPING].argmax(1)
@@ -72,7 +81,7 @@ def _linear(table, hbm, us, weights, values, start) -> np.ndarray:
     scale = np.where(start > 0, start, 1.0)
     held = np.sqrt(PRIOR * len(us)) * np.diag(1 / scale)
     a = np.concatenate([active * (weight / us)[:, None], held])
-    return nnls(a * scale, np.concatenate([weight, held @ start])) * scale
+    return low + nnls(a * scale, np.concatenate([weight, held @ start]) - a @ low) * scale
 
 
 def _loss(table, hbm, us, weights, values) -> float:
