@@ -52,6 +52,17 @@ def test_a_half_module_takes_the_float32_cell_state_back() -> None:
     assert c_n.dtype == torch.bfloat16
 
 
+def _as_nn_lstm(lstm: nn.LSTM, x: Tensor) -> list[Tensor]:
+    """What nn.LSTM gives under autocast; where oneDNN has no half types (a CPU without AVX-512) it raises, not rounds."""
+    try:
+        return leaves(lstm(x))
+    except RuntimeError as error:
+        if "primitive descriptor" not in str(error):
+            raise
+    with torch.autocast("cpu", enabled=False):
+        return [v.bfloat16() for v in leaves(lstm(x))]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_autocast(packed: bool) -> None:
     """Types as nn.LSTM's, which leaves float64 and, on the CPU, packed input alone; gradients in the parameters' type."""
@@ -60,7 +71,7 @@ def test_autocast(packed: bool) -> None:
         x = torch.randn(6, 4, 3, dtype=kind)
         x = rnn.pack_padded_sequence(x, [6, 4, 4, 1]) if packed else x
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found, expected = leaves(mine(x)), leaves(theirs(x))
+            found, expected = leaves(mine(x)), _as_nn_lstm(theirs, x)
         assert [v.dtype for v in found] == [v.dtype for v in expected]
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
         sum(v.float().sum() for v in found).backward()
