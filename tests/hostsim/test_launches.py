@@ -118,7 +118,9 @@ def test_a_block_that_never_comes(hostsim_library, backward):
                     found = cuda_op.forward(rt, plan, *v, False, 1)
                 assert found[0].isnan().any()
                 assert rt.status.item() == cuda_status.TIMED_OUT
-            with pytest.raises(BackendError, match=rf"waited {hostsim_library.cuda.patience_ms / 1000:g} s for each other"):
+            with pytest.raises(
+                BackendError, match=rf"waited {hostsim_library.cuda.patience_ms / 1000:g} s for each other"
+            ):
                 hostsim.forward(*v, False, 1)
             assert not hostsim.forward(*v, False, 1)[0].isnan().any()
     finally:
