@@ -47,13 +47,16 @@ def _read(batch_sizes: Tensor) -> bool:
 
 
 def _sent(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    host = torch.tensor([0, *accumulate(sizes[:-1])], dtype=torch.int64, pin_memory=True)
+    host = torch.tensor([0, *accumulate(sizes[:-1])], dtype=torch.int64, device="cpu", pin_memory=True)
     return host.to(device, non_blocking=True)  # torch keeps pinned memory until the copy is over
 
 
 def _kept(key: tuple, stream: int, capturing: bool, make: Callable[[], Tensor]) -> Tensor:
-    """What was made for a device and batch sizes, if this stream made it or captures; else what `make` makes."""
-    found = _recent.pop(key, None) or (_captured.get(key) if capturing else None)
+    """What was made for a device and batch sizes, if this stream made it or captures; else what `make` makes.
+
+    Captures of the same lengths all read the same: what a graph reads is never given up.
+    """
+    found = (_captured.get(key) if capturing else None) or _recent.pop(key, None)
     if capturing and found is None:
         raise RuntimeError(
             "a CUDA graph is being captured, and these lengths of packed input have not been run before; run the call "
@@ -63,7 +66,7 @@ def _kept(key: tuple, stream: int, capturing: bool, make: Callable[[], Tensor]) 
         with torch.inference_mode(False):  # it may be kept for a call that trains
             found = _Entry(make(), stream)
     if capturing:
-        _captured[key] = found
+        found = _captured.setdefault(key, found)
     _recent[key] = found
     while len(_recent) > _MOST:
         _recent.pop(next(iter(_recent)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -89,6 +90,15 @@ def test_only_the_latest_are_kept_but_what_a_graph_reads_for_ever(kept):
     assert kept(0) is not None
     assert kept.made.count(0) == 2
     assert kept.made.count("graph") == 1
+
+
+def test_what_a_graph_reads_outlives_a_later_capture_of_the_same_lengths(kept):
+    kept("a", stream=1)
+    first = weakref.ref(kept("a", stream=1, capturing=True))
+    kept("a", stream=2)  # a call elsewhere has its own …
+    second = kept("a", stream=2, capturing=True)  # … and another graph reads what the first one does
+    assert first() is second
+    assert len(kept.made) == 2
 
 
 def test_what_inference_made_serves_training(kept):

@@ -20,7 +20,6 @@ namespace fastlstm::cuda {
 
 template <class T, class Exchange>
 struct BackwardRun {
-  static constexpr int kPartsInFlight = 4;            // partial sums whose loads are in flight together
   static constexpr int kSpanUnits = 4 * kPerWord<T>;  // a span of dz: this many units, word group q is gate q
   const BackwardArgs& p;
   const Tiling& t;

@@ -128,7 +128,8 @@ def forward(rt: Runtime, plan: Plan, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batc
         run = _FORWARD[plan.forward.kernel](rt, plan, args, steps, w_hh, w_hr, h, h_n)
         if x is None:
             args.table, args.ids, args.V = rt.use("table", w_x, "in"), rt.use("ids", ids, "in"), w_x.shape[0]
-            args.absent = rt.use("absent", w_x.new_full((4 * H,), float("nan")), "in")
+            absent = w_x.new_full((4 * H,), float("nan"))  # a name keeps it until all steps are launched
+            args.absent = rt.use("absent", absent, "in")
             run(0, steps.T)
         elif save == 1:
             args.xg = args.gates

@@ -7,6 +7,7 @@ The next call on the device raises it. A replayed CUDA graph makes no calls; `fa
 from __future__ import annotations
 
 from functools import cache
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -27,10 +28,20 @@ class GaveUpError(BackendError):
 _launched_on: set[int] = set()  # devices
 
 
-@cache
+_words: dict[int, Tensor] = {}  # of each device, for as long as the process lives: kernels hold their addresses
+_making = Lock()  # two threads' kernels must not write to different words
+
+
 def words(index: int) -> Tensor:
     """The words of a device, (kernels · types,) int32; the same memory as long as the process lives."""
-    return torch.zeros(len(KERNELS) * len(MATHS), dtype=torch.int32, pin_memory=torch.cuda.is_available())
+    found = _words.get(index)
+    if found is not None:
+        return found
+    pinned, count = torch.cuda.is_available(), len(KERNELS) * len(MATHS)
+    with _making, torch.inference_mode(False):  # they are written outside it too
+        if index not in _words:
+            _words[index] = torch.zeros(count, dtype=torch.int32, device="cpu", pin_memory=pinned)
+        return _words[index]
 
 
 @cache

@@ -14,7 +14,7 @@ from fastlstm.backends import cuda, cuda_status, device, hostsim, withheld
 from fastlstm.doctor import small_call
 from fastlstm.verify import record
 
-_CACHES = (cuda._no_driver, cuda._no_code, cuda._gpu, cuda._cached_choice, cuda_status.words, cuda_status.word)
+_CACHES = (cuda._no_driver, cuda._no_code, cuda._gpu, cuda._cached_choice, cuda_status.word)
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ def fresh(monkeypatch, tmp_path):
     """No test knows what another found out about a device, nor what the user has recorded."""
     monkeypatch.setenv("FASTLSTM_CACHE", str(tmp_path / "records"))
     monkeypatch.setattr(cuda_status, "_launched_on", set())
+    monkeypatch.setattr(cuda_status, "_words", {})
     monkeypatch.setattr(withheld, "_given_up", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for forget in (record.forget, *(cached.cache_clear for cached in _CACHES)):

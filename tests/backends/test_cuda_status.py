@@ -30,6 +30,14 @@ def test_a_word_for_each_device_kernel_and_type(fresh):
     assert cuda_status.words(0).sum() == 0
 
 
+def test_words_that_inference_mode_asked_for_first_can_be_cleared_outside_it(lib):
+    with torch.inference_mode():
+        cuda_status.word(0, "tile", "float16")[0] = cuda_status.BAD_ID
+    with pytest.raises(IndexError, match="tile in float16"):
+        cuda_status.raise_on(0)
+    cuda_status.raise_on(0)
+
+
 def test_a_kernel_whose_blocks_waited_is_told_once_and_not_planned_again(lib, warnings):
     assert cuda.planned(LARGE) == ("persistent", "persistent")
     cuda_status.word(0, "persistent", "bfloat16")[0] = cuda_status.TIMED_OUT
