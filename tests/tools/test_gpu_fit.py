@@ -212,3 +212,10 @@ def test_the_committed_page_is_what_the_kept_rows_give():
     else:
         assert not measured.PAGE.exists()
         assert compare.sections() == []
+
+
+def test_stages_of_an_earlier_run_are_named_with_its_commit():
+    env = [{"stage": "env", "commit": commit} for commit in ("a1", "b2")]
+    assert measured.commits([env[0], {"stage": "sweep"}]) == "a1"
+    rows = [env[0], {"stage": "cudnn"}, {"stage": "triton"}, {"stage": "stage"}, env[1], {"stage": "stage"}]
+    assert measured.commits(rows) == "b2 (cudnn, triton of an earlier run at a1)"

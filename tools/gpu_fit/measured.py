@@ -59,6 +59,19 @@ def _pictures(card: str) -> list[str]:
     return [f"![{path.stem}]({path.relative_to(PAGE.parent).as_posix()})\n" for path in paths if path.exists()]
 
 
+def commits(rows: Sequence[dict]) -> str:
+    """The commit that was measured; where stages are of different runs, the last and that of each earlier stage."""
+    now, found = "", {}
+    for row in rows:
+        if row["stage"] == "env":
+            now = row.get("commit") or now
+        else:
+            found[row["stage"]] = now
+    earlier = {commit: [s for s, c in found.items() if c == commit] for commit in found.values() if commit != now}
+    parts = [f"{', '.join(stages)} of an earlier run at {commit}" for commit, stages in earlier.items()]
+    return f"{now} ({'; '.join(parts)})" if parts else now
+
+
 def about(rows: Sequence[dict]) -> str:
     """Card, driver, versions, commit, date and clocks, in a line."""
     env: dict = {}
@@ -67,7 +80,8 @@ def about(rows: Sequence[dict]) -> str:
             env |= {"busy": row["smi"]} if row.get("what") == "load" else row
     smi, words = env.get("smi") or {}, {}
     words["driver"] = smi.get("driver_version")
-    words |= {name: env.get(name) for name in ("torch", "cuda", "cudnn", "triton", "commit")}
+    words |= {name: env.get(name) for name in ("torch", "cuda", "cudnn", "triton")}
+    words["commit"] = commits(rows)
     words["date"] = time.strftime("%Y-%m-%d", time.gmtime(rows[0]["t"]))
     words["SM clock under load"] = (env.get("busy") or {}).get("clocks.sm")
     words["power limit"] = smi.get("power.limit")
