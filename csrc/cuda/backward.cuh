@@ -4,7 +4,7 @@
 // Going back through the steps: the cell turns the gradient that arrives at h into gradients of the gates, dz; these
 // meet W_hh in dh_prev = dz W_hh. A group is 16 columns of W_hh, so it is 16 units of the step before; the lane has
 // columns lane / 4 and lane / 4 + 8 and carries dh, dc and c of both, for two sequences, in places of its own in shared
-// memory.
+// memory. The warps of a group take turns at the cells: halves of the units and, where they are enough, sequences.
 //
 // Between blocks the gates could be summed in one place, every block fetching all 4H of dz; with `gate_splits` R > 1 a
 // block sums only over its share of the units and partial sums of dh travel instead. Blocks then form a grid: block

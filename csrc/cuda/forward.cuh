@@ -3,10 +3,10 @@
 // other.
 //
 // A step: every warp multiplies its part of W_hh with the h of the step before; the warps of a group add up (k_splits >
-// 1); the group's warps then run the cell, each for its tiles of 8 sequences. A lane has one unit of two sequences: all
-// four gates, and c in a place of its own in shared memory. The input side of step k + 2 is on its way while step k
-// runs. What bounds it: the chain product - sum - cell - exchange, not a throughput, while few sequences are in a
-// block.
+// 1); the group's warps then run the cells, in turns over tiles of 8 sequences and the two sequences of a lane. A lane
+// has one unit of two sequences: all four gates, and c in a place of its own in shared memory. The input side of step k
+// + 2 is on its way while step k runs. What bounds it: the chain product - sum - cell - exchange, not a throughput,
+// while few sequences are in a block.
 #pragma once
 #include "dispatch.h"
 #include "exchange.cuh"

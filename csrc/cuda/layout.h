@@ -5,7 +5,7 @@
 // split the spans of the summed dimension: warp s takes spans s, s + k_splits, …; its first `register_spans` stay in
 // registers for the whole launch, the rest in shared memory, each lane's 16-byte pieces where that lane reads them. A
 // block runs over `row_tiles` tiles of 8 sequences; `phase` of them lie between two barriers when partial sums have to
-// meet, and then the warps of a group share out the tiles of the phase, warp s taking tiles s, s + k_splits, … of it.
+// meet, and then the warps of a group share out the cells of the phase (forward.cuh, backward_place.cuh).
 // With one split there is nothing to meet, and a phase is one tile. All offsets are in bytes.
 #pragma once
 #include <cstddef>

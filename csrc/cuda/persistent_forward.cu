@@ -1,6 +1,7 @@
 // `persistent`, forward: W_hh spread over blocks that are all resident at once and hand h to each other through memory,
 // the data being its own flag (exchange.cuh). The choice when W_hh does not fit one block but fits all of them. Per
-// step a block reads all of h for its sequences from L2; the hand-over through L2, about 1.3 µs, bounds a step.
+// step a block reads all of h for its sequences from L2. A step takes 2.3 to 3.4 µs on an H200 up to H 1024 and B 16:
+// the hand-over a third of a microsecond, the load of h a fifth, the rest is instructions that wait for each other.
 #include "api.h"
 #include "dispatch.h"
 #include "forward.cuh"
