@@ -62,7 +62,7 @@ def call(plan, T, B, H):
 
 with target(90), launch.instead(start):
     for (shape, tile), packed in product(tiles.items(), ways):
-        plan = planner.Plan(shape, "half", tile, tile, 0, 0.0, ())
+        plan = planner.Plan(shape, "half", tile, tile, 0, ())
         for k, (T, B) in enumerate(product((1, 16, 17), repeat=2)):
             call(plan, T, B, (1, 16, 20, 32)[k % 4])
 assert len(kernels) == 12, list(kernels)

@@ -108,7 +108,7 @@ MUTATIONS = (
         "if (!has(which, j) || b >= now.count || u >= H) continue;",
         "if (!has(which, j) || b >= now.count || u > H) continue;",
     ),
-    Mutation(ROW, FORWARD, "forward.cuh", "f(first + i / 2, 1 + i % 2)", "f(first + i / 2, 1 + i / 2)"),
+    Mutation(ROW, FORWARD, "forward.cuh", "shares == 1 ? 3 : 1 + i % 2)", "shares == 1 ? 3 : 1 + i / 2)"),
     Mutation(
         ROW, BACKWARD, "backward_place.cuh", "parts == 1 ? 3 : 1 + share / halves", "parts == 1 ? 3 : 1 + share % 2"
     ),
