@@ -51,7 +51,7 @@ MUTATIONS = (
         "h = load_vector<uint4>(tile + (lane / 4 ^ 1)",
     ),
     Mutation(TAIL, FORWARD, "forward.cuh", "unit() < H ? H - place(i) : 0, t.", "unit() <= H ? H - place(i) : 0, t."),
-    Mutation(TAIL, FORWARD, "forward.cuh", "left -= step; }", "left -= step / 2; }"),
+    Mutation(TAIL, FORWARD, "forward.cuh", "left -= step; }", "left -= 2 * step; }"),
     Mutation(TAIL, FORWARD, "block.cuh", "i < min_of(valid, 8)", "i < min_of(valid, 9)"),
     Mutation(
         TAIL,
