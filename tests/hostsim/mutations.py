@@ -51,7 +51,7 @@ MUTATIONS = (
         "h = load_vector<uint4>(tile + (lane / 4 ^ 1)",
     ),
     Mutation(TAIL, FORWARD, "forward.cuh", "unit() < H ? H - place(i) : 0, t.", "unit() <= H ? H - place(i) : 0, t."),
-    Mutation(TAIL, FORWARD, "forward.cuh", "left -= step; }", "left -= 2 * step; }"),
+    Mutation(TAIL, "persistent_forward", "forward.cuh", "left -= step; }", "left -= 2 * step; }"),
     Mutation(TAIL, FORWARD, "block.cuh", "i < min_of(valid, 8)", "i < min_of(valid, 9)"),
     Mutation(
         TAIL,
@@ -74,15 +74,20 @@ MUTATIONS = (
     ),
     Mutation(WAIT, FORWARD, "forward.cuh", "    wait_copies<1>();\n", "    wait_copies<2>();\n"),
     Mutation(WAIT, BOTH, "exchange.cuh", "while (any_unset(v) && !lost", "while (false && !lost"),
-    Mutation(WAIT, BOTH, "memory.cuh", "most = larger(most, largest(v[i]));", "most = largest(v[0]);"),
+    # forward's cases have one group of loads that all bring the same
+    Mutation(WAIT, "persistent_backward", "memory.cuh", "most = larger(most, largest(v[i]));", "most = largest(v[0]);"),
     Mutation(WAIT, BOTH, "exchange.cuh", "if (unset(v[i])) v[i] =", "if (i == 0) v[i] ="),
     Mutation(TAIL, BOTH, "exchange.cuh", "min_of(at.unit, last)", "at.unit"),
     Mutation(
-        ORDER, BOTH, "memory.cuh", "larger(larger(v.x, v.y), larger(v.z, v.w)); }", "larger(larger(v.x, v.y), v.z); }"
+        ORDER,
+        "persistent_forward",
+        "memory.cuh",
+        "larger(larger(v.x, v.y), larger(v.z, v.w)); }",
+        "larger(larger(v.x, v.y), v.z); }",
     ),
     Mutation(
         ORDER,
-        BOTH,
+        "persistent_forward",
         "memory.cuh",
         '  PTX("st.relaxed.gpu.global.b32 [%0], %1;", (), (IN_L(to), IN_R(word)));',
         "  *to = word;",
@@ -122,7 +127,14 @@ MUTATIONS = (
         "          exchange.receive(v, where, patience);",
         "          v[0] = {};",
     ),
-    Mutation(ORDER, "persistent_backward", "memory.cuh", "{ return larger(v.x, v.y); }", "{ return v.x; }"),
+    Mutation(
+        ORDER,
+        "persistent_backward",
+        "memory.cuh",
+        '  PTX("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};", (),\n'
+        "      (IN_L(to), IN_R(v.x), IN_R(v.y), IN_R(v.z), IN_R(v.w)));",
+        "  store_vector(to, v);",
+    ),
     Mutation(UNSET, "tile_backward", "backward.cuh", "      exchange.clear();\n", ""),
     Mutation(
         UNSET,

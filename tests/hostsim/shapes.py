@@ -62,6 +62,8 @@ PERSISTENT = (
     Shape("persistent", groups=3, row_tiles=2),
     Shape("persistent", k_splits=4, row_tiles=3, phase=2, gate_splits=2),
     Shape("persistent", groups=2, k_splits=1, gate_splits=4),
+    Shape("persistent", groups=2, gate_splits=2),  # a warp goes from one column set to the next
+    Shape("persistent", k_splits=4),  # four warps share out a tile's cells
 )
 STEP = Shape("step")
 

@@ -15,7 +15,7 @@ from fastlstm.backends.hostsim import build
 
 # Rows of a multiple of 16 bytes and not, tails of units and sequences, resets, several tiles and phases
 CASES = (dense(4, 19, 40, initial=True), dense(3, 9, 21, initial=True, reset=True))
-SHAPES = {"step": (STEP,), "tile": TILE[1::2], "persistent": (PERSISTENT[1], PERSISTENT[3])}
+SHAPES = {"step": (STEP,), "tile": TILE[1::2], "persistent": (PERSISTENT[1], PERSISTENT[3], *PERSISTENT[5:])}
 SEEDS = range(4)  # every policy of scheduling
 LIMIT = 300  # seconds for one kernel with a fault, which is compiled first
 # One type is enough and compiles four times as fast
