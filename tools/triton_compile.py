@@ -85,7 +85,7 @@ def compile_variant(shape: str, math: str, tile: Tile, direction: str, options: 
         if name not in dict(found):
             found.append((name, kernel.warmup(*args, grid=grid, **constants)))
 
-    plan = Plan(shape, math, tile, tile, 0, 0.0, ())
+    plan = Plan(shape, math, tile, tile, 0, ())
     projections = (False, True) if shape == "step" and options == "full" else (False,)
     with launch.instead(start):
         for projected in projections:
