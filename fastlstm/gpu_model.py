@@ -24,7 +24,6 @@ class Device:
     ghz: float
     hbm_gbs: float
     l2_gbs: float
-    l2_mib: float
     shared_kib: int  # that one block can ask for
     fma: float  # float32
     half: float  # half-precision tensor cores with float32 sums, through mma.sync
@@ -37,7 +36,7 @@ class Device:
         return self.shared_kib * 1024
 
 
-_RATES = ("name", "capability", "sms", "ghz", "hbm_gbs", "l2_gbs", "l2_mib")
+_RATES = ("name", "capability", "sms", "ghz", "hbm_gbs", "l2_gbs")
 _PRODUCTS = ("fma", "half", "tf32")
 
 

@@ -26,7 +26,6 @@ void bind_gpu(py::module_& m) {
       .def_readwrite("ghz", &Gpu::ghz)
       .def_readwrite("hbm_gbs", &Gpu::hbm_gbs)
       .def_readwrite("l2_gbs", &Gpu::l2_gbs)
-      .def_readwrite("l2_mib", &Gpu::l2_mib)
       .def_readwrite("shared_bytes", &Gpu::shared_bytes)
       .def_readwrite("fma", &Gpu::fma)
       .def_readwrite("half", &Gpu::half)
@@ -69,8 +68,9 @@ void bind_model(py::module_& m) {
       .def_readonly("bound", &Parts::bound)
       .def_readonly("parts", &Parts::parts);
   m.def("predict", &parts_of, "What a step costs: a type (csrc/cuda/args.h) and a Work on a Gpu.");
-  m.def("floor_us", [](const Gpu& gpu, int type, int H, int B) { return floor_us(gpu, Type(type), H, B); });
-  m.def("activation_bytes", &activation_bytes);
+  m.def(
+      "floor_us", [](const Gpu& gpu, int type, int H, int B) { return floor_us(gpu, Type(type), H, B); },
+      "Microseconds that no forward step can beat: a Gpu, a type, H and B.");
   m.def("devices", &devices, "GPUs whose rates are known.");
   m.def("known", &known, "The known GPU of that name, or one like it with an SM count and shared memory of its own.");
   m.def(

@@ -19,15 +19,6 @@ struct Place {
   __device__ __forceinline__ int q() const { return lane % 4; }  // which piece of a span
   __device__ __forceinline__ int sequence(int tile, int row) const { return rows_at + 8 * tile + row; }
 
-  // f(tile) for the tiles whose cells this warp runs.
-  template <class F>
-  __device__ __forceinline__ void for_own_tiles(const Tiling& t, F f) const {
-#pragma unroll 1
-    for (int first = 0; first < t.row_tiles; first += t.phase)
-#pragma unroll 1
-      for (int r = split; r < t.phase && first + r < t.row_tiles; r += t.k_splits) f(first + r);
-  }
-
   __device__ __forceinline__ explicit Place(const Tiling& t) {
     lane = int(threadIdx.x % 32);
     warp = int(threadIdx.x / 32);
@@ -65,8 +56,6 @@ __device__ __forceinline__ uint4 gather_words(const T* from, int count, bool wid
   }
   return v;
 }
-
-__device__ __forceinline__ bool aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
 
 // Where a lane's piece of a row of W_hh begins, and how many numbers there are to the end of the row (none: <= 0).
 template <class T>

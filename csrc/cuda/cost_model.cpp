@@ -1,6 +1,7 @@
 #include "cost_model.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 
 namespace fastlstm::cuda {
@@ -20,9 +21,19 @@ double rate_of(const Gpu& gpu, Type type) {
   return std::max(1e-9, type == Type::f32 ? gpu.fma : type == Type::tf32 ? gpu.tf32 : gpu.half);
 }
 
-Gpu device(const char* name, int capability, int sms, double ghz, double hbm_gbs, double l2_gbs, double l2_mib,
-           int shared_kib, double fma, double half, double tf32) {
-  return {name, capability, sms, ghz, hbm_gbs, l2_gbs, l2_mib, int64_t(shared_kib) << 10, fma, half, tf32, {}};
+Gpu device(const char* name, int capability, int sms, double ghz, double hbm_gbs, double l2_gbs, int shared_kib,
+           double fma, double half, double tf32) {
+  return {name, capability, sms, ghz, hbm_gbs, l2_gbs, int64_t(shared_kib) << 10, fma, half, tf32, {}};
+}
+
+// Whether a device's name has the model in it as words of its own: an "RTX A1000" is no A100.
+bool has_words(const std::string& name, const std::string& model) {
+  for (size_t at = name.find(model); at != std::string::npos; at = name.find(model, at + 1)) {
+    const size_t end = at + model.size();
+    const bool begins = at == 0 || !std::isalnum(static_cast<unsigned char>(name[at - 1]));
+    if (begins && (end == name.size() || !std::isalnum(static_cast<unsigned char>(name[end])))) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -72,16 +83,16 @@ double floor_us(const Gpu& gpu, Type type, int H, int B) {
 const std::vector<Gpu>& devices() {
   // From datasheets and public microbenchmarks.
   static const std::vector<Gpu> all = {
-      //                   SMs  GHz    HBM   L2    L2   shared fma half tf32
-      //                              GB/s  GB/s  MiB  KiB
-      device("T4", 75, 40, 1.59, 320, 1270, 4, 64, 64, 512, 0),
-      device("A100", 80, 108, 1.41, 2039, 4400, 40, 163, 64, 1024, 512),
-      device("RTX 3090", 86, 82, 1.70, 936, 2300, 6, 99, 128, 256, 128),
-      device("RTX 4090", 89, 128, 2.52, 1008, 5000, 72, 99, 128, 256, 128),
-      device("H100", 90, 132, 1.755, 3350, 5500, 50, 227, 128, 1280, 640),
-      device("H200", 90, 132, 1.755, 4800, 5500, 50, 227, 128, 1280, 640),
-      device("B200", 100, 148, 1.85, 8000, 8000, 126, 227, 128, 1280, 640),
-      device("RTX 5090", 120, 170, 2.41, 1792, 6500, 96, 99, 128, 256, 128),
+      //                   SMs  GHz    HBM   L2    shared fma half tf32
+      //                              GB/s  GB/s  KiB
+      device("T4", 75, 40, 1.59, 320, 1270, 64, 64, 512, 0),
+      device("A100", 80, 108, 1.41, 2039, 4400, 163, 64, 1024, 512),
+      device("RTX 3090", 86, 82, 1.70, 936, 2300, 99, 128, 256, 128),
+      device("RTX 4090", 89, 128, 2.52, 1008, 5000, 99, 128, 256, 128),
+      device("H100", 90, 132, 1.755, 3350, 5500, 227, 128, 1280, 640),
+      device("H200", 90, 132, 1.755, 4800, 5500, 227, 128, 1280, 640),
+      device("B200", 100, 148, 1.85, 8000, 8000, 227, 128, 1280, 640),
+      device("RTX 5090", 120, 170, 2.41, 1792, 6500, 99, 128, 256, 128),
   };
   return all;
 }
@@ -89,7 +100,7 @@ const std::vector<Gpu>& devices() {
 Gpu known(const std::string& name, int capability, int sms, int64_t shared_bytes) {
   const Gpu* alike = nullptr;
   for (const Gpu& d : devices())
-    if (name.find(d.name) != std::string::npos) alike = &d;
+    if (d.capability == capability && has_words(name, d.name)) alike = &d;
   if (!alike)
     for (const Gpu& d : devices())
       if (d.capability <= capability && (!alike || d.capability > alike->capability)) alike = &d;

@@ -31,7 +31,7 @@ struct Gpu {
   std::string name;
   int capability = 0;  // 80 for 8.0
   int sms = 0;
-  double ghz = 0, hbm_gbs = 0, l2_gbs = 0, l2_mib = 0;
+  double ghz = 0, hbm_gbs = 0, l2_gbs = 0;
   int64_t shared_bytes = 0;            // that one block can ask for
   double fma = 0, half = 0, tf32 = 0;  // multiply-adds of one SM in a clock: float32, tensor cores through mma.sync
   Cost cost;

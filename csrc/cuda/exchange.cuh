@@ -144,10 +144,6 @@ struct SetCursor {
   int within;  // the set
   const Layout& l;
 
-  __device__ __forceinline__ SetCursor& operator=(const SetCursor& other) {
-    unit = other.unit, within = other.within;
-    return *this;
-  }
   __device__ __forceinline__ void advance() {
     within += l.span_step;
     const bool over = within >= l.set_spans;

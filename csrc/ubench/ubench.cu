@@ -1,22 +1,23 @@
+// clang-format off
 // Microbenchmarks: what loads, hand-overs, products and launches cost on an H100, in clocks. The cost model guesses
 // these (csrc/cuda/cost_constants.h), and kernels that are not written yet depend on them.
 //
-//   rows                        what they tell                                             what follows
-//   clusters                    clusters that fit at once, by size and shared memory       whether clusters can be used
-//   l2_load_clocks              one strong load from L2, nearest to farthest SM            l2_clocks
-//   strong_loads                bytes a clock of strong loads, by loads in flight          the rate from L2, l2_excess
-//   hand_over_clocks            from a store to where another block has loaded it          grid_wait_us
-//   gather l2, gather dsmem     all blocks give all blocks their part, without the math    L2 or clusters for an
-//   exchange dsmem_load_clocks           one load from another block's shared memory                gather dsmem,
-//   explained dsmem_hand_over_clocks      hand_over_clocks inside a cluster                          gather dsmem,
-//   explained mma_clocks, mma_latency     tensor cores through mma.sync                              product_excess,
-//   *_span_clocks wgmma_n                     tensor cores through wgmma, by width                       whether wgmma
-//   pays barrier_clocks, cell_clocks a block barrier; gates to h of one unit                    barrier_clocks,
-//   instruction_clocks launch, memset_us           launches from the host; presetting an exchange buffer      launch_us
-//
-// `make gpu-day` builds it; `ubench` writes one JSON object a line and ends within 20 seconds. Kernels that wait give
+//   rows                                 what they tell                                         what follows
+//   clusters                             clusters that fit at once, by size and shared memory   whether they can be used
+//   l2_load_clocks                       one strong load from L2, nearest to farthest SM        l2_clocks
+//   strong_loads                         bytes a clock of strong loads, by loads in flight      l2_excess
+//   hand_over_clocks                     from a store to where another block has loaded it      grid_wait_us
+//   gather l2, gather dsmem              all blocks give all blocks their part, no math         L2 or clusters
+//   dsmem_load_clocks                    one load from another block's shared memory            gather dsmem, explained
+//   dsmem_hand_over_clocks               hand_over_clocks inside a cluster                      gather dsmem, explained
+//   mma_clocks, mma_latency              tensor cores through mma.sync                          product_excess
+//   wgmma_n                              tensor cores through wgmma, by width                   whether wgmma pays
+//   barrier_clocks, cell_clocks          a block barrier; gates to h of one unit                barrier_clocks
+//   launch, memset_us                    launches from the host; presetting a buffer            launch_us
+// `make gpu-day` builds it; `ubench` writes one JSON object a line and takes a second on an H200. Kernels that wait give
 // up after a fifth of a second (a row `lost`). A section that breaks the device's context is left behind: the program
 // starts itself anew at the next. `ubench N` begins at section N.
+// clang-format on
 #include <cuda_runtime.h>
 #include <signal.h>
 #include <unistd.h>

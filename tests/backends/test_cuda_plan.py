@@ -137,7 +137,10 @@ def test_unknown_devices_borrow_from_their_generation(lib):
     assert (ada.sms, ada.shared_bytes, ada.half) == (48, 101376, gpu_model.KNOWN["RTX 4090"].half)
     assert gpu_model.known("NVIDIA H200", 90, 132, 232448, lib).hbm_gbs == 4800
     future = gpu_model.known("NVIDIA Next", 130, 200, 232448, lib)
-    assert future.l2_mib == gpu_model.KNOWN["RTX 5090"].l2_mib
+    assert future.half == gpu_model.KNOWN["RTX 5090"].half
+    small = gpu_model.known("NVIDIA RTX A1000", 86, 18, 101376, lib)  # has "A100" in its name
+    assert (small.half, small.ghz) == (gpu_model.KNOWN["RTX 3090"].half, gpu_model.KNOWN["RTX 3090"].ghz)
+    assert gpu_model.known("NVIDIA A100-SXM4-80GB", 80, 108, 166912, lib).half == gpu_model.KNOWN["A100"].half
     assert cuda_plan.choices(lib, future, 3, H=1024, B=64)[0].kernel == "persistent"
 
 
