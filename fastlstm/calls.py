@@ -16,20 +16,28 @@ if TYPE_CHECKING:
     from fastlstm.nn import LSTM
 
 
-def autocast(x: Tensor, hx: State, weights: list[Tensor], packed: bool = False) -> tuple[Tensor, State, list[Tensor]]:
-    """Under autocast, everything in its type, as torch's own LSTM op does it; float64 stays.
+def autocast_type(value: Tensor, packed: bool = False) -> torch.dtype:
+    """The type that a value of a call has after autocast, which may be off: the type that torch's own LSTM op takes there.
 
-    So does packed input on the CPU: torch's autocast there does not know the packed op.
+    On CUDA that is float16, whatever type autocast was given: torch's rule for cuDNN (aten/src/ATen/cudnn/AutocastRNN.cpp),
+    and the type of a result must not depend on who computes it. On a CPU it is autocast's type; packed input stays as it
+    is, for torch's autocast there does not know the packed op. float64 stays.
     """
+    device, dtype = value.device.type, value.dtype
+    if device == "meta" or not torch.is_autocast_enabled(device) or (packed and device == "cpu"):
+        return dtype
+    if dtype == torch.float64 or not dtype.is_floating_point:
+        return dtype
+    return torch.float16 if device == "cuda" else torch.get_autocast_dtype(device)
+
+
+def autocast(x: Tensor, hx: State, weights: list[Tensor], packed: bool = False) -> tuple[Tensor, State, list[Tensor]]:
+    """Under autocast, everything in the type that `autocast_type` says."""
     device = x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device) or (packed and device == "cpu"):
         return x, hx, weights
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(v: Tensor) -> Tensor:
-        return v if v.dtype == torch.float64 or not v.is_floating_point() else v.to(dtype)
-
-    return cast(x), (cast(hx[0]), cast(hx[1])), [cast(w) for w in weights]
+    h, c, *weights = (v.to(autocast_type(v)) for v in (*hx, *weights))
+    return x.to(autocast_type(x)), (h, c), weights
 
 
 def takes_torch(

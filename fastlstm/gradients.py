@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.common import before_projection, h_previous
-from fastlstm.backends.device import products_of
+from fastlstm.backends.device import own_types, products_of
 from fastlstm.products import product
 
 
@@ -22,9 +22,10 @@ def of_weights(
 ) -> tuple[Tensor | None, ...]:
     """Return dx, None (ids), dw_x, dbias, dw_hh, dw_hr, where wanted; `inputs` are those of `lstm_forward`.
 
-    On a GPU float32 is multiplied as cuDNN's LSTM would: as TF32 where its switch allows that.
+    On a GPU float32 is multiplied as cuDNN's LSTM would: as TF32 where its switch allows that. Autocast has no say: a
+    gradient has the type of what it is of, also where backward runs inside autocast and forward did not.
     """
-    with products_of(dxg):
+    with products_of(dxg), own_types(dxg):
         return _of_weights(wanted, dxg, d_hr, inputs, h, c, gates)
 
 

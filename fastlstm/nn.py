@@ -148,8 +148,11 @@ class LSTM(nn.RNNBase):
         own = not extra and calls.have_own_functions(weights)
         if not own:
             calls.check_weights(self, weights)
-            x, hx, weights = calls.autocast(x, hx, weights)
+        given = x, hx, weights  # torch casts for itself, into one buffer
+        if not own:
+            x, hx, weights = calls.autocast(*given)
         if own or calls.takes_torch(self, x, None, hx, weights, extra):
+            x, hx, weights = given
             out, h_n, c_n = layers.whole(self, x, None, hx, weights)
             found = layers.Results(out, h_n, c_n, [], [])
         else:
@@ -177,8 +180,11 @@ class LSTM(nn.RNNBase):
         own = not extra and calls.have_own_functions(weights)
         if not own:
             calls.check_weights(self, weights)
-            x, hx, weights = calls.autocast(x, hx, weights, packed=True)
+        given = x, hx, weights
+        if not own:
+            x, hx, weights = calls.autocast(*given, packed=True)
         if own or calls.takes_torch(self, x, batch_sizes, hx, weights, extra):
+            x, hx, weights = given
             out, h_n, c_n = layers.whole(self, x, batch_sizes, hx, weights)
             found = layers.Results(out, h_n, c_n, [], [])
         else:

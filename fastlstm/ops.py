@@ -11,12 +11,11 @@ hand because `torch.library.custom_op` costs 57 µs a call where this costs 13.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
 from fastlstm import autograd, batching, checks, dispatch, native
+from fastlstm.backends.device import own_types
 from fastlstm.products import is_plain_there, unwatched
 
 _INPUTS = (
@@ -35,12 +34,12 @@ _library.define("sum_by_id(Tensor rows, Tensor ids, int V) -> Tensor")
 
 
 def _forward(*args: object) -> tuple[Tensor, ...]:
-    with _own_types(args[4]):
+    with own_types(args[4]):
         return dispatch.forward(*checks.inputs(*args))
 
 
 def _backward(dh, dc, dh_n, dc_n, *rest: object) -> tuple[Tensor, ...]:
-    with _own_types(rest[4]):
+    with own_types(rest[4]):
         inputs = checks.inputs(*rest[:-3])
         dh, dc, dh_n, dc_n, h, c, gates = checks.gradients(dh, dc, dh_n, dc_n, inputs, *rest[-3:])
         return dispatch.backward(dh, dc, dh_n, dc_n, *inputs, h, c, gates)
@@ -62,12 +61,6 @@ def _is_plain_or_none(v: Tensor | None) -> bool:
     return v is None or is_plain_there(v)
 
 
-def _own_types(w_hh: Tensor) -> AbstractContextManager:
-    """Autocast off: it would change the type of a backend's own products, whose results go to kernels by address."""
-    device = w_hh.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
 def _sum_by_id(rows: Tensor, ids: Tensor, V: int) -> Tensor:
     """(V, W): the rows (N, W) summed by their id (N,), the same bits every time."""
     if rows.dim() != 2 or ids.shape != rows.shape[:1] or ids.dtype != torch.int64:
@@ -81,7 +74,7 @@ def _sum_by_id(rows: Tensor, ids: Tensor, V: int) -> Tensor:
         return _sum_by_id_cpu(wide, ids.contiguous(), V).to(rows.dtype)
     ids = ids.clamp(
         0, max(V - 1, 0)
-    )  # one outside has NaN as its row already, see csrc/cuda/input.cuh; no assertion is to end it
+    )  # the row of one outside is NaN already (reference.rows_of); no assertion is to end it
     if rows.shape[0] * V <= _ONE_HOT:
         return torch.nn.functional.one_hot(ids, V).to(rows.dtype).t() @ rows
     return torch.ops.aten.embedding_dense_backward(rows, ids, V, -1, False)  # sorts; no atomics

@@ -6,6 +6,8 @@ for every id, and the kernel gathers its row. Arithmetic, parameters and results
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -164,7 +166,8 @@ class TokenLSTM(nn.Module):
             return True
         if torch.compiler.is_compiling():
             w = self.lstm._weights()[0]
-            return dispatch.compiled_prefers_torch(ids.device, w.dtype, self.hidden_size, self.lstm.proj_size)
+            kind = calls.autocast_type(w, batch_sizes is not None)
+            return dispatch.compiled_prefers_torch(ids.device, kind, self.hidden_size, self.lstm.proj_size)
         if torch.jit.is_tracing() and dispatch.forced() is None:
             return True
         w_ih, w_hh, *_ = self.lstm._weights()
@@ -173,7 +176,8 @@ class TokenLSTM(nn.Module):
         save = int(torch.is_grad_enabled())
         if ids.dim() == 1 and batch_sizes is None:
             ids = ids[:, None]
-        return dispatch.prefers_torch(spec_of(None, ids, like.t(), w_hh, None, like_h0, batch_sizes, None, False, save))
+        spec = spec_of(None, ids, like.t(), w_hh, None, like_h0, batch_sizes, None, False, save)
+        return dispatch.prefers_torch(replace(spec, dtype=calls.autocast_type(w_hh, spec.packed)))
 
     def _vectors_through(
         self,

@@ -66,6 +66,13 @@ def products_of(tensor: Tensor) -> AbstractContextManager[None]:
     return products_as_cudnn(tensor.dtype) if tensor.is_cuda and not traced else nullcontext()
 
 
+def own_types(tensor: Tensor) -> AbstractContextManager[None]:
+    """Autocast off, where this tensor is: it would change the types of products whose results go to kernels by address."""
+    device = tensor.device.type
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
+
+
 @cache
 def multiplies_wide() -> bool:
     """Return whether this torch multiplies half types into float32 on a GPU."""
