@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fastlstm import backends, native
-from fastlstm.backends.common import BackendError, Spec, spec_of
+from fastlstm.backends.common import BackendError, Spec, UnfitError, spec_of
 
 __all__ = ["BackendError", "backend", "choose", "describe", "forced", "last_plan", "prefers_torch", "why_not"]
 
+_Found = TypeVar("_Found")  # what a backend returns
 _FORCEABLE = (*backends.NAMES, "torch")
 _forced: ContextVar[str | None] = ContextVar("fastlstm_backend", default=None)
 _last: ContextVar[tuple[ModuleType, Spec] | str] = ContextVar("fastlstm_last_plan", default="nothing has run yet")
@@ -202,29 +204,38 @@ def forward(
 ) -> tuple[Tensor, ...]:
     """Run the op's forward on the chosen backend; arguments and returns as in `fastlstm.reference`."""
     spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
+    inputs = (x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save)
+    return _run(spec, lambda module: module.forward(*inputs))
+
+
+def _run(spec: Spec, call: Callable[[ModuleType], _Found]) -> _Found:
+    """Call the chosen backend. One that learns at its launch that it cannot run the call is not asked again."""
     module = backends.load(choose(spec))
     _last.set((module, spec))
-    return module.forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save)
+    try:
+        return call(module)
+    except UnfitError:
+        if forced() is not None or why_not(module.NAME, spec) is None:
+            raise
+    return _run(spec, call)
 
 
 def backward(dh, dc, dh_n, dc_n, *rest) -> tuple[Tensor, ...]:
     """Run the op's backward on the chosen backend; arguments and returns as in `fastlstm.reference`."""
     x, ids, w_x, _, w_hh, w_hr, h0, _, batch_sizes, _, reset, reverse, save, _, _, _ = rest
     spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
-    module = backends.load(choose(spec))
-    _last.set((module, spec))
-    return module.backward(dh, dc, dh_n, dc_n, *rest)
+    return _run(spec, lambda module: module.backward(dh, dc, dh_n, dc_n, *rest))
 
 
 def gradients(wanted: tuple[bool, ...], grads: tuple, inputs: tuple, outputs: tuple) -> tuple | None:
     """All gradients of a call in one, where the chosen backend has that; None where not. See `backends.cpu.gradients`."""
     x, ids, w_x, _, w_hh, w_hr, h0, _, batch_sizes, _, reset, reverse, save = inputs
     spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
-    module = backends.load(choose(spec))
-    if not hasattr(module, "gradients"):
-        return None
-    _last.set((module, spec))
-    return module.gradients(wanted, grads, inputs, outputs)
+
+    def call(module: ModuleType) -> tuple | None:
+        return module.gradients(wanted, grads, inputs, outputs) if hasattr(module, "gradients") else None
+
+    return _run(spec, call)
 
 
 def describe(spec: Spec) -> str:

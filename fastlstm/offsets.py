@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ class _Entry(NamedTuple):
 
 
 _recent: dict[tuple, _Entry] = {}  # device and batch sizes → offsets; the latest last
+_keeping = Lock()  # threads with a GPU each (nn.DataParallel) come here at the same time
 _captured: dict[tuple, _Entry] = {}  # those that a CUDA graph may read, for as long as the process lives
 
 
@@ -56,21 +58,22 @@ def _kept(key: tuple, stream: int, capturing: bool, make: Callable[[], Tensor]) 
 
     Captures of the same lengths all read the same: what a graph reads is never given up.
     """
-    found = (_captured.get(key) if capturing else None) or _recent.pop(key, None)
-    if capturing and found is None:
-        raise RuntimeError(
-            "a CUDA graph is being captured, and these lengths of packed input have not been run before; run the call "
-            "once outside, as torch's warm-up before a capture does"
-        )
-    if found is None or (found.stream != stream and not capturing):
-        with torch.inference_mode(False):  # it may be kept for a call that trains
-            found = _Entry(make(), stream)
-    if capturing:
-        found = _captured.setdefault(key, found)
-    _recent[key] = found
-    while len(_recent) > _MOST:
-        _recent.pop(next(iter(_recent)), None)
-    return found.offsets
+    with _keeping:
+        found = (_captured.get(key) if capturing else None) or _recent.pop(key, None)
+        if capturing and found is None:
+            raise RuntimeError(
+                "a CUDA graph is being captured, and these lengths of packed input have not been run before; run the call "
+                "once outside, as torch's warm-up before a capture does"
+            )
+        if found is None or (found.stream != stream and not capturing):
+            with torch.inference_mode(False):  # it may be kept for a call that trains
+                found = _Entry(make(), stream)
+        if capturing:
+            found = _captured.setdefault(key, found)
+        _recent[key] = found
+        while len(_recent) > _MOST:
+            _recent.pop(next(iter(_recent)), None)
+        return found.offsets
 
 
 def steps(offsets: Tensor, N: int) -> Tensor:

@@ -14,6 +14,7 @@ Shapes: T steps, B batch, N rows (T·B when dense), I input, V vocabulary, H hid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -155,9 +156,16 @@ def input_gates(x: Tensor | None, ids: Tensor | None, w_x: Tensor, bias: Tensor 
     """The input's share of the pre-activations of every row: (N, 4H), in the cell type."""
     cell = cell_type(w_x.dtype)
     if ids is not None:
-        return w_x.to(cell)[ids.reshape(-1)]
+        return rows_of(w_x.to(cell), ids)
     xg = x.reshape(x.shape[:-1].numel(), x.shape[-1]).to(cell) @ w_x.to(cell).t()
     return xg if bias is None else xg + bias.to(cell)
+
+
+def rows_of(table: Tensor, ids: Tensor) -> Tensor:
+    """The rows of a table (V, W) with these ids, (N, W); NaN for an id outside, which on a GPU no one looks for before."""
+    ids = ids.reshape(-1)
+    inside = ids.clamp(0, max(table.shape[0] - 1, 0))
+    return table[inside].masked_fill((ids != inside)[:, None], math.nan)
 
 
 def activate(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

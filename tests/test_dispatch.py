@@ -8,7 +8,10 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm import dispatch
+from benchmarks.cases import SHORT, make
+from fastlstm import dispatch, reference
+from fastlstm.backends import cpu
+from fastlstm.backends.common import UnfitError
 
 H, B = 1024, 48  # from here on torch's own path was measured faster for dense float32 calls, with AVX-512
 
@@ -59,3 +62,26 @@ def test_recomputing_stays_where_memory_is_saved() -> None:
 def test_forced_goes_before_the_rule() -> None:
     with fastlstm.backend("cpu"):
         assert _plan(fastlstm.LSTM(3, H), torch.randn(2, B, 3)) == "cpu"
+
+
+def test_a_backend_that_learns_by_its_launch_that_it_cannot_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU may refuse the last kernel that was left; without a forced backend another one runs the call."""
+    refused = []
+
+    def forward(*args):
+        refused.append(args)
+        raise UnfitError("backend 'cpu' cannot run this call: its launch was refused")
+
+    real = dispatch.why_not
+    monkeypatch.setattr(cpu, "forward", forward)
+    monkeypatch.setattr(
+        dispatch, "why_not", lambda name, spec: "refused" if name == "cpu" and refused else real(name, spec)
+    )
+    case = next(c for c in SHORT if not (c.packed or c.ids))
+    inputs = make(case, torch.float32)
+    found = dispatch.forward(*inputs, case.reverse, 1)
+    assert len(refused) == 1
+    torch.testing.assert_close(found[0], reference.forward(*inputs, case.reverse, 1)[0])
+    refused.clear()
+    with fastlstm.backend("cpu"), pytest.raises(UnfitError, match="refused"):
+        dispatch.forward(*inputs, case.reverse, 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -153,6 +155,18 @@ def test_copies_are_seen():
         on_gpu.add_(1)
     assert seen.found == ["aten._to_copy.default", "aten.copy_.default"]
     assert seen.count == 3
+
+
+def test_threads_may_come_at_the_same_time(kept):
+    """As nn.DataParallel's do, each with a GPU and lengths of its own, more of them than are kept."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda k: kept((k % 4, (k * 7 % 97,)), stream=k % 4), range(4000)))
+    finally:
+        sys.setswitchinterval(before)
+    assert len(offsets._recent) == offsets._MOST
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.cases import FULL, SHORT, Case, Inputs, make, make_grads
 from fastlstm import reference
+from fastlstm.backends.common import before_projection, recompute_gates
 
 F64 = torch.float64
 
@@ -127,3 +128,23 @@ def test_the_rule_can_fail() -> None:
         judge.check("nan", ref.float() * float("nan"), ref, ref.float())
     with pytest.raises(AssertionError, match="shape"):
         judge.check("shape", ref.float()[:3], ref, ref.float())
+
+
+@pytest.mark.parametrize("bad", [-1, -5, 5, 9])
+def test_an_id_outside_its_table_is_nan_wherever_it_is_read(bad: int) -> None:
+    """On a GPU no one looks at ids before the kernels; the row of another symbol would be silently wrong."""
+    case = Case("ids", T=3, B=2, I=0, H=3, P=2, V=5, ids=True, projection=True)
+    inputs = make(case, F64)
+    inputs = inputs._replace(ids=inputs.ids.index_put((torch.tensor(1), torch.tensor(0)), torch.tensor(bad)))
+    h, c, gates, *_ = reference.forward(*inputs, False, 1)
+    assert h[:, 1].isfinite().all()
+    assert h[0].isfinite().all()
+    assert h[1:, 0].isnan().all()
+    again = recompute_gates(*inputs[:5], inputs.h0, None, None, None, False, h)
+    assert torch.equal(again[1:, 0].isnan(), torch.ones(2, 12, dtype=torch.bool))
+    assert again[:, 1].isfinite().all()
+    y = before_projection((*inputs, False, 2), h, c, gates).view(3, 2, 3)
+    assert y[1:, 0].isnan().all()
+    assert y[:, 1].isfinite().all()
+    dxg = reference.backward(*make_grads(case, F64), *inputs, False, 1, h, c, gates)[0]
+    assert dxg[1, 0].isnan().all()  # so the gradient of the table tells too

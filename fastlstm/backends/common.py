@@ -1,6 +1,7 @@
 """What every backend shares: the description of a call, the error of one that cannot run, and two helpers of backward.
 
-`fastlstm.checks` has checked the arguments of a call and made them contiguous before a backend sees them.
+`fastlstm.checks` has checked the arguments of a call and made them contiguous before a backend's forward or backward sees
+them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlstm.offsets import later, steps
-from fastlstm.reference import HALF_TYPES, cell_type, input_gates
+from fastlstm.reference import HALF_TYPES, cell_type, input_gates, rows_of
 
 __all__ = [
     "HALF_TYPES",
     "BackendError",
     "Spec",
+    "UnfitError",
     "before_projection",
     "cell_type",
     "h_previous",
@@ -33,6 +35,10 @@ _GPU_CHUNK = 1 << 24  # … or enough for products that fill a GPU
 
 class BackendError(RuntimeError):
     """A backend was asked for by name and cannot run, or none can; the message says why and what to do."""
+
+
+class UnfitError(BackendError):
+    """A backend cannot run the call that it was given; nothing was done."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,6 @@ def before_projection(inputs: tuple, h: Tensor, c: Tensor, gates: Tensor) -> Ten
             z = F.linear(x.reshape(N, x.shape[-1]).to(cell), w_x[3 * H :].to(cell))
             z = z if bias is None else z + bias[3 * H :]
         else:
-            z = w_x[:, 3 * H :].to(cell)[ids.reshape(N)]
+            z = rows_of(w_x[:, 3 * H :].to(cell), ids)
         o = torch.sigmoid(z + before @ w_hh[3 * H :].to(cell).t())
     return o * torch.tanh(c.reshape(N, H))

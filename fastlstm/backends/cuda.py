@@ -9,7 +9,7 @@ Kernels that `withheld` knows are not planned. A GPU that refuses a cooperative 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, lru_cache
 from types import ModuleType
@@ -17,10 +17,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fastlstm import gpu_model, native
+from fastlstm import checks, gpu_model, native
 from fastlstm import gradients as products
 from fastlstm.backends import cuda_op, cuda_plan, cuda_status, withheld
-from fastlstm.backends.common import BackendError, Spec, spec_of
+from fastlstm.backends.common import Spec, UnfitError, spec_of
 from fastlstm.backends.cuda_op import Plan
 from fastlstm.backends.cuda_status import KERNELS
 from fastlstm.backends.device import (
@@ -28,6 +28,7 @@ from fastlstm.backends.device import (
     math_of,
     multiplies_wide,
     not_nvidia,
+    own_types,
     product_into,
     products_as_cudnn,
 )
@@ -207,7 +208,7 @@ def _checked(spec: Spec) -> Plan:
             return _choose(spec)
         except ValueError as error:
             reason = str(error)
-    raise BackendError(f"backend 'cuda' cannot run this call: {reason}")
+    raise UnfitError(f"backend 'cuda' cannot run this call: {reason}")
 
 
 def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
@@ -229,14 +230,11 @@ def backward(
 
 def gradients(wanted: tuple[bool, ...], grads: tuple, inputs: tuple, outputs: tuple) -> tuple[Tensor | None, ...]:
     """Backward and the products that follow from it, of plain tensors; arguments and returns as in `backends.cpu.gradients`."""
-    w_hh = inputs[4]
-    with torch.autocast(w_hh.device.type, enabled=False) if _autocasts(w_hh) else nullcontext():
-        dxg, d_hr, dh0, dc0 = backward(*grads, *inputs, *outputs)
-    return *products.of_weights(wanted, dxg, d_hr, inputs, *outputs), dh0, dc0
-
-
-def _autocasts(tensor: Tensor) -> bool:
-    return torch.is_autocast_enabled(tensor.device.type)
+    with own_types(inputs[4]):
+        inputs = checks.inputs(*inputs)  # autograd kept them, and hooks may have changed what it gives back
+        *grads, h, c, gates = checks.gradients(*grads, inputs, *outputs)
+        dxg, d_hr, dh0, dc0 = backward(*grads, *inputs, h, c, gates)
+    return *products.of_weights(wanted, dxg, d_hr, inputs, h, c, gates), dh0, dc0
 
 
 def _run(spec: Spec, tensor: Tensor, direction: int, call: Callable) -> tuple[Tensor, ...]:

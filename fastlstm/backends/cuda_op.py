@@ -135,15 +135,19 @@ def forward(rt: Runtime, plan: Plan, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batc
             args.xg = args.gates
             run(0, steps.T)
         else:
-            _in_chunks(rt, args, steps, x.reshape(N, -1), w_x, bias, run)
+            # a launch of the other two loads W_hh anew
+            least = 1 if plan.forward.kernel == "step" else _CHUNK_STEPS
+            _in_chunks(rt, args, steps, x.reshape(N, -1), w_x, bias, run, least)
     kept = gates.view(*lead, 4 * H) if save == 1 else gates
     return h.view(*lead, P), c.view(*lead, H) if save else c, kept, h_n, c_n
 
 
-def _in_chunks(rt: Runtime, args: Any, steps: Steps, x: Tensor, w_x: Tensor, bias, run: Callable) -> None:
-    """Input side and recurrence of one range of steps after the other, where the input side is not kept."""
+def _in_chunks(
+    rt: Runtime, args: Any, steps: Steps, x: Tensor, w_x: Tensor, bias: Tensor | None, run: Callable, least: int
+) -> None:
+    """Input side and recurrence of one range of steps after the other (`least` steps or more): it is not kept."""
     row_bytes = w_x.shape[0] * x.element_size()
-    for begin, end in steps.chunks(max(1, _CHUNK_BYTES // row_bytes, _CHUNK_STEPS * steps.B)):
+    for begin, end in steps.chunks(max(1, _CHUNK_BYTES // row_bytes, least * steps.B)):
         rows = steps.rows(begin, end)
         xg = input_side(x[rows], w_x, bias)
         # where row 0 of all would lie; below 0 it wraps, as the kernel's addresses then do

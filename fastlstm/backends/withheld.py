@@ -41,7 +41,9 @@ def kernels(backend: str, index: int, gpu: str, math: str, by_name: bool = False
     if not (wrong or _given_up):
         return _NONE
     found = dict.fromkeys(wrong, f"`fastlstm doctor --verify` found it wrong in {math} on this GPU model")
-    mine = ((kernel, why) for (i, (b, kernel, m)), why in _given_up.items() if (i, b, m) == (index, backend, math))
+    mine = (
+        (kernel, why) for (i, (b, kernel, m)), why in list(_given_up.items()) if (i, b, m) == (index, backend, math)
+    )
     return {**found, **dict(mine)}
 
 

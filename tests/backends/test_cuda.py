@@ -167,12 +167,34 @@ def test_a_module_runs_through_it(simulated):
 def test_an_input_side_at_a_low_address(monkeypatch):
     """Kernels count rows from the first of all; where a chunk lies lower than its rows are many, that address wraps."""
     monkeypatch.setattr(cuda_op, "_CHUNK_BYTES", 1)
-    monkeypatch.setattr(cuda_op, "_CHUNK_STEPS", 0)
     x, w_x, found = torch.randn(3, 2), torch.randn(8, 2), []
     rt, args = SimpleNamespace(use=lambda *_: 40), library_args()
     steps = cuda_op.Steps.of(x[:, None], 1, None, False)
-    cuda_op._in_chunks(rt, args, steps, x, w_x, None, lambda begin, end: found.append(args.xg))
+    cuda_op._in_chunks(rt, args, steps, x, w_x, None, lambda begin, end: found.append(args.xg), 0)
     assert [(at + k * 32) % 2**64 for k, at in enumerate(found)] == [40, 40, 40]
+
+
+@pytest.mark.parametrize(("kernel", "most"), [("step", 8), ("persistent", 256)])
+def test_an_input_side_that_is_not_kept_is_small(simulated, monkeypatch, kernel, most):
+    """Only launches that load W_hh get at least 256 steps of it at once."""
+    seen, real = [], cuda_op.input_side
+    monkeypatch.setattr(cuda_op, "_CHUNK_BYTES", 8 * 3 * 4 * 32 * 4)
+    monkeypatch.setattr(cuda_op, "input_side", lambda x, *rest: seen.append(x.shape[0]) or real(x, *rest))
+    lstm, x = fastlstm.LSTM(2, 32), torch.randn(300, 3, 2)
+    with fastlstm.backend("cuda"), cuda.force(kernel), torch.no_grad():
+        lstm(x)
+    assert max(seen) == 3 * most
+    assert sum(seen) == 3 * 300
+
+
+@pytest.mark.parametrize("change", [lambda t: t.half(), lambda t: t[..., :-1]], ids=["type", "size"])
+def test_what_hooks_give_back_does_not_reach_a_kernel_unchecked(simulated, change):
+    lstm, x = fastlstm.LSTM(4, 8), torch.randn(3, 2, 4)
+    changed = lambda t: change(t) if t.shape == (3, 2, 32) else t  # noqa: E731 (the gates)
+    with fastlstm.backend("cuda"), torch.autograd.graph.saved_tensors_hooks(changed, lambda t: t):
+        out = lstm(x)[0]
+    with pytest.raises(RuntimeError, match=r"gates (is torch.float16, expected torch.float32|has shape)"):
+        out.sum().backward()
 
 
 def library_args():
