@@ -22,7 +22,14 @@ TIMED_OUT, BAD_ID = 1, 2  # values of a word (csrc/cuda/args.h)
 
 
 class GaveUpError(BackendError):
-    """The blocks of a kernel waited for each other in vain; its results are NaN."""
+    """The blocks of a kernel waited for each other in vain; its results are NaN.
+
+    kernel, math: which one, and its type. The call that raises this may be another kernel's. Empty where nobody knows.
+    """
+
+    def __init__(self, message: str, kernel: str = "", math: str = ""):
+        super().__init__(message)
+        self.kernel, self.math = kernel, math
 
 
 _launched_on: set[int] = set()  # devices
@@ -63,20 +70,22 @@ def raise_on(index: int) -> None:
     patience = native.load().cuda.patience_ms
     if why == TIMED_OUT:
         withheld.give_up("cuda", index, kernel, (math,), f"its blocks waited {patience / 1000:g} s for each other")
-    raise error(why, f"cuda:{index}", f"{kernel} in {math}", patience)
+    raise error(why, f"cuda:{index}", kernel, patience, math)
 
 
-def error(why: int, where: str, kernel: str, patience_ms: int) -> Exception:
+def error(why: int, where: str, kernel: str, patience_ms: int, math: str = "") -> Exception:
     """What to raise for the value of a word: IndexError for an id, GaveUpError where blocks waited in vain."""
+    named = f"{kernel} in {math}" if math else kernel
     if why == BAD_ID:
         return IndexError(
-            f"an earlier call on {where} had ids outside its table (kernel {kernel}); what depends on them is NaN. Check "
+            f"an earlier call on {where} had ids outside its table (kernel {named}); what depends on them is NaN. Check "
             "the vocabulary"
         )
     return GaveUpError(
-        f"an earlier call on {where} gave up: the blocks of kernel {kernel} waited {patience_ms / 1000:g} s for each "
+        f"an earlier call on {where} gave up: the blocks of kernel {named} waited {patience_ms / 1000:g} s for each "
         "other; its results are NaN. Is another program holding the GPU? Calls to come use another kernel; a CUDA graph "
-        'that holds this one is to be captured again. `with fastlstm.backend("torch"):` uses torch\'s own kernels'
+        'that holds this one is to be captured again. `with fastlstm.backend("torch"):` uses torch\'s own kernels',
+        *((kernel, math) if math else ()),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import groupby, product
 from types import ModuleType
@@ -145,10 +145,20 @@ def outcome_of(module: ModuleType, one: Run, device: torch.device) -> Outcome:
                 return Outcome(*what, skipped=reason)
             wrong, ratios = _judged(module, one, device)
         except AssertionError as error:
+            _take_what_is_left(module, device)
             return Outcome(*what, wrong=str(error))
         except Exception as error:  # whatever a driver, a compiler or a kernel brings is a failure of this kernel
+            if not ruins(error):
+                _take_what_is_left(module, device)
             return Outcome(*what, wrong=line_of(error), dead=ruins(error), hung=isinstance(error, GaveUpError))
     return Outcome(*what, wrong=wrong, ratios=ratios)
+
+
+def _take_what_is_left(module: ModuleType, device: torch.device) -> None:
+    """What a failed run left for a later call to raise is no fault of the next run."""
+    if hasattr(module, "check"):
+        with suppress(Exception):
+            module.check(device)
 
 
 def ruins(error: Exception) -> bool:

@@ -13,7 +13,11 @@ START = 300.0  # seconds a process may take to import what it needs
 
 
 class LostError(RuntimeError):
-    """The process ended before its work, or nothing came from it for too long."""
+    """The process ended before its work, or nothing came from it for too long (silent)."""
+
+    def __init__(self, why: str, silent: bool = False):
+        super().__init__(why)
+        self.silent = silent
 
 
 class TimeUpError(RuntimeError):
@@ -47,7 +51,7 @@ def _receive(ours: Connection, process: multiprocessing.Process, seconds: float,
             if left <= 0 or not ours.poll(min(patience, left)):
                 if left <= patience:
                     raise TimeUpError("the time is over")
-                raise LostError(f"nothing came for {patience:.0f} s; it was ended")
+                raise LostError(f"nothing came for {patience:.0f} s; it was ended", silent=True)
             kind, value = ours.recv()
         except EOFError:
             process.join(10)

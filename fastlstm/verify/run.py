@@ -129,7 +129,7 @@ def check(say: Say, backend: str, machine: Machine, plan: Plan, work: Work, foun
     for one in todo:
         kernel = (backend, one.kernel, one.math)
         found.todo[kernel] = found.todo.get(kernel, 0) + 1
-    hung: set[str] = set()  # not to be tried in another type either
+    hung: set[str] = set()  # never ended: not to be tried in another type either
     dead: set[Kernel] = set()
 
     def skip(one: Run) -> bool:
@@ -141,8 +141,10 @@ def check(say: Say, backend: str, machine: Machine, plan: Plan, work: Work, foun
             if isinstance(one, Lost) and one.item is None:
                 found.blame((backend, "", ""), one.why)
             elif isinstance(one, Lost):
-                found.blame((backend, one.item.kernel, one.item.math), f"{one.item.case.id}: {one.why}")
-                hung.add(one.item.kernel)
+                kernel = (backend, one.item.kernel, one.item.math)
+                found.blame(kernel, f"{one.item.case.id}: {one.why}")
+                dead.add(kernel)
+                hung.update([one.item.kernel] * one.silent)
             else:
                 found.take(one)
                 dead.update([(backend, one.kernel, one.math)] * one.dead)
@@ -179,26 +181,20 @@ def _time(say: Say, machine: Machine, plan: Plan, work: Work, found: Found, seco
         return found.passed(), machine.device, machine.clock
 
     def fault(kernels: tuple[Kernel, ...], cell: Cell | None, why: str) -> None:
-        say(f"  timing {cell or ''} {', '.join(map(_named, kernels)) or 'torch'}: WRONG: {why}")
+        say(f"  timing {cell or ''} {', '.join(map(_named, kernels)) or 'no kernel'}: WRONG: {why}")
         for kernel in kernels:
             found.blame(kernel, f"timed at {cell}: {why}")
 
     try:
         for one in stages.through(plan.process, timings.run, work.cells, args, Limits(work.silence, seconds)):
             if isinstance(one, Lost):
-                fault(_kernels_of(one.part, one.item), one.item, one.why)
+                fault(one.using, one.item, one.why)
             elif isinstance(one, Fault):
                 fault(one.kernels, one.cell, one.why)
             else:
                 found.rows.append(one)
     except TimeUpError:
         say(f"  timing: the time is over; {len(found.rows)} of {len(work.cells)} sizes are done")
-
-
-def _kernels_of(part: str, cell: Cell | None) -> tuple[Kernel, ...]:
-    """The kernel that a contender of the name "backend:kernel" runs; a backend as planned and torch have none of their own."""
-    backend, colon, kernel = part.partition(":")
-    return ((backend, kernel, cell.math),) if colon and cell is not None else ()
 
 
 def _usable(found: Found) -> list[dict]:

@@ -17,19 +17,25 @@ Process = Callable[..., Iterator]  # isolate.stream or isolate.here
 
 @dataclass(frozen=True)
 class Started:
-    """The work begins item number `index` of those it was given; part: which part of it."""
+    """The work begins item number `index` of those it was given, or a part of it; using: what that part runs."""
 
     index: int
     part: str = ""
+    using: tuple = ()
 
 
 @dataclass(frozen=True)
 class Lost:
-    """The process was lost with this item (None: before the first) and part."""
+    """The process was lost with this item (None: before the first) and part, which ran `using`.
+
+    silent: nothing came from it for too long; else it ended by itself.
+    """
 
     item: Any
     part: str
     why: str
+    using: tuple = ()
+    silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,9 @@ def through(
 ) -> Iterator:
     """Yield what `work(items, *args())` yields, and a `Lost` for every process that was lost.
 
-    The work yields a `Started` before each item, and may end early: what is left goes to a fresh process. args: asked for
-    each process; skip: which of what is left needs not be done any more. Raises TimeUpError when the stage's time is over.
+    The work yields a `Started` before each item and part, and may end early: what is left goes to a fresh process.
+    args: asked for each process; skip: which of what is left needs not be done any more. Raises TimeUpError when the
+    stage's time is over.
     """
     until, left = time.monotonic() + limits.whole, tuple(items)
     while left:
@@ -63,7 +70,10 @@ def through(
                 else:
                     yield found
         except LostError as error:
-            yield Lost(None if begun is None else left[begun.index], "" if begun is None else begun.part, str(error))
+            if begun is None:
+                yield Lost(None, "", str(error), silent=error.silent)
+            else:
+                yield Lost(left[begun.index], begun.part, str(error), begun.using, error.silent)
         if begun is None:
             return
         left = tuple(item for item in left[begun.index + 1 :] if not skip(item))

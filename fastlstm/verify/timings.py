@@ -18,6 +18,7 @@ import fastlstm
 from fastlstm import backends, dispatch
 from fastlstm.backends import withheld
 from fastlstm.backends.common import Spec
+from fastlstm.backends.cuda_status import GaveUpError
 from fastlstm.verify import cudnn
 from fastlstm.verify.checks import MATHS, kernels, line_of, ruins, tf32
 from fastlstm.verify.stages import Started
@@ -69,6 +70,9 @@ class Contender:
     kernels: tuple[Kernel, ...] = ()
 
 
+Calls = Callable[[Contender], None]
+
+
 class DeviceClock:
     """Seconds now, once the device has done all that it was given. Pickles, unlike a lambda."""
 
@@ -87,8 +91,8 @@ def run(
     """Time every cell.
 
     passed: the kernels that may run. Yields the rows of a record (record.py says what they hold), a `Fault` where a kernel
-    is not to be used any more, and with each `Started` the name of the contender that runs for the first time. After a
-    `Fault` that leaves the process of no use it ends.
+    is not to be used any more, and a `Started` before each turn of a contender, with its name and kernels: whatever ends
+    this process then is theirs. After a `Fault` that leaves the process of no use it ends; that cell has no row.
     """
     out: set[Kernel] = set()
     for index, cell in enumerate(cells):
@@ -96,16 +100,16 @@ def run(
         torch.manual_seed(0)
         with tf32(cell.math == "tf32"), withheld.instead_of_record(_others(passed - out)):
             timed = Timed(cell, device)
-            for contender in timed.contenders(passed - out):
-                yield Started(index, contender.name)
-                fault = timed.first(contender)
+            for contender, calls in timed.turns(passed - out, clock):
+                yield Started(index, contender.name, contender.kernels)  # 50 µs for the pipe, outside of what is timed
+                fault = timed.turn(contender, calls)
                 if fault is not None:
                     out.update(fault.kernels)
                     yield fault
                     if fault.dead:
                         return
             yield Started(index)
-            yield timed.row(clock)
+            yield timed.row()
 
 
 def _others(passed: frozenset[Kernel]) -> frozenset[Kernel]:
@@ -117,11 +121,12 @@ def _others(passed: frozenset[Kernel]) -> frozenset[Kernel]:
 
 @dataclass
 class Timed:
-    """One cell: its modules, and the contenders that ran."""
+    """One cell: its modules, the contenders that have not failed, and the seconds of their calls by name."""
 
     cell: Cell
     device: torch.device
     ready: list[Contender] = field(default_factory=list)
+    samples: dict[str, list[float]] = field(default_factory=dict)
     planned: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def contenders(self, passed: frozenset[Kernel]) -> list[Contender]:
@@ -146,41 +151,61 @@ class Timed:
                     found.append(Contender(name, partial(_run, name, "", ours, x, training), used))
         return found
 
-    def first(self, contender: Contender) -> Fault | None:
-        """Its first two calls (the first compiles); what one of ours must not do is a fault."""
+    def turns(self, passed: frozenset[Kernel], clock: Clock) -> Iterator[tuple[Contender, Calls]]:
+        """Whose turn it is, and what to do: all begin, then those that are left are timed ROUNDS times, interleaved."""
+        self.ready = self.contenders(passed)
+        for calls in (self._begin, *[partial(self._time, clock)] * ROUNDS):
+            for contender in tuple(self.ready):
+                if contender in self.ready:  # no fault of this round has taken it out
+                    yield contender, calls
+
+    def _begin(self, contender: Contender) -> None:
+        """The first two calls (the first compiles), until the device has done them."""
+        contender.step(), contender.step()
+        DeviceClock(self.device)()
+
+    def _time(self, clock: Clock, contender: Contender) -> None:
+        """One call that counts."""
+        start = clock()
+        contender.step()
+        self.samples.setdefault(contender.name, []).append(clock() - start)
+
+    def turn(self, contender: Contender, calls: Calls) -> Fault | None:
+        """Do the calls and ask the device. A contender that fails has no more turns; what ours must not do is a fault."""
         try:
-            contender.step(), contender.step()
+            calls(contender)
             for name in {name for name, _, _ in contender.kernels}:
                 getattr(backends.load(name), "check", lambda device: None)(self.device)
+        except torch.cuda.OutOfMemoryError:
+            self.ready.remove(contender)
         except Exception as error:
-            if not contender.kernels and not ruins(error):
-                return None  # cuDNN without such a kernel
-            if isinstance(error, torch.cuda.OutOfMemoryError):
-                return None
-            return Fault(contender.kernels, self.cell, line_of(error), ruins(error))
-        self.ready.append(contender)
+            fault = Fault(_to_blame(error, contender), self.cell, line_of(error), ruins(error))
+            self.ready = [c for c in self.ready if c != contender and not {*c.kernels} & {*fault.kernels}]
+            return fault if fault.kernels or fault.dead else None  # else cuDNN without such a kernel
         return None
 
-    def row(self, clock: Clock) -> dict:
-        """Median seconds of one call of everything that ran, as a row of the record."""
-        samples: list[list[float]] = [[] for _ in self.ready]
-        for _ in range(ROUNDS):
-            for contender, found in zip(self.ready, samples, strict=True):
-                start = clock()
-                contender.step()
-                found.append(clock() - start)
+    def row(self) -> dict:
+        """Median seconds of one call of everything that is left, as a row of the record."""
         seconds, by_kernel = {}, {}
-        for contender, found in zip(self.ready, samples, strict=True):
+        for contender in self.ready:
+            median = statistics.median(self.samples[contender.name])
             if len(contender.kernels) == 1:
                 name, kernel, _ = contender.kernels[0]
-                by_kernel.setdefault(name, {})[kernel] = statistics.median(found)
+                by_kernel.setdefault(name, {})[kernel] = median
             else:
-                seconds[contender.name] = statistics.median(found)
+                seconds[contender.name] = median
         for name, used in self.planned.items():  # as planned, that is one of the kernels already timed
             if len(set(used)) == 1 and used[0] in by_kernel.get(name, {}):
                 seconds[name] = by_kernel[name][used[0]]
         row = {**asdict(self.cell), "seconds": seconds, "kernels": by_kernel, "cudnn": _algorithm(self.cell)}
         return {**row, "planned": {name: list(used) for name, used in self.planned.items()}}
+
+
+def _to_blame(error: Exception, contender: Contender) -> tuple[Kernel, ...]:
+    """The kernels of the contender in whose turn an error came, or the one that left it there in an earlier turn."""
+    if isinstance(error, GaveUpError) and error.math:
+        return (("cuda", error.kernel, error.math),)
+    return contender.kernels
 
 
 def _algorithm(cell: Cell) -> str:

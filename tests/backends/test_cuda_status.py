@@ -43,8 +43,9 @@ def test_a_kernel_whose_blocks_waited_is_told_once_and_not_planned_again(lib, wa
     cuda_status.word(0, "persistent", "bfloat16")[0] = cuda_status.TIMED_OUT
     with pytest.raises(
         BackendError, match=r"on cuda:0 gave up: the blocks of kernel persistent in bfloat16 waited 1.5 s"
-    ):
+    ) as told:
         cuda_status.raise_on(0)
+    assert (told.value.kernel, told.value.math) == ("persistent", "bfloat16")
     cuda_status.raise_on(0)
     assert cuda.planned(LARGE) == ("step", "step")
     assert cuda.planned(replace(LARGE, dtype=torch.float16)) == ("persistent", "persistent")
@@ -54,6 +55,12 @@ def test_a_kernel_whose_blocks_waited_is_told_once_and_not_planned_again(lib, wa
         cuda_status.raise_on(0)
     assert len(warnings.records) == 1
     assert "persistent (bfloat16) is not used again on cuda:0" in warnings.text
+
+
+def test_where_no_type_is_known_the_error_names_no_kernel():
+    error = cuda_status.error(cuda_status.TIMED_OUT, "the simulated GPU", "of it", 1500)
+    assert (error.kernel, error.math) == ("", "")
+    assert "the blocks of kernel of it waited 1.5 s" in str(error)
 
 
 def test_a_kernel_that_gave_up_does_not_run_by_its_name_either(lib):

@@ -35,7 +35,7 @@ def received(work, *args, seconds: float = 60.0) -> list:
         for value in isolate.stream(work, *args, seconds=seconds):
             got.append(value)
     except isolate.LostError as error:
-        got.append(str(error))
+        got.append((str(error), error.silent))
     return got
 
 
@@ -46,9 +46,9 @@ def test_results_come_back_in_order():
 @pytest.mark.parametrize(
     ("work", "args", "seconds", "end"),
     [
-        (dies, (1,), 60.0, "the process ended with code 7"),
-        (hangs, (), 1.0, "nothing came for 1 s; it was ended"),
-        (raises, (), 60.0, "ValueError: no such kernel"),
+        (dies, (1,), 60.0, ("the process ended with code 7", False)),
+        (hangs, (), 1.0, ("nothing came for 1 s; it was ended", True)),
+        (raises, (), 60.0, ("ValueError: no such kernel", False)),
     ],
 )
 def test_what_came_before_the_end_is_kept(work, args, seconds, end):

@@ -205,3 +205,22 @@ def test_tf32_is_set_and_restored():
     with checks.tf32(not before):
         assert torch.backends.cudnn.allow_tf32 is not before
     assert torch.backends.cudnn.allow_tf32 is before
+
+
+def test_what_a_failed_run_left_is_not_blamed_on_the_next(module):
+    """A kernel that raises before anyone asks the device may have left a word that the next call would raise."""
+    left = []
+
+    def spoil(found):
+        left.append("bad gave up")
+        raise RuntimeError("no memory for partial sums")
+
+    def check(device):
+        if left:
+            raise GaveUpError(left.pop())
+
+    module.spoil, module.check = spoil, check
+    found = outcomes()
+    assert {one.kernel for one in found if one.wrong} == {"bad"}
+    assert all("no memory" in one.wrong for one in found if one.wrong)
+    assert len(found) == len(checks.runs("cuda", TABLE))

@@ -16,7 +16,7 @@ LIMITS = Limits(60.0, 120.0)
 def doubles(items: tuple, *fatal: int):
     """Twice each; a fatal one ends the process, 99 never ends, 98 raises, 97 is the last that this process does."""
     for index, item in enumerate(items):
-        yield Started(index, f"part {item}")
+        yield Started(index, f"part {item}", (item,))
         if item in fatal:
             os._exit(7)
         if item == 98:
@@ -39,21 +39,21 @@ def collected(work, items, *args, limits=LIMITS, **options) -> list:
 
 def test_a_lost_process_loses_one_item():
     found = collected(doubles, (1, 2, 3, 4), 2)
-    assert found == [2, Lost(2, "part 2", "the process ended with code 7"), 6, 8]
+    assert found == [2, Lost(2, "part 2", "the process ended with code 7", (2,)), 6, 8]
 
 
 def test_an_error_of_the_work_is_a_lost_item():
-    assert collected(doubles, (1, 98, 3)) == [2, Lost(98, "part 98", "ValueError: no such item"), 6]
+    assert collected(doubles, (1, 98, 3)) == [2, Lost(98, "part 98", "ValueError: no such item", (98,)), 6]
 
 
 def test_a_hang_is_ended_and_the_rest_is_done():
     found = collected(doubles, (99, 3), limits=Limits(2.0, 120.0))
-    assert found == [Lost(99, "part 99", "nothing came for 2 s; it was ended"), 6]
+    assert found == [Lost(99, "part 99", "nothing came for 2 s; it was ended", (99,), silent=True), 6]
 
 
 def test_what_is_to_be_skipped_is_not_tried_after_a_loss():
     found = collected(doubles, (2, 1, 4, 3), 2, 4, skip=lambda item: item % 2 == 0)
-    assert found == [Lost(2, "part 2", "the process ended with code 7"), 2, 6]
+    assert found == [Lost(2, "part 2", "the process ended with code 7", (2,)), 2, 6]
 
 
 def test_work_that_ends_early_goes_on_in_a_fresh_process():
@@ -79,4 +79,4 @@ def test_no_time_at_all():
 def test_arguments_are_asked_for_anew():
     fatal = iter([(1,), (), ()])
     found = list(through(isolate.stream, doubles, (1, 2), lambda: next(fatal), LIMITS))
-    assert found == [Lost(1, "part 1", "the process ended with code 7"), 4]
+    assert found == [Lost(1, "part 1", "the process ended with code 7", (1,)), 4]

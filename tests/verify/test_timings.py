@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import SimpleNamespace
 
 import pytest
 import torch
+from verifying import clock
 
 from fastlstm import backends, dispatch, reference
 from fastlstm.backends import withheld
@@ -21,13 +21,6 @@ from fastlstm.verify.timings import Cell, Fault
 CPU = torch.device("cpu")
 CELL = Cell("dense", "float32", True, 4, 2, 3)
 PASSED = frozenset({("cuda", "one", "float32"), ("cuda", "two", "float32")})
-
-
-def clock(*costs: float):
-    """A timer for which the contenders of a round take these seconds in turn."""
-    steps = itertools.chain.from_iterable((0.0, cost) for cost in itertools.cycle(costs))
-    told = itertools.accumulate(steps)
-    return lambda: next(told)
 
 
 @pytest.fixture
@@ -163,14 +156,101 @@ def test_the_device_is_asked_after_the_first_calls(module):
     assert fault.dead
 
 
-def test_too_little_memory_is_no_fault(module):
-    def spoil(kernel):
-        if kernel == "two":
-            raise torch.cuda.OutOfMemoryError("out of memory")
+def raising(error: Exception, kernel: str, call: int):
+    """What a kernel raises in its call number `call`; forward and backward are two."""
+    calls = []
 
-    module.spoil = spoil
+    def spoil(which):
+        calls.extend([1] * (which == kernel))
+        if which == kernel and len(calls) >= call:
+            raise error
+
+    return spoil
+
+
+FIRST, TIMED = 1, 8  # in the first of two calls that are not timed; in one that is
+
+
+@pytest.mark.parametrize("call", [FIRST, TIMED])
+def test_what_is_raised_in_a_turn_is_a_fault_of_its_kernel_and_the_others_go_on(module, call):
+    module.spoil = raising(ValueError("no such size"), "two", call)
+    fault, *rows = results([CELL, CELL])
+    assert fault == Fault((("cuda", "two", "float32"),), CELL, "ValueError: no such size", False)
+    assert [list(row["kernels"]["cuda"]) for row in rows] == [["one"]] * 2
+    assert [set(row["seconds"]) for row in rows] == [{"torch", "cuda"}] * 2
+
+
+@pytest.mark.parametrize("call", [FIRST, TIMED])
+def test_a_plan_with_a_kernel_that_failed_has_no_turn_and_its_other_kernel_no_blame(module, call):
+    module.plan = ("one", "two")
+    module.spoil = raising(ValueError("no such size"), "two", call)
+    fault, row = results()
+    assert fault.kernels == (("cuda", "two", "float32"),)
+    assert set(row["seconds"]) == {"torch"}
+    assert list(row["kernels"]["cuda"]) == ["one"]
+
+
+def test_a_plan_of_two_kernels_that_raises_is_the_fault_of_both(module):
+    module.plan = ("one", "two")
+
+    def call(name, kernel, *args):
+        if name == "cuda" and not kernel:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timings, "_run", call)
+        (fault,) = results()
+    assert fault.kernels == (("cuda", "one", "float32"), ("cuda", "two", "float32"))
+    assert fault.dead
+
+
+@pytest.mark.parametrize("call", [FIRST, TIMED])
+def test_what_an_earlier_launch_left_is_the_fault_of_the_kernel_that_the_error_names(module, call):
+    error = GaveUpError("an earlier call on cuda:0 gave up", "one", "bfloat16")
+    module.spoil = raising(error, "two", call)
+    (fault,) = results()
+    assert fault == Fault((("cuda", "one", "bfloat16"),), CELL, f"GaveUpError: {error}", True)
+
+
+def test_the_device_is_asked_after_the_last_turn_too(module):
+    """Nobody's next call would tell what a kernel left there."""
+    asked = []
+
+    def check(device):
+        asked.append(module.ran[-1][1])
+        if asked.count("two") == 1 + timings.ROUNDS:
+            raise GaveUpError("the blocks of kernel two waited")
+
+    module.check = check
+    (fault,) = results()
+    assert fault.kernels == (("cuda", "two", "float32"),)
+    assert asked == ["one", "two"] * (1 + timings.ROUNDS)
+
+
+def test_the_first_calls_have_ended_before_the_next_contender_begins(module, monkeypatch):
+    """Not every backend has a check, and what its kernel does to the device may come out later than its call."""
+
+    class Waits:
+        def __init__(self, device):
+            pass
+
+        def __call__(self):
+            if module.ran and module.ran[-1][1] == "one":
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(timings, "DeviceClock", Waits)
+    (fault,) = results()
+    assert fault.kernels == (("cuda", "one", "float32"),)
+    assert fault.dead
+
+
+@pytest.mark.parametrize("call", [FIRST, TIMED])
+def test_too_little_memory_is_no_fault(module, call):
+    module.plan = ("one", "two")
+    module.spoil = raising(torch.cuda.OutOfMemoryError("out of memory"), "two", call)
     (row,) = results(costs=(2.0, 1.0))
-    assert row["kernels"] == {"cuda": {"one": 1.0}}
+    assert list(row["kernels"]["cuda"]) == ["one"]
+    assert set(row["seconds"]) == {"torch"}
 
 
 def test_torch_without_such_a_kernel_is_left_out(module, monkeypatch):
@@ -183,10 +263,13 @@ def test_torch_without_such_a_kernel_is_left_out(module, monkeypatch):
     assert row["seconds"] == {"cuda": 1.0}
 
 
-def test_who_runs_for_the_first_time_is_told(module):
-    """A process that is lost then was lost with it; while all take turns, nobody is named."""
-    parts = [f.part for f in timings.run((CELL,), PASSED, CPU, clock(1.0)) if isinstance(f, Started)]
-    assert parts == ["", "torch", "cuda:one", "cuda:two", ""]
+def test_who_has_its_turn_is_told_with_its_kernels(module):
+    """A process that is lost then was lost with it."""
+    module.plan = ("one", "two")
+    told = [(f.part, f.using) for f in timings.run((CELL,), PASSED, CPU, clock(1.0)) if isinstance(f, Started)]
+    one, two = ("cuda", "one", "float32"), ("cuda", "two", "float32")
+    turns = [("torch", ()), ("cuda:one", (one,)), ("cuda:two", (two,)), ("cuda", (one, two))]
+    assert told == [("", ()), *turns * (1 + timings.ROUNDS), ("", ())]
 
 
 @pytest.mark.parametrize("layout", ["dense", "packed", "projected"])
