@@ -27,6 +27,7 @@ ARCHS = "90a"
 PATIENCE_MS = 200  # a hang costs a fifth of a second, not the minutes on the machine
 MOST_BYTES = 40_000_000
 COPIED = ("fastlstm", "benchmarks", "tools", "csrc")
+MADE = ("COMMIT", "HOW", "triton-cache", "ubench")
 LEFT_OUT = ("*.so", "__pycache__", "test_*.py", "conftest.py")
 ASK = (
     "import json, sys, sysconfig; from pathlib import Path; v = sys.version_info;"
@@ -38,7 +39,7 @@ Needs a GPU for code of sm_{archs}, a driver for CUDA 13, Python {pythons} with 
 Here: TRITON_CACHE_DIR=$PWD/triton-cache python3 -m benchmarks.gpu_day --out RESULTS --seconds 585     (stops by itself)
 Without a GPU, to see that all of it runs: python3 -m benchmarks.gpu_day --rehearse
 The microbenchmarks alone (20 seconds): ./ubench > ubench.jsonl
-Then, in a checkout of the commit in COMMIT: python -m tools.gpu_fit RESULTS/raw.jsonl
+Then, in a checkout of the commit in COMMIT, built: python -m tools.gpu_fit RESULTS/raw.jsonl --write, and build again
 """
 
 
@@ -135,8 +136,14 @@ def commit() -> str:
 
 
 def copy(out: Path) -> None:
-    """The Python of the folder, in place of what it held."""
-    shutil.rmtree(out, ignore_errors=True)
+    """The Python of the folder, in place of what it held; raises SystemExit where that is not an earlier such folder."""
+    if out.exists():
+        other = sorted({path.name for path in out.iterdir()} - {*COPIED, *MADE})
+        if other:
+            raise SystemExit(f"{out} holds {', '.join(other[:3])}, which is not of this tool; give another --out")
+        if results := sorted(str(path.relative_to(out)) for path in out.rglob("raw.jsonl")):
+            raise SystemExit(f"{out} holds results ({', '.join(results)}); move them away, or give another --out")
+        shutil.rmtree(out)
     for name in COPIED:
         shutil.copytree(ROOT / name, out / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
 
@@ -184,7 +191,7 @@ def main() -> None:
     """Prepare the folder that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "build" / "gpu-day", help="the folder; what it held is removed"
+        "--out", type=Path, default=ROOT / "build" / "gpu-day", help="the folder; an earlier one is replaced"
     )
     parser.add_argument("--pythons", default=",".join(PYTHONS), help="versions of Python to build for")
     parser.add_argument("--triton", metavar="PYTHON", help="compile Triton's kernels by this Python's Triton, too")

@@ -29,7 +29,8 @@ HEAD = """# What a step on a GPU is predicted to cost
 there, and only that decides what runs.
 
 The model (`csrc/cuda/cost_model.h`) counts what one time step reads, multiplies, issues and waits for; a predicted time
-is a sum of those counts, each times a constant (`csrc/cuda/cost_constants.h`). The planner ranks tilings with it.
+is a sum of those counts, each times a constant (`csrc/cuda/cost_constants.h`). The planner ranks tilings with it. A constant
+is a weight fitted to whole steps, not the time of one thing alone; microbenchmarks stand beside them where there are any.
 """
 PUBLISHED = """## How it fits published timings
 

@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("build/gpu-day"), help="folder for raw.jsonl, log.txt and texts"
+        "--out", type=Path, default=Path("build/gpu-results"), help="folder for raw.jsonl, log.txt and texts"
     )
     parser.add_argument(
         "--seconds", type=float, default=585, help="for all of it; stages that no longer fit are skipped"

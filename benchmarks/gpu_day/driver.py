@@ -1,8 +1,8 @@
 """Runs stages one after the other, each in a process of its own under its own limit, and prints the table at the end.
 
-A spare process imports torch while a stage is running and then waits for its order, so that a stage, or what is left of
-one whose process was lost, begins at once. What a process was doing is in a small file that it writes before each item; a
-stage whose process is lost goes on behind that item.
+A spare process imports torch while a stage is running, on one core, and then waits for its order, so that a stage, or what
+is left of one whose process was lost, begins at once. What a process was doing is in a small file that it writes before
+each item; a stage whose process is lost goes on behind that item.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Driver:
         until = begin + limit
         while True:
             code, error, progress = self._process(stage, after, until)
-            failed |= bool(progress.get("failed")) or code not in (0, SPOILED)
+            failed |= bool(progress.get("failed") or progress.get("left")) or code not in (0, SPOILED)
             if code in (0, 1) or code == "out of time":
                 break
             losses += 1
@@ -90,7 +90,7 @@ class Driver:
         with suppress(OSError):
             progress.unlink()
         order = {"stage": stage.name, "after": after, "until": until, "lost": self.lost, "rehearse": self.rehearse}
-        order |= {"out": str(self.out), "progress": str(progress)}
+        order |= {"out": str(self.out), "progress": str(progress), "begin": self.begin}
         try:
             with suppress(OSError):  # it has ended already; its exit code tells
                 child.stdin.write(json.dumps(order).encode() + b"\n")

@@ -55,8 +55,14 @@ def in_turns(
     for _ in range(rounds):
         for name, times in calls.items():
             samples[name].append(elapsed(place, runs[name], times))
-    about |= {name: f"{rounds} x {times}" for name, times in calls.items()}
-    return {name: statistics.median(found) for name, found in samples.items()}, about
+    medians = {name: statistics.median(found) for name, found in samples.items()}
+    about |= {name: f"{rounds} x {times}, {_spread(samples[name], medians[name])}" for name, times in calls.items()}
+    return medians, about
+
+
+def _spread(samples: list[float], median: float) -> str:
+    """From the fastest sample to the slowest, as shares of the median."""
+    return f"{min(samples) / median:.2f} to {max(samples) / median:.2f}"
 
 
 def said(error: BaseException) -> str:

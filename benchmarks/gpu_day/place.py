@@ -31,6 +31,8 @@ class Place:
     def __init__(self, order: dict[str, Any]) -> None:
         self.out, self.until, self.lost = order["out"], order["until"], [tuple(pair) for pair in order["lost"]]
         self.stage = order["stage"]
+        self.begin = order.get("begin", 0.0)  # of the run, as rows have their times
+        self.left_out = 0  # parts of items for which there was no time
         self.failed: list[Any] = []  # graphs whose capture failed
         self.spoiled = False  # whether torch of this process is of no more use
         self.timed_out: set[tuple] = set()  # (kernel, math, backward) that left a status word in this process

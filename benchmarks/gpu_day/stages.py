@@ -26,10 +26,10 @@ STAGES = (
     Stage("sweep-f32", "sweep", 14, 40, 20, ("tf32", "f32")),
     Stage("train", "train", 3, 15),
     Stage("graph", "graph", 4, 20),
-    Stage("host", "host", 4, 20),
+    Stage("host", "host", 15, 40),
     Stage("characters", "characters", 9, 25),
     Stage("kernelbench", "kernelbench", 9, 25),
-    Stage("ncu", "ncu", 36, 90, 70),
+    Stage("ncu", "ncu", 36, 90, 90),
     Stage("triton", "triton", 39, 55, 50),
     Stage("sanitizer", "sanitizer", 0, 85, 45),
 )

@@ -48,7 +48,7 @@ def _checked(place: Place) -> Iterator[dict]:
     shapes = SHAPES[:1] if place.rehearsal else SHAPES
     jobs = [(check, (shape, math, cases, str(place.device))) for shape, math in product(shapes, maths)]
     jobs += [] if place.rehearsal else [(warm, (cell, str(place.device))) for cell in TIMED]
-    workers = min(len(jobs), max(1, (os.cpu_count() or 2) - 2), 12)
+    workers = min(len(jobs), os.cpu_count() or 2)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         for future in [pool.submit(work, *given) for work, given in jobs]:
             try:
@@ -64,7 +64,7 @@ def check(shape: str, math: str, cases: tuple[Case, ...], device: str) -> list[d
     rows = []
     for case in cases:
         outcome = checks.outcome_of(module, checks.Run(shape, MATHS[math], case, 1), torch.device(device))
-        row = {"kernel": shape, "math": math, "case": case.id, "fine": not outcome.wrong and not outcome.skipped}
+        row = {"kernel": shape, "math": math, "case": case.id, "fine": None if outcome.skipped else not outcome.wrong}
         rows.append({**row, "wrong": outcome.wrong[:300], "skipped": outcome.skipped[:200]})
         if outcome.dead:
             break

@@ -13,7 +13,7 @@ from fastlstm import gpu_model, native
 from tools import gpu_model as model_page
 from tools import gpu_published
 from tools.gpu_fit import __main__ as command
-from tools.gpu_fit import compare, constants, judge, kept, measured, solve, sweep
+from tools.gpu_fit import compare, constants, judge, kept, measured, right, solve, sweep
 
 if reason := native.why_no_module():
     pytest.skip(reason, allow_module_level=True)
@@ -48,6 +48,7 @@ def rows() -> list[dict]:
     spoilt = dict(found[-1])
     found += [{**spoilt, "status": 1}, {**spoilt, "us": None}, {**spoilt, "slow": True, "us": 1e6}]
     found += [{**spoilt, "tiling": {**spoilt["tiling"], "groups": 99}}, {**spoilt, "error": "x", "us": -1.0}]
+    found.append({**spoilt, "us": 0.5, "wrong": True})
     return found
 
 
@@ -80,7 +81,7 @@ OTHERS = [{"t": 1.8e9, **row} for row in OTHERS]
 
 def test_rows_that_cannot_be_used_are_left_out(rows):
     found = sweep.steps(rows, sweep.device(rows))
-    assert len(found) == len([row for row in rows if row["stage"] == "sweep"]) - 5
+    assert len(found) == len([row for row in rows if row["stage"] == "sweep"]) - 6
     assert {step.device.shared_bytes for step in found} == {232448}
     assert sum(step.planned for step in found) == len(judge.by_call(found)) <= 96
 
@@ -177,7 +178,7 @@ def test_it_writes_rows_constants_and_pages(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(model_page, "PAGE", tmp_path / "gpu-model.md")
     fitted = _fitted(raw)
     command.main([str(raw), "--write"])
-    assert (tmp_path / "gpu-h100-80gb-hbm3-raw.jsonl").read_bytes() == raw.read_bytes()
+    assert read(tmp_path / "gpu-h100-80gb-hbm3-raw.jsonl") == read(raw)
     assert f"steps measured on {CARD}" in header.read_text()
     values = dict(line.strip()[2:].split(", ")[:2] for line in header.read_text().splitlines() if line[:4] == "  X(")
     assert {name: float(value) for name, value in values.items()} == pytest.approx(fitted, rel=0.01)
@@ -187,8 +188,9 @@ def test_it_writes_rows_constants_and_pages(raw, tmp_path, monkeypatch):
     page = (tmp_path / "gpu-measured.md").read_text()
     assert page == measured.render()
     for words in (
-        "driver 580.1", "torch 2.11", "commit abcdef", "date 2027-01-15", "1 / 2 (2.00)", "2 / 1 (0.50)", "12.30 / 45.60",
-        "| 0.25  |", "3,000,000", "| 20.25 | 30.50   | 27.2", '{"hand_over_clocks": 812}', "| STANDARD  | inference | graph ",
+        "driver 580.1", "torch 2.11", "commit abcdef", "date 2027-01-15", "1 / 2 (2.00)", "2 / 1 (0.50)", "12.30 / 45.60 eager",
+        "| 0.25  |", "3,000,000", "| 20.25 | 30.50   | 27.2       | 29.4",
+        '{"hand_over_clocks": 812}', "| STANDARD  | inference | graph ",
         *(f"](gpu-measured/h100-80gb-hbm3-{name}.svg)" for name in ("ratios", "steps", "model")),
     ):  # fmt: skip
         assert words in page, words
@@ -202,8 +204,67 @@ def test_a_rehearsal_is_not_kept(tmp_path, monkeypatch):
     source = tmp_path / "raw.jsonl"
     source.write_text(json.dumps({"stage": "env", "t": 0, "gpu": CARD, "rehearsal": True}) + "\n")
     with pytest.raises(ValueError, match="of a rehearsal"):
-        kept.keep([source])
+        kept.by_card([source])
     assert kept.files() == {}
+
+
+def test_a_stage_of_several_runs_is_that_of_the_last():
+    first = [
+        {"stage": "env", "commit": "a1"}, {"stage": "cudnn", "us": 1}, {"stage": "stage", "name": "cudnn", "code": 0},
+        {"stage": "sweep", "math": "bf16", "us": 2}, {"stage": "sweep", "math": "f32", "us": 3},
+        {"stage": "stage", "name": "sweep-bf16", "code": 0}, {"stage": "stage", "name": "sweep-f32", "code": 0},
+    ]  # fmt: skip
+    last = [
+        {"stage": "env", "commit": "b2"}, {"stage": "sweep", "math": "bf16", "us": 4},
+        {"stage": "stage", "name": "sweep-bf16", "code": 1},
+    ]  # fmt: skip
+    found = kept.merged([first, last])
+    assert found == [*first[:3], first[4], first[6], *last]
+    assert kept.merged([found, last]) == [*first[:3], first[4], first[6], last[0], *last]  # env rows tell of each run
+    assert measured.commits(found) == "b2 (cudnn of an earlier run at a1)"
+
+
+def test_files_of_one_card_are_kept_as_one(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "FOLDER", tmp_path)
+    again = tmp_path / "again.jsonl"
+    again.write_text(
+        "".join(json.dumps(row) + "\n" for row in read(raw) if row["stage"] in ("env", "module")), encoding="utf-8"
+    )
+    (path,) = kept.keep(kept.by_card([raw, again]))
+    rows = read(path)
+    assert [row for row in rows if row["stage"] == "module"] == [row for row in read(again) if row["stage"] == "module"]
+    assert [row for row in rows if row["stage"] == "sweep"] == [row for row in read(raw) if row["stage"] == "sweep"]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+RIGHT = [
+    {"stage": "right", "kernel": "tile", "math": "bf16", "case": "odd", "fine": True, "worst": 0.25},
+    {"stage": "right", "kernel": "tile", "math": "bf16", "case": "even", "fine": False, "worst": "nan"},
+    {"stage": "right", "kernel": "persistent", "math": "f32", "case": "odd", "fine": True, "worst": 0.5},
+    {"stage": "right", "kernel": "persistent", "math": "f32", "case": "even", "skipped": "too large"},
+    {"stage": "right", "item": "step f32", "error": "RuntimeError: no"},
+    {"stage": "graph", "same": True}, {"stage": "graph", "same": False}, {"stage": "graph", "same": None},
+    {"stage": "triton", "case": "a", "fine": True, "wrong": "", "skipped": ""},
+    {"stage": "triton", "case": "b", "fine": False, "wrong": "h: 3", "skipped": ""},
+    {"stage": "triton", "case": "c", "fine": False, "wrong": "", "skipped": "does not fit"},
+    {"stage": "module", "wrong": True}, {"stage": "module", "wrong": False},
+    {"stage": "characters", "wrong": False},
+    {"stage": "sweep", "wrong": False, "beside": "definition"},
+    {"stage": "stage", "name": "right", "lost": "step f32", "code": -11},
+]  # fmt: skip
+
+
+def test_the_page_tells_what_was_wrong():
+    text = "\n".join(right.section(RIGHT))
+    for words in (
+        "| tile       | bf16 | 1 of 2 | inf   |", "| persistent | f32  | 1 of 1 | 0.50  |", "CUDA graphs: 1 of 3 replayed",
+        "Triton: 1 of 2 cases right, 1 do not apply", "- modules beside nn.LSTM: 1 of 2 wrong",
+        "- 1 times right: RuntimeError: no",
+        "- character models (the first loss alone compared): 0 of 1 wrong", "- tilings one by one: 0 of 1 wrong",
+        "- a process was lost in right at step f32: -11",
+    ):  # fmt: skip
+        assert words in text, words
+    assert right.section([{"stage": "env"}]) == []
 
 
 def test_the_committed_page_is_what_the_kept_rows_give():

@@ -147,3 +147,24 @@ def test_a_built_folder_imports_and_plans_and_says_that_there_is_no_gpu(tmp_path
     assert "no CPU kernels (FASTLSTM_CPU=off)" in found["why_not"]
     said = subprocess.run([str(out / "ubench")], capture_output=True, text=True).stdout.splitlines()
     assert "gpu" in json.loads(said[0]) or "driver" in json.loads(said[0])["error"]
+
+
+def test_only_a_folder_of_its_own_is_replaced(tmp_path, monkeypatch):
+    """Neither someone's files nor what was measured."""
+    monkeypatch.setattr(gpu_folder, "COPIED", ("benchmarks",))
+    out, other, results = tmp_path / "gpu-day", tmp_path / "home", tmp_path / "measured"
+    gpu_folder.copy(out)
+    (out / "HOW").write_text("")
+    gpu_folder.copy(out)
+    assert not (out / "HOW").exists()
+    assert (out / "benchmarks" / "gpu_day" / "__main__.py").exists()
+    other.mkdir()
+    (other / "letter.txt").write_text("dear")
+    with pytest.raises(SystemExit, match=r"home holds letter.txt, which is not of this tool; give another --out"):
+        gpu_folder.copy(other)
+    (results / "benchmarks" / "out").mkdir(parents=True)
+    (results / "benchmarks" / "out" / "raw.jsonl").write_text("{}")
+    with pytest.raises(SystemExit, match=r"holds results \(benchmarks/out/raw\.jsonl\); move them away"):
+        gpu_folder.copy(results)
+    assert (other / "letter.txt").exists()
+    assert (results / "benchmarks" / "out" / "raw.jsonl").exists()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu_day.rows import read
 from tools import gpu_model as model_page
 from tools.gpu_fit import constants, judge, kept, measured, solve, sweep
 from tools.gpu_tables import markdown
@@ -22,19 +21,26 @@ from tools.gpu_tables import markdown
 def main(argv: Sequence[str] | None = None) -> None:
     """Fit and say how well; write if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("raw", nargs="+", type=Path, help="raw.jsonl of benchmarks.gpu_day")
+    parser.add_argument(
+        "raw",
+        nargs="+",
+        type=Path,
+        help="raw.jsonl of benchmarks.gpu_day; of a stage in several of one card, the last counts",
+    )
     parser.add_argument("--write", action="store_true", help="constants, rows in benchmarks/results, pages in docs")
     parser.add_argument("--keep-constants", action="store_true", help="write all but constants")
     given = parser.parse_args(argv)
-    files = {path: read(path) for path in given.raw}
-    found = [step for rows in files.values() for step in sweep.steps(rows, sweep.device(rows))]
+    cards = kept.by_card(given.raw)
+    found = [step for rows in cards.values() for step in sweep.steps(rows, sweep.device(rows))]
     if not found:
-        parser.error("no row of the stage sweep can be used: status 0, us above 0, a tiling that the planner knows")
+        parser.error(
+            "no row of the stage sweep can be used: right, status 0, us above 0, a tiling that the planner knows"
+        )
     values, text = fitted(found)
     print(text)
     if given.write:
         new = {} if given.keep_constants else values
-        write(given.raw, new, source=f"{len(found)} steps measured on {', '.join(_cards(found))}, docs/gpu-measured.md")
+        write(cards, new, source=f"{len(found)} steps measured on {', '.join(_cards(found))}, docs/gpu-measured.md")
 
 
 def fitted(found: Sequence[sweep.Step]) -> tuple[dict[str, float], str]:
@@ -49,7 +55,7 @@ def fitted(found: Sequence[sweep.Step]) -> tuple[dict[str, float], str]:
     lines = [(n, f"{a:.4g}", f"{b:.4g}", k) for n, a, b, k in zip(start, before, after, told, strict=True)]
     parts = [f"{len(found)} steps of {len(judge.by_call(found))} calls on {', '.join(_cards(found))}\n"]
     parts += [markdown(("constant", "before", "after", "steps that have it"), lines)]
-    parts += ["Predicted over measured, median (middle 80 %):\n", judge.residuals(found, old, new)]
+    parts += ["Predicted over measured, median (middle 80 %):\n", judge.residuals(found, before=old, after=new)]
     parts += [f"The planner's picks before: {judge.loss(found, old)}", f"after: {judge.loss(found, new)}"]
     return dict(zip(start, map(float, after), strict=True)), "\n".join(parts)
 
@@ -58,9 +64,9 @@ def _cards(found: Sequence[sweep.Step]) -> list[str]:
     return sorted({step.device.name for step in found})
 
 
-def write(raw: Sequence[Path], values: dict[str, float], source: str) -> None:
+def write(cards: dict[str, list[dict]], values: dict[str, float], source: str) -> None:
     """Rows, constants and pages. docs/gpu-model.md is that of the new constants, which the built module does not have."""
-    kept.keep(raw)
+    kept.keep(cards)
     if values:
         text = constants.HEADER.read_text(encoding="utf-8")
         constants.HEADER.write_text(constants.written(text, values, source), encoding="utf-8")

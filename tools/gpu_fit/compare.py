@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from fastlstm import gpu_model
 from fastlstm.backends import cuda_plan
-from tools.gpu_fit import kept, sweep
+from tools.gpu_fit import judge, kept, sweep
 from tools.gpu_fit.sweep import CODES, TILING, Step
 from tools.gpu_tables import markdown
 
@@ -16,6 +18,19 @@ HEAD = """## Predicted and measured on {card}
 Microseconds of a step of the kernel alone: the planner's pick, predicted / measured / the fastest tiling that was
 measured. A dash: this tiling was not measured. docs/gpu-measured.md has the rest.
 """
+RESIDUALS = """Predicted over measured, all tilings: the median, and in brackets the middle 80 %.
+"""
+ALONE = """### Constants beside microbenchmarks on {card}
+
+The constants are weights, fitted together to whole steps: a weight holds everything that grows with its count, waiting
+included, and what two counts share may stand in either. What the things that they are named after take alone is less:
+"""
+MEASURED = (
+    ("l2_clocks", "l2_load_clocks", "one strong load from L2"),
+    ("grid_wait_us", "hand_over_clocks", "from a store to where another block has loaded it"),
+    ("barrier_clocks", "barrier_clocks", "a block barrier, 4 to 16 warps"),
+    ("forward_cell_clocks", "cell_clocks", "gates to h of one unit a thread, 4 to 16 warps"),
+)
 
 
 def sections(cost: tuple[tuple[str, float], ...] = ()) -> list[str]:
@@ -25,7 +40,28 @@ def sections(cost: tuple[tuple[str, float], ...] = ()) -> list[str]:
         found = sweep.steps(rows, sweep.device(rows))
         if found:
             parts += [HEAD.format(card=card), *(table(found, back, cost) for back in (False, True))]
+            parts += [RESIDUALS, _residuals(found, cost)]
+        if alone := _alone(rows):
+            parts += [ALONE.format(card=card), alone]
     return parts
+
+
+def _residuals(found: Sequence[Step], cost: tuple[tuple[str, float], ...]) -> str:
+    values = np.array(list({**sweep.constants(), **dict(cost)}.values()))
+    predicted = sweep.predict(*sweep.counts(found), values)
+    table = judge.residuals(found, **{"predicted / measured": predicted})
+    return f"{table}\nThe planner's picks among what was measured: {judge.loss(found, predicted)}.\n"
+
+
+def _alone(rows: Sequence[dict]) -> str:
+    """What the microbenchmarks found for the things that constants are named after: the least and the most."""
+    lines = []
+    for constant, column, what in MEASURED:
+        values = [row[column] for row in rows if row["stage"] == "ubench" and column in row]
+        values = [v for value in values for v in (value.values() if isinstance(value, dict) else (value,))]
+        if values:
+            lines.append((constant, what, f"{min(values):g} … {max(values):g}"))
+    return markdown(("constant", "measured alone", "clocks"), lines) if lines else ""
 
 
 def table(found: Sequence[Step], backward: bool, cost: tuple[tuple[str, float], ...]) -> str:

@@ -38,14 +38,14 @@ def weights(found: Sequence[Step]) -> np.ndarray:
     return given * np.minimum(few, MOST_WEIGHT)
 
 
-def residuals(found: Sequence[Step], before: np.ndarray, after: np.ndarray) -> str:
-    """Predicted over measured by kernel, direction and type: median and middle 80 %, before and after."""
+def residuals(found: Sequence[Step], **predictions: np.ndarray) -> str:
+    """Predicted over measured by kernel, direction and type: median and middle 80 %, a column for each prediction."""
     us, lines = np.array([step.us for step in found]), []
     for key in sorted({(s.kernel, s.backward, s.math) for s in found}):
         mine = np.array([(s.kernel, s.backward, s.math) == key for s in found])
-        words = [_spread(predicted[mine] / us[mine]) for predicted in (before, after)]
+        words = [_spread(predicted[mine] / us[mine]) for predicted in predictions.values()]
         lines.append((key[0], "backward" if key[1] else "forward", key[2], int(mine.sum()), *words))
-    return markdown(("kernel", "direction", "type", "steps", "before", "after"), lines)
+    return markdown(("kernel", "direction", "type", "steps", *predictions), lines)
 
 
 def _spread(ratio: np.ndarray) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.gpu_day.rows import read
@@ -24,21 +25,45 @@ def path(card: str) -> Path:
     return FOLDER / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name)}-raw.jsonl"
 
 
-def keep(sources: Iterable[Path]) -> list[Path]:
-    """Keep the rows of these files as they are; several of one card go into one file, in the order given.
+def by_card(sources: Iterable[Path]) -> dict[str, list[dict]]:
+    """The rows of files, by card; a stage that several files have is that of the last.
 
     Raises ValueError for a rehearsal, which measured nothing.
     """
-    texts: dict[Path, str] = {}
+    runs: dict[str, list[list[dict]]] = {}
     for source in sources:
         rows = read(source)
         if any(row["stage"] == "env" and row.get("rehearsal") for row in rows):
             raise ValueError(f"{source} is of a rehearsal; give the rows of a GPU")
-        target = path(sweep.device(rows).name)
-        texts[target] = texts.get(target, "") + source.read_text(encoding="utf-8", errors="replace")
-    for target, text in texts.items():
-        target.write_text(text, encoding="utf-8")
-    return list(texts)
+        runs.setdefault(sweep.device(rows).name, []).append(rows)
+    return {card: merged(of) for card, of in runs.items()}
+
+
+def merged(runs: Sequence[Sequence[dict]]) -> list[dict]:
+    """The rows of runs in their order, each stage only from the last run that has it; all that tells of the machine."""
+    found: list[dict] = []
+    for number, rows in enumerate(runs):
+        later = {_part(row) for run in runs[number + 1 :] for row in run}
+        found += [row for row in rows if row["stage"] == "env" or _part(row) not in later]
+    return found
+
+
+def _part(row: dict) -> tuple:
+    """What a run measures again or not: a stage; of the sweep, which is two stages, a type; of stages' ends, each stage's."""
+    more = {"sweep": row.get("math"), "stage": row.get("name")}
+    return row["stage"], more.get(row["stage"])
+
+
+def keep(rows_by_card: Mapping[str, Sequence[dict]]) -> list[Path]:
+    """Write the rows of each card to its file, whole or not at all."""
+    targets = []
+    for card, rows in rows_by_card.items():
+        target = path(card)
+        part = target.with_suffix(".partial")
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        part.replace(target)
+        targets.append(target)
+    return targets
 
 
 def last(rows: Iterable[dict], stage: str, has: str, *by: str) -> list[dict]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from benchmarks.gpu_day.kernelbench import BASELINE, PUBLISHED
+from benchmarks.gpu_day.layers import Cell, cudnn_algorithm
 from tools.gpu_fit import kept
 from tools.gpu_tables import markdown
 
 CUDNN = """### nn.LSTM on cuDNN
 
-Microseconds of a step (slope over T) in a CUDA graph, or eager where there is no graph: inference / training step.
+Microseconds of a step in a CUDA graph (slope over T): inference / training step. *eager*: there was no graph, and the time is
+a whole call's over its {T} steps, the host's share of it included. *algorithm*: what torch's rules have cuDNN run, by B where
+they differ; under autocast, of either half type, nn.LSTM is float16 there.
 """
 TRAIN = """### A training step of one layer in parts
 
@@ -22,7 +26,8 @@ Training, characters a second: ours, nn.LSTM, and how many times as fast ours is
 """
 KERNELBENCH = """### KernelBench, level 3
 
-Milliseconds: ours, nn.LSTM; *published*: the best that KernelBench's site names for an H100.
+Milliseconds: ours, nn.LSTM; *on an H100*: what is published of these problems there; *nn.LSTM on an H100 PCIe*: the baseline
+in KernelBench's repository (results/timing/H100_PCIe_LambdaLabs).
 """
 
 
@@ -45,10 +50,29 @@ def cudnn(rows: Sequence[dict]) -> list[str]:
         cells = []
         for B in batches:
             mine = [found.get((*what, B, mode)) for mode in ("inference", "training")]
-            cells.append(" / ".join(f"{row['us']:.2f}" if row else "-" for row in mine) if any(mine) else "")
-        algorithms = dict.fromkeys(row.get("algorithm", "") for key, row in found.items() if key[:4] == what)
-        lines.append((*what, *cells, ", ".join(algorithms)))
-    return [CUDNN, markdown(("type", "layout", "layers", "H", *(f"B {B}" for B in batches), "algorithm"), lines)]
+            cells.append(" / ".join(_step(row) for row in mine) if any(mine) else "")
+        lines.append((*what, *cells, _algorithms(*what, [B for B, cell in zip(batches, cells, strict=True) if cell])))
+    lengths = ", ".join(str(T) for T in sorted({row["T"] for row in found.values() if not row["graph"] and "T" in row}))
+    return [
+        CUDNN.format(T=lengths or "own"),
+        markdown(("type", "layout", "layers", "H", *(f"B {B}" for B in batches), "algorithm"), lines),
+    ]
+
+
+def _step(row: dict | None) -> str:
+    if row is None:
+        return "-"
+    return f"{row['us']:.2f}" if row["graph"] else f"{row.get('us_absolute') or row['us']:.2f} eager"
+
+
+def _algorithms(math: str, layout: str, L: int, H: int, batches: Sequence[int]) -> str:
+    """The algorithm, or algorithms with the batch sizes that have them."""
+    by: dict[str, list[int]] = {}
+    for B in batches:
+        by.setdefault(cudnn_algorithm(Cell(layout, math, L, H, B, 0), True), []).append(B)
+    if len(by) == 1:
+        return next(iter(by))
+    return ", ".join(f"{name} (B {' '.join(map(str, of))})" for name, of in by.items())
 
 
 def train(rows: Sequence[dict]) -> list[str]:
@@ -82,10 +106,9 @@ def kernelbench(rows: Sequence[dict]) -> list[str]:
     for row in kept.last(rows, "kernelbench", "ms", "problem", "math", "graph"):
         both = [f"{row['ms'][name]:.2f}" if name in row["ms"] else "-" for name in ("cuda", "torch")]
         wrong = "wrong" if row.get("wrong") else ""
-        lines.append(
-            (row["problem"], row.get("math", ""), _launched(row), *both, row.get("published_ms") or "-", wrong)
-        )
-    head = ("problem", "type", "launched", "ours", "nn.LSTM", "published", "")
+        known = [table.get(row["problem"]) or "-" for table in (PUBLISHED, BASELINE)]
+        lines.append((row["problem"], row.get("math", ""), _launched(row), *both, *known, wrong))
+    head = ("problem", "type", "launched", "ours", "nn.LSTM", "on an H100", "nn.LSTM on an H100 PCIe", "")
     return [KERNELBENCH, markdown(head, lines)] if lines else []
 
 

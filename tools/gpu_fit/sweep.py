@@ -53,11 +53,13 @@ def device(rows: Sequence[dict]) -> Device:
 
 
 def steps(rows: Sequence[dict], on: Device) -> list[Step]:
-    """The steps that can be used: status 0, a time, and a tiling that the planner knows today."""
+    """The steps that can be used: right, status 0, a time, and a tiling that the planner knows today."""
     lib, found = gpu_model.library(), []
     gpu = gpu_model.description(on, lib)
     for row in rows:
-        if row["stage"] != "sweep" or row.get("status") != 0 or not (row.get("us") or 0) > 0 or row.get("slow"):
+        if row["stage"] != "sweep" or row.get("status") != 0 or row.get("wrong") or row.get("slow"):
+            continue
+        if not (row.get("us") or 0) > 0:
             continue
         tiling = tuple(int(row["tiling"][name]) for name in TILING)
         try:

@@ -1,0 +1,105 @@
+"""`python -m benchmarks.gpu_day` without a GPU: what is lost with a process, the limits, the whole rehearsal."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from gpu_days import day, fates, read
+
+from benchmarks.gpu_day import child, host, ncu, program, rows, stages
+from fastlstm.backends.hostsim import build
+
+
+def test_a_stage_goes_on_behind_the_item_that_took_its_process(tmp_path):
+    done = day(tmp_path, "--stage", "env", "cudnn", fault="cudnn:1:trap")
+    assert done.returncode == 1
+    lost, end = fates(tmp_path, "cudnn")
+    assert lost["code"] == -11
+    assert lost["lost"].startswith("f32 2x16")
+    assert "planted: trap" in lost["error"]
+    assert (end["code"], end["losses"], end["items"]) == (0, 1, 3)
+    assert {row["math"] for row in read(tmp_path, "cudnn")} == {"bf16", "autocast-bf16"}
+    assert fates(tmp_path, "env")[0]["code"] == 0
+    assert len(read(tmp_path, "env")) == 4
+
+
+def test_a_stage_that_hangs_is_ended_and_goes_on(tmp_path):
+    begin = time.time()
+    done = day(tmp_path, "--stage", "cudnn", fault="cudnn:0:hang", patience="3")
+    assert done.returncode == 1
+    assert time.time() - begin < 120
+    lost, end = fates(tmp_path, "cudnn")
+    assert lost["code"] == "silent for 3 s"
+    assert end["code"] == 0
+    assert {row["math"] for row in read(tmp_path, "cudnn")} == {"f32", "autocast-bf16"}
+
+
+def test_an_exception_is_a_row_and_the_stage_goes_on_in_its_process(tmp_path):
+    assert day(tmp_path, "--stage", "cudnn", fault="cudnn:0:raise").returncode == 1
+    errors = [row for row in read(tmp_path, "cudnn") if "error" in row]
+    assert [row["error"] for row in errors] == ["RuntimeError: planted"]
+    assert errors[0]["item"].startswith("bf16 1x16")
+    (end,) = fates(tmp_path, "cudnn")
+    assert (end["code"], end["failed"]) == (1, 1)
+    assert len(read(tmp_path, "cudnn")) > 5
+
+
+def test_it_stops_by_itself(tmp_path):
+    begin = time.time()
+    done = day(tmp_path, "--stage", "cudnn", "--seconds", "14", fault="cudnn:0:hang")
+    assert done.returncode == 1
+    assert time.time() - begin < 30
+    assert fates(tmp_path, "cudnn")[-1]["code"] == "out of time"
+    assert "---- stages" in done.stdout
+
+
+def test_an_unknown_stage_is_refused():
+    with pytest.raises(ValueError, match="no stage is called 'swep', expected some of env, ubench"):
+        stages.chosen(["swep"])
+    assert [stage.name for stage in stages.chosen(["sweep", "env"])] == ["env", "sweep-bf16", "sweep-f32"]
+
+
+def test_the_expected_minutes_fit():
+    assert sum(stage.expected for stage in stages.STAGES) <= 480
+    assert all(stage.expected < stage.limit for stage in stages.STAGES)
+
+
+def test_a_program_that_takes_too_long_is_ended_with_its_children():
+    begin = time.time()
+    text, code = program.output(["bash", "-c", "echo begun; sleep 60 & sleep 60"], 0.5)
+    assert (text, code) == ("begun\n", "ended after 0 s")
+    assert time.time() - begin < 20
+
+
+def test_trouble_tells_where():
+    try:
+        raise KeyError("x")
+    except KeyError as error:
+        row = child.trouble(error)
+    assert row["error"] == "KeyError: 'x'"
+    assert any("test_gpu_day_driver.py" in line for line in row["trace"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+def test_the_whole_rehearsal(tmp_path):
+    done = day(tmp_path)
+    assert done.returncode == 0, done.stdout + (tmp_path / "log.txt").read_text()[-4000:]
+    assert len(list(tmp_path.iterdir())) <= 8
+    assert [row["name"] for row in read(tmp_path, "stage")] == stages.names()
+    judged = read(tmp_path, "right")
+    assert judged
+    assert all(row["fine"] for row in judged if "fine" in row)
+    for row in read(tmp_path, "sweep"):
+        assert {"math", "H", "B", "backward", "us", "fixed_us", "status", "planner", "kernel", "predicted_us"} <= set(
+            row
+        )
+        assert {"groups", "k_splits", "row_tiles"} <= set(row["tiling"])
+        assert {"blocks", "l2_bytes", "products"} <= set(row["work"])
+    assert all({"torch", "cuda"} == set(row["seconds"]) for row in read(tmp_path, "module"))
+    timed = [row for row in read(tmp_path, "host") if "host_us" in row]
+    assert {(row["library"], row["mode"]) for row in timed} == {(n, m) for n in ("cuda", "torch") for m in host.MODES}
+    assert len([row for row in read(tmp_path, "host") if "own_us" in row]) > host.TOP
+    assert len([row for row in read(tmp_path, "ncu") if "hot" in row]) == 2 * len(ncu.LAUNCHES)
+    assert not [row for row in rows.read(tmp_path / "raw.jsonl") if "error" in row and row["stage"] != "stage"]
