@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
 
-from fastlstm import dispatch
+from fastlstm import dispatch, layers
 from fastlstm.backends.common import cell_type, spec_of
+from fastlstm.backends.device import own_types
 from fastlstm.checks import TYPES
 from fastlstm.layers import State
 
@@ -19,16 +21,17 @@ if TYPE_CHECKING:
 def autocast_type(value: Tensor, packed: bool = False) -> torch.dtype:
     """The type that a value of a call has after autocast, which may be off: the type that torch's own LSTM op takes there.
 
-    On CUDA that is float16, whatever type autocast was given: torch's rule for cuDNN (aten/src/ATen/cudnn/AutocastRNN.cpp),
-    and the type of a result must not depend on who computes it. On a CPU it is autocast's type; packed input stays as it
-    is, for torch's autocast there does not know the packed op. float64 stays.
+    With cuDNN that is float16, whatever type autocast was given (aten/src/ATen/cudnn/AutocastRNN.cpp): the type of a result
+    must not depend on who computes it. Elsewhere it is autocast's type; packed input on a CPU stays as it is, for torch's
+    autocast there does not know the packed op. float64 stays.
     """
     device, dtype = value.device.type, value.dtype
     if device == "meta" or not torch.is_autocast_enabled(device) or (packed and device == "cpu"):
         return dtype
     if dtype == torch.float64 or not dtype.is_floating_point:
         return dtype
-    return torch.float16 if device == "cuda" else torch.get_autocast_dtype(device)
+    cudnn = device == "cuda" and torch.backends.cudnn.enabled and torch.version.hip is None
+    return torch.float16 if cudnn else torch.get_autocast_dtype(device)
 
 
 def autocast(x: Tensor, hx: State, weights: list[Tensor], packed: bool = False) -> tuple[Tensor, State, list[Tensor]]:
@@ -38,6 +41,21 @@ def autocast(x: Tensor, hx: State, weights: list[Tensor], packed: bool = False) 
         return x, hx, weights
     h, c, *weights = (v.to(autocast_type(v)) for v in (*hx, *weights))
     return x.to(autocast_type(x)), (h, c), weights
+
+
+def by_torch(lstm: LSTM, given: tuple, cast: tuple, batch_sizes: Tensor | None) -> layers.Results:
+    """The whole module by torch's own LSTM.
+
+    given: x, hx and weights as they came; cast: as `autocast` left them. On CUDA torch casts for itself, all weights into
+    one buffer that cuDNN needs; elsewhere, and in a graph of torch.compile, it would leave a part of them in float32.
+    """
+    if given[0].is_cuda and not torch.compiler.is_compiling():
+        (x, hx, weights), off = given, nullcontext()
+    else:
+        (x, hx, weights), off = cast, own_types(given[0])
+    with off:
+        out, h_n, c_n = layers.whole(lstm, x, batch_sizes, hx, weights)
+    return layers.Results(out, h_n, c_n, [], [])
 
 
 def takes_torch(

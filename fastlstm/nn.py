@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import calls, direct, layers, quick
+from fastlstm.backends.device import own_types
 from fastlstm.direct import Order
 from fastlstm.layers import Rows, State
 from fastlstm.reference import HALF_TYPES
@@ -148,19 +149,20 @@ class LSTM(nn.RNNBase):
         own = not extra and calls.have_own_functions(weights)
         if not own:
             calls.check_weights(self, weights)
-        given = x, hx, weights  # torch casts for itself, into one buffer
+        given = x, hx, weights
         if not own:
             x, hx, weights = calls.autocast(*given)
-        if own or calls.takes_torch(self, x, None, hx, weights, extra):
-            x, hx, weights = given
-            out, h_n, c_n = layers.whole(self, x, None, hx, weights)
-            found = layers.Results(out, h_n, c_n, [], [])
+        if own:
+            found = layers.Results(*layers.whole(self, x, None, hx, weights), [], [])
+        elif calls.takes_torch(self, x, None, hx, weights, extra):
+            found = calls.by_torch(self, given, (x, hx, weights), None)
         else:
             mask = calls.reset_mask(reset, input.shape[:-1])
             if mask is not None:
                 mask = self._time_first(mask if batched else mask.unsqueeze(batch_dim))
             rows = Rows(self._time_first(x))
-            found = layers.run(self, rows, hx, weights, reset=mask, cells=cells, gates=gates)
+            with own_types(x):
+                found = layers.run(self, rows, hx, weights, reset=mask, cells=cells, gates=gates)
             found = found.shaped(self._time_first)
         return found.as_returned(cells, gates) if batched else found.without_batch(batch_dim).as_returned(cells, gates)
 
@@ -183,13 +185,14 @@ class LSTM(nn.RNNBase):
         given = x, hx, weights
         if not own:
             x, hx, weights = calls.autocast(*given, packed=True)
-        if own or calls.takes_torch(self, x, batch_sizes, hx, weights, extra):
-            x, hx, weights = given
-            out, h_n, c_n = layers.whole(self, x, batch_sizes, hx, weights)
-            found = layers.Results(out, h_n, c_n, [], [])
+        if own:
+            found = layers.Results(*layers.whole(self, x, batch_sizes, hx, weights), [], [])
+        elif calls.takes_torch(self, x, batch_sizes, hx, weights, extra):
+            found = calls.by_torch(self, given, (x, hx, weights), batch_sizes)
         else:
             mask = calls.reset_mask(reset.data if isinstance(reset, PackedSequence) else reset, x.shape[:1])
-            found = layers.run(self, Rows.of(x, batch_sizes), hx, weights, reset=mask, cells=cells, gates=gates)
+            with own_types(x):
+                found = layers.run(self, Rows.of(x, batch_sizes), hx, weights, reset=mask, cells=cells, gates=gates)
         h_n, c_n = self.permute_hidden((found.h_n, found.c_n), back)
         found = found._replace(h_n=h_n, c_n=c_n).shaped(lambda v: PackedSequence(v, batch_sizes, order, back))
         return found.as_returned(cells, gates)

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import calls, direct, dispatch, layers
 from fastlstm.backends.common import spec_of
+from fastlstm.backends.device import own_types
 from fastlstm.direct import Order
 from fastlstm.layers import Rows, State
 from fastlstm.tables import table
@@ -156,9 +157,10 @@ class TokenLSTM(nn.Module):
         n, P = lstm.num_layers * (2 if lstm.bidirectional else 1), lstm.proj_size or lstm.hidden_size
         lstm.check_hidden_size(hx[0], (n, B, P), "Expected hidden[0] size {}, got {}")
         lstm.check_hidden_size(hx[1], (n, B, lstm.hidden_size), "Expected hidden[1] size {}, got {}")
-        _, hx, weights = calls.autocast(weights[1], hx, weights)
-        tables = self.tables(weights)
-        return layers.run(lstm, rows, hx, weights, tables=tables, reset=reset, cells=cells, gates=gates)
+        _, hx, weights = calls.autocast(weights[1], hx, weights, packed=rows.batch_sizes is not None)
+        with own_types(weights[1]):
+            tables = self.tables(weights)
+            return layers.run(lstm, rows, hx, weights, tables=tables, reset=reset, cells=cells, gates=gates)
 
     def _takes_torch(self, ids: Tensor, batch_sizes: Tensor | None) -> bool:
         """Whether torch's own LSTM runs, on vectors: after `restore`, when asked for, or on an unverified GPU."""

@@ -1,8 +1,13 @@
 """calls.py: what autocast makes of a call."""
 
+from __future__ import annotations
+
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastlstm
 from fastlstm import calls, layers, products
@@ -20,23 +25,88 @@ def test_autocast_on_cuda_is_float16(chosen: torch.dtype, monkeypatch: pytest.Mo
     assert [v.dtype for v in (x, *hx, *weights)] == [*[torch.float16] * 4, torch.float64]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_torch_gets_what_was_given_and_casts_for_itself(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that we had cast would be copied into one buffer at every call on a GPU."""
-    lstm, seen = fastlstm.LSTM(3, 5), []
-    x = torch.randn(4, 2, 3)
-    given = torch.nn.utils.rnn.pack_sequence([x[:, 0], x[:2, 1]]) if packed else x
+@pytest.mark.parametrize("off", ["cudnn", "hip"])
+def test_without_cudnn_it_is_the_type_that_was_given(off: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
+    if off == "hip":
+        monkeypatch.setattr(torch.version, "hip", "6.0")
+    with FakeTensorMode(), torch.backends.cudnn.flags(enabled=off != "cudnn"):
+        assert calls.autocast_type(torch.empty(3, device="cuda")) == torch.bfloat16
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_torch_casts_for_itself_on_a_gpu_alone(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that we had cast would be copied into one buffer at every call there; elsewhere torch leaves some as they are."""
+    seen = []
 
     def whole(lstm, x, batch_sizes, hx, weights):
-        seen.extend([x, *weights])
-        return torch.zeros(6, 5) if packed else torch.zeros(4, 2, 5), torch.zeros(1, 2, 5), torch.zeros(1, 2, 5)
+        seen.extend([x, *hx, *weights, torch.is_autocast_enabled("cpu")])
+        return x, *hx
 
     monkeypatch.setattr(layers, "whole", whole)
-    with torch.autocast("cpu", dtype=torch.bfloat16), fastlstm.backend("torch"):
-        lstm(given)
-    x, *weights = seen
-    assert x is (given.data if packed else given)
-    assert all(a is b for a, b in zip(weights, lstm.parameters(), strict=True))
+    lstm, h = fastlstm.LSTM(3, 5), torch.zeros(1, 2, 5)
+    x = SimpleNamespace(is_cuda=there, device=torch.device("cpu"))
+    given, cast = (x, (h, h), list(lstm.parameters())), (torch.zeros(4, 2, 3), (h, h), [h])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        calls.by_torch(lstm, given, cast, None)
+    expected = given if there else cast
+    assert seen[-1] == there
+    assert all(a is b for a, b in zip(seen[:-1], [expected[0], *expected[1], *expected[2]], strict=True))
+
+
+def _types(lstm: torch.nn.Module, x: torch.Tensor | PackedSequence) -> list[torch.dtype]:
+    out, (h, c) = lstm(x)
+    return [out.data.dtype, h.dtype, c.dtype]
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu", None])
+@pytest.mark.parametrize("way", ["eager", "compiled", "traced", "exported"])
+def test_autocast_types_whoever_computes(backend: str | None, way: str) -> None:
+    lstm, x = fastlstm.LSTM(3, 5, 2), torch.randn(4, 2, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16), fastlstm.backend(backend):
+        if way == "compiled":
+            run = torch.compile(lstm, backend="aot_eager")
+            found = _types(run, x.requires_grad_())
+        elif way == "traced":
+            found = _types(torch.jit.trace(lstm, x, check_trace=False), x)
+        elif way == "exported":
+            found = _types(torch.export.export(lstm, (x,)).module(), x)
+        else:
+            found = _types(lstm, x)
+    assert found == [torch.bfloat16] * 3
+
+
+@pytest.mark.parametrize("embedding", [None, 3])
+@pytest.mark.parametrize("packed", [False, True])
+def test_ids_under_autocast_whose_type_is_not_the_calls(
+    embedding: int | None, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA, where bfloat16 was asked for and a call is float16: nothing may follow autocast after the cast."""
+    monkeypatch.setattr(calls, "autocast_type", lambda value, packed=False: torch.float16)
+    lstm, ids = fastlstm.TokenLSTM(7, embedding, 5, 2, bidirectional=True), torch.randint(7, (4, 2))
+    given = pack_sequence([ids[:, 0], ids[:2, 1]]) if packed else ids
+    monkeypatch.setattr(calls, "autocast", _casts_all)
+    with torch.autocast("cpu", dtype=torch.bfloat16), fastlstm.backend("cpu"):
+        out, _ = lstm(given)
+        plain, _ = lstm.lstm(lstm._vectors(given))
+    out, plain = (v.data if packed else v for v in (out, plain))
+    assert out.dtype == plain.dtype == torch.float16
+    torch.testing.assert_close(out, plain, rtol=0.02, atol=0.02)
+    out.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in lstm.parameters())
+
+
+def _casts_all(x, hx, weights, packed=False):
+    return x.half(), (hx[0].half(), hx[1].half()), [w.half() for w in weights]
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu", None])
+def test_packed_ids_keep_their_type_on_a_cpu(backend: str | None) -> None:
+    """As packed vectors do in nn.LSTM."""
+    lstm, ids = fastlstm.TokenLSTM(7, None, 5), torch.randint(7, (4, 2))
+    with torch.autocast("cpu", dtype=torch.bfloat16), fastlstm.backend(backend):
+        assert _types(lstm, pack_sequence([ids[:, 0], ids[:2, 1]])) == [torch.float32] * 3
 
 
 @pytest.mark.parametrize("kind", [{}, {"proj_size": 2}, {"recompute": True}])

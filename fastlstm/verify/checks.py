@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby, product
 from types import ModuleType
@@ -145,20 +145,24 @@ def outcome_of(module: ModuleType, one: Run, device: torch.device) -> Outcome:
                 return Outcome(*what, skipped=reason)
             wrong, ratios = _judged(module, one, device)
         except AssertionError as error:
-            _take_what_is_left(module, device)
-            return Outcome(*what, wrong=str(error))
+            return Outcome(*what, wrong=str(error), **_after(module, device))
         except Exception as error:  # whatever a driver, a compiler or a kernel brings is a failure of this kernel
-            if not ruins(error):
-                _take_what_is_left(module, device)
-            return Outcome(*what, wrong=line_of(error), dead=ruins(error), hung=isinstance(error, GaveUpError))
+            after = _fate(error) if ruins(error) else _after(module, device)
+            return Outcome(*what, wrong=line_of(error), **after)
     return Outcome(*what, wrong=wrong, ratios=ratios)
 
 
-def _take_what_is_left(module: ModuleType, device: torch.device) -> None:
-    """What a failed run left for a later call to raise is no fault of the next run."""
-    if hasattr(module, "check"):
-        with suppress(Exception):
-            module.check(device)
+def _after(module: ModuleType, device: torch.device) -> dict[str, bool]:
+    """What a failed run left for a later call to raise: it is this run's, not the next one's."""
+    try:
+        getattr(module, "check", lambda device: None)(device)
+    except Exception as error:
+        return _fate(error)
+    return {}
+
+
+def _fate(error: Exception) -> dict[str, bool]:
+    return {"dead": ruins(error), "hung": isinstance(error, GaveUpError)}
 
 
 def ruins(error: Exception) -> bool:

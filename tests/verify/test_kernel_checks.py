@@ -207,20 +207,23 @@ def test_tf32_is_set_and_restored():
     assert torch.backends.cudnn.allow_tf32 is before
 
 
-def test_what_a_failed_run_left_is_not_blamed_on_the_next(module):
-    """A kernel that raises before anyone asks the device may have left a word that the next call would raise."""
-    left = []
+@pytest.mark.parametrize("raised", [RuntimeError("no memory for partial sums"), AssertionError("h has shape [3]")])
+@pytest.mark.parametrize("left", [GaveUpError("bad gave up"), RuntimeError("CUDA error: illegal memory access")])
+def test_what_a_failed_run_left_is_its_own(module, raised, left):
+    """A kernel that raises before anyone asks the device may have left a word, or a ruined device, for the next call."""
+    words = []
 
     def spoil(found):
-        left.append("bad gave up")
-        raise RuntimeError("no memory for partial sums")
+        words.append(left)
+        raise raised
 
     def check(device):
-        if left:
-            raise GaveUpError(left.pop())
+        if words:
+            raise words.pop()
 
     module.spoil, module.check = spoil, check
     found = outcomes()
-    assert {one.kernel for one in found if one.wrong} == {"bad"}
-    assert all("no memory" in one.wrong for one in found if one.wrong)
-    assert len(found) == len(checks.runs("cuda", TABLE))
+    assert (found[-1].kernel, found[-1].dead, found[-1].hung) == ("bad", True, isinstance(left, GaveUpError))
+    assert str(raised) in found[-1].wrong
+    assert not words
+    assert not any(one.wrong for one in found if one.kernel == "good")
