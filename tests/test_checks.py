@@ -101,3 +101,11 @@ def test_missing_and_contradicting_arguments() -> None:
     h, c, gates, _, _ = ops.lstm_forward(*good, False, 0)
     with pytest.raises(RuntimeError, match="save is 0"):
         ops.lstm_backward(*make_grads(dense, F64), *good, False, 0, h, c, gates)
+
+
+def test_ids_elsewhere_need_a_table_with_rows() -> None:
+    """What they are no one looks at there; that there is nothing to read is known."""
+    checks.ids_in_range(torch.empty(2, dtype=torch.int64, device="meta"), 1)
+    checks.ids_in_range(torch.empty(0, dtype=torch.int64, device="meta"), 0)
+    with pytest.raises(IndexError, match="a table of 0 rows"):
+        checks.ids_in_range(torch.empty(2, dtype=torch.int64, device="meta"), 0)
