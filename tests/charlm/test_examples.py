@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +125,6 @@ def test_the_others_start(name):
 @pytest.mark.parametrize("name", ["captions", "reverse"])
 def test_the_others_learn(name):
     torch.set_num_threads(2)
-    module, start = example(name), time.process_time()
+    module = example(name)
     share, pairs = module.accuracy(module.train())
     assert share >= 0.95, [pair for pair in pairs if pair[0] != pair[1]][:10]
-    assert time.process_time() - start < 2 * 120  # two minutes on two cores
