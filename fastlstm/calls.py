@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fastlstm import dispatch, layers
 from fastlstm.backends.common import cell_type, spec_of
-from fastlstm.backends.device import own_types
+from fastlstm.backends.device import autocasts, own_types
 from fastlstm.checks import TYPES
 from fastlstm.layers import State
 
@@ -26,21 +26,23 @@ def autocast_type(value: Tensor, packed: bool = False) -> torch.dtype:
     autocast there does not know the packed op. float64 stays.
     """
     device, dtype = value.device.type, value.dtype
-    if device == "meta" or not torch.is_autocast_enabled(device) or (packed and device == "cpu"):
-        return dtype
-    if dtype == torch.float64 or not dtype.is_floating_point:
+    if not _casts(value, packed) or dtype == torch.float64 or not dtype.is_floating_point:
         return dtype
     cudnn = device == "cuda" and torch.backends.cudnn.enabled and torch.version.hip is None
     return torch.float16 if cudnn else torch.get_autocast_dtype(device)
 
 
 def autocast(x: Tensor, hx: State, weights: list[Tensor], packed: bool = False) -> tuple[Tensor, State, list[Tensor]]:
-    """Under autocast, everything in the type that `autocast_type` says."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device) or (packed and device == "cpu"):
+    """Under autocast, everything in the type that `autocast_type` says; what is no state is left for torch to refuse."""
+    if not _casts(x, packed):
         return x, hx, weights
-    h, c, *weights = (v.to(autocast_type(v)) for v in (*hx, *weights))
-    return x.to(autocast_type(x)), (h, c), weights
+    if is_state(hx):
+        hx = hx[0].to(autocast_type(hx[0])), hx[1].to(autocast_type(hx[1]))
+    return x.to(autocast_type(x)), hx, [w.to(autocast_type(w)) for w in weights]
+
+
+def _casts(value: Tensor, packed: bool) -> bool:
+    return autocasts(value) and not (packed and value.device.type == "cpu")
 
 
 def by_torch(lstm: LSTM, given: tuple, cast: tuple, batch_sizes: Tensor | None) -> layers.Results:

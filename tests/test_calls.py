@@ -121,3 +121,10 @@ def test_backward_inside_autocast_of_a_call_outside_it(kind: dict, monkeypatch: 
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
             found.append(torch.autograd.grad(out, wanted, torch.ones_like(out)))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, fastlstm.LSTM])
+def test_a_state_of_three_is_refused_under_autocast_too(kind: type[torch.nn.LSTM]) -> None:
+    lstm, x, h = kind(3, 5), torch.randn(4, 2, 3), torch.zeros(1, 2, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="two hidden states"):
+        lstm(x, (h, h, h))

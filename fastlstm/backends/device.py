@@ -66,11 +66,15 @@ def products_of(tensor: Tensor) -> AbstractContextManager[None]:
     return products_as_cudnn(tensor.dtype) if tensor.is_cuda and not traced else nullcontext()
 
 
+def autocasts(tensor: Tensor) -> bool:
+    """Return whether autocast is on where this tensor is."""
+    device = tensor.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def own_types(tensor: Tensor) -> AbstractContextManager[None]:
     """Autocast off, where this tensor is: it would change the types of products whose results go to kernels by address."""
-    device = tensor.device.type
-    on = device != "meta" and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()
 
 
 @cache
