@@ -58,9 +58,7 @@ def run(place: Place, item: Item) -> Iterator[dict]:
     L, H, B, T, math, autocast = item.values
     torch.manual_seed(0)
     with place.math(math):
-        kind = (
-            math if autocast == "none" else "f16"
-        )  # autocast on CUDA is float16 to an LSTM, whichever type it was given
+        kind = math if autocast == "none" else "f16"  # what autocast on CUDA is to an LSTM, of whichever type
         forced = place.avoid(kind, H, B)
         models = {"torch": Theirs(L, H)}
         models["cuda"] = Ours(models["torch"])

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fastlstm import backends, reference
 from fastlstm.backends import withheld
 from fastlstm.backends.cuda_status import GaveUpError
 from fastlstm.verify import checks, judge
@@ -19,35 +16,6 @@ from fastlstm.verify.stages import Started
 CPU = torch.device("cpu")
 CASES = (SHORT[0], SHORT[5])
 TABLE = checks.Table(CASES, ("float32", "bfloat16"))
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A backend `cuda` with kernels `good` and `bad`; what `bad` does is up to the test."""
-    forced = []
-
-    @contextmanager
-    def force(kernel):
-        forced.append(kernel)
-        yield
-        forced.pop()
-
-    def forward(*args):
-        found = reference.forward(*args)
-        return made.spoil(found) if forced[-1] == "bad" else found
-
-    made = SimpleNamespace(
-        NAME="cuda",
-        KERNELS=("good", "bad"),
-        why_not=lambda spec: None,
-        force=force,
-        forward=forward,
-        backward=reference.backward,
-        spoil=lambda found: found,
-    )
-    load = backends.load
-    monkeypatch.setattr(backends, "load", lambda name: made if name == "cuda" else load(name))
-    return made
 
 
 def outcomes(table: checks.Table = TABLE) -> list[checks.Outcome]:
@@ -74,7 +42,7 @@ def test_a_right_kernel_is_drawn_once(module):
 
 
 def test_a_wrong_kernel_is_drawn_three_times_and_its_errors_are_kept(module):
-    module.spoil = lambda found: (found[0] * 1.001, *found[1:])
+    module.spoil = lambda *found: (found[0] * 1.001, *found[1:])
     bad = [f for f in outcomes() if f.kernel == "bad" and f.math == "float32"]
     assert len(bad) == 2
     for outcome in bad:
@@ -88,7 +56,7 @@ def test_a_wrong_kernel_is_drawn_three_times_and_its_errors_are_kept(module):
 def test_one_unlucky_draw_is_not_wrong(module):
     calls = []
 
-    def spoil(found):
+    def spoil(*found):
         calls.append(1)
         return (found[0] * 1.001, *found[1:]) if len(calls) == 1 else found
 
@@ -99,14 +67,14 @@ def test_one_unlucky_draw_is_not_wrong(module):
 
 
 def test_nan_is_no_matter_of_luck(module):
-    module.spoil = lambda found: (found[0] * float("nan"), *found[1:])
+    module.spoil = lambda *found: (found[0] * float("nan"), *found[1:])
     (found,) = [f for f in outcomes(checks.Table(CASES[:1], ("float32",))) if f.kernel == "bad"]
     assert found.ratios == (float("inf"),)
     assert "relative error nan" in found.wrong
 
 
 def test_a_wrong_shape_is_wrong_at_once(module):
-    module.spoil = lambda found: (found[0][:-1], *found[1:])
+    module.spoil = lambda *found: (found[0][:-1], *found[1:])
     wrong = [f for f in outcomes() if f.wrong]
     assert {f.kernel for f in wrong} == {"bad"}
     assert not any(f.ratios for f in wrong)
@@ -120,7 +88,7 @@ def test_a_wrong_shape_is_wrong_at_once(module):
     ],
 )
 def test_what_ruins_the_process_ends_it(module, error, hung):
-    def spoil(found):
+    def spoil(*found):
         raise error
 
     module.spoil = spoil
@@ -135,7 +103,7 @@ def test_other_errors_are_wrong_and_it_goes_on(module):
     class CompilationError(Exception):
         pass
 
-    def spoil(found):
+    def spoil(*found):
         raise CompilationError("at 3:4")
 
     module.spoil = spoil
@@ -169,7 +137,7 @@ def test_a_kernel_that_does_not_take_a_case_is_skipped(module):
 def test_an_earlier_record_does_not_count(module, monkeypatch):
     monkeypatch.setattr("fastlstm.verify.record.wrong", lambda *of: frozenset({"good"}))
     seen = []
-    module.spoil = lambda found: seen.append(withheld.kernels("cuda", 0, "GPU", "float32")) or found
+    module.spoil = lambda *found: seen.append(withheld.kernels("cuda", 0, "GPU", "float32")) or found
     outcomes(checks.Table(CASES[:1], ("float32",)))
     assert seen == [{}]
     assert "good" in withheld.kernels("cuda", 0, "GPU", "float32")
@@ -213,7 +181,7 @@ def test_what_a_failed_run_left_is_its_own(module, raised, left):
     """A kernel that raises before anyone asks the device may have left a word, or a ruined device, for the next call."""
     words = []
 
-    def spoil(found):
+    def spoil(*found):
         words.append(left)
         raise raised
 
