@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastlstm
-from benchmarks.cases import Case, make, make_grads
 from benchmarks.work import ALLOWED, Run, Work, chosen_by_dispatch, columns, same_weights
+from fastlstm.testing.cases import Case, make, make_grads
 
 State = tuple[Tensor, Tensor]
 

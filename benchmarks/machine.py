@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import fastlstm
-from fastlstm import native
+from fastlstm.backends import native
 
 # Both sides on AVX2: fastlstm, oneDNN, MKL and torch's own kernels. onnxruntime has no such switch.
 AVX2 = {
@@ -40,7 +40,7 @@ def environment() -> dict[str, object]:
         "date": time.strftime("%Y-%m-%d"),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "isa": native.load().isa() if native.why_not() is None else "none",
+        "isa": native.load().isa() if native.unavailable() is None else "none",
         "torch_isa": torch.backends.cpu.get_cpu_capability().lower(),
         "onednn_isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "default").lower(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

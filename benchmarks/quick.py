@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
-from fastlstm import native
+from fastlstm.backends import native
 
 Step = Callable[[], Tensor]
 

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 
 from benchmarks import characters, layer, peers
-from benchmarks.cases import Case
 from benchmarks.layer import shape
 from benchmarks.work import Work
+from fastlstm.testing.cases import Case
 
 H_GRID, B_GRID = (64, 128, 256, 512, 1024), (16, 50, 128)
 

@@ -8,17 +8,15 @@ fastlstm.check                         after replays of a CUDA graph: what went 
 fastlstm.warm_up                       compile Triton kernels before the first call
 """
 
-from fastlstm import autograd, checks, direct, dispatch, gradients, native, ops, products, quick, stream
 from fastlstm._version import __version__
-from fastlstm.backends.cuda_status import check
-from fastlstm.decoding import Decoded, Decoder, decode
-from fastlstm.decoding import native as decoding_native
+from fastlstm.backends.cuda.status import check
 from fastlstm.dispatch import BackendError, backend, last_plan
 from fastlstm.explain import explain
-from fastlstm.nn import LSTM, TokenLSTM
-from fastlstm.swap import replace, restore
-from fastlstm.untraced import leave_alone
-from fastlstm.warmup import warm_up
+from fastlstm.modules.convert import replace, restore
+from fastlstm.modules.lstm import LSTM
+from fastlstm.modules.token_lstm import TokenLSTM
+from fastlstm.modules.warmup import warm_up
+from fastlstm.sampling.decode import Decoded, Decoder, decode
 
 __all__ = [
     "LSTM",
@@ -36,6 +34,3 @@ __all__ = [
     "restore",
     "warm_up",
 ]
-
-leave_alone(autograd, checks, decoding_native, direct, dispatch, gradients, native, ops, products, quick, stream)
-leave_alone(LSTM._directly, TokenLSTM._directly)

@@ -16,15 +16,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import backends, dispatch, native
+from fastlstm import backends, dispatch
+from fastlstm.backends import native
+from fastlstm.ops.arguments import SAVE_ALL, Spec
+
 from ._version import __version__
-from .backends.common import Spec
 
 WHAT = {
     "cpu": "fused C++ kernels",
     "cuda": "fused CUDA kernels",
     "triton": "fused Triton kernels",
-    "hostsim": "the CUDA kernels on a simulated GPU, for tests",
     "reference": "plain torch, one step at a time: the definition",
     "torch": "torch's own LSTM: oneDNN on the CPU, cuDNN on a GPU",
 }
@@ -34,7 +35,7 @@ def small_call(device: torch.device) -> Spec:
     """A plain training call: 50 steps of 50 sequences through 128 units."""
     sizes = {"T": 50, "B": 50, "N": 2500, "I": 128, "V": 0, "H": 128, "P": 128}
     flags = {"packed": False, "token": False, "projected": False, "reverse": False, "reset": False}
-    return Spec(device=device, dtype=torch.float32, **sizes, **flags, save=1, training=True)
+    return Spec(device=device, dtype=torch.float32, **sizes, **flags, save=SAVE_ALL)
 
 
 def versions() -> dict[str, str]:
@@ -77,7 +78,7 @@ def gpus() -> list[str]:
 
 def instruction_set() -> str:
     """The instruction set the native kernels use, and what else this machine could."""
-    reason = native.why_not()
+    reason = native.unavailable()
     if reason is not None:
         return f"none: {reason}"
     module = native.load()
@@ -87,7 +88,7 @@ def instruction_set() -> str:
 
 def cuda_kernels() -> str:
     """The GPU architectures that the native module has kernels for."""
-    if native.why_no_module() is not None:
+    if native.module_unavailable() is not None:
         return "none: there is no native module"
     module = native.load()
     if not hasattr(module, "cuda"):
@@ -101,7 +102,7 @@ def facts() -> dict[str, str]:
     """What this machine is and how torch is set up on it."""
     limits = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
     runtimes = openmp_runtimes()
-    forced = dispatch.forced()
+    forced = dispatch.requested_backend()
     return {
         **versions(),
         "platform": f"{platform.system()} {platform.release()}, {platform.machine()}",
@@ -126,13 +127,13 @@ def verdicts() -> dict[str, str | None]:
     """Every backend, and why it cannot run a plain call here, None where it can. A GPU backend is asked about a GPU."""
     gpu = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on = {"cuda": gpu, "triton": gpu}
-    found = {name: _verdict(name, on.get(name, torch.device("cpu"))) for name in backends.NAMES}
+    found = {name: _verdict(name, on.get(name, torch.device("cpu"))) for name in backends.names()}
     return {**found, "torch": None}
 
 
 def _verdict(name: str, device: torch.device) -> str | None:
     try:
-        return dispatch.why_not(name, small_call(device))
+        return dispatch.unsupported_reason(name, small_call(device))
     except Exception as error:  # whatever is broken in an installation, the report goes on
         return f"it failed when asked ({type(error).__name__}: {error}); reinstall fastlstm and what it builds on"
 
@@ -153,9 +154,9 @@ def report(console: Console) -> None:
     found = verdicts()
     for name, reason in found.items():
         if reason is None:
-            table.add_row(Text("✓", "green"), Text(name, "bold"), Text(f"can run: {WHAT[name]}"))
+            table.add_row(Text("✓", "green"), Text(name, "bold"), Text(f"can run: {WHAT.get(name, name)}"))
         else:
             table.add_row(Text("–", "yellow"), Text(name, "bold"), Text(f"cannot run: {reason}"))
     console.print(table)
-    chosen = dispatch.forced() or ("cpu" if found["cpu"] is None else "torch")
+    chosen = dispatch.requested_backend() or ("cpu" if found["cpu"] is None else "torch")
     console.print(Text.assemble("\nA call on the CPU runs on ", (chosen, "bold green"), "."))

@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # `import judge` from any test folder
-sys.path.insert(0, str(Path(__file__).parent.parent))  # `import benchmarks.cases`
+sys.path.insert(0, str(Path(__file__).parent.parent))  # `benchmarks`, `tools` and `tests` as packages
 
 if util.find_spec("triton") is not None:
     # Triton reads TRITON_INTERPRET when it is first imported, and torch's test tools import it too: before any of them
-    sys.path.insert(0, str(Path(__file__).parent / "backends"))
-    import triton_interpreter  # noqa: F401
+    from tests.backends.triton import interpreter  # noqa: F401
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,6 +1,6 @@
 """The op in 80-bit numbers: what float64 results are judged against, since in float64 the definition rounds as they do.
 
-The same equations as `fastlstm.reference`, in numpy's longdouble (64 bits of mantissa where the machine has them).
+The same equations as `fastlstm.ops.reference`, in numpy's longdouble (64 bits of mantissa where the machine has them).
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from benchmarks.cases import Grads, Inputs
-from fastlstm import reference
+from fastlstm.ops import reference
+from fastlstm.testing.cases import Grads, Inputs
 
 EIGHTY_BITS = np.finfo(np.longdouble).nmant >= 63
 

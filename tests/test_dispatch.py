@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import fastlstm
-from benchmarks.cases import SHORT, make
-from fastlstm import dispatch, reference
-from fastlstm.backends import cpu
-from fastlstm.backends.common import UnfitError
+from fastlstm import dispatch
+from fastlstm.backends.base import UnfitError
+from fastlstm.backends.cpu import backend as cpu
+from fastlstm.ops import reference
+from fastlstm.testing.cases import SHORT, make
 
 H, B = 1024, 48  # from here on torch's own path was measured faster for dense float32 calls, with AVX-512
 
@@ -72,7 +73,7 @@ def test_a_backend_that_learns_by_its_launch_that_it_cannot_is_not_asked_again(m
         refused.append(args)
         raise UnfitError("backend 'cpu' cannot run this call: its launch was refused")
 
-    real = dispatch.why_not
+    real = dispatch.unsupported_reason
     monkeypatch.setattr(cpu, "forward", forward)
     monkeypatch.setattr(
         dispatch, "why_not", lambda name, spec: "refused" if name == "cpu" and refused else real(name, spec)

@@ -47,7 +47,7 @@ def test_doctor_survives_a_broken_backend(doctor, monkeypatch):
     def broken(name, spec):
         raise RuntimeError("no driver")
 
-    monkeypatch.setattr("fastlstm.dispatch.why_not", broken)
+    monkeypatch.setattr("fastlstm.dispatch.unsupported_reason", broken)
     out = doctor()
     assert "it failed when asked (RuntimeError: no driver)" in out
     assert "A call on the CPU runs on torch" in out

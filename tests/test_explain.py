@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import fastlstm
-from fastlstm import backends, native
+from fastlstm import backends
+from fastlstm.backends import native
 
-needs_native = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+needs_native = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 
 
 @needs_native
@@ -19,7 +20,7 @@ needs_native = pytest.mark.skipif(native.why_not() is not None, reason=str(nativ
 )
 def test_says_what_then_runs(module: nn.Module) -> None:
     x = torch.randint(7, (6, 2)) if isinstance(module, fastlstm.TokenLSTM) else torch.randn(6, 2, 3)
-    fastlstm.dispatch.note_plan("nothing")
+    fastlstm.dispatch.record_plan("nothing")
     said = fastlstm.explain(module, x)
     assert fastlstm.last_plan() == "nothing"
     module(x)
@@ -30,7 +31,7 @@ def test_says_what_then_runs(module: nn.Module) -> None:
 
 def test_every_other_backend_gives_its_reason() -> None:
     said = fastlstm.explain(fastlstm.LSTM(3, 5), pack_sequence([torch.randn(4, 3), torch.randn(2, 3)]))
-    for name in backends.NAMES:
+    for name in backends.names():
         if backends.load(name) is not None:
             assert f"  {name}: " in said
     assert "  cuda: no, " in said or backends.load("cuda") is None

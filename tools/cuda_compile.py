@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fastlstm import gpu_model
+from fastlstm.backends import cost_model
 from tools import sass
 from tools.gpu_rows import KernelRow
 
@@ -115,7 +115,7 @@ def rows(nvcc: str, capability: int, only: str = "*") -> tuple[list[Row], str]:
 def _row(capability: int, name: str, code: sass.Code, spilled: int) -> Row:
     kernel, arguments = name[:-1].split("<")
     first, *rest = arguments.split(", ")
-    limit = next(d.shared_bytes for d in gpu_model.KNOWN.values() if d.capability == capability)
+    limit = next(d.shared_bytes for d in cost_model.KNOWN.values() if d.capability == capability)
     return Row(
         backend="cuda",
         capability=capability,

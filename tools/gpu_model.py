@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fastlstm import gpu_model
-from fastlstm.backends import cuda_plan
-from fastlstm.gpu_model import Device
+from fastlstm.backends import cost_model
+from fastlstm.backends.cost_model import Device
+from fastlstm.backends.cuda import planner as cuda_planner
 from tools import gpu_published, gpu_rounds
 from tools.gpu_fit import compare
 from tools.gpu_rounds import BATCHES, UNITS
@@ -57,7 +57,7 @@ listed below with the reason.
 def constants(cost: Cost = ()) -> str:
     """The model's constants; cost: those that are not the built-in ones."""
     ours, lines = dict(cost), []
-    for name, value, part, meaning in gpu_model.library().constants():
+    for name, value, part, meaning in cost_model.library().constants():
         lines.append((name, f"{ours.get(name, value):.4g}", part, meaning))
     return markdown(("constant", "value", "part of a prediction", "meaning"), lines)
 
@@ -66,7 +66,7 @@ def devices() -> str:
     """What the model knows of GPUs."""
     head = ("device", "sm", "SMs", "GHz", "HBM GB/s", "L2 GB/s", "shared KiB", "fp32", "half", "TF32")
     lines = []
-    for d in gpu_model.KNOWN.values():
+    for d in cost_model.KNOWN.values():
         products = [f"{rate:.0f}" if rate else "-" for rate in (d.fma, d.half, d.tf32)]
         rates = [f"{rate:g}" for rate in (d.ghz, d.hbm_gbs, d.l2_gbs)]
         lines.append((d.name, d.capability, d.sms, *rates, d.shared_kib, *products))
@@ -81,16 +81,16 @@ def residuals() -> str:
 
 def cell(device: Device, math: str, H: int, B: int) -> str:
     """What the planner picks and predicts, and the floor."""
-    ahead, back = cuda_plan.choices(gpu_model.library(), device, CODES[math], H=H, B=B)
+    ahead, back = cuda_planner.choices(cost_model.library(), device, CODES[math], H=H, B=B)
     letters = "".join(dict.fromkeys(choice.kernel[0].upper() for choice in (ahead, back)))
-    return f"{letters} {ahead.us:.2f} / {back.us:.2f} ({gpu_model.floor(device, H, B, CODES[math]):.2f})"
+    return f"{letters} {ahead.us:.2f} / {back.us:.2f} ({cost_model.floor(device, H, B, CODES[math]):.2f})"
 
 
 def table(math: str, cost: Cost = ()) -> str:
     """All devices, hidden sizes and batch sizes in one type."""
     lines = []
     for name in DEVICES:
-        device = replace(gpu_model.KNOWN[name], cost=cost)
+        device = replace(cost_model.KNOWN[name], cost=cost)
         lines += [(name, H, *(cell(device, math, H, B) for B in BATCHES)) for H in UNITS]
     return markdown((math, "H", *(f"B {B}" for B in BATCHES)), lines)
 
@@ -100,7 +100,7 @@ def render(cost: Cost = ()) -> str:
     parts = [HEAD, "## Constants\n", constants(cost), devices(), PUBLISHED, residuals(), CUDA]
     parts += [table(math, cost) for math in TYPES]
     parts += compare.sections(cost)
-    parts += [ROUNDS, gpu_rounds.tables(replace(gpu_model.KNOWN["H100"], cost=cost))]
+    parts += [ROUNDS, gpu_rounds.tables(replace(cost_model.KNOWN["H100"], cost=cost))]
     return "\n".join(parts)
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-from fastlstm import gpu_model
-from fastlstm.gpu_model import Device
+from fastlstm.backends import cost_model
+from fastlstm.backends.cost_model import Device
 
 # Constants of kernels as lean as the published ones: round figures of public microbenchmarks. The fitted ones describe
 # this project's kernels, which issue more instructions a step.
@@ -38,7 +38,7 @@ class Point:
 
 def spread(device: Device, H: int, B: int, itemsize: int, hand_overs: float) -> Any:
     """W_hh spread over all SMs: every SM reads its share from itself and all of h from L2, in one round."""
-    w = gpu_model.library().Work()
+    w = cost_model.library().Work()
     share = ceil(4 * H / (device.sms * 8)) * 8  # rows of W_hh of one SM, in tiles of 8
     padded = max(16, ceil(B / 16) * 16)
     w.blocks, w.l2_bytes, w.shared_bytes = device.sms, B * H * itemsize, share * H * itemsize
@@ -57,7 +57,7 @@ def separate(device: Device, H: int, B: int, itemsize: int) -> Any:
 
 def published() -> list[Point]:
     """The points. A wait for the whole grid is two hand-overs: that of the arrivals and that of the release."""
-    h100 = gpu_model.KNOWN["H100"]
+    h100 = cost_model.KNOWN["H100"]
     slow_launches = replace(h100, cost=(("launch_us", HOST_LAUNCH_US),))
     flash = "FlashRNN fused, bf16, two grid-wide waits a step"
     rows = [("cuDNN persistent, fp16, H 768", 1.96, h100, 2, spread(h100, 768, 16, 2, 1))]
@@ -72,9 +72,9 @@ def published() -> list[Point]:
 
 def residuals() -> list[tuple[str, float, float, float]]:
     """For every published point: what it is, its µs, the model's µs with LEAN, and model over published."""
-    lib, rows = gpu_model.library(), []
+    lib, rows = cost_model.library(), []
     for point in published():
         device = replace(point.device, cost=LEAN + point.device.cost)
-        us = lib.predict(gpu_model.description(device), point.code, point.work).us
+        us = lib.predict(cost_model.description(device), point.code, point.work).us
         rows.append((point.what, point.us, us, us / point.us))
     return rows

@@ -19,7 +19,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from fastlstm import gpu_model
+from fastlstm.backends import cost_model
 from tools import cuda_compile, gpu_tables
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +113,7 @@ def main() -> None:
         backend, *archs = given.compile
         if backend not in ARCHITECTURES:
             parser.error(f"backend is '{backend}', expected cuda or triton")
-        known = {d.capability for d in gpu_model.KNOWN.values()}
+        known = {d.capability for d in cost_model.KNOWN.values()}
         if unknown := [arch for arch in archs if not arch.isdigit() or int(arch) not in known]:
             parser.error(f"architectures {unknown} are not known, expected some of {sorted(known)}")
         compile_backend(backend, [int(arch) for arch in archs] or list(ARCHITECTURES[backend]), given.jobs)

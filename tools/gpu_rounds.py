@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fastlstm import gpu_model
-from fastlstm.backends import cuda_plan
-from fastlstm.gpu_model import Device
+from fastlstm.backends import cost_model
+from fastlstm.backends.cost_model import Device
+from fastlstm.backends.cuda import planner as cuda_planner
 from tools.gpu_tables import CODES, markdown
 
 UNITS = (128, 256, 512, 768, 1024, 1536)
@@ -47,13 +47,13 @@ class Row:
 
 def rows(device: Device) -> Iterator[Row]:
     """Every call of the committed list on a device."""
-    lib = gpu_model.library()
+    lib = cost_model.library()
     for math in TYPES:
         for H in UNITS:
             for B in BATCHES:
-                picks = cuda_plan.choices(lib, device, CODES[math], H=H, B=B)
+                picks = cuda_planner.choices(lib, device, CODES[math], H=H, B=B)
                 for backward, direction in enumerate(DIRECTIONS):
-                    fitting = cuda_plan.tilings(lib, device, CODES[math], H=H, B=B, backward=bool(backward))
+                    fitting = cuda_planner.tilings(lib, device, CODES[math], H=H, B=B, backward=bool(backward))
                     fewest = min(fitting, key=lambda c: (c.work.l2_rounds, c.us), default=None)
                     yield Row(math, H, B, direction, picks[backward], fewest)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastlstm import gpu_model, native
-from fastlstm.backends import cuda_plan
+from fastlstm.backends import cost_model, native
+from fastlstm.backends.cuda import planner as cuda_planner
 
 CODES = {"float32": 0, "tf32": 1, "float16": 2, "bfloat16": 3}  # csrc/cuda/args.h
 LAUNCHES = """A launch, forward / backward, at B = 16: kernel, blocks × threads, KiB of shared memory of a block. What a
@@ -90,9 +90,9 @@ def launches() -> str:
     """What the planner of the CUDA kernels picks, per device and type."""
     lib, parts = native.load().plan, []
     for math in ("bfloat16", "float32"):
-        head = [f"{math}, H", *(f"{name} ({gpu_model.KNOWN[name].shared_kib})" for name in _DEVICES)]
+        head = [f"{math}, H", *(f"{name} ({cost_model.KNOWN[name].shared_kib})" for name in _DEVICES)]
         lines = [
-            (H, *(_launch(cuda_plan.choices(lib, gpu_model.KNOWN[d], CODES[math], H=H, B=16)) for d in _DEVICES))
+            (H, *(_launch(cuda_planner.choices(lib, cost_model.KNOWN[d], CODES[math], H=H, B=16)) for d in _DEVICES))
             for H in _SIZES
         ]
         parts.append(markdown(head, lines))

@@ -34,8 +34,7 @@ def work() -> list[tuple[Callable, tuple]]:
 
 def compile_one(number: int) -> int:
     """Compile the kernels that one piece of the stage's work launches; returns how many launches there were."""
-    from fastlstm.backends import triton as backend
-    from fastlstm.backends.triton import launch, planner
+    from fastlstm.backends.triton import backend, launch, planner
     from tools.triton_compile import target
 
     backend._wrong_device = lambda device: None

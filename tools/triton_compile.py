@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from fastlstm import gpu_model
+from fastlstm.backends import cost_model
 from fastlstm.backends.triton import planner
 from fastlstm.backends.triton.planner import Plan, Tile
 from tools.gpu_rows import KernelRow
@@ -127,7 +127,7 @@ def rows(capability: int, only: str | None = None, math: str | None = None) -> I
     """Compile the variants of one architecture and describe each kernel."""
     from tools import sass
 
-    limit = next(d.shared_bytes for d in gpu_model.KNOWN.values() if d.capability == capability)
+    limit = next(d.shared_bytes for d in cost_model.KNOWN.values() if d.capability == capability)
     with target(capability):
         for shape, how, tile, direction in planner.variants(capability):
             if only not in (None, shape) or math not in (None, how):

@@ -15,7 +15,8 @@ from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item
 from benchmarks.gpu_day.place import Place
 from benchmarks.gpu_day.program import ROOT
-from fastlstm import __version__, native
+from fastlstm import __version__
+from fastlstm.backends import native
 
 ASKED = (
     "name",
@@ -67,7 +68,7 @@ def commit() -> str:
 
 
 def module(place: Place) -> dict:
-    reason = native.why_no_module()
+    reason = native.module_unavailable()
     if reason:
         return {"why_not": reason}
     found = native.load()

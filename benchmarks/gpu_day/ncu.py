@@ -114,7 +114,7 @@ def one(kernel: str, H: int, B: int, place: Place | None = None) -> None:
     import torch
 
     from benchmarks.gpu_day import sweep
-    from fastlstm.backends.cuda_op import Plan
+    from fastlstm.backends.cuda.launch import Plan
 
     if place is None:
         place = Place({"out": "", "until": 0.0, "lost": [], "stage": "ncu"})

@@ -10,9 +10,13 @@ from typing import Any
 
 import torch
 
-from fastlstm import native
-from fastlstm.backends import cuda, cuda_op, cuda_plan, cuda_status, hostsim
-from fastlstm.verify import checks
+from fastlstm.backends import native
+from fastlstm.backends.cuda import backend as cuda
+from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import planner as cuda_planner
+from fastlstm.backends.cuda import status as cuda_status
+from fastlstm.verify import correctness
+from tests.hostsim import backend as hostsim
 
 MATHS = {"bf16": "bfloat16", "f16": "float16", "tf32": "tf32", "f32": "float32"}  # as rows say it, as fastlstm does
 CODES = {"f32": 0, "tf32": 1, "f16": 2, "bf16": 3}  # csrc/cuda/args.h
@@ -20,7 +24,7 @@ ALLOWED = {"f32": 2e-5, "tf32": 4e-3, "f16": 4e-3, "bf16": 3e-2}  # relative dif
 
 
 def dtype(math: str) -> torch.dtype:
-    return checks.MATHS[MATHS[math]]
+    return correctness.MATHS[MATHS[math]]
 
 
 class Place:
@@ -95,7 +99,7 @@ class Place:
         torch.cuda._sleep(int(us * 1700))
 
     def runtime(self, tensor: torch.Tensor) -> Any:
-        """A `cuda_op.Runtime` for one call, as a context."""
+        """A `cuda_launch.Runtime` for one call, as a context."""
         return cuda._on(tensor)
 
     def force(self, kernel: str) -> None:
@@ -104,7 +108,7 @@ class Place:
 
     def math(self, math: str) -> Any:
         """A context in which float32 is multiplied as `math` says."""
-        return checks.tf32(math == "tf32")
+        return correctness.tf32(math == "tf32")
 
     def taken(self) -> int:
         """What kernels left in the status words, which are then zero again."""
@@ -117,11 +121,11 @@ class Place:
 
     def choose(self, math: str, H: int, B: int, only: str = "", projected: bool = False) -> tuple:
         """The planner's choices for forward and backward; ValueError where `only` cannot run."""
-        return cuda_plan.choices(self.lib, self.about, CODES[math], H=H, B=B, projected=projected, only=only)
+        return cuda_planner.choices(self.lib, self.about, CODES[math], H=H, B=B, projected=projected, only=only)
 
     def tilings(self, math: str, H: int, B: int, backward: bool) -> list:
         """Every choice of tile and persistent that fits, the cheapest by the cost model first."""
-        return cuda_plan.tilings(self.lib, self.about, CODES[math], H=H, B=B, backward=backward)
+        return cuda_planner.tilings(self.lib, self.about, CODES[math], H=H, B=B, backward=backward)
 
     def avoid(self, math: str, H: int, B: int, projected: bool = False) -> str:
         """Use `step` for module calls whose kernel was lost or timed out with this math; returns what is forced."""
@@ -154,14 +158,16 @@ class Place:
 
     pairs: list[tuple] | None = None  # of events around launches, while they are timed
 
-    def forward(self, plan: cuda_op.Plan, inputs: tuple, reverse: bool = False, save: int = 1) -> tuple:
+    def forward(self, plan: cuda_launch.Plan, inputs: tuple, reverse: bool = False, save: int = 1) -> tuple:
         """One call of the op's forward with a choice of one's own, on contiguous tensors."""
         with self.runtime(inputs[4]) as rt:
-            return cuda_op.forward(self._clocked(rt), plan, *inputs, reverse, save)
+            return cuda_launch.forward(self._clocked(rt), plan, *inputs, reverse, save)
 
-    def backward(self, plan: cuda_op.Plan, grads: tuple, inputs: tuple, saved: tuple, reverse: bool = False) -> tuple:
+    def backward(
+        self, plan: cuda_launch.Plan, grads: tuple, inputs: tuple, saved: tuple, reverse: bool = False
+    ) -> tuple:
         with self.runtime(inputs[4]) as rt:
-            return cuda_op.backward(self._clocked(rt), plan, *grads, *inputs, reverse, 1, *saved)
+            return cuda_launch.backward(self._clocked(rt), plan, *grads, *inputs, reverse, 1, *saved)
 
     def _clocked(self, rt: Any) -> Any:
         if self.pairs is not None:
@@ -245,7 +251,7 @@ class Rehearsal(Place):
 
     @contextmanager
     def math(self, math: str) -> Iterator[None]:
-        with checks.tf32(math == "tf32"), hostsim.settings(tf32=math == "tf32"):
+        with correctness.tf32(math == "tf32"), hostsim.settings(tf32=math == "tf32"):
             yield
 
 

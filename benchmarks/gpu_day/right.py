@@ -1,6 +1,6 @@
 """Every kernel of the cuda backend against the definition in float64, forward and backward apart, in every type.
 
-The rule is that of fastlstm/verify/judge.py: ‖y − ref‖ / ‖ref‖ ≤ max(2 × the same error of torch's operations in the same
+The rule is that of fastlstm/testing/accuracy.py: ‖y − ref‖ / ‖ref‖ ≤ max(2 × the same error of torch's operations in the same
 type, 4 eps). Errors are kept as numbers beside what is allowed. Backward gets the states of the definition, so that it is
 judged by itself.
 """
@@ -15,10 +15,10 @@ import torch
 
 from benchmarks.gpu_day.child import Item
 from benchmarks.gpu_day.place import Place, described, dtype
-from fastlstm import reference
-from fastlstm.backends.cuda_op import Plan
-from fastlstm.verify.cases import Case, Inputs, make, make_grads
-from fastlstm.verify.judge import TF32_EPS
+from fastlstm.backends.cuda.launch import Plan
+from fastlstm.ops import reference
+from fastlstm.testing.accuracy import TF32_EPS
+from fastlstm.testing.cases import Case, Inputs, make, make_grads
 
 KERNELS = ("persistent", "tile", "step")
 FORWARD, BACKWARD = ("h", "c", "gates", "h_n", "c_n"), ("dxg", "d_hr", "dh0", "dc0")  # what the op returns

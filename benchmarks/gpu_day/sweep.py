@@ -17,8 +17,8 @@ import torch
 from benchmarks.gpu_day.child import Item
 from benchmarks.gpu_day.layers import far
 from benchmarks.gpu_day.place import ALLOWED, Place, described, dtype
-from fastlstm import reference
-from fastlstm.backends.cuda_op import Plan
+from fastlstm.backends.cuda.launch import Plan
+from fastlstm.ops import reference
 
 BEST, SPREAD = 14, 22  # of the cost model's cheapest, and of the others
 SHORT, LONG = 32, 160

@@ -10,7 +10,7 @@ import torch
 from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item
 from benchmarks.gpu_day.place import Place, described, dtype
-from fastlstm.backends.cuda_op import Plan
+from fastlstm.backends.cuda.launch import Plan
 from fastlstm.backends.device import products_as_cudnn
 
 T = 256

@@ -1,23 +1,34 @@
-"""The backends of the op, each a module with NAME, why_not, plan, forward and backward; loaded at first use."""
+"""The backends of the op, each a class in a module of its own, which is loaded at first use."""
 
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module, util
-from types import ModuleType
+from importlib import import_module
 
-from fastlstm.untraced import leave_alone
+from fastlstm.backends.base import Backend, registered
 
-NAMES = ("cpu", "cuda", "triton", "hostsim", "reference")
+_MODULES = {
+    "cpu": "fastlstm.backends.cpu.backend",
+    "cuda": "fastlstm.backends.cuda.backend",
+    "triton": "fastlstm.backends.triton.backend",
+    "reference": "fastlstm.backends.reference",
+}
+
+
+def names() -> tuple[str, ...]:
+    """The backends that there are: the package's own, then those registered from elsewhere."""
+    return (*_MODULES, *(name for name in registered() if name not in _MODULES))
+
+
+def load(name: str) -> Backend:
+    """Return a backend by its name; raises ValueError for a name that is none."""
+    found = registered().get(name)
+    return _load(name) if found is None else found
 
 
 @cache
-def load(name: str) -> ModuleType | None:
-    """Return the backend's module, or None where this installation does not have it."""
-    if name not in NAMES:
-        raise ValueError(f"backend is {name!r}, expected one of {', '.join((*NAMES, 'torch'))}")
-    if util.find_spec(f"fastlstm.backends.{name}") is None:
-        return None
-    module = import_module(f"fastlstm.backends.{name}")
-    leave_alone(module)
-    return module
+def _load(name: str) -> Backend:
+    if name not in _MODULES:
+        raise ValueError(f"backend is {name!r}, expected one of {', '.join((*names(), 'torch'))}")
+    import_module(_MODULES[name])
+    return registered()[name]

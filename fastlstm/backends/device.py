@@ -66,17 +66,6 @@ def products_of(tensor: Tensor) -> AbstractContextManager[None]:
     return products_as_cudnn(tensor.dtype) if tensor.is_cuda and not traced else nullcontext()
 
 
-def autocasts(tensor: Tensor) -> bool:
-    """Return whether autocast is on where this tensor is."""
-    device = tensor.device.type
-    return device != "meta" and torch.is_autocast_enabled(device)
-
-
-def own_types(tensor: Tensor) -> AbstractContextManager[None]:
-    """Autocast off, where this tensor is: it would change the types of products whose results go to kernels by address."""
-    return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()
-
-
 @cache
 def multiplies_wide() -> bool:
     """Return whether this torch multiplies half types into float32 on a GPU."""

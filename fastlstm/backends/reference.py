@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from fastlstm.backends.common import Spec
-from fastlstm.reference import backward, forward
+from torch import Tensor
 
-__all__ = ["NAME", "backward", "forward", "plan", "why_not"]
-
-NAME = "reference"
-
-
-def why_not(spec: Spec) -> str | None:
-    """It can always run."""
-    return None
+from fastlstm.backends.base import Backend, register
+from fastlstm.ops import reference
+from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 
 
-def plan(spec: Spec) -> str:
-    return f"reference: plain torch, {spec.T} steps one at a time; it runs everything and is fast nowhere"
+@register("reference")
+class Reference(Backend):
+    """`fastlstm.ops.reference`; it can always run."""
+
+    def describe(self, spec: Spec) -> str:
+        return f"reference: plain torch, {spec.T} steps one at a time; it runs everything and is fast nowhere"
+
+    def forward(self, inputs: OpInputs) -> tuple[Tensor, ...]:
+        return reference.forward(*inputs)
+
+    def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
+        return reference.backward(*grads, *inputs, *saved)

@@ -1,6 +1,6 @@
 """What `fastlstm doctor --verify` runs by default and with --full, and how long that takes.
 
-By default at most LIMIT seconds for a GPU model. The CUDA kernels have all of checks.QUICK and timings.CELLS. Triton
+By default at most LIMIT seconds for a GPU model. The CUDA kernels have all of correctness.QUICK and timings.CELLS. Triton
 compiles a kernel for each layout, type and size, about two seconds each: it is left to --full where the CUDA kernels are
 there. Where they are not, its kernel `resident` is checked and timed, the one that can win (docs/gpu-resources.md).
 
@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastlstm.verify import checks, isolate, judge, timings
-from fastlstm.verify.checks import MATHS, Table
+from fastlstm.testing import accuracy
+from fastlstm.verify import correctness, isolate, timings
+from fastlstm.verify.correctness import MATHS, Table
 from fastlstm.verify.stages import Process
 from fastlstm.verify.timings import Cell
 
@@ -54,17 +55,17 @@ def quick(present: tuple[str, ...]) -> Work:
     limits = (60.0, 100.0, LIMIT)
     if "cuda" in present:
         left_out = "Triton's kernels, the whole table of cases" if "triton" in present else "the whole table of cases"
-        return Work({"cuda": checks.QUICK}, timings.CELLS, *limits, 0, left_out)
+        return Work({"cuda": correctness.QUICK}, timings.CELLS, *limits, 0, left_out)
     if "triton" in present:
         left_out = "Triton's kernels for larger sizes, the whole table of cases"
-        return Work({"triton": checks.QUICK_TRITON}, timings.CELLS_TRITON, *limits, 50, left_out)
+        return Work({"triton": correctness.QUICK_TRITON}, timings.CELLS_TRITON, *limits, 50, left_out)
     return Work({}, (), *limits)
 
 
 def full(present: tuple[str, ...]) -> Work:
     """Every case through every kernel, every size."""
     compiled = 341 if "triton" in present else 0
-    return Work(dict.fromkeys(present, checks.WHOLE), timings.CELLS, 600.0, 7200.0, 4 * 3600.0, compiled)
+    return Work(dict.fromkeys(present, correctness.WHOLE), timings.CELLS, 600.0, 7200.0, 4 * 3600.0, compiled)
 
 
 START_S = 8.0  # until a process has imported torch, and CUDA and cuDNN are ready
@@ -91,7 +92,7 @@ def _checks(table: Table) -> float:
     types, kernels = len({MATHS[math] for math in table.maths}), len(table.kernels) or 3
     seconds = 0.0
     for case in table.cases:
-        draws = len(judge.draws(case))
+        draws = len(accuracy.draws(case))
         seconds += types * (1e-3 * REFERENCE_MS * case.T * draws + 1e-9 * REFERENCE_NS * case.H**2)
         seconds += 1e-3 * draws * len(table.maths) * kernels * len(table.saves) * (RUN_MS + RUN_STEP_MS * case.T)
     return seconds

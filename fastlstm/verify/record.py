@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 
-from fastlstm.backends.common import Spec
 from fastlstm.backends.device import math_of
+from fastlstm.ops.arguments import Spec
 
 FORMAT = 2
 MARGIN = 0.97  # a backend wins where it takes less than this share of torch's time: medians of equals differ by as much

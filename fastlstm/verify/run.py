@@ -11,8 +11,8 @@ import torch
 
 from fastlstm import __version__, dispatch
 from fastlstm.backends import withheld
-from fastlstm.verify import checks, plans, record, stages, timings
-from fastlstm.verify.checks import Outcome, Run
+from fastlstm.verify import correctness, plans, record, stages, timings
+from fastlstm.verify.correctness import Outcome, Run
 from fastlstm.verify.plans import Plan, Work
 from fastlstm.verify.stages import Limits, Lost, TimeUpError
 from fastlstm.verify.timings import Cell, Clock, DeviceClock, Fault, Kernel
@@ -97,7 +97,7 @@ def verify(say: Say, machines: list[Machine] | None = None, plan: Plan | None = 
 
 def _verify(say: Say, machine: Machine, plan: Plan) -> int:
     begin = time.monotonic()
-    absent = {name: reason for name in plan.candidates if (reason := why_not(name, machine.device)) is not None}
+    absent = {name: reason for name in plan.candidates if (reason := unavailable(name, machine.device)) is not None}
     work = plan.work(tuple(name for name in plan.candidates if name not in absent))
     cases = sum(len(table.cases) for table in work.tables.values())
     say(f"{machine.name} ({machine.device}): {cases} cases, {len(work.cells)} timed sizes, {_duration(work)}")
@@ -125,7 +125,7 @@ def _duration(work: Work) -> str:
 
 def check(say: Say, backend: str, machine: Machine, plan: Plan, work: Work, found: Found) -> None:
     """Run a backend's table, and say what passed and what did not."""
-    todo = checks.runs(backend, work.tables[backend])
+    todo = correctness.runs(backend, work.tables[backend])
     for one in todo:
         kernel = (backend, one.kernel, one.math)
         found.todo[kernel] = found.todo.get(kernel, 0) + 1
@@ -137,7 +137,7 @@ def check(say: Say, backend: str, machine: Machine, plan: Plan, work: Work, foun
 
     limits = Limits(work.silence, work.checking)
     try:
-        for one in stages.through(plan.process, checks.run, todo, lambda: (backend, machine.device), limits, skip):
+        for one in stages.through(plan.process, correctness.run, todo, lambda: (backend, machine.device), limits, skip):
             if isinstance(one, Lost) and one.item is None:
                 found.blame((backend, "", ""), one.why)
             elif isinstance(one, Lost):
@@ -223,12 +223,12 @@ def _grouped(found: Found) -> dict[str, dict]:
     return result
 
 
-def why_not(backend: str, device: torch.device) -> str | None:
+def unavailable(backend: str, device: torch.device) -> str | None:
     """Why a backend cannot run a plain call on a device, whatever an earlier record says, or None."""
     from fastlstm.doctor import small_call
 
     with withheld.instead_of_record(()):
-        return dispatch.why_not(backend, small_call(device))
+        return dispatch.unsupported_reason(backend, small_call(device))
 
 
 def versions() -> dict[str, str]:

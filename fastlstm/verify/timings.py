@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import PackedSequence
 import fastlstm
 from fastlstm import backends, dispatch
 from fastlstm.backends import withheld
-from fastlstm.backends.common import Spec
-from fastlstm.backends.cuda_status import GaveUpError
+from fastlstm.backends.cuda.status import GaveUpError
+from fastlstm.ops.arguments import Spec
 from fastlstm.verify import cudnn
-from fastlstm.verify.checks import MATHS, kernels, line_of, ruins, tf32
+from fastlstm.verify.correctness import MATHS, line_of, ruins, tf32
 from fastlstm.verify.stages import Started
 
 ROUNDS = 7
@@ -115,7 +115,7 @@ def run(
 def _others(passed: frozenset[Kernel]) -> frozenset[Kernel]:
     """Every kernel of the backends that is not among these."""
     names = {name for name, _, _ in passed}
-    all_of = {(name, kernel, math) for name in names for kernel in kernels(backends.load(name)) for math in MATHS}
+    all_of = {(name, kernel, math) for name in names for kernel in backends.load(name).kernel_names for math in MATHS}
     return frozenset(all_of - passed)
 
 
@@ -135,17 +135,17 @@ class Timed:
         spec, training = _spec(self.cell, self.device), self.cell.training
         found = [Contender("torch", partial(_call, theirs, x, training))]
         for name in dict.fromkeys(backend for backend, _, _ in sorted(passed)):
-            module = backends.load(name)
-            for kernel in kernels(module):
+            loaded = backends.load(name)
+            for kernel in loaded.kernel_names:
                 used = (name, kernel, self.cell.math)
                 if used not in passed:
                     continue
                 with _forced(name, kernel):
-                    if dispatch.why_not(name, spec) is not None:
+                    if dispatch.unsupported_reason(name, spec) is not None:
                         continue
                 found.append(Contender(f"{name}:{kernel}", partial(_run, name, kernel, ours, x, training), (used,)))
-            if dispatch.why_not(name, spec) is None:
-                self.planned[name] = getattr(module, "planned", lambda spec: ("",))(spec)
+            if dispatch.unsupported_reason(name, spec) is None:
+                self.planned[name] = loaded.kernels(spec)
                 used = tuple((name, kernel, self.cell.math) for kernel in dict.fromkeys(self.planned[name]))
                 if len(used) > 1:  # forward and backward differ
                     found.append(Contender(name, partial(_run, name, "", ours, x, training), used))
@@ -239,7 +239,7 @@ def _modules(cell: Cell, device: torch.device) -> tuple[nn.Module, nn.Module, Te
 
 
 def _forced(name: str, kernel: str) -> AbstractContextManager:
-    return backends.load(name).force(kernel) if kernel else nullcontext()
+    return backends.load(name).force(kernel)
 
 
 def _run(name: str, kernel: str, module: nn.Module, x: Tensor | PackedSequence, training: bool) -> None:

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastlstm import gpu_model, native
-from fastlstm.backends import cuda, cuda_status, device, hostsim, withheld
+from fastlstm.backends import cost_model, device, native, withheld
+from fastlstm.backends.cuda import backend as cuda
+from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.doctor import small_call
 from fastlstm.verify import record
+from tests.hostsim import backend as hostsim
 
 _CACHES = (cuda._no_driver, cuda._no_code, cuda._gpu, cuda._cached_choice, cuda_status.word)
 
@@ -73,7 +75,7 @@ def simulated(fresh, monkeypatch):
     if reason is not None:
         pytest.skip(reason)
     library, seen = hostsim.library(), []
-    gpu = replace(gpu_model.KNOWN["H100"], sms=5, shared_kib=99)
+    gpu = replace(cost_model.KNOWN["H100"], sms=5, shared_kib=99)
     monkeypatch.setattr(cuda, "_index", lambda where: 3)
     monkeypatch.setattr(cuda, "_gpu", lambda index: gpu)
     monkeypatch.setattr(cuda, "not_built", lambda: None)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm import gradients
 from fastlstm.backends import device
-from fastlstm.products import product
+from fastlstm.ops import weight_gradients
+from fastlstm.ops.gemm import product
 
 NEW = [(True, "tf32"), (False, "ieee")]
 
@@ -94,8 +94,8 @@ def test_gradients_of_weights_and_input_are_such_products(monkeypatch):
         yield
         entered.append("out")
 
-    monkeypatch.setattr(gradients, "products_of", watched)
-    monkeypatch.setattr(gradients, "product", lambda *a, **k: entered.append("product") or product(*a, **k))
+    monkeypatch.setattr(weight_gradients, "products_of", watched)
+    monkeypatch.setattr(weight_gradients, "product", lambda *a, **k: entered.append("product") or product(*a, **k))
     lstm = fastlstm.LSTM(3, 5)
     x = torch.randn(4, 2, 3, requires_grad=True)
     with fastlstm.backend("reference"):

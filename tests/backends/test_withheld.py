@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastlstm.backends import cuda, device, triton
+from fastlstm.backends import device
+from fastlstm.backends.cuda import backend as cuda
+from fastlstm.backends.triton import backend as triton
 from fastlstm.backends.triton import planner
 from fastlstm.doctor import small_call
 from fastlstm.verify import record

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from gpu_days import day, fates, read
 
 from benchmarks.gpu_day import child, host, ncu, program, rows, stages
-from fastlstm.backends.hostsim import build
+from tests.benchmarks.gpu_days import day, fates, read
+from tests.hostsim import build
 
 
 def test_a_stage_goes_on_behind_the_item_that_took_its_process(tmp_path):

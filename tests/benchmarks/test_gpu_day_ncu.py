@@ -9,9 +9,9 @@ import sys
 import time
 
 import pytest
-from gpu_days import ROOT
 
 from benchmarks.gpu_day import ncu, place, program, sass
+from tests.benchmarks.gpu_days import ROOT
 
 
 def test_what_nsight_compute_says_is_read():

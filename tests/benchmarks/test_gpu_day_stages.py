@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gpu_days import MADE_UP, rehearsal
 
 from benchmarks.gpu_day import (
     characters,
@@ -28,8 +27,10 @@ from benchmarks.gpu_day import (
     ubench,
 )
 from benchmarks.gpu_day import cudnn as cudnn_stage
-from fastlstm.backends import cuda, cuda_op
-from fastlstm.backends.hostsim import build
+from fastlstm.backends.cuda import backend as cuda
+from fastlstm.backends.cuda import launch as cuda_launch
+from tests.benchmarks.gpu_days import MADE_UP, rehearsal
+from tests.hostsim import build
 
 
 def test_what_is_timed_is_every_shape_that_is_promised():
@@ -160,8 +161,8 @@ def test_what_it_takes_from_the_backend_is_there():
     """None of this runs here without a GPU, so a name that is gone would show on one first."""
     for name in ("not_built", "_wrong_device", "_gpu", "_on", "_forced"):
         assert hasattr(cuda, name)
-    assert list(inspect.signature(cuda_op.forward).parameters)[:5] == ["rt", "plan", "x", "ids", "w_x"]
-    assert list(inspect.signature(cuda_op.backward).parameters)[:6] == ["rt", "plan", "dh", "dc", "dh_n", "dc_n"]
+    assert list(inspect.signature(cuda_launch.forward).parameters)[:5] == ["rt", "plan", "x", "ids", "w_x"]
+    assert list(inspect.signature(cuda_launch.backward).parameters)[:6] == ["rt", "plan", "dh", "dc", "dh_n", "dc_n"]
     assert list(inspect.signature(torch.cuda.CUDAGraph.capture_begin).parameters)[:3] == [
         "self",
         "pool",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-from gpu_days import MADE_UP
-
 from benchmarks.gpu_day import rows, table
+from tests.benchmarks.gpu_days import MADE_UP
 
 
 def test_numbers_that_json_does_not_have_are_words_and_cut_lines_are_left_out(tmp_path):

@@ -82,7 +82,7 @@ def test_check_runs_each_contender_under_its_backend(monkeypatch: pytest.MonkeyP
 
     def run(name: str):
         def call() -> list[torch.Tensor]:
-            seen[name] = (dispatch.forced(), torch.is_grad_enabled())
+            seen[name] = (dispatch.requested_backend(), torch.is_grad_enabled())
             return [torch.ones(1)]
 
         return call

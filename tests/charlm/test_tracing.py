@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from judge import check
 from planted import quoted_prose, untrained, with_quote_cell
 
 from fastlstm.charlm import CharLM, CharLMError, Trace, pieces, trace
 from fastlstm.charlm.model import CharModel
 from fastlstm.charlm.tracing import STEPS, nats
+from fastlstm.testing.accuracy import check
 
 SYMBOLS = "".join(sorted(set(quoted_prose(5000))))
 ALL = ("h", "c", "gates", "probabilities")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quick_run import OPTIONS
 
 from fastlstm import cli
+from tests.cli.quick_run import OPTIONS
 
 
 @pytest.fixture(autouse=True)

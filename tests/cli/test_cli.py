@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from quick_run import OPTIONS
 
 from fastlstm import cli
 from fastlstm.charlm.errors import command
+from tests.cli.quick_run import OPTIONS
 
 
 def test_train_prints_where_things_are_and_writes_them(run, text):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from quick_run import OPTIONS
 
 import fastlstm
+from tests.cli.quick_run import OPTIONS
 
 BAD = {
     "missing": (["train", "nowhere.txt"], "no file or folder 'nowhere.txt'"),

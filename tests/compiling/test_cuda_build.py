@@ -41,7 +41,7 @@ for name, call in {
     except RuntimeError as error:
         found[name] = str(error)
 gpu = replace(doctor.small_call(torch.device("cpu")), device=torch.device("cuda:0"))
-found["why_not"] = [dispatch.why_not("cuda", doctor.small_call(torch.device("cpu"))), dispatch.why_not("cuda", gpu)]
+found["why_not"] = [dispatch.unsupported_reason("cuda", doctor.small_call(torch.device("cpu"))), dispatch.unsupported_reason("cuda", gpu)]
 found["doctor"] = doctor.facts()["CUDA kernels"]
 lstm = fastlstm.LSTM(3, 5)
 with fastlstm.backend("cpu"):

@@ -13,7 +13,7 @@ def apart(seconds: float, function: Callable, *args: Any) -> Any:
     The processes are forked from a server that has imported torch and started no threads.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "fastlstm.backends.hostsim"])
+    context.set_forkserver_preload(["torch", "tests.hostsim.backend"])
     answer, send = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(send, function, args))
     process.start()

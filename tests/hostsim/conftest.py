@@ -1,15 +1,12 @@
 """The simulation with the small kernels of this folder and with the shipped ones; skipped where it cannot be built."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastlstm.backends import hostsim
-from fastlstm.backends.hostsim import build
-
-sys.path.insert(0, str(Path(__file__).parent))  # `from shapes import ...`
+from tests.hostsim import backend as hostsim
+from tests.hostsim import build
 
 
 @pytest.fixture(autouse=True)

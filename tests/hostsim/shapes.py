@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import judge
 import torch
 
-from benchmarks.cases import Case, make
-from fastlstm.backends import cuda_op, hostsim
-from fastlstm.backends.common import spec_of
+from fastlstm.backends.base import spec_of
+from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.testing import accuracy
+from fastlstm.testing.cases import Case, make
+from tests.hostsim import backend as hostsim
 
 F32, TF32, F16, BF16 = "float32", "tf32", "float16", "bfloat16"
 KINDS = (F32, TF32, F16, BF16)
@@ -95,10 +96,10 @@ def settings(shape: Shape, case: Case, kind: str, seed: int, **other):
 def check(shape: Shape, case: Case, kind: str, seed: int, *, save: int = 1, **other) -> None:
     """Run forward and backward and judge all that they return by the rule of accuracy."""
     with settings(shape, case, kind, seed, **other):
-        judge.check_backend(hostsim, case, dtype_of(kind), save=save, tf32=kind == TF32)
+        accuracy.check_backend(hostsim, case, dtype_of(kind), save=save, tf32=kind == TF32)
 
 
-def plan_of(shape: Shape, case: Case, kind: str) -> cuda_op.Plan:
+def plan_of(shape: Shape, case: Case, kind: str) -> cuda_launch.Plan:
     """The Plan of a case on a shape; ValueError where it does not fit."""
     inputs = make(case, dtype_of(kind))
     of = (inputs.x, inputs.ids, inputs.w_x, inputs.w_hh, inputs.w_hr, inputs.h0, inputs.batch_sizes, inputs.reset)

@@ -5,7 +5,8 @@ import os
 import time
 
 import pytest
-from apart import apart
+
+from tests.hostsim.apart import apart
 
 
 def test_answers():

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import judge
 import pytest
-from shapes import BF16, F16, F32, KINDS, PERSISTENT, SMS, STEP, TF32, TILE, check, dense, dtype_of, fits, settings
 
-from benchmarks import cases
-from benchmarks.cases import Case, make
-from fastlstm.backends import cuda_op, hostsim
-from fastlstm.backends.common import spec_of
+from fastlstm.backends.base import spec_of
+from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.testing import accuracy, cases
+from fastlstm.testing.cases import Case, make
+from tests.hostsim import backend as hostsim
+from tests.hostsim.shapes import (
+    BF16,
+    F16,
+    F32,
+    KINDS,
+    PERSISTENT,
+    SMS,
+    STEP,
+    TF32,
+    TILE,
+    check,
+    dense,
+    dtype_of,
+    fits,
+    settings,
+)
 
 ARCH_75 = ("-DFASTLSTM_ARCH=750",)  # no cp.async, no bfloat16 conversion, mma of depth 8
 WIDE = [dense(3, 7, 64), dense(2, 19, 40, reset=True, initial=True), dense(2, 1, 129, reverse=True)]
@@ -19,8 +34,8 @@ WIDE = [dense(3, 7, 64), dense(2, 19, 40, reset=True, initial=True), dense(2, 1,
 
 def _small_chunks(monkeypatch) -> None:
     """Several launches a call: of the input side forward, of partial sums backward."""
-    monkeypatch.setattr(cuda_op, "_CHUNK_BYTES", 4000)
-    monkeypatch.setattr(cuda_op, "_PARTIAL_BYTES", 2000)
+    monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 4000)
+    monkeypatch.setattr(cuda_launch, "_PARTIAL_BYTES", 2000)
 
 
 @pytest.mark.parametrize("case", cases.SHORT, ids=str)
@@ -114,7 +129,7 @@ def test_the_planner_chooses(hostsim_library, H, B, shared, kernel):
     with hostsim.settings(sms=SMS, shared_kib=shared):
         v = make(case, dtype_of(BF16))
         said = hostsim.plan(spec_of(v.x, None, v.w_x, v.w_hh, None, v.h0, None, None, False, 1))
-        judge.check_backend(hostsim, case, dtype_of(BF16))
+        accuracy.check_backend(hostsim, case, dtype_of(BF16))
     assert said.startswith(f"hostsim: {kernel}: ")
     for word in ("blocks of", "registers", "KiB", "warps", "µs a step predicted", "bound by"):
         assert word in said

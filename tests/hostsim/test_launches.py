@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shapes import BF16, F32, PERSISTENT, STEP, TILE, dense, dtype_of, plan_of, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.cases import Case, make, make_grads
-from fastlstm import reference
-from fastlstm.backends import cuda_op, cuda_status, hostsim
-from fastlstm.backends.common import BackendError
+from fastlstm.backends.base import BackendError
+from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import status as cuda_status
+from fastlstm.ops import reference
+from fastlstm.testing.cases import Case, make, make_grads
+from tests.hostsim import backend as hostsim
+from tests.hostsim.shapes import BF16, F32, PERSISTENT, STEP, TILE, dense, dtype_of, plan_of, settings
 
 CASE = dense(4, 9, 40, initial=True, reset=True)
 SHAPES = [TILE[1], PERSISTENT[1]]
@@ -53,12 +55,12 @@ def _same(a, b):
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_launched_twice_on_one_workspace(hostsim_library, monkeypatch, shape):
     """A CUDA graph's second replay finds its memory full of the first one's results; nothing may depend on that."""
-    monkeypatch.setattr(cuda_op, "_CHUNK_BYTES", 1)
-    monkeypatch.setattr(cuda_op, "_CHUNK_STEPS", 0)
+    monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(cuda_launch, "_CHUNK_STEPS", 0)
     v, grads, plan = make(CASE, torch.float32), make_grads(CASE, torch.float32), plan_of(shape, CASE, F32)
     with settings(shape, CASE, F32, 0), hostsim.Simulated(hostsim_library) as rt:
         rt.lib = Recorder(rt.lib)
-        out = cuda_op.forward(rt, plan, *v, False, 2)
+        out = cuda_launch.forward(rt, plan, *v, False, 2)
         first = _copies(out)
         out[4].copy_(v.c0)  # comes in as the state
         rt.lib.again()
@@ -67,7 +69,7 @@ def test_launched_twice_on_one_workspace(hostsim_library, monkeypatch, shape):
     h, c, gates = _states(v)
     with settings(shape, CASE, F32, 1), hostsim.Simulated(hostsim_library) as rt:
         rt.lib = Recorder(rt.lib)
-        found = cuda_op.backward(rt, plan, grads.dh, grads.dc, None, None, *v, False, 1, h, c, gates)
+        found = cuda_launch.backward(rt, plan, grads.dh, grads.dc, None, None, *v, False, 1, h, c, gates)
         first = _copies(found)
         found[2].zero_(), found[3].zero_()
         rt.lib.again()
@@ -88,12 +90,12 @@ def test_two_at_once(hostsim_library, pair, seed):
     alone = []
     for plan, reverse in zip(plans, (False, True), strict=True):
         with settings(pair[0], CASE, BF16, seed), hostsim.Simulated(hostsim_library) as rt:
-            alone.append(_copies(cuda_op.forward(rt, plan, *v, reverse, 1)))
+            alone.append(_copies(cuda_launch.forward(rt, plan, *v, reverse, 1)))
     with settings(pair[0], CASE, BF16, seed), hostsim.Simulated(hostsim_library) as rt:
         other = hostsim.Simulated(hostsim_library, stream=2)
         hostsim_library.hold()
         both = [
-            cuda_op.forward(r, plan, *v, back, 1)
+            cuda_launch.forward(r, plan, *v, back, 1)
             for r, plan, back in zip((rt, other), plans, (False, True), strict=True)
         ]
         hostsim_library.release()
@@ -113,9 +115,9 @@ def test_a_block_that_never_comes(hostsim_library, backward):
         with settings(shape, case, F32, 0):
             with hostsim.Simulated(hostsim_library) as rt:
                 if backward:
-                    found = cuda_op.backward(rt, plan, *grads, *v, False, 1, *_states(v))
+                    found = cuda_launch.backward(rt, plan, *grads, *v, False, 1, *_states(v))
                 else:
-                    found = cuda_op.forward(rt, plan, *v, False, 1)
+                    found = cuda_launch.forward(rt, plan, *v, False, 1)
                 assert found[0].isnan().any()
                 assert rt.status.item() == cuda_status.TIMED_OUT
             with pytest.raises(
@@ -190,8 +192,8 @@ def test_nothing_waits_for_the_device(hostsim_library, shape):
     v, grads = make(CASE, torch.float32), make_grads(CASE, torch.float32)
     plan = plan_of(shape, CASE, F32)
     with settings(shape, CASE, F32, 0), hostsim.Simulated(hostsim_library) as rt, Asked() as asked:
-        h, c, gates, _, _ = cuda_op.forward(rt, plan, *v, False, 1)
-        cuda_op.backward(rt, plan, *grads, *v, False, 1, h, c, gates)
+        h, c, gates, _, _ = cuda_launch.forward(rt, plan, *v, False, 1)
+        cuda_launch.backward(rt, plan, *grads, *v, False, 1, h, c, gates)
     waits = {
         "_local_scalar_dense",
         "nonzero",

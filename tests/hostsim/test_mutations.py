@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from apart import apart
-from mutations import CLASSES, MUTATIONS, ORDER, ROW, TAIL, Mutation
-from shapes import BF16, F32, PERSISTENT, STEP, TILE, check, dense
 
-from fastlstm.backends import hostsim
-from fastlstm.backends.hostsim import build
+from tests.hostsim import backend as hostsim
+from tests.hostsim import build
+from tests.hostsim.apart import apart
+from tests.hostsim.mutations import CLASSES, MUTATIONS, ORDER, ROW, TAIL, Mutation
+from tests.hostsim.shapes import BF16, F32, PERSISTENT, STEP, TILE, check, dense
 
 # Rows of a multiple of 16 bytes and not, tails of units and sequences, resets, several tiles and phases
 CASES = (dense(4, 19, 40, initial=True), dense(3, 9, 21, initial=True, reset=True))

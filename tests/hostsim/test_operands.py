@@ -7,10 +7,12 @@ import re
 
 import pytest
 import torch
-from shapes import BF16, F16, F32, PERSISTENT, TF32, TILE, check, dense, plan_of, settings
 
-from benchmarks.cases import make
-from fastlstm.backends import cuda_op, cuda_status, hostsim
+from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import status as cuda_status
+from fastlstm.testing.cases import make
+from tests.hostsim import backend as hostsim
+from tests.hostsim.shapes import BF16, F16, F32, PERSISTENT, TF32, TILE, check, dense, plan_of, settings
 
 CASE = dense(3, 9, 24, initial=True)
 RUNS = [(TILE[1], F32), (TILE[1], F16), (PERSISTENT[1], TF32), (PERSISTENT[1], BF16)]
@@ -28,7 +30,7 @@ def _times_out(lib) -> None:
     lib.clock_jumps(True)
     try:
         with settings(PERSISTENT[0], CASE, F32, 0), hostsim.Simulated(lib) as rt:
-            cuda_op.forward(rt, plan, *make(CASE, torch.float32), False, 1)
+            cuda_launch.forward(rt, plan, *make(CASE, torch.float32), False, 1)
             assert rt.status.item() == cuda_status.TIMED_OUT
     finally:
         lib.clock_jumps(False)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastlstm.backends.hostsim.report import with_source
+from tests.hostsim.report import with_source
 
 SEEDS = range(8)  # every scheduling policy twice
 

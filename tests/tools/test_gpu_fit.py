@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu_day.rows import read
-from fastlstm import gpu_model, native
+from fastlstm.backends import cost_model, native
 from tools import gpu_model as model_page
 from tools import gpu_published
 from tools.gpu_fit import __main__ as command
 from tools.gpu_fit import compare, constants, judge, kept, measured, right, solve, sweep
 
-if reason := native.why_no_module():
+if reason := native.module_unavailable():
     pytest.skip(reason, allow_module_level=True)
 
 CARD = "NVIDIA H100 80GB HBM3"
@@ -30,9 +30,9 @@ CALLS = [(H, B) for H in (128, 256, 512, 1024) for B in (1, 16, 64, 128)]
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     """A day on a GPU whose steps take what the model says with the constants TRUTH, give or take 1 %."""
-    lib, random = gpu_model.library(), np.random.default_rng(1)
-    known = gpu_model.known(CARD, 90, 132, 232448)
-    gpu = gpu_model.description(replace(known, cost=tuple(TRUTH.items())))
+    lib, random = cost_model.library(), np.random.default_rng(1)
+    known = cost_model.known(CARD, 90, 132, 232448)
+    gpu = cost_model.description(replace(known, cost=tuple(TRUTH.items())))
     found = [
         {"t": 1.8e9, "stage": "env", "what": "native", "properties": [90, 132, 232448]},
         {"t": 1.8e9, "stage": "env", "what": "card", "gpu": CARD, "smi": {"driver_version": "580.1"}},

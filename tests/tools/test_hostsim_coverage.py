@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from fastlstm.backends.hostsim import build
+from tests.hostsim import build
 from tools import hostsim_coverage as coverage
 
 SOURCES = {path.name for path in (build.CSRC / "cuda").glob("*.cuh")}

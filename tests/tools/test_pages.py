@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastlstm import gpu_model
-from fastlstm.backends import cuda_plan
+from fastlstm.backends import cost_model
+from fastlstm.backends.cuda import planner as cuda_planner
 from tools import gpu_model as model_page
 from tools import gpu_published, gpu_resources, gpu_rounds
 from tools.gpu_fit import kept, sweep
@@ -45,7 +45,7 @@ def test_measured_steps_are_predicted_within_half():
 def test_the_page_says_what_it_is():
     page = model_page.render()
     assert "**These are predictions**" in page
-    for name, value, part, _ in gpu_model.library().constants():
+    for name, value, part, _ in cost_model.library().constants():
         assert f"| {name} " in page
         assert f" {value:.4g} " in page
         assert f" {part} " in page
@@ -60,16 +60,16 @@ def test_the_page_takes_other_constants():
 @pytest.mark.parametrize("math", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["T4", "A100", "H100", "RTX 4090"])
 def test_nothing_is_predicted_below_the_floor(name, math):
-    device = gpu_model.KNOWN[name]
+    device = cost_model.KNOWN[name]
     for H in model_page.UNITS:
         for B in model_page.BATCHES:
-            for choice in cuda_plan.choices(gpu_model.library(), device, CODES[math], H=H, B=B):
-                assert choice.us > gpu_model.floor(device, H, B, CODES[math])
+            for choice in cuda_planner.choices(cost_model.library(), device, CODES[math], H=H, B=B):
+                assert choice.us > cost_model.floor(device, H, B, CODES[math])
 
 
 def test_picks_have_at_most_twice_the_fewest_rounds_or_a_reason():
     page, beyond = model_page.PAGE.read_text(encoding="utf-8"), []
-    for row in gpu_rounds.rows(gpu_model.KNOWN["H100"]):
+    for row in gpu_rounds.rows(cost_model.KNOWN["H100"]):
         if row.within:
             continue
         beyond.append(row)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastlstm import backends, dispatch, reference
+from fastlstm import backends, dispatch
+from fastlstm.ops import reference
 from fastlstm.verify import record
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastlstm.backends import withheld
-from fastlstm.verify import checks, plans, timings
-from fastlstm.verify.cases import make, make_grads
+from fastlstm.testing.cases import make, make_grads
+from fastlstm.verify import correctness, plans, timings
 from fastlstm.verify.plans import LIMIT, full, quick
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def test_the_whole_takes_as_long_as_the_help_says(present, minutes):
     work = full(present)
     assert minutes[0] < plans.estimate(work) / 60 < minutes[1]
     assert set(work.tables) == set(present)
-    assert checks.LONG[0] in work.tables[present[0]].cases
+    assert correctness.LONG[0] in work.tables[present[0]].cases
     assert not work.left_out
 
 
@@ -44,9 +44,9 @@ def test_by_default_triton_waits_for_the_cuda_kernels():
 
 
 def test_the_default_checks_every_kernel_in_every_type():
-    runs = checks.runs("cuda", quick(("cuda",)).tables["cuda"])
+    runs = correctness.runs("cuda", quick(("cuda",)).tables["cuda"])
     assert {(run.kernel, run.math) for run in runs} == {
-        (k, m) for k in ("step", "tile", "persistent") for m in checks.MATHS
+        (k, m) for k in ("step", "tile", "persistent") for m in correctness.MATHS
     }
     assert max(run.case.T for run in runs) < 100
 
@@ -73,7 +73,7 @@ class Launches(set):
 def launches(monkeypatch):
     if util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
-    from fastlstm.backends import triton
+    from fastlstm.backends.triton import backend as triton
     from fastlstm.backends.triton import launch, planner
 
     monkeypatch.setattr(triton, "_INTERPRETER_DEVICE", planner.Device("H100", 90, 132, 227 << 10))
@@ -82,27 +82,27 @@ def launches(monkeypatch):
         yield found
 
 
-def _check(table: checks.Table) -> None:
+def _check(table: correctness.Table) -> None:
     """All that is launched for a table; nothing runs, so results hold nothing."""
-    from fastlstm.backends import triton
+    from fastlstm.backends.triton import backend as triton
 
-    for run in checks.runs("triton", table):
-        case, dtype = replace(run.case, T=min(run.case.T, 100)), checks.MATHS[run.math]
-        with triton.force(run.kernel), checks.tf32(run.math == "tf32"):
-            if triton.why_not(checks._spec(case, dtype, run.save, CPU)) is None:
+    for run in correctness.runs("triton", table):
+        case, dtype = replace(run.case, T=min(run.case.T, 100)), correctness.MATHS[run.math]
+        with triton.force(run.kernel), correctness.tf32(run.math == "tf32"):
+            if triton.why_not(correctness._spec(case, dtype, run.save, CPU)) is None:
                 v = make(case, dtype)
                 h, c, gates, _, _ = triton.forward(*v, case.reverse, run.save)
                 triton.backward(*make_grads(case, dtype), *v, case.reverse, run.save, h, c, gates)
 
 
 def _time(cells: tuple[timings.Cell, ...], kernels: tuple[str, ...]) -> None:
-    from fastlstm.backends import triton
+    from fastlstm.backends.triton import backend as triton
 
-    every = {("triton", kernel, math) for kernel in triton.KERNELS for math in checks.MATHS}
+    every = {("triton", kernel, math) for kernel in triton.KERNELS for math in correctness.MATHS}
     passed = {kernel for kernel in every if kernel[1] in kernels}
     with withheld.instead_of_record(every - passed):
         for cell in dict.fromkeys(replace(cell, T=2) for cell in cells):  # T compiles nothing
-            with checks.tf32(cell.math == "tf32"):
+            with correctness.tf32(cell.math == "tf32"):
                 for contender in timings.Timed(cell, CPU).contenders(frozenset(passed)):
                     if contender.kernels:
                         contender.step()

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from verifying import CELLS, plan, verified
 
 from fastlstm import dispatch
-from fastlstm.verify import checks, record, timings
+from fastlstm.verify import correctness, record, timings
 from fastlstm.verify.run import FINE, NO_GPU, gpus
 from fastlstm.verify.stages import TimeUpError
+from tests.verify.verifying import CELLS, plan, verified
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.usefixtures("cache")
@@ -51,7 +51,7 @@ def test_when_time_is_up_what_there_is_is_recorded(module):
 def test_checks_that_were_not_done_in_time_pass_nothing(module):
     def process(work, todo, *args, **limits):
         for k, found in enumerate(work(todo, *args)):
-            if work is checks.run and k == 8:  # 4 of 8 runs
+            if work is correctness.run and k == 8:  # 4 of 8 runs
                 raise TimeUpError
             yield found
 
@@ -71,7 +71,7 @@ def test_what_checks_left_of_the_time_goes_to_timing(module):
         return work(todo, *args)
 
     verified(2.0, plan=plan("cuda", process=process, silence=7.0))
-    assert seen == [(checks.run, 7.0), (timings.run, 7.0)]
+    assert seen == [(correctness.run, 7.0), (timings.run, 7.0)]
 
 
 def test_where_nothing_passed_nothing_is_timed(module):
@@ -117,10 +117,10 @@ def test_the_gpu_backends_without_a_gpu(tmp_path):
 import json, torch
 from fastlstm.backends import hostsim
 from fastlstm.verify import checks, plans, record, run, timings
-from fastlstm.verify.cases import SHORT
+from fastlstm.testing.cases import SHORT
 
 def work(present):
-    table = checks.Table((SHORT[0],), ("float32", "bfloat16"))
+    table = correctness.Table((SHORT[0],), ("float32", "bfloat16"))
     cells = (timings.Cell("dense", "bfloat16", True, 4, 2, 2),)
     return plans.Work(dict.fromkeys(present, table), cells, 300.0, 300.0, 900.0)
 

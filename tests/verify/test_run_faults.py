@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from verifying import CELLS, losing, plan, verified
 
-from fastlstm.backends.cuda_status import GaveUpError
+from fastlstm.backends.cuda.status import GaveUpError
+from fastlstm.testing.cases import SHORT
 from fastlstm.verify import isolate, record, timings
-from fastlstm.verify.cases import SHORT
 from fastlstm.verify.run import FINE, WRONG
+from tests.verify.verifying import CELLS, losing, plan, verified
 
 CRASH, HANG = "the process ended with code -11", "nothing came for 60 s; it was ended"
 pytestmark = pytest.mark.usefixtures("cache")
@@ -56,7 +56,7 @@ def test_a_device_fault_takes_out_a_kernel_and_type_and_the_rest_goes_on(module)
 
 
 def test_a_kernel_that_hung_is_not_tried_in_other_types(module):
-    from fastlstm.backends.cuda_status import GaveUpError
+    from fastlstm.backends.cuda.status import GaveUpError
 
     asked = []
 

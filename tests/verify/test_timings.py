@@ -8,15 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from verifying import clock
 
-from fastlstm import backends, dispatch, reference
+from fastlstm import backends, dispatch
 from fastlstm.backends import withheld
-from fastlstm.backends.cuda_status import GaveUpError
+from fastlstm.backends.cuda.status import GaveUpError
+from fastlstm.ops import reference
 from fastlstm.verify import timings
 from fastlstm.verify.cudnn import SMALL_H, STANDARD
 from fastlstm.verify.stages import Started
 from fastlstm.verify.timings import Cell, Fault
+from tests.verify.verifying import clock
 
 CPU = torch.device("cpu")
 CELL = Cell("dense", "float32", True, 4, 2, 3)

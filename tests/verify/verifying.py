@@ -6,13 +6,13 @@ import itertools
 
 import torch
 
-from fastlstm.verify import checks, isolate, record, timings
-from fastlstm.verify.cases import SHORT
+from fastlstm.testing.cases import SHORT
+from fastlstm.verify import correctness, isolate, record, timings
 from fastlstm.verify.plans import Plan, Work
 from fastlstm.verify.run import Machine, verify
 from fastlstm.verify.stages import Started
 
-SMALL = checks.Table((SHORT[0], SHORT[5]), ("float32", "bfloat16"))
+SMALL = correctness.Table((SHORT[0], SHORT[5]), ("float32", "bfloat16"))
 CELLS = tuple(timings.grid("dense", (4, 8), (2,), (3,), maths=("float32",)))
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastlstm import gpu_model
-from fastlstm.backends import cuda_plan
+from fastlstm.backends import cost_model
+from fastlstm.backends.cuda import planner as cuda_planner
 from tools.gpu_fit import judge, kept, sweep
 from tools.gpu_fit.sweep import CODES, TILING, Step
 from tools.gpu_tables import markdown
@@ -80,7 +80,7 @@ def _cell(steps: Sequence[Step], cost: tuple[tuple[str, float], ...]) -> str:
         return ""
     one = steps[0]
     device = replace(one.device, cost=cost)
-    pick = cuda_plan.choices(gpu_model.library(), device, CODES[one.math], H=one.H, B=one.B)[one.backward]
+    pick = cuda_planner.choices(cost_model.library(), device, CODES[one.math], H=one.H, B=one.B)[one.backward]
     tiling = tuple(getattr(pick.t, name) for name in TILING)
     measured = next((f"{s.us:.2f}" for s in steps if (s.kernel, s.tiling) == (pick.kernel, tiling)), "-")
     return f"{pick.us:.2f} / {measured} / {min(step.us for step in steps):.2f}"

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fastlstm import gpu_model
-from fastlstm.gpu_model import Device
+from fastlstm.backends import cost_model
+from fastlstm.backends.cost_model import Device
 
 CODES = {"f32": 0, "tf32": 1, "f16": 2, "bf16": 3}  # csrc/cuda/args.h
 TILING = ("unit_blocks", "row_blocks", "groups", "k_splits", "row_tiles", "phase", "gate_splits")
@@ -47,15 +47,15 @@ def device(rows: Sequence[dict]) -> Device:
         raise ValueError("no row of the stage env names the GPU; give the file as benchmarks.gpu_day wrote it")
     gpu, properties = about["gpu"], about.get("properties")
     if not properties:
-        alike = next((d for d in gpu_model.KNOWN.values() if d.name in gpu), gpu_model.KNOWN["H100"])
+        alike = next((d for d in cost_model.KNOWN.values() if d.name in gpu), cost_model.KNOWN["H100"])
         properties = (alike.capability, alike.sms, alike.shared_bytes)
-    return gpu_model.known(gpu, *properties)
+    return cost_model.known(gpu, *properties)
 
 
 def steps(rows: Sequence[dict], on: Device) -> list[Step]:
     """The steps that can be used: right, status 0, a time, and a tiling that the planner knows today."""
-    lib, found = gpu_model.library(), []
-    gpu = gpu_model.description(on, lib)
+    lib, found = cost_model.library(), []
+    gpu = cost_model.description(on, lib)
     for row in rows:
         if row["stage"] != "sweep" or row.get("status") != 0 or row.get("wrong") or row.get("slow"):
             continue
@@ -86,7 +86,7 @@ def least() -> np.ndarray:
 
 def constants() -> dict[str, float]:
     """The cost model's constants as they are built in, by name."""
-    return {name: value for name, value, *_ in gpu_model.library().constants()}
+    return {name: value for name, value, *_ in cost_model.library().constants()}
 
 
 def counts(found: Sequence[Step]) -> tuple[np.ndarray, np.ndarray]:
@@ -94,11 +94,11 @@ def counts(found: Sequence[Step]) -> tuple[np.ndarray, np.ndarray]:
 
     A prediction is max(the first three columns times their constants) + the sum of the others, and at least HBM's.
     """
-    lib, ones = gpu_model.library(), tuple((name, 1.0) for name in constants())
+    lib, ones = cost_model.library(), tuple((name, 1.0) for name in constants())
     described: dict[Device, Any] = {}
     table = np.zeros((len(found), len(ones) + 1))
     for line, step in zip(table, found, strict=True):
-        gpu = described.setdefault(step.device, gpu_model.description(replace(step.device, cost=ones), lib))
+        gpu = described.setdefault(step.device, cost_model.description(replace(step.device, cost=ones), lib))
         line[:] = list(lib.predict(gpu, CODES[step.math], step.choice.work).parts.values())
     return table[:, :-1], table[:, -1]
 

@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlstm.backends.common import HALF_TYPES, recompute_gates
 from fastlstm.backends.device import multiplies_wide, product_into, products_as_cudnn
 from fastlstm.backends.triton import resident, step, streamed
 from fastlstm.backends.triton.padding import cut_gates, cut_units, pad_gate_rows, pad_gates, pad_units, padded, to_tf32
 from fastlstm.backends.triton.planner import Plan, Tile
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
+from fastlstm.ops.recompute import recompute_gates
+from fastlstm.ops.reference import HALF_TYPES
 
 _start: ContextVar[Callable | None] = ContextVar("fastlstm_triton_start", default=None)
 
@@ -110,26 +112,10 @@ def _order(T: int, B: int, batch_sizes: Tensor | None, reverse: bool) -> list[_S
     return [_Step(0, 0), *found, _Step(0, 0)]
 
 
-def forward(
-    plan: Plan,
-    x: Tensor | None,
-    ids: Tensor | None,
-    w_x: Tensor,
-    bias: Tensor | None,
-    w_hh: Tensor,
-    w_hr: Tensor | None,
-    h0: Tensor,
-    c0: Tensor,
-    batch_sizes: Tensor | None,
-    offsets: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-    save: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run the op's forward as `plan` says; arguments and returns as in `fastlstm.reference.forward`."""
-    rows = x if ids is None else ids
-    T = rows.shape[0] if batch_sizes is None else batch_sizes.shape[0]
-    lead = tuple(rows.shape[: 2 if batch_sizes is None else 1])
+def forward(plan: Plan, inputs: OpInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run the op's forward as `plan` says; returns as `fastlstm.ops.reference.forward`."""
+    x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs
+    T, lead = inputs.T, tuple(inputs.lead)
     (B, P), H = h0.shape, c0.shape[1]
     N = T * B if batch_sizes is None else lead[0]
     with _guard(w_hh):
@@ -196,30 +182,11 @@ def _step_forward(plan: Plan, xg, ids, w_hh, h0, c0, w_hr, order, reset, h, c, g
     return h_n, c_n
 
 
-def backward(
-    plan: Plan,
-    dh: Tensor | None,
-    dc: Tensor | None,
-    dh_n: Tensor | None,
-    dc_n: Tensor | None,
-    x: Tensor | None,
-    ids: Tensor | None,
-    w_x: Tensor,
-    bias: Tensor | None,
-    w_hh: Tensor,
-    w_hr: Tensor | None,
-    h0: Tensor,
-    c0: Tensor,
-    batch_sizes: Tensor | None,
-    offsets: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-    save: int,
-    h: Tensor,
-    c: Tensor,
-    gates: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run the op's backward as `plan` says; arguments and returns as in `fastlstm.reference.backward`."""
+def backward(plan: Plan, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the op's backward as `plan` says; returns as `fastlstm.ops.reference.backward`."""
+    w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs[4:]
+    h, c, gates = saved
+    dh, dc, dh_n, dc_n = grads
     lead, (B, P), H = tuple(h.shape[:-1]), h0.shape, c0.shape[1]
     T = lead[0] if batch_sizes is None else batch_sizes.shape[0]
     N = h.numel() // P
@@ -230,19 +197,19 @@ def backward(
             return w_hh.new_empty(*lead, 4 * H), d_hr, *(d.clone() for d in d_states)
         if save == 2:
             wide = _wide_product if h.is_cuda and h.dtype in HALF_TYPES and multiplies_wide() else None
-            gates = recompute_gates(x, ids, w_x, bias, w_hh, h0, batch_sizes, offsets, reset, reverse, h, wide)
+            gates = recompute_gates(inputs, h, wide)
         wide, narrow = padded(H), padded(P)
         dxg = w_hh.new_empty(*lead, 4 * wide)
         d_hr = w_hh.new_empty((*lead, narrow) if w_hr is not None else (0,))
-        grads = (pad_units(dh, narrow), pad_units(dc, wide), pad_units(dh_n, narrow), pad_units(dc_n, wide))
-        saved = (_weights(plan, w_hh, wide, narrow), pad_units(c0, wide), pad_units(c, wide), pad_gates(gates, wide))
+        incoming = (pad_units(dh, narrow), pad_units(dc, wide), pad_units(dh_n, narrow), pad_units(dc_n, wide))
+        kept = (_weights(plan, w_hh, wide, narrow), pad_units(c0, wide), pad_units(c, wide), pad_gates(gates, wide))
         if plan.shape == "step":
             w_hr = None if w_hr is None else F.pad(w_hr, (0, wide - H, 0, narrow - P))
             order = _order(T, B, batch_sizes, reverse)
-            dh0, dc0 = _step_backward(plan, *grads, *saved, w_hr, order, _bytes(reset), dxg, d_hr)
+            dh0, dc0 = _step_backward(plan, *incoming, *kept, w_hr, order, _bytes(reset), dxg, d_hr)
         else:
             starts = _starts(offsets, N)
-            dh0, dc0 = _whole_backward(plan, *grads, *saved, starts, _bytes(reset), dxg, T, reverse)
+            dh0, dc0 = _whole_backward(plan, *incoming, *kept, starts, _bytes(reset), dxg, T, reverse)
         d_states = map(cut_units, (dh0, dc0), (P, H))
         return cut_gates(dxg, H), cut_units(d_hr, P), *d_states
 

@@ -218,10 +218,10 @@ def shared_bytes(shape: str, tile: Tile, itemsize: int, backward: bool) -> int:
 
 def committed() -> Iterator[tuple[Device, int, int, str]]:
     """(device, H, B, math) of the list that the slow tests compile: every size class on every kind of device."""
-    from fastlstm import gpu_model  # needs the native module; only tools and tests come here
+    from fastlstm.backends import cost_model  # needs the native module; only tools and tests come here
 
     for name in ("A100", "H100", "RTX 3090", "RTX 4090", "B200", "RTX 5090"):
-        known = gpu_model.KNOWN[name]
+        known = cost_model.KNOWN[name]
         device = Device(name, known.capability, known.sms, known.shared_bytes)
         for math in ("half", "tf32", "ieee"):
             for H in (1, 16, 32, 60, 64, 96, 128, 200, 256, 512, 768, 1024, 1536):

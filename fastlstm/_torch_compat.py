@@ -1,0 +1,208 @@
+"""All private names of torch that this package uses, each behind one function with a word for what it asks.
+
+is_plain_eager   may this call go past torch's dispatcher without anybody noticing?
+is_recorded      does somebody differentiate, batch or record the operations that run now?
+is_plain         does the address of this tensor hold its numbers?
+dynamo_skip      torch.compile must not look into this function or module
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from types import CodeType, FunctionType, ModuleType
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+_C = torch._C
+SingleLevelFunction = torch.autograd.function._SingleLevelFunction  # torch.func has chosen the level before it runs
+torch_lstm = torch._VF.lstm  # what nn.LSTM calls
+assert_async = torch._assert_async
+
+
+def _forward_gradients() -> bool:
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+# Who would notice that a call goes past torch's dispatcher. Each returns something true while it is active. The first two
+# also take part in backward: they record or replace every operation.
+_RECORDERS = (
+    _C._are_functorch_transforms_active,  # torch.func: grad, vmap, jvp, functionalize
+    _C._len_torch_dispatch_stack,  # TorchDispatchMode: fake tensors, make_fx, FLOP counters
+)
+OBSERVERS = (
+    *_RECORDERS,
+    _C._len_torch_function_stack,  # TorchFunctionMode: `with torch.device(...)`
+    _C._get_tracing_state,  # torch.jit.trace
+    _forward_gradients,  # torch.autograd.forward_ad
+    _C._is_any_autocast_enabled,
+    torch.autograd._profiler_enabled,
+)
+
+
+def is_plain_eager() -> bool:
+    """True if no transform, mode, tracer, autocast, forward gradient or profiler is active.
+
+    A call on plain tensors may then go past torch's dispatcher: nobody can observe that it does.
+    """
+    for active in OBSERVERS:  # noqa: SIM110 - a generator would double the time, which small calls feel
+        if active():
+            return False
+    return True
+
+
+def is_transformed() -> bool:
+    """True inside a transform of torch.func or under a dispatch mode."""
+    return bool(_RECORDERS[0]() or _RECORDERS[1]())
+
+
+def is_recorded(*values: Tensor | None) -> bool:
+    """True if operations on these values are recorded (autograd, torch.func, a dispatch mode) or a value is not plain."""
+    if torch.is_grad_enabled() or is_transformed():
+        return True
+    return not all(v is None or is_plain(v) for v in values)
+
+
+def in_functorch() -> bool:
+    """True inside a transform of torch.func."""
+    return _C._are_functorch_transforms_active()
+
+
+def forward_gradients_are_on() -> bool:
+    """True inside torch.autograd.forward_ad."""
+    return _forward_gradients()
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_bits = getattr(_C.DispatchKeySet, "raw_repr", repr)  # torch 2.4 has no raw_repr, and writes the keys' names
+
+
+@cache
+def _plain_keys(device: str) -> frozenset[int | str]:
+    """The dispatch keys of an ordinary tensor on a device, made in and outside inference mode, whatever mode is on now."""
+    with torch.inference_mode(False):
+        keys = {_bits(_C._dispatch_keys(torch.empty(0, dtype=torch.float32, device=device)))}
+    with torch.inference_mode():
+        keys.add(_bits(_C._dispatch_keys(torch.empty(0, dtype=torch.float32, device=device))))
+    return frozenset(keys)
+
+
+_CPU_KEYS = _plain_keys("cpu")
+
+
+def is_plain(v: Tensor) -> bool:
+    """True if the address of a CPU or CUDA tensor holds its numbers.
+
+    Not of a subclass, of a lazily negated or conjugated view, or of a tensor that autograd's own vmap batches.
+    """
+    if type(v) not in _PLAIN:
+        return False
+    keys = _bits(_C._dispatch_keys(v))
+    return keys in _CPU_KEYS or (v.is_cuda and keys in _plain_keys("cuda"))
+
+
+def is_plain_cpu(v: Tensor) -> bool:
+    """`is_plain`, of a tensor on the CPU."""
+    return type(v) in _PLAIN and _bits(_C._dispatch_keys(v)) in _CPU_KEYS
+
+
+def _look_through(*args: object) -> bool:
+    return any(isinstance(v, Tensor) and v.requires_grad for v in args)
+
+
+any_requires_grad = getattr(_C, "_any_requires_grad", _look_through)  # torch before 2.5 has no quick one
+
+DispatchKeySet = _C.DispatchKeySet
+below_autograd = _C._AutoDispatchBelowAutograd
+
+
+def keys_after_autograd(keyset: DispatchKeySet) -> DispatchKeySet:
+    """The dispatch keys of an op's call that lie below autograd."""
+    return keyset & _C._after_autograd_keyset
+
+
+def single_level_functions() -> object:
+    """A context in which a single-level autograd Function may run inside a transform of torch.func."""
+    from torch._functorch.utils import enable_single_level_autograd_function
+
+    return enable_single_level_autograd_function()
+
+
+_USUAL = (Tensor, torch.nn.Parameter, type(None))
+
+
+def has_own_functions(value: object) -> bool:
+    """True for a tensor of a class that answers torch's functions itself."""
+    kind = type(value)
+    if kind in _USUAL:
+        return False
+    function = kind.__torch_function__
+    inherited = getattr(function, "__func__", None) is Tensor.__torch_function__.__func__
+    return not inherited and function is not _C._disabled_torch_function_impl
+
+
+def current_cuda_stream(index: int) -> int:
+    """The address of a device's current stream; torch's inner function, where it has that, makes no object for it."""
+    raw = getattr(_C, "_cuda_getCurrentRawStream", None)
+    return raw(index) if raw else torch.cuda.current_stream(index).cuda_stream
+
+
+# ---- torch.compile -------------------------------------------------------------------------------------------------
+# Where Dynamo breaks a graph at a module, it goes on with the functions that the module calls, one by one. Compiled in
+# pieces, a tensor whose address was taken may be freed before the kernel reads it. The ops themselves are nodes of a graph
+# as ever: Dynamo never looks into those.
+
+_frames = getattr(_C._dynamo, "eval_frame", None)  # without importing Dynamo, which takes 1.8 s
+_What = TypeVar("_What", FunctionType, str)
+
+
+def dynamo_skip(what: _What) -> _What:
+    """Have Dynamo run a function, or all that are written in a module (given by its name), as they are.
+
+    A module that passes addresses of tensors to native code ends with `dynamo_skip(__name__)`; a function is decorated.
+    """
+    place = sys.modules[what] if isinstance(what, str) else what
+    for code in code_of(place, getattr(place, "__name__", "")):
+        _skip(code)
+    return what
+
+
+def constant_for_dynamo(function: Callable) -> Callable:
+    """Have Dynamo call a function once while it traces and take the result as a constant.
+
+    What torch.compiler.assume_constant_result does, without importing Dynamo.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+def _skip(code: CodeType) -> None:
+    """As torch._dynamo.skip_code does; what the function calls is skipped too where this torch can say so (2.7)."""
+    if hasattr(_frames, "set_code_exec_strategy"):
+        skip = _frames._FrameAction.SKIP
+        _frames.set_code_exec_strategy(code, _frames._FrameExecStrategy(skip, skip))
+    elif hasattr(_frames, "skip_code"):
+        _frames.skip_code(code)
+
+
+def code_of(value: object, module: str) -> Iterator[CodeType]:
+    """The code of a function, or of all functions of a module or class that are written in that module."""
+    if isinstance(value, CodeType):
+        yield value
+        for constant in value.co_consts:  # comprehensions and functions inside
+            if isinstance(constant, CodeType):
+                yield from code_of(constant, module)
+    elif isinstance(value, FunctionType):
+        yield from code_of(value.__code__, module)
+    elif isinstance(value, (staticmethod, classmethod)):
+        yield from code_of(value.__func__, module)
+    elif isinstance(value, property):
+        yield from (code for f in (value.fget, value.fset) if f is not None for code in code_of(f, module))
+    elif isinstance(value, ModuleType) or (isinstance(value, type) and value.__module__ == module):
+        for item in vars(value).values():
+            inside = getattr(item, "__module__", module) == module
+            if not isinstance(item, ModuleType) and inside:
+                yield from code_of(getattr(item, "__wrapped__", item), module)

@@ -1,0 +1,103 @@
+"""What a backend is: one class that says which calls it can run and runs them, registered by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
+
+_registered: dict[str, Backend] = {}
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot run, or none can; the message says why and what to do."""
+
+
+class UnfitError(BackendError):
+    """A backend learned at the launch that it cannot run the call; nothing was done."""
+
+
+class Backend:
+    """Runs the op on one kind of kernels.
+
+    `fastlstm.ops.validation` has checked the arguments of a call and made them contiguous before they come here.
+    """
+
+    name: ClassVar[str]
+    kernel_names: ClassVar[tuple[str, ...]] = ("",)  # that `force` takes; one without a name where there is no choice
+
+    def unsupported_reason(self, spec: Spec) -> str | None:
+        """Why this backend cannot run the call, with what to do, or None."""
+        return self.unsupported_call(spec) or self.unavailable(spec.device) or self.no_plan(spec)
+
+    def unsupported_call(self, spec: Spec) -> str | None:
+        """Why its kernels take no such call on any machine (a type, a feature), or None."""
+        return None
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why it runs nothing here (not installed, another device), with what to do, or None."""
+        return None
+
+    def no_plan(self, spec: Spec) -> str | None:
+        """Why no kernel fits the call on this device, or None."""
+        return None
+
+    def describe(self, spec: Spec) -> str:
+        """One line on what would run, beginning with the backend's name."""
+        raise NotImplementedError
+
+    def kernels(self, spec: Spec) -> tuple[str, ...]:
+        """The names of the kernels that would run, forward's first; a backend of one kernel has one without a name."""
+        return ("",)
+
+    def force(self, kernel: str | None) -> AbstractContextManager[None]:
+        """Use one kernel inside a `with` block, by its name; None or "": choose as usual."""
+        if kernel:
+            raise ValueError(f"kernel is {kernel!r}, expected none: backend '{self.name}' has no choice of kernels")
+        return nullcontext()
+
+    def check(self, device: torch.device) -> None:
+        """Wait for a device and raise what its kernels left for the host."""
+
+    def forward(self, inputs: OpInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Run one layer in one direction; returns as `fastlstm.ops.reference.forward`."""
+        raise NotImplementedError
+
+    def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Run the backward recurrence; returns as `fastlstm.ops.reference.backward`."""
+        raise NotImplementedError
+
+    def gradients(
+        self, wanted: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads
+    ) -> tuple[Tensor | None, ...] | None:
+        """Backward and all products that follow from it in one; None where the backend has no such way.
+
+        Args:
+            wanted: whether the gradient of x, ids, w_x, bias, w_hh and w_hr is.
+            inputs, saved, grads: what forward took and returned, and the incoming gradients; checked.
+
+        Returns:
+            dx, None, dw_x, dbias, dw_hh, dw_hr, dh0, dc0; None for each that is not wanted.
+        """
+        return None
+
+
+def register(name: str) -> Callable[[type[Backend]], type[Backend]]:
+    """Register a Backend class under a name: `@register("cpu")`."""
+
+    def add(cls: type[Backend]) -> type[Backend]:
+        cls.name = name
+        _registered[name] = cls()
+        return cls
+
+    return add
+
+
+def registered() -> dict[str, Backend]:
+    """The backends that were registered so far, by name."""
+    return _registered

@@ -1,0 +1,236 @@
+"""All layers and directions of a module in one autograd Function over the native kernels: the fused CPU route.
+
+The op of `fastlstm.ops.lstm` takes one layer and direction at a time, through torch's dispatcher, so that every backend and
+every transform of torch can take part. Where none of them does (`fastlstm.modules.route` decides), a call is this: one
+native call a layer and direction, with no other operation of torch in between. At H = 64 the dispatcher costs a fifth of a
+training step. Second derivatives, and every backward pass that is recorded, run the op over the saved inputs instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlstm._torch_compat import SingleLevelFunction, dynamo_skip, is_recorded
+from fastlstm.backends import native
+from fastlstm.ops.cell import LayerWeights, Stack
+from fastlstm.ops.token_table import native_gradients, native_table
+
+
+class FusedCall(NamedTuple):
+    """What a call is, besides its tensors.
+
+    V: number of ids, 0 where the input holds vectors; threads: at most so many; through_ops(fused, source, h0, c0,
+    embedding, *weights): output, h_n and c_n by operations that torch can differentiate again.
+    """
+
+    stack: Stack
+    V: int
+    batch_sizes: Tensor | None
+    T: int
+    B: int
+    dtype: torch.dtype
+    threads: int
+    through_ops: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+    def shape(self, reverse: bool) -> tuple:
+        """The shape argument of a native call."""
+        sizes = 0 if self.batch_sizes is None else self.batch_sizes.data_ptr()
+        return self.T, self.B, self.stack.hidden_size, self.stack.P, sizes, 0, reverse, 0, self.threads
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _addresses(k: int, *tensors: Tensor | None) -> list[int]:
+    """Where the k-th part of each begins. (Indexing would make a tensor of it, at ten times the cost.)"""
+    return [0 if v is None else v.data_ptr() + k * v.stride(0) * v.element_size() for v in tensors]
+
+
+def any_outside(ids: Tensor, V: int) -> bool:
+    """Whether a contiguous int64 tensor holds a number that is not in 0 … V - 1."""
+    return native.load().any_outside(ids.data_ptr(), ids.numel(), V)
+
+
+FIRST_WEIGHT = 4  # inputs of the Function before the weights: source, h0, c0, embedding
+_LARGE = 1 << 16  # scalars from which arrays are kept for the next step (csrc/bindings/array_cache.cpp)
+
+
+def _kept(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An array of a training step, not initialised. (torch can't resize it, as it can't what requires a gradient.)"""
+    if math.prod(shape) < _LARGE:
+        return torch.empty(shape, dtype=dtype)
+    return torch.utils.dlpack.from_dlpack(native.load().array(shape, dtype == torch.float64))
+
+
+def forward(
+    call: FusedCall, source: Tensor, h0: Tensor, c0: Tensor, embedding: Tensor | None, weights: tuple, keep: bool
+) -> tuple:
+    """Output, h_n, c_n, and what backward reads: the input of each later layer; h, c and gates of each direction.
+
+    source: (T, B, I) or (N, I), or ids; h0 (LD, B, P), c0 (LD, B, H); embedding: of the ids, (V, I), or None; weights:
+    torch's flat list.
+    """
+    h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
+    x, between, kept = source, [], []
+    for layer in range(call.stack.layers):
+        if layer:
+            between.append(x)
+        outputs = []
+        for d in range(call.stack.directions):
+            k = layer * call.stack.directions + d
+            states = _addresses(k, h_n, c_n, h0, c0)
+            outputs.append(_direction(call, k, x, states, embedding, call.stack.layer(weights, k), keep))
+        kept += outputs
+        x = outputs[0][0] if call.stack.directions == 1 else torch.cat([h for h, _, _ in outputs], -1)
+    return x, h_n, c_n, between, kept
+
+
+def _direction(
+    call: FusedCall, k: int, x: Tensor, states: list[int], embedding: Tensor | None, own: LayerWeights, keep: bool
+) -> tuple:
+    """Layer and direction number k: h, c and gates; these two are None unless kept. states: addresses."""
+    H, dtype = call.stack.hidden_size, call.dtype
+    w_ih, w_hh, bias, w_hr = own.w_ih, own.w_hh, own.bias, own.w_hr
+    ids = call.V > 0 and k < call.stack.directions
+    if ids:
+        w_ih, bias = native_table(embedding, w_ih, bias), None
+    rows = x.shape if ids else x.shape[:-1]
+    h = (_kept if keep else torch.empty)((*rows, call.stack.P), dtype=dtype)
+    c = _kept((*rows, H), dtype) if keep else None
+    gates = _kept((*rows, 4 * H), dtype) if keep else None
+    h_n, c_n, h0, c0 = states
+    table, dense = ((w_ih, x), (None, None)) if ids else ((None, None), (x, w_ih))
+    made, given, read = ([_address(v) for v in part] for part in ((h, c, gates), (*table, bias, w_hh, w_hr), dense))
+    pointers = [*made, h_n, c_n, *given, h0, c0, *read]
+    shape = call.shape(reverse=k % call.stack.directions == 1)
+    native.load().forward(shape, pointers, 0 if ids else x.shape[-1], dtype == torch.float64)
+    return h, c, gates
+
+
+class FusedLSTM(SingleLevelFunction):
+    """`forward` with its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx, call: FusedCall, source: Tensor, h0: Tensor, c0: Tensor, embedding: Tensor | None, *weights: Tensor
+    ) -> tuple:
+        out, h_n, c_n, between, kept = forward(call, source, h0, c0, embedding, weights, keep=True)
+        ctx.call, ctx.counts = call, (len(weights), len(between))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(source, h0, c0, embedding, *weights, *between, *(v for three in kept for v in three))
+        return out, h_n, c_n
+
+    @staticmethod
+    def backward(ctx, d_out: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None) -> tuple:
+        source, h0, c0, embedding, *rest = saved = ctx.saved_tensors
+        weights, rest = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
+        grads = (d_out, dh_n, dc_n)
+        if is_recorded(*grads, *saved):
+            return None, *_through_ops(ctx, grads, (source, h0, c0, embedding, *weights))
+        between, kept = rest[: ctx.counts[1]], rest[ctx.counts[1] :]
+        grads = tuple(None if g is None else g.to(h0.dtype).contiguous() for g in grads)
+        return None, *_Backward(ctx, grads, [source, *between], (h0, c0), embedding, weights, kept).run()
+
+
+class _Backward:
+    """One backward pass through all layers, from the last to the first."""
+
+    def __init__(
+        self,
+        ctx,
+        grads: tuple,
+        inputs: list[Tensor],
+        states: tuple,
+        embedding: Tensor | None,
+        weights: list,
+        kept: list,
+    ) -> None:
+        self.call: FusedCall = ctx.call
+        self.wanted = ctx.needs_input_grad[1:]
+        self.d_out, self.dh_n, self.dc_n = grads
+        self.inputs, self.embedding, self.weights, self.kept = inputs, embedding, weights, kept
+        self.h0, self.c0 = states
+        self.dh0, self.dc0 = torch.empty_like(self.h0), torch.empty_like(self.c0)
+        self.d_embedding: Tensor | None = None
+        self.d_weights: list[Tensor | None] = [None] * len(weights)
+
+    def run(self) -> list[Tensor | None]:
+        """Gradients of source, h0, c0, embedding and the weights."""
+        call, d_out = self.call, self.d_out
+        for layer in reversed(range(call.stack.layers)):
+            each, below = call.stack.per_direction * call.stack.directions, None
+            before = FIRST_WEIGHT + each * layer if layer else 1  # states and weights below want it too
+            wants_dx = any(self.wanted[:before])
+            for d in range(call.stack.directions):
+                dx = self._direction(layer, d, self._share(d_out, d), wants_dx)
+                below = dx if below is None or dx is None else below.add_(dx)
+            d_out = below
+        return [d_out, self.dh0, self.dc0, self.d_embedding, *self.d_weights]
+
+    def _share(self, d_out: Tensor | None, d: int) -> Tensor | None:
+        """What of the gradient at a layer's output is direction d's."""
+        P = self.call.stack.P
+        return (
+            d_out if d_out is None or self.call.stack.directions == 1 else d_out[..., d * P : (d + 1) * P].contiguous()
+        )
+
+    def _direction(self, layer: int, d: int, dh: Tensor | None, wants_dx: bool) -> Tensor | None:
+        call, k = self.call, layer * self.call.stack.directions + d
+        first = k * call.stack.per_direction
+        w_ih, w_hh, *rest = self.weights[first : first + call.stack.per_direction]
+        wanted = self.wanted[FIRST_WEIGHT + first : FIRST_WEIGHT + first + call.stack.per_direction]
+        x, (h, c, gates) = self.inputs[layer], self.kept[3 * k : 3 * k + 3]
+        ids, of_bias = call.V > 0 and layer == 0, call.stack.bias and any(wanted[2:4])
+        of_table = self.wanted[3], wanted[0], of_bias
+        if ids:
+            d_in = torch.empty((call.V, 4 * call.stack.hidden_size), dtype=call.dtype) if any(of_table) else None
+        else:
+            d_in = torch.empty_like(w_ih) if wanted[0] else None
+        dx = _kept(x.shape, x.dtype) if wants_dx and not ids else None
+        dw_hh = torch.empty_like(w_hh) if wanted[1] else None
+        dbias = torch.empty_like(rest[0]) if of_bias and not ids else None
+        dw_hr = torch.empty_like(rest[-1]) if call.stack.proj_size and wanted[-1] else None
+        dh0, dc0, dh_n, dc_n, c0, h0 = _addresses(k, self.dh0, self.dc0, self.dh_n, self.dc_n, self.c0, self.h0)
+        w_hr = rest[-1] if call.stack.proj_size else None
+        saved = [_address(v) for v in (gates, c)]
+        arrays = [0, 0, dh0, dc0, _address(dh), 0, dh_n, dc_n, *saved, c0, _address(w_hh), _address(w_hr)]
+        made = (dx, d_in, dbias, dw_hh, dw_hr, None if ids else x, x if ids else None, None if ids else w_ih, h)
+        products = [*(_address(v) for v in made), h0]
+        sizes = (0, call.V) if ids else (w_ih.shape[1], 0)
+        native.load().backward(call.shape(d == 1), arrays, products, *sizes, call.dtype == torch.float64)
+        if ids:
+            d_embedding, d_in, dbias = native_gradients(d_in, self.embedding, w_ih, of_table)
+            self.d_embedding = d_embedding if self.d_embedding is None else self.d_embedding.add_(d_embedding)
+        made = [d_in, dw_hh, *[dbias] * (2 * call.stack.bias)]
+        if call.stack.proj_size:
+            made.append(dw_hr)
+        self.d_weights[first : first + call.stack.per_direction] = made
+        return dx
+
+
+def _through_ops(ctx, grads: tuple, inputs: tuple) -> list[Tensor | None]:
+    """The gradients by operations that torch can differentiate and batch, for whoever does (create_graph, vmap)."""
+    wanted = [k for k, want in enumerate(ctx.needs_input_grad[1:]) if want]
+    given = [k for k, g in enumerate(grads) if g is not None]
+    found: list[Tensor | None] = [None] * len(inputs)
+    if not given:
+        return found
+    record, inputs = torch.is_grad_enabled(), list(inputs)
+    with torch.enable_grad():
+        for k in wanted:
+            inputs[k] = inputs[k].view_as(inputs[k])  # so that what one input is to another does not count
+        outputs = ctx.call.through_ops(ctx.call, *inputs)
+    outs, heads = [outputs[k] for k in given], [grads[k] for k in given]
+    made = torch.autograd.grad(outs, [inputs[k] for k in wanted], heads, create_graph=record, allow_unused=True)
+    for k, grad in zip(wanted, made, strict=True):
+        found[k] = grad
+    return found
+
+
+dynamo_skip(__name__)

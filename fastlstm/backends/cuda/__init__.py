@@ -1,0 +1,1 @@
+"""The CUDA backend: the kernels of csrc/cuda on an NVIDIA GPU."""

@@ -1,0 +1,229 @@
+"""The CUDA backend: the kernels of csrc/cuda on an NVIDIA GPU, where fastlstm._C was built with nvcc.
+
+Three kernels, chosen by the planner (csrc/cuda/plan.h): *tile* (W_hh in one block), *persistent* (W_hh spread over the
+chip), *step* (a cuBLAS product and one fused kernel per step). Launches go to the current stream of the tensors' device;
+nothing is allocated but through torch and nothing waits, so a CUDA graph can hold a call (after one call outside it).
+Kernels that `withheld` knows are not planned. A GPU that refuses a cooperative launch gets another kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from functools import cache, lru_cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fastlstm._torch_compat import current_cuda_stream, dynamo_skip
+from fastlstm.backends import cost_model, native, withheld
+from fastlstm.backends.base import Backend, UnfitError, register
+from fastlstm.backends.cuda import launch, planner, status
+from fastlstm.backends.cuda.launch import Plan
+from fastlstm.backends.cuda.status import KERNELS
+from fastlstm.backends.device import (
+    MATHS,
+    math_of,
+    multiplies_wide,
+    not_nvidia,
+    product_into,
+    products_as_cudnn,
+)
+from fastlstm.ops import weight_gradients
+from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
+
+NAME = "cuda"
+_forced: ContextVar[str] = ContextVar("fastlstm_cuda_kernel", default="")
+
+
+@contextmanager
+def force(kernel: str | None) -> Iterator[None]:
+    """Use one kernel inside a `with` block: step, tile or persistent; None: choose as usual."""
+    if kernel is not None and kernel not in KERNELS:
+        raise ValueError(f"kernel is {kernel!r}, expected one of {', '.join(KERNELS)}")
+    token = _forced.set(kernel or "")
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@register(NAME)
+class Cuda(Backend):
+    """The kernels of csrc/cuda on the current stream of the tensors' device."""
+
+    kernel_names = KERNELS
+
+    def unsupported_call(self, spec: Spec) -> str | None:
+        if spec.dtype in launch.TYPE_CODES:
+            return None
+        return f"dtype is {spec.dtype}; the CUDA kernels take float32, bfloat16 and float16"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        return not_built() or _wrong_device(device)
+
+    def no_plan(self, spec: Spec) -> str | None:
+        try:
+            _choose(spec)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def describe(self, spec: Spec) -> str:
+        """One line: kernel, tiles, registers, shared memory, blocks, the predicted time of a step and its bound."""
+        return f"cuda: {planner.sentence(_choose(spec).forward, _gpu(_index(spec.device)))}"
+
+    def kernels(self, spec: Spec) -> tuple[str, ...]:
+        chosen = _choose(spec)
+        return (chosen.forward.kernel, chosen.backward.kernel)[: 1 + spec.training]
+
+    def force(self, kernel: str | None) -> AbstractContextManager[None]:
+        return force(kernel)
+
+    def check(self, device: torch.device) -> None:
+        status.check(device)
+
+    def forward(self, inputs: OpInputs) -> tuple[Tensor, ...]:
+        return _run(self, inputs.spec(), 0, lambda gpu, chosen: launch.forward(gpu, chosen, inputs))
+
+    def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
+        return _run(self, inputs.spec(), 1, lambda gpu, chosen: launch.backward(gpu, chosen, inputs, saved, grads))
+
+    def gradients(
+        self, wanted: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads
+    ) -> tuple[Tensor | None, ...]:
+        dxg, d_hr, dh0, dc0 = self.backward(inputs, saved, grads)
+        return *weight_gradients.of_weights(wanted, dxg, d_hr, inputs, saved), dh0, dc0
+
+
+def not_built() -> str | None:
+    """Return why this installation has no CUDA kernels, with what to do, or None."""
+    reason = native.module_unavailable()
+    if reason is None and not hasattr(native.load(), "cuda"):
+        reason = (
+            f"fastlstm has no CUDA kernels, since {native.load().no_cuda}; install an nvcc (a CUDA toolkit, or pip "
+            "install 'fastlstm[cuda-build]'), then install fastlstm again from source with FASTLSTM_CUDA=on"
+        )
+    return reason
+
+
+def _wrong_device(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return _no_driver() or f"tensors are on {device}; the CUDA kernels take CUDA tensors"
+    return not_nvidia() or _no_driver() or _no_code(_index(device))
+
+
+@cache
+def _no_driver() -> str | None:
+    return _lib().missing() or None
+
+
+@cache
+def _no_code(index: int) -> str | None:
+    """Why nothing that was built runs on a GPU.
+
+    Machine code is for one major version (with an a, as 90a: for one GPU's alone), PTX of the newest for all that is newer.
+    """
+    capability, archs = _lib().properties(index)[0], _lib().archs.split(",")
+    plain = [int(a) for a in archs if not a.endswith("a")]
+    alike = [a for a in plain if a // 10 == capability // 10 and a <= capability]
+    if alike or f"{capability}a" in archs or (plain and plain[-1] <= capability):
+        return None
+    return (
+        f"the GPU has compute capability {capability / 10} and the kernels were built for "
+        f"{', '.join(map(_capability, archs))}; install fastlstm from source with FASTLSTM_CUDA_ARCHS={capability}"
+    )
+
+
+def _capability(arch: str) -> str:
+    """90 as 9.0, 90a as 9.0 alone."""
+    number = int(arch.removesuffix("a")) / 10
+    return f"{number} alone" if arch.endswith("a") else str(number)
+
+
+def _lib() -> ModuleType:
+    return native.load().cuda
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+@cache
+def _gpu(index: int) -> cost_model.Device:
+    return cost_model.known(torch.cuda.get_device_name(index), *_lib().properties(index))
+
+
+def _choose(spec: Spec) -> Plan:
+    index, math, only = _index(spec.device), math_of(spec.dtype), _forced.get()
+    without = withheld.kernels(NAME, index, _gpu(index).name, math, by_name=bool(only))
+    tf32 = math == "tf32" and _gpu(index).tf32 > 0
+    try:
+        return _cached_choice(index, spec.dtype, tf32, spec.H, spec.B, spec.projected, only, frozenset(without))
+    except ValueError as error:
+        if not without:
+            raise
+        raise ValueError("; ".join((str(error), *(f"{kernel}: {why}" for kernel, why in without.items())))) from None
+
+
+@lru_cache(maxsize=4096)
+def _cached_choice(
+    index: int, dtype: torch.dtype, tf32: bool, H: int, B: int, projected: bool, only: str, without: frozenset[str]
+) -> Plan:
+    code = Plan(None, None, tf32).code(dtype)
+    sizes = {"H": H, "B": B, "projected": projected}
+    return Plan(*planner.choices(native.load().plan, _gpu(index), code, **sizes, only=only, without=without), tf32)
+
+
+class _Gpu:
+    """A GPU as a `launch.Runtime` for one call, on the current stream of the device."""
+
+    def __init__(self, index: int, status: Tensor):
+        self.lib = _lib()
+        self.stream = current_cuda_stream(index)
+        self.status = status
+
+    def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
+        return 0 if tensor is None else tensor.data_ptr()
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        product_into(a, b, out)
+
+    def product_type(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.float32 if multiplies_wide() else dtype
+
+
+@contextmanager
+def _on(index: int, dtype: torch.dtype, *word: str) -> Iterator[_Gpu]:
+    """A device as the current one, for torch and for the runtime inside fastlstm._C. word: kernel and math."""
+    with torch.cuda.device(index), products_as_cudnn(dtype):
+        _lib().set_device(index)
+        status.raise_on(index)
+        yield _Gpu(index, status.word(index, *word) if word else status.words(index)[:1])
+
+
+def _plan(backend: Backend, spec: Spec) -> Plan:
+    reason = backend.unsupported_call(spec) or backend.unavailable(spec.device)
+    if reason is None:
+        try:
+            return _choose(spec)
+        except ValueError as error:
+            reason = str(error)
+    raise UnfitError(f"backend 'cuda' cannot run this call: {reason}")
+
+
+def _run(backend: Backend, spec: Spec, direction: int, call: Callable[[_Gpu, Plan], tuple]) -> tuple[Tensor, ...]:
+    """One call; direction: 0 forward, 1 backward. A launch that is refused did nothing: all of it again without it."""
+    chosen, math, index = _plan(backend, spec), math_of(spec.dtype), _index(spec.device)
+    kernel = (chosen.forward, chosen.backward)[direction].kernel
+    with _on(index, spec.dtype, kernel, math) as gpu:
+        try:
+            return call(gpu, chosen)
+        except _lib().RefusedLaunchError as error:
+            withheld.give_up(NAME, index, kernel, MATHS, f"the GPU refused its launch ({error}); is it shared?")
+    return _run(backend, spec, direction, call)
+
+
+dynamo_skip(__name__)

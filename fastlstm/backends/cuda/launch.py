@@ -1,0 +1,287 @@
+"""One call of the op through the CUDA kernels, whatever runs them: a GPU (backends/cuda.py) or the host simulation.
+
+Python owns all memory: outputs, states and scratch are torch tensors of the call's device, their addresses go into an
+argument block (csrc/cuda/args.h). A `Runtime` supplies launchers, stream and matrix products. Nothing here waits for
+the device, and the same launches come for the same shapes, so a CUDA graph can hold them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
+from fastlstm.ops.recompute import recompute_gates
+from fastlstm.ops.reference import cell_type
+
+TYPE_CODES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}
+_TF32 = 1
+_CHUNK_BYTES = 32 << 20  # of an input side that is not kept …
+_CHUNK_STEPS = 256  # … but at least so many steps: a launch loads W_hh, which costs as much as some of them
+_PARTIAL_BYTES = 64 << 20  # of partial sums that travel between blocks
+
+
+class Runtime(Protocol):
+    """What runs kernels: a GPU's launchers, or the simulation's."""
+
+    lib: Any  # fastlstm._C.cuda, or the simulation's copy of it
+    stream: int  # that launches go to
+    status: Tensor  # one int32 that a kernel may write and the host reads without waiting (backends/cuda_status.py)
+
+    def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
+        """The address of a tensor for a kernel, 0 for None; mode: in (read), out (written first) or state (both)."""
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        """out = a @ b on that stream; out may be float32 where a and b are half types."""
+
+    def product_type(self, dtype: torch.dtype) -> torch.dtype:
+        """The type in which a product of two tensors of this type can be had: float32 if possible."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs: the planner's choice (csrc/cuda/plan.h) for either direction."""
+
+    forward: Any
+    backward: Any
+    tf32: bool
+
+    def code(self, dtype: torch.dtype) -> int:
+        return _TF32 if self.tf32 and dtype == torch.float32 else TYPE_CODES[dtype]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Where the rows of each step lie; steps are counted as they are processed."""
+
+    T: int
+    B: int
+    starts: Sequence[int]  # first row of each time, and the number of all rows
+    reverse: bool
+
+    @staticmethod
+    def of(source: Tensor, B: int, batch_sizes: Tensor | None, reverse: bool) -> Steps:
+        if batch_sizes is None:
+            T = source.shape[0]
+            return Steps(T, B, range(0, T * B + 1, B) if B else (0,) * (T + 1), reverse)
+        starts = (0, *accumulate(batch_sizes.tolist()))
+        return Steps(len(starts) - 1, B, starts, reverse)
+
+    def rows(self, begin: int, end: int) -> slice:
+        """The rows of steps begin … end - 1; they are neighbours."""
+        first, last = (self.T - end, self.T - begin) if self.reverse else (begin, end)
+        return slice(self.starts[first], self.starts[last])
+
+    def chunks(self, most: int) -> Iterator[tuple[int, int]]:
+        """Ranges of steps that have at most `most` rows together (but at least one step)."""
+        begin = 0
+        while begin < self.T:
+            if self.reverse:
+                end = self.T - bisect_left(self.starts, self.starts[self.T - begin] - most)
+            else:
+                end = bisect_right(self.starts, self.starts[begin] + most) - 1
+            end = max(end, begin + 1)
+            yield begin, end
+            begin = end
+
+
+def _sequence(rt: Runtime, args: Any, steps: Steps, H: int, offsets: Tensor | None, reset: Tensor | None) -> Any:
+    args.T, args.B, args.H, args.N, args.reverse = steps.T, steps.B, H, steps.starts[-1], int(steps.reverse)
+    args.offsets, args.reset = rt.use("offsets", offsets, "in"), rt.use("reset", reset, "in")
+    args.status = rt.use("status", rt.status, "state")
+    return args
+
+
+def _width(H: int, itemsize: int) -> int:
+    """The hidden size, grown to a multiple of 16 bytes."""
+    return -(-H * itemsize // 16) * 16 // itemsize
+
+
+def input_side(x: Tensor, w_x: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ w_xᵀ + bias for rows x (n, I): (n, 4H)."""
+    return x @ w_x.t() if bias is None else torch.addmm(bias, x, w_x.t())
+
+
+def forward(rt: Runtime, plan: Plan, inputs: OpInputs) -> tuple[Tensor, ...]:
+    """Run one layer in one direction as `plan` says; returns as `fastlstm.ops.reference.forward`."""
+    x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs
+    H, P, cell = inputs.H, w_hh.shape[1], cell_type(w_hh.dtype)
+    source, lead = inputs.rows, inputs.lead
+    steps = Steps.of(source, h0.shape[0], batch_sizes, reverse)
+    N = steps.starts[-1]
+    h, c = w_hh.new_empty(N, P), w_hh.new_empty((N, H) if save else (0,), dtype=cell)
+    gates = w_hh.new_empty((N, 4 * H) if save == 1 and x is None else (0,))
+    step = plan.forward.kernel == "step"  # the others only write h_n
+    h_n, c_n = h0.clone() if step or not N else torch.empty_like(h0), c0.clone()
+    if N:
+        if save == 1 and x is not None:  # gates take the place of the input side
+            gates = input_side(x.reshape(N, -1), w_x, bias)
+        args = _sequence(rt, rt.lib.ForwardArgs(), steps, H, offsets, reset)
+        args.h, args.c = rt.use("h", h, "out"), rt.use("c", c if save else None, "out")
+        args.gates = rt.use("gates", gates if save == 1 else None, "out" if x is None else "state")
+        args.h_n, args.c_n = rt.use("h_n", h_n, "state" if step else "out"), rt.use("c_n", c_n, "state")
+        args.w_hh, args.h0 = rt.use("w_hh", w_hh, "in"), rt.use("h0", h0, "in")
+        run = _FORWARD[plan.forward.kernel](rt, plan, args, steps, w_hh, w_hr, h, h_n)
+        if x is None:
+            args.table, args.ids, args.V = rt.use("table", w_x, "in"), rt.use("ids", ids, "in"), w_x.shape[0]
+            absent = w_x.new_full((4 * H,), float("nan"))  # a name keeps it until all steps are launched
+            args.absent = rt.use("absent", absent, "in")
+            run(0, steps.T)
+        elif save == 1:
+            args.xg = args.gates
+            run(0, steps.T)
+        else:
+            # a launch of the other two loads W_hh anew
+            least = 1 if plan.forward.kernel == "step" else _CHUNK_STEPS
+            _in_chunks(rt, args, steps, x.reshape(N, -1), w_x, bias, run, least)
+    kept = gates.view(*lead, 4 * H) if save == 1 else gates
+    return h.view(*lead, P), c.view(*lead, H) if save else c, kept, h_n, c_n
+
+
+def _in_chunks(
+    rt: Runtime, args: Any, steps: Steps, x: Tensor, w_x: Tensor, bias: Tensor | None, run: Callable, least: int
+) -> None:
+    """Input side and recurrence of one range of steps after the other (`least` steps or more): it is not kept."""
+    row_bytes = w_x.shape[0] * x.element_size()
+    for begin, end in steps.chunks(max(1, _CHUNK_BYTES // row_bytes, least * steps.B)):
+        rows = steps.rows(begin, end)
+        xg = input_side(x[rows], w_x, bias)
+        # where row 0 of all would lie; below 0 it wraps, as the kernel's addresses then do
+        args.xg = (rt.use("xg", xg, "in") - rows.start * row_bytes) % 2**64
+        run(begin, end)
+
+
+def _step_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, w_hr, h: Tensor, h_n: Tensor) -> Callable:
+    """One matrix product (two with a projection) and one kernel per step."""
+    dtype, H = w_hh.dtype, args.H
+    hw = w_hh.new_empty(steps.B, 4 * H, dtype=rt.product_type(dtype))
+    y = None if w_hr is None else w_hh.new_empty(steps.B, H)
+    args.hw, args.y = rt.use("hw", hw, "state"), rt.use("y", y, "out")
+    code, products = plan.code(dtype), TYPE_CODES[hw.dtype]
+
+    def run(begin: int, end: int) -> None:
+        for k in range(begin, end):
+            rows = steps.rows(k, k + 1)
+            n = rows.stop - rows.start
+            rt.product(h_n[:n], w_hh.t(), hw[:n])
+            rt.lib.step_forward(code, products, args, k, n, rt.stream)
+            if w_hr is not None:
+                rt.product(y[:n], w_hr.t(), h[rows])
+                h_n[:n] = h[rows]
+
+    return run
+
+
+def _tile_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, w_hr, h, h_n) -> Callable:
+    """One launch; no block waits for another."""
+    args.t = plan.forward.t
+
+    def run(begin: int, end: int) -> None:
+        args.begin, args.end = begin, end
+        rt.lib.tile_forward(plan.code(w_hh.dtype), args, rt.stream)
+
+    return run
+
+
+def _persistent_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, w_hr, h: Tensor, h_n) -> Callable:
+    """A fill that marks h as not there yet, and one launch whose blocks hand h to each other."""
+    args.t = plan.forward.t
+    width = _width(args.H, h.element_size())
+    exchange = h if width == args.H else h.new_empty(h.shape[0], width)
+    args.exchange, args.exchange_width = rt.use("exchange", exchange, "out"), width
+
+    def run(begin: int, end: int) -> None:
+        args.begin, args.end = begin, end
+        rows = steps.rows(begin, end)
+        rt.lib.persistent_forward(plan.code(h.dtype), args, rows.start, rows.stop - rows.start, rt.stream)
+
+    return run
+
+
+_FORWARD = {"step": _step_forward, "tile": _tile_forward, "persistent": _persistent_forward}
+
+
+def backward(rt: Runtime, plan: Plan, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
+    """Run the backward recurrence as `plan` says; returns as `fastlstm.ops.reference.backward`."""
+    w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs[4:]
+    h, c, gates = saved
+    dh, dc, dh_n, dc_n = grads
+    H, P = w_hh.shape[0] // 4, w_hh.shape[1]
+    steps = Steps.of(h, h0.shape[0], batch_sizes, reverse)
+    N, lead = steps.starts[-1], h.shape[:-1]
+    dxg, d_hr = w_hh.new_empty(N, 4 * H), w_hh.new_empty((N, P) if w_hr is not None else (0,))
+    state_type = rt.product_type(w_hh.dtype) if plan.backward.kernel == "step" else torch.float32
+    dh_state = torch.zeros_like(h0, dtype=state_type) if dh_n is None else dh_n.to(state_type, copy=True)
+    dc_state = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
+    if N:
+        if save == 2:
+            wide = _wide_product(rt) if rt.product_type(h.dtype) != h.dtype else None
+            gates = recompute_gates(inputs, h, wide)
+        args = _sequence(rt, rt.lib.BackwardArgs(), steps, H, offsets, reset)
+        args.dh, args.dc = rt.use("dh", dh, "in"), rt.use("dc", dc, "in")
+        args.gates, args.c, args.c0 = rt.use("gates", gates, "in"), rt.use("c", c, "in"), rt.use("c0", c0, "in")
+        # a column of W_hh as a row: the recurrent kernels load it 16 bytes at a time
+        w_hh_t = None if plan.backward.kernel == "step" else w_hh.t().contiguous()
+        args.w_hh_t, args.dxg = rt.use("w_hh_t", w_hh_t, "in"), rt.use("dxg", dxg, "out")
+        args.dh_state, args.dc_state = rt.use("dh_state", dh_state, "state"), rt.use("dc_state", dc_state, "state")
+        _BACKWARD[plan.backward.kernel](rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state)
+    d_hr = d_hr.view(*lead, P) if w_hr is not None else d_hr
+    return dxg.view(*lead, 4 * H), d_hr, dh_state.to(w_hh.dtype), dc_state
+
+
+def _wide_product(rt: Runtime) -> Callable[[Tensor, Tensor], Tensor]:
+    """Multiplies half types into a new float32 tensor."""
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        out = a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32)
+        rt.product(a, b, out)
+        return out
+
+    return product
+
+
+def _step_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
+    code, products = plan.code(w_hh.dtype), TYPE_CODES[dh_state.dtype]
+    dy = None if w_hr is None else w_hh.new_empty(steps.B, args.H, dtype=dh_state.dtype)
+    args.P, args.dy = w_hh.shape[1], rt.use("dy", dy, "state")
+    args.d_hr = rt.use("d_hr", None if w_hr is None else d_hr, "out")
+    stopped = None if reset is None else reset.reshape(-1, 1)
+    for k in reversed(range(steps.T)):
+        rows = steps.rows(k, k + 1)
+        n = rows.stop - rows.start
+        if w_hr is not None:
+            rt.lib.step_backward_sum(code, products, args, k, n, rt.stream)
+            rt.product(d_hr[rows], w_hr, dy[:n])
+        rt.lib.step_backward(code, products, args, k, n, rt.stream)
+        rt.product(dxg[rows], w_hh, dh_state[:n])
+        if stopped is not None:
+            dh_state[:n].masked_fill_(stopped[rows], 0)
+
+
+def _tile_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
+    args.t, args.begin, args.end = plan.backward.t, 0, steps.T
+    rt.lib.tile_backward(plan.code(w_hh.dtype), args, rt.stream)
+
+
+def _persistent_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
+    args.t = tiling = plan.backward.t
+    width = _width(args.H, dxg.element_size())
+    exchange = dxg.new_empty(dxg.shape[0], 4 * width)  # the gates of some units side by side, which dxg does not have
+    args.exchange, args.exchange_width = rt.use("exchange", exchange, "out"), width
+    per_step = rt.lib.partial_words(tiling, steps.B) if tiling.gate_splits > 1 else 0
+    most = min(steps.T, max(1, _PARTIAL_BYTES // (4 * per_step))) if per_step else steps.T
+    partial = dxg.new_empty(most * per_step, dtype=torch.float32) if per_step else None
+    args.partial = rt.use("partial", partial, "out")
+    for end in range(steps.T, 0, -most):
+        args.begin, args.end = max(0, end - most), end
+        rows = steps.rows(args.begin, end)
+        rt.lib.persistent_backward(plan.code(dxg.dtype), args, rows.start, rows.stop - rows.start, rt.stream)
+
+
+_BACKWARD = {"step": _step_backward, "tile": _tile_backward, "persistent": _persistent_backward}

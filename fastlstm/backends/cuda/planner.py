@@ -1,0 +1,80 @@
+"""Asks the planner (csrc/cuda/plan.h) about a GPU, real or made up, and puts its answers into words.
+
+    choices(lib, cost_model.KNOWN["H100"], code, H=768, B=16)
+
+`lib` is `fastlstm._C.plan` or the simulation's; the GPU needs not be there. Times are predictions of its cost model
+(csrc/cuda/cost_model.h). `code` is that of the type (csrc/cuda/args.h).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from fastlstm.backends import cost_model
+from fastlstm.backends.cost_model import Device
+from fastlstm.backends.cuda.status import KERNELS
+
+__all__ = ["choices", "gpu", "sentence", "tilings"]
+
+
+def gpu(lib: Any, device: Device) -> Any:
+    """The planner's description of a device."""
+    return cost_model.description(device, lib)
+
+
+def choices(
+    lib: Any,
+    device: Device,
+    code: int,
+    *,
+    H: int,
+    B: int,
+    projected: bool = False,
+    only: str = "",
+    without: frozenset[str] = frozenset(),
+) -> tuple:
+    """The planner's choices for forward and backward.
+
+    only: step, tile or persistent; without: kernels that must not run. Raises ValueError with the reason where `only`
+    cannot run, or nothing is left.
+    """
+    described = gpu(lib, device)
+
+    def ask(kernel: str, backward: bool) -> Any:
+        return lib.choose(described, code, H, B, backward, projected, kernel)
+
+    return tuple(_choice(partial(ask, backward=backward), only, without) for backward in (False, True))
+
+
+def _choice(ask: Callable[[str], Any], only: str, without: frozenset[str]) -> Any:
+    """The planner's choice; where that is not to run, the cheapest of the other kernels that can."""
+    if only in without:
+        raise ValueError(f"kernel {only} was asked for and is not to run")
+    choice = ask(only)
+    if choice.kernel in without and choice.blocks >= 0:
+        others = [ask(kernel) for kernel in KERNELS if kernel not in without]
+        choice = min((c for c in others if c.blocks >= 0), key=lambda c: c.us, default=None)
+    if choice is None:
+        raise ValueError("no kernel is left that can run this call")
+    if choice.blocks < 0:
+        raise ValueError(choice.why)
+    return choice
+
+
+def tilings(lib: Any, device: Device, code: int, *, H: int, B: int, backward: bool) -> list:
+    """Every choice of `tile` and `persistent` that fits, the cheapest first."""
+    return lib.tilings(gpu(lib, device), code, H, B, backward)
+
+
+def sentence(choice: Any, device: Device) -> str:
+    """Kernel, tiles, registers, shared memory, blocks, predicted microseconds of a step, what bounds it, and why."""
+    how = f"{choice.us:.2f} µs a step predicted on {device.name}, bound by {choice.bound}; {choice.why}"
+    if choice.kernel == "step":
+        return f"step: {how}"
+    t = choice.t
+    tiles = f"{t.groups} groups x {t.k_splits} warps, {t.row_tiles} tiles of 8 sequences in phases of {t.phase}"
+    parts = f", gates in {t.gate_splits} parts" if t.gate_splits > 1 else ""
+    size = f"{choice.blocks} blocks of {choice.threads} threads and {choice.shared_bytes / 1024:.1f} KiB"
+    return f"{choice.kernel}: {size} ({t.unit_blocks} over units x {t.row_blocks} over rows; {tiles}{parts}); {how}"

@@ -1,0 +1,307 @@
+"""One module call, turned into a `Call` once: checked, time first, batched, sequences in the order of the rows.
+
+Dense, packed, unbatched and `batch_first` input, and the ids of a TokenLSTM, end here: what runs a call
+(`fastlstm.modules.route`) sees one form, and `Call.returned` gives the results the form of the input. Every check of a
+module call's arguments is in this file. What only torch's own LSTM refuses goes there, for it says why in its own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fastlstm._torch_compat import has_own_functions, is_plain_eager
+from fastlstm.ops.autocast import autocast_type, casts
+from fastlstm.ops.cell import Stack
+from fastlstm.ops.reference import HALF_TYPES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+State = tuple[Tensor, Tensor]
+
+
+class Tokens(NamedTuple):
+    """What makes a call one on ids. V: number of ids; embedding: (V, I), None for one-hot ids (I = V)."""
+
+    V: int
+    embedding: Tensor | None
+
+
+class Masks(NamedTuple):
+    """Probabilities of what training drops; all 0 in evaluation."""
+
+    dropout: float = 0.0  # between layers, a mask a step
+    weight_drop: float = 0.0  # of W_hh, one mask a call
+    input_dropout: float = 0.0  # of the input, one mask for all steps
+    locked_dropout: float = 0.0  # between layers, one mask for all steps
+
+    @staticmethod
+    def of(lstm: nn.Module) -> Masks:
+        """What a module drops now."""
+        if not lstm.training:
+            return Masks()
+        return Masks(lstm.dropout, lstm.weight_drop, lstm.input_dropout, lstm.locked_dropout)
+
+    @property
+    def unknown_to_torch(self) -> bool:
+        """Whether there is a mask that torch's own LSTM does not draw."""
+        return bool(self.weight_drop or self.input_dropout or self.locked_dropout)
+
+
+class Results(NamedTuple):
+    """What a call gives: the last layer's h, the last states, and per layer all cell states and gates if asked for."""
+
+    output: Tensor
+    h_n: Tensor
+    c_n: Tensor
+    cells: list[Tensor]
+    gates: list[Tensor]
+
+    def shaped(self, change: Callable[[Tensor], Tensor]) -> Results:
+        """With `change` applied to everything that has one row a step."""
+        per_layer = ([change(v) for v in values] for values in (self.cells, self.gates))
+        return Results(change(self.output), self.h_n, self.c_n, *per_layer)
+
+
+class Call(NamedTuple):
+    """One call of a module, in the form in which it runs.
+
+    stack: sizes; rows: (T, B, I), or packed (N, I); with tokens the ids, (T, B) or (N,); batch_sizes: (T,), None when
+    dense; hx: (h0, c0), each (layers · directions, B, ·); weights: torch's flat list; reset: (T, B) or (N,), or None.
+    before_autocast: rows, hx and weights as they were given. eager: nobody can observe that the call goes past torch's
+    dispatcher. own_functions: a weight is of a class that answers torch's functions itself.
+    """
+
+    stack: Stack
+    rows: Tensor
+    tokens: Tokens | None
+    batch_sizes: Tensor | None
+    hx: State
+    weights: list[Tensor]
+    reset: Tensor | None = None
+    cells: bool = False  # return all cell states
+    gates: bool = False  # return all gates
+    training: bool = False
+    masks: Masks = Masks()
+    recompute: bool = False
+    before_autocast: tuple[Tensor, State, list[Tensor]] | None = None
+    eager: bool = False
+    own_functions: bool = False
+    batch_first: bool = False
+    batched: bool = True
+    unsorted_indices: Tensor | None = None  # where each sequence of packed rows came from
+    sorted_indices: Tensor | None = None
+
+    @property
+    def extra(self) -> bool:
+        """Whether something is asked for that torch's own LSTM does not have."""
+        return self.reset is not None or self.cells or self.gates
+
+    @property
+    def T(self) -> int:
+        return self.rows.shape[0] if self.batch_sizes is None else self.batch_sizes.shape[0]
+
+    @property
+    def B(self) -> int:
+        return self.hx[0].shape[1]
+
+    def returned(self, results: Results) -> tuple:
+        """What the module returns: output and state in the form of the input, then what else was asked for."""
+        h_n, c_n = results.h_n, results.c_n
+        if self.batch_sizes is not None:
+            order = self.batch_sizes, self.sorted_indices, self.unsorted_indices
+            results = results.shaped(lambda v: PackedSequence(v, *order))
+            h_n, c_n = permuted((h_n, c_n), self.unsorted_indices)
+        elif not self.batched:
+            results = results.shaped(lambda v: v.squeeze(1))
+            h_n, c_n = h_n.squeeze(1), c_n.squeeze(1)
+        elif self.batch_first:
+            results = results.shaped(lambda v: v.transpose(0, 1))
+        return results.output, (h_n, c_n), *[results.cells] * bool(self.cells), *[results.gates] * bool(self.gates)
+
+
+def normalise(
+    lstm: nn.RNNBase,
+    input: Tensor | PackedSequence,
+    hx: State | None = None,
+    reset: Tensor | PackedSequence | None = None,
+    cells: bool = False,
+    gates: bool = False,
+    tokens: Tokens | None = None,
+) -> Call:
+    """Check a module call and bring it into one form.
+
+    Args:
+        lstm: an LSTM. input, hx, reset: as `LSTM.forward` takes them; with tokens, input holds ids.
+        cells, gates: whether all cell states and all gates are to be returned.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: where sizes or types do not fit, in torch's words where torch has some.
+    """
+    packed = isinstance(input, PackedSequence)
+    data, batch_sizes, order, back = input if packed else (input, None, None, None)
+    batched = packed or _is_batched(data, tokens)
+    stack, weights = Stack.of(lstm), lstm._weights()
+    batch_dim = 0 if lstm.batch_first else 1
+    given = data if batched else data.unsqueeze(batch_dim)  # laid out as batch_first says
+    like = weights[1] if tokens else data
+    if packed:
+        hx = _packed_state(lstm, stack, like, hx, batch_sizes, order, tokens)
+    else:
+        hx = _dense_state(lstm, stack, like, hx, given, batched, tokens)
+    mask = _reset_mask(reset, data.shape[:1] if packed else data.shape if tokens else data.shape[:-1])
+    if not batched:
+        mask = None if mask is None else mask.unsqueeze(batch_dim)
+    if not packed and lstm.batch_first:
+        given, mask = given.transpose(0, 1), None if mask is None else mask.transpose(0, 1)
+    own_functions = not (torch.compiler.is_compiling() or mask is not None or cells or gates) and any(
+        map(has_own_functions, weights)
+    )
+    before = None
+    if not own_functions:
+        _check_weights(lstm, stack, weights)
+        if casts(like, packed):
+            before = (given, hx, weights)
+            given, hx, weights = _autocast(given, hx, weights)
+    return Call(
+        stack=stack,
+        rows=given,
+        tokens=tokens,
+        batch_sizes=batch_sizes,
+        hx=hx,
+        weights=weights,
+        reset=mask,
+        cells=bool(cells),
+        gates=bool(gates),
+        training=lstm.training,
+        masks=Masks.of(lstm),
+        recompute=lstm.recompute,
+        before_autocast=before,
+        eager=not torch.compiler.is_compiling() and is_plain_eager(),
+        own_functions=own_functions,
+        batch_first=lstm.batch_first,
+        batched=batched,
+        sorted_indices=order,
+        unsorted_indices=back,
+    )
+
+
+def permuted(hx: State, permutation: Tensor | None) -> State:
+    """The state with its sequences reordered."""
+    if permutation is None:
+        return hx
+    return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+
+def is_state(hx: object) -> bool:
+    """Whether it is a pair of tensors."""
+    return isinstance(hx, (tuple, list)) and len(hx) == 2 and all(isinstance(v, Tensor) for v in hx)
+
+
+def _is_batched(data: Tensor, tokens: Tokens | None) -> bool:
+    """Whether dense input has a batch dimension; raises where it has another number of dimensions, or ids no type of ids."""
+    if tokens is None:
+        if data.dim() not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {data.dim()}D instead")
+        return data.dim() == 3
+    if data.dim() not in (1, 2):
+        raise ValueError(f"TokenLSTM: Expected ids to be 1D or 2D, got {data.dim()}D instead")
+    return data.dim() == 2
+
+
+def _dense_state(
+    lstm: nn.RNNBase, stack: Stack, like: Tensor, hx: State | None, given: Tensor, batched: bool, tokens: Tokens | None
+) -> State:
+    """The initial state of a dense call, with a batch dimension; checked, for vectors by torch's own checks."""
+    batch_dim = 0 if lstm.batch_first else 1
+    B = given.size(batch_dim)
+    hx = zero_state(stack, B, like) if hx is None else _with_batch(hx, batched)
+    if tokens is None:
+        lstm.check_forward_args(given, hx, None)
+        return hx
+    if given.shape[1 - batch_dim] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    _check_state_sizes(lstm, stack, hx, B)
+    return hx
+
+
+def _packed_state(
+    lstm: nn.RNNBase,
+    stack: Stack,
+    like: Tensor,
+    hx: State | None,
+    batch_sizes: Tensor,
+    order: Tensor | None,
+    tokens: Tokens | None,
+) -> State:
+    """The initial state of a packed call, in the order of its rows."""
+    if hx is None:  # the order of unsorted sequences tells B without reading a number: torch.compile needs that
+        return zero_state(stack, batch_sizes[0] if order is None else order.shape[0], like)
+    if tokens is not None:
+        hx = _with_batch(hx, True)
+        _check_state_sizes(lstm, stack, hx, int(batch_sizes[0]))
+    elif is_state(hx) and not torch.compiler.is_compiling() and hx[0].dim() == 3:
+        B = int(batch_sizes[0])
+        if hx[0].shape[1] != B:  # nn.LSTM returns uninitialised memory
+            lstm.check_hidden_size(hx[0], stack.state_shapes(B)[0], "Expected hidden[0] size {}, got {}")
+    return lstm.permute_hidden(hx, order)
+
+
+def zero_state(stack: Stack, B: int | Tensor, like: Tensor) -> State:
+    """A state of zeros, of the type and on the device of `like`."""
+    kind = {"dtype": like.dtype, "device": like.device}
+    h_shape, c_shape = stack.state_shapes(B)
+    c0 = torch.zeros(c_shape, **kind)
+    shared = h_shape == c_shape and like.dtype in HALF_TYPES  # the op casts c0 of a half type: a copy anyway
+    return c0 if shared else torch.zeros(h_shape, **kind), c0
+
+
+def _with_batch(hx: State, batched: bool) -> State:
+    """A given state with a batch dimension."""
+    dims, word, kind = (3, "batched 3-D", "3-D") if batched else (2, "unbatched 2-D", "2-D")
+    if hx[0].dim() != dims or hx[1].dim() != dims:
+        raise RuntimeError(
+            f"For {word} input, hx and cx should also be {kind} but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+        )
+    return hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+
+
+def _check_state_sizes(lstm: nn.RNNBase, stack: Stack, hx: State, B: int) -> None:
+    for k, shape in enumerate(stack.state_shapes(B)):
+        lstm.check_hidden_size(hx[k], shape, f"Expected hidden[{k}] size {{}}, got {{}}")
+
+
+def _check_weights(lstm: nn.RNNBase, stack: Stack, weights: list[Tensor]) -> None:
+    """Raise RuntimeError where a weight has been given a size that the module's sizes do not imply.
+
+    nn.LSTM does not check, and may read memory behind a small one.
+    """
+    if torch.jit.is_tracing():
+        return  # sizes are tensors there
+    for k, (weight, shape) in enumerate(zip(weights, stack.weight_shapes(), strict=False)):
+        if weight is not None and weight.shape != shape:
+            name = lstm._flat_weights_names[k]
+            raise RuntimeError(f"{name} has shape {list(weight.shape)}, expected {list(shape)}")
+
+
+def _reset_mask(reset: Tensor | PackedSequence | None, shape: torch.Size) -> Tensor | None:
+    """The reset mask as given; raises where its shape or type is wrong."""
+    mask = reset.data if isinstance(reset, PackedSequence) else reset
+    if mask is not None and (mask.shape != shape or mask.dtype != torch.bool):
+        raise RuntimeError(
+            f"reset is {mask.dtype} with shape {list(mask.shape)}, expected torch.bool with shape {list(shape)}: "
+            "the input's, without the last dimension"
+        )
+    return mask
+
+
+def _autocast(rows: Tensor, hx: State, weights: list[Tensor]) -> tuple[Tensor, State, list[Tensor]]:
+    """Everything in the type that autocast gives it; what is no state is left for torch to refuse."""
+    if is_state(hx):
+        hx = hx[0].to(autocast_type(hx[0])), hx[1].to(autocast_type(hx[1]))
+    return rows.to(autocast_type(rows)), hx, [w.to(autocast_type(w)) for w in weights]

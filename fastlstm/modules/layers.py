@@ -1,0 +1,158 @@
+"""The layers and directions of a call: one by one on the op, or all of them by torch's own LSTM.
+
+`run_layers` is plain Python composition: for every layer and direction one call of the op, and between layers dropout that
+is drawn as nn.LSTM draws it. Regularisation that nn.LSTM does not have: DropConnect on W_hh (Wan et al. 2013, Merity et al.
+2017) and dropout whose mask is locked over time (Gal and Ghahramani 2016). Masks come from torch's generator, once a forward
+call, so a seed reproduces them and torch.utils.checkpoint repeats them.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastlstm import dispatch
+from fastlstm._torch_compat import torch_lstm
+from fastlstm.modules.call import Call, Results
+from fastlstm.ops import offsets
+from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, SAVE_NOTHING, OpInputs
+from fastlstm.ops.autocast import own_types
+from fastlstm.ops.cell import Stack
+from fastlstm.ops.lstm import run_forward
+from fastlstm.ops.reference import cell_type
+from fastlstm.ops.token_table import token_table
+
+
+def run_torch(call: Call) -> Results:
+    """All layers by torch's own LSTM, which also says what is wrong with arguments. Vectors only.
+
+    Under autocast on CUDA torch casts for itself, all weights into one buffer that cuDNN needs; elsewhere, and in a graph of
+    torch.compile, it would leave a part of them in float32, so it gets what is cast already.
+    """
+    compiling = torch.compiler.is_compiling()
+    rows, hx, weights, off = call.rows, call.hx, call.weights, nullcontext()
+    if call.before_autocast is not None and rows.is_cuda and not compiling:
+        rows, hx, weights = call.before_autocast
+    elif not call.own_functions:
+        off = own_types(rows)
+    stack, dropout = call.stack, call.masks.dropout
+    options = (stack.bias, stack.layers, dropout, call.training, stack.directions == 2)
+    if not compiling:
+        dispatch.record_plan("torch: nn.LSTM's own kernels, the whole module")
+    with off:
+        if call.batch_sizes is None:
+            out, h_n, c_n = torch_lstm(rows, hx, weights, *options, False)
+        else:
+            out, h_n, c_n = torch_lstm(rows, call.batch_sizes, hx, weights, *options)
+    return Results(out, h_n, c_n, [], [])
+
+
+def run_layers(call: Call) -> Results:
+    """All layers and directions on the op."""
+    with own_types(call.weights[1]):
+        return _run_layers(call)
+
+
+def _run_layers(call: Call) -> Results:
+    stack, masks, directions = call.stack, call.masks, call.stack.directions
+    rows = call.rows
+    starts = None if call.batch_sizes is None else offsets.of(call.batch_sizes, rows.device)
+    resets, save = _resets(call, starts), _save(call)
+    tables = token_tables(stack, call.weights, call.tokens.embedding) if call.tokens else None
+    h0, c0 = call.hx[0].unbind(0), call.hx[1].to(cell_type(call.hx[0].dtype)).unbind(0)
+    last, cells, gates = [], [], []
+    for layer in range(stack.layers):
+        if tables is None or layer:
+            rows = _locked_dropout(masks.locked_dropout if layer else masks.input_dropout, rows, call, starts)
+        outputs = []
+        for d in range(directions):
+            k = layer * directions + d
+            own = stack.layer(call.weights, k)
+            on_ids = tables is not None and layer == 0
+            inputs = OpInputs(
+                x=None if on_ids else rows,
+                ids=rows if on_ids else None,
+                w_x=tables[d] if on_ids else own.w_ih,
+                bias=None if on_ids else own.bias,
+                w_hh=F.dropout(own.w_hh, masks.weight_drop, training=True) if masks.weight_drop else own.w_hh,
+                w_hr=own.w_hr,
+                h0=h0[k],
+                c0=c0[k],
+                batch_sizes=call.batch_sizes,
+                offsets=starts,
+                reset=resets[d],
+                reverse=d == 1,
+                save=save,
+            )
+            outputs.append(run_forward(inputs))
+        h, c, g, h_n, c_n = zip(*outputs, strict=True)
+        last += zip(h_n, c_n, strict=True)
+        out, c, g = (v[0] if directions == 1 else torch.cat(v, -1) for v in (h, c, g))
+        if call.cells:
+            cells.append(c.to(out.dtype))
+        if call.gates:
+            gates.append(g.detach())
+        if masks.dropout and layer < stack.layers - 1:
+            out = F.dropout(out, masks.dropout, training=True)
+        rows = out
+    h_n, c_n = (_stacked(states, out.dtype) for states in zip(*last, strict=True))
+    return Results(out, h_n, c_n, cells, gates)
+
+
+def token_tables(stack: Stack, weights: list[Tensor], embedding: Tensor | None) -> list[Tensor]:
+    """One (V, 4H) table a direction: every id's share of the first layer's gates, bias included."""
+    first = (stack.layer(weights, d) for d in range(stack.directions))
+    return [token_table(embedding, own.w_ih, own.bias) for own in first]
+
+
+def _stacked(states: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    """One tensor (layers · directions, B, ·) of a type; a single state is not copied: the op has made it for this call."""
+    state = states[0]
+    if len(states) > 1 or torch.compiler.is_compiling():
+        return torch.stack(states).to(dtype)
+    if state.dtype != dtype:
+        return state.unsqueeze(0).to(dtype)
+    return _unsafe_view(state, (1, *state.shape))  # no view for autograd: h_n.detach_() is to work
+
+
+_unsafe_view = torch.ops.aten._unsafe_view.default
+
+
+def _save(call: Call) -> int:
+    """What the op keeps for backward and for the caller."""
+    embedding = None if call.tokens is None else call.tokens.embedding
+    tensors = (call.rows, *call.hx, *call.weights, *(() if embedding is None else (embedding,)))
+    needs_grad = torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
+    if call.gates or (needs_grad and not call.recompute):
+        return SAVE_ALL
+    return SAVE_CELLS if call.cells or needs_grad else SAVE_NOTHING
+
+
+def _resets(call: Call, starts: Tensor | None) -> list[Tensor | None]:
+    """The reset mask of each direction.
+
+    True at t says that a sequence begins there: forward, the state is zero before step t; backward, which comes from
+    later steps, it is zero before step t - 1.
+    """
+    reset = call.reset
+    if reset is None or call.stack.directions == 1:
+        return [reset] * call.stack.directions
+    never = torch.zeros((), dtype=torch.bool, device=reset.device)
+    if starts is None:
+        return [reset, torch.cat([reset[1:], never.expand(1, reset.shape[1])])]
+    after, goes_on = offsets.later(starts, reset.shape[0])
+    return [reset, torch.where(goes_on, reset[after], never)]
+
+
+def _locked_dropout(p: float, x: Tensor, call: Call, starts: Tensor | None) -> Tensor:
+    """A layer's input under one mask (B, ·) for all steps."""
+    if not p:
+        return x
+    if starts is None:
+        return x * F.dropout(torch.ones_like(x[:1]), p, training=True)
+    N = x.shape[0]
+    mask = F.dropout(x.new_ones(int(call.batch_sizes[0]), x.shape[1]), p, training=True)
+    return x * mask[torch.arange(N, device=x.device) - starts[offsets.steps(starts, N)]]

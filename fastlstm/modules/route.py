@@ -1,0 +1,172 @@
+"""The one route of a call: which of three ways it runs, and the way itself.
+
+fused CPU   all layers in one autograd Function over the native kernels (backends/cpu/function.py)
+op          one call of the op a layer and direction, through torch's dispatcher (ops/lstm.py); dispatch chooses a backend
+torch       torch's own LSTM, the whole module
+"""
+
+from __future__ import annotations
+
+from operator import ge
+
+import torch
+from torch import Tensor
+
+from fastlstm import dispatch
+from fastlstm._torch_compat import dynamo_skip, forward_gradients_are_on, is_plain_cpu
+from fastlstm.backends import native
+from fastlstm.backends.cpu import backend as cpu
+from fastlstm.backends.cpu import function
+from fastlstm.modules.call import Call, Results, Tokens, is_state
+from fastlstm.modules.layers import run_layers, run_torch
+from fastlstm.ops import validation
+from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, SAVE_NOTHING, Spec, quick_spec
+from fastlstm.ops.gemm import REALS
+from fastlstm.ops.reference import cell_type
+
+FUSED_CPU, OP, TORCH = "fused CPU", "op", "torch"
+
+
+def route(call: Call) -> str:
+    """Return which way a call runs: FUSED_CPU, OP or TORCH.
+
+    What torch's own LSTM cannot do (resets, cell states, gates, masks that it does not draw) goes to the op, where a
+    requested "torch" raises; what the op cannot take goes to torch, which runs it or says what is wrong.
+    """
+    if torch.compiler.is_compiling():
+        return _compiled_route(call)
+    requested = dispatch.requested_backend()
+    if call.own_functions:  # torch.nn.utils' per-sample gradients are: they know nn.LSTM's own functions only
+        return TORCH
+    if not _op_takes(call):
+        return TORCH if call.T == 0 or requested in (None, "torch") else OP
+    if call.extra or call.masks.unknown_to_torch:
+        return OP
+    if requested is None and (torch.jit.is_tracing() or forward_gradients_are_on()):
+        return TORCH
+    if requested == "torch":
+        return TORCH
+    keeps_less = call.recompute and torch.is_grad_enabled()
+    asked_to_save_memory = keeps_less and call.rows.device.type == "cpu"  # which torch's path would not
+    if requested is None and not asked_to_save_memory and dispatch.prefers_torch(first_spec(call)):
+        return TORCH
+    return FUSED_CPU if requested in (None, "cpu") and not keeps_less and _fuses(call) else OP
+
+
+def _compiled_route(call: Call) -> str:
+    if not _op_takes(call):
+        return TORCH
+    if call.extra or call.masks.unknown_to_torch:
+        return OP
+    dtype, stack = call.weights[1].dtype, call.stack
+    prefers = dispatch.compiled_prefers_torch(call.rows.device, dtype, stack.hidden_size, stack.proj_size)
+    return TORCH if prefers else OP
+
+
+def run(call: Call, way: str) -> Results:
+    """Run a call the way that `route` returned."""
+    if way == FUSED_CPU:
+        return _run_fused(call)
+    return run_torch(call) if way == TORCH else run_layers(call)
+
+
+def first_spec(call: Call) -> Spec:
+    """The op's call of the first layer, forward direction, as a backend is asked about it."""
+    packed, tokens, w_hh = call.batch_sizes is not None, call.tokens is not None, call.weights[1]
+    T, B = call.T, call.B
+    N = call.rows.shape[0] if packed else T * B
+    I, V = (0, call.tokens.V) if tokens else (call.rows.shape[-1], 0)
+    save = SAVE_NOTHING
+    if torch.is_grad_enabled():
+        save = SAVE_CELLS if call.recompute else SAVE_ALL
+    sizes = (T, B, N, I, V, call.stack.hidden_size, call.stack.P)
+    flags = (packed, tokens, bool(call.stack.proj_size), False, call.reset is not None)
+    return quick_spec(w_hh.device, w_hh.dtype, *sizes, *flags, save)
+
+
+def _op_takes(call: Call) -> bool:
+    """Whether types, devices and sizes are what the op takes. Where not, torch's own LSTM raises, or runs it."""
+    hx, weights = call.hx, call.weights
+    if not is_state(hx):
+        return False
+    like = call.rows if call.tokens is None else weights[1]
+    dtype, device = like.dtype, like.device
+    if dtype not in validation.TYPES or hx[0].dtype != dtype or hx[1].dtype not in (dtype, cell_type(dtype)):
+        return False
+    if any(w is None or w.dtype != dtype for w in weights) or any(v.device != device for v in (*weights, *hx)):
+        return False
+    if any(v.layout is not torch.strided for v in (like, *hx)):
+        return False
+    if call.batch_sizes is None:
+        return call.rows.shape[0] != 0
+    stack = call.stack
+    fits = call.tokens is not None or (call.rows.dim() == 2 and call.rows.shape[1] == stack.input_size)
+    return fits and (hx[0].shape, hx[1].shape) == stack.state_shapes(*hx[0].shape[1:2])
+
+
+def _fuses(call: Call) -> bool:
+    """Whether the fused CPU route takes a call: plain CPU tensors that nobody watches, nothing to drop between layers."""
+    if not call.eager or call.rows.device.type != "cpu" or native.unavailable() is not None:
+        return False
+    if (call.masks.dropout and call.stack.layers > 1) or call.weights[0].dtype not in REALS:
+        return False
+    if not all(map(is_plain_cpu, (call.rows, *call.hx))) or not all(map(_fits, call.weights)):
+        return False
+    return (call.tokens is None or _fits_tokens(call, call.tokens)) and _packing_fits(call)
+
+
+def _fits(weight: Tensor) -> bool:
+    return is_plain_cpu(weight) and weight.is_contiguous()
+
+
+def _fits_tokens(call: Call, tokens: Tokens) -> bool:
+    embedding = tokens.embedding
+    if embedding is None:
+        return call.stack.input_size == tokens.V
+    same = embedding.dtype == call.weights[0].dtype and embedding.shape == (tokens.V, call.stack.input_size)
+    return same and _fits(embedding)
+
+
+def _packing_fits(call: Call) -> bool:
+    """Whether there are rows, and batch_sizes is what packing makes; the op says what is wrong with others."""
+    if call.rows.numel() == 0:
+        return False
+    batch_sizes = call.batch_sizes
+    if batch_sizes is None:
+        return True
+    if not is_plain_cpu(batch_sizes) or batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1:
+        return False
+    sizes = batch_sizes.tolist()
+    falling = sizes and sizes[-1] > 0 and all(map(ge, sizes, sizes[1:]))
+    return bool(falling and sizes[0] == call.B and sum(sizes) == call.rows.shape[0])
+
+
+def _run_fused(call: Call) -> Results:
+    rows, tokens = call.rows.contiguous(), call.tokens
+    h0, c0 = (v.contiguous() for v in call.hx)
+    if tokens is not None and function.any_outside(rows, tokens.V):
+        validation.ids_in_range(rows, tokens.V)
+    batch_sizes = None if call.batch_sizes is None else call.batch_sizes.contiguous()
+    V, embedding = (0, None) if tokens is None else tokens
+    dtype, threads = call.weights[0].dtype, torch.get_num_threads()
+    fused = function.FusedCall(call.stack, V, batch_sizes, call.T, call.B, dtype, threads, _through_ops)
+    dispatch.record_plan(cpu.describe(dtype))
+    tensors = (rows, h0, c0, embedding, *call.weights)
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
+        out, h_n, c_n = function.FusedLSTM.apply(fused, *tensors)
+    else:
+        out, h_n, c_n = function.forward(fused, *tensors[:4], call.weights, keep=False)[:3]
+    return Results(out, h_n, c_n, [], [])
+
+
+def _through_ops(
+    fused: function.FusedCall, rows: Tensor, h0: Tensor, c0: Tensor, embedding: Tensor | None, *weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A fused call again on the op, which torch can differentiate as often as it likes."""
+    tokens = Tokens(fused.V, embedding) if fused.V else None
+    call = Call(fused.stack, rows, tokens, fused.batch_sizes, (h0, c0), list(weights))
+    return run_layers(call)[:3]
+
+
+for _function in (_run_fused, _fuses):
+    dynamo_skip(_function)

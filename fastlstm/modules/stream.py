@@ -1,0 +1,152 @@
+"""`lstm.stream(batch_size)`: step by step inference with weights packed once, the state kept between steps.
+
+Weights are read once a step and that is all the work, so they are laid out in the order in which the kernel reads them
+(csrc/cpu/stream.h), and may be bfloat16: half the bytes, sums in float32. Dropout plays no part in inference.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastlstm._torch_compat import dynamo_skip
+from fastlstm.backends import native
+
+_LANES = 16  # kStreamLanes in csrc/kernels.h
+_STORED = (torch.float32, torch.bfloat16)
+
+
+class Stream:
+    """The layers of an LSTM and their state, one step at a time; made by `LSTM.stream`.
+
+    lstm: not bidirectional; its weights are copied, so later changes do not show: make a new stream. batch_size: B;
+    dtype: how weights are stored, torch.float32 or torch.bfloat16, the module's own type when None. Arithmetic and
+    state are float32; with bfloat16 each weight is off by at most 2⁻⁸ of itself. Raises ValueError for what it cannot
+    do.
+    """
+
+    def __init__(self, lstm: nn.RNNBase, batch_size: int, dtype: torch.dtype | None = None) -> None:
+        weights = lstm._weights()
+        dtype = dtype or weights[0].dtype
+        _check(lstm, batch_size, dtype)
+        self.batch_size, self.dtype, self.device = batch_size, dtype, weights[0].device
+        self._sizes = (batch_size, lstm.hidden_size, lstm.proj_size or lstm.hidden_size)
+        self._input_size, self._side = lstm.input_size, 0
+        each = len(weights) // lstm.num_layers
+        layers = [weights[k : k + each] for k in range(0, len(weights), each)]
+        self._native = self.device.type == "cpu" and native.unavailable() is None
+        pack = _packed if self._native else _plain
+        with torch.no_grad():
+            self._layers = [pack(layer, lstm.bias, bool(lstm.proj_size), dtype) for layer in layers]
+        B, H, P = self._sizes
+        zero = {"dtype": torch.float32, "device": self.device}
+        self._h = torch.zeros(2, lstm.num_layers, B, _up(P), **zero)
+        self._c = torch.zeros(lstm.num_layers, B, _up(H), **zero)
+        self._y = torch.empty(B, _up(H), **zero)
+        if self._native:
+            widths = [lstm.input_size, *[P] * (lstm.num_layers - 1)]
+            self._addresses = [a for layer, I in zip(self._layers, widths, strict=True) for a in (*map(_at, layer), I)]
+
+    def step(self, x: Tensor) -> Tensor:
+        """Take one step: x (B, I) in; the last layer's h out, (B, P), fresh, in the type of x. Gradients are not kept.
+
+        Raises ValueError where x has another shape or device, or is not floating.
+        """
+        if x.shape != (self.batch_size, self._input_size) or x.device != self.device or not x.is_floating_point():
+            expected = f"a floating tensor of shape {[self.batch_size, self._input_size]} on {self.device}"
+            raise ValueError(f"x is {x.dtype} with shape {list(x.shape)} on {x.device}, expected {expected}")
+        with torch.no_grad():
+            values = x.detach().to(torch.float32).contiguous()
+            out = self._step(values) if self._native else self._plain_step(values)
+            self._side = 1 - self._side
+            return out.to(x.dtype)
+
+    def _step(self, x: Tensor) -> Tensor:
+        out = torch.empty(self.batch_size, self._sizes[2])
+        pointers = [v.data_ptr() for v in (out, x, self._h, self._c, self._y)]
+        half, threads = self.dtype is torch.bfloat16, torch.get_num_threads()
+        native.load().stream(pointers, self._addresses, self._sizes, self._side, half, threads)
+        return out
+
+    def _plain_step(self, x: Tensor) -> Tensor:
+        """The same in torch operations, where the native module does not run."""
+        _, H, P = self._sizes
+        for k, (w, bias, w_hr) in enumerate(self._layers):
+            z = F.linear(torch.cat([x, self._h[self._side, k, :, :P]], 1), w.float(), bias)
+            i, f, g, o = z.chunk(4, 1)
+            c = torch.sigmoid(f) * self._c[k, :, :H] + torch.sigmoid(i) * torch.tanh(g)
+            x = torch.sigmoid(o) * torch.tanh(c)
+            x = x if w_hr is None else F.linear(x, w_hr.float())
+            self._c[k, :, :H], self._h[1 - self._side, k, :, :P] = c, x
+        return x.clone()
+
+    def __reduce_ex__(self, protocol: object) -> tuple:
+        raise TypeError("a Stream is tied to its memory and cannot be copied or pickled; make another: lstm.stream(B)")
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Make the state zero: of all sequences, or where `rows`, bool (B,), is true."""
+        if rows is None:
+            self._h.zero_()
+            self._c.zero_()
+            return
+        if rows.shape != (self.batch_size,) or rows.dtype != torch.bool:
+            raise ValueError(f"rows is {rows.dtype} with shape {list(rows.shape)}, expected bool ({self.batch_size},)")
+        self._h[:, :, rows] = 0
+        self._c[:, rows] = 0
+
+    @property
+    def state(self) -> tuple[Tensor, Tensor]:
+        """A copy of (h, c), float32 (L, B, P) and (L, B, H), as nn.LSTM takes and returns them; may be assigned."""
+        _, H, P = self._sizes
+        return self._h[self._side, :, :, :P].clone(), self._c[:, :, :H].clone()
+
+    @state.setter
+    def state(self, hx: tuple[Tensor, Tensor]) -> None:
+        _, H, P = self._sizes
+        for name, value, like, width in (("h", hx[0], self._h[0], P), ("c", hx[1], self._c, H)):
+            if value.shape != (*like.shape[:2], width):
+                raise ValueError(f"{name} has shape {list(value.shape)}, expected {[*like.shape[:2], width]}")
+        with torch.no_grad():
+            self._h[self._side, :, :, :P], self._c[:, :, :H] = hx[0], hx[1]
+
+
+def _check(lstm: nn.RNNBase, batch_size: int, dtype: torch.dtype) -> None:
+    if lstm.bidirectional:
+        raise ValueError("a bidirectional LSTM cannot be streamed: its backward direction begins at the last step")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}, expected a positive int")
+    if dtype not in _STORED:
+        raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.bfloat16; pass one as stream(B, dtype)")
+
+
+def _up(n: int) -> int:
+    return (n + _LANES - 1) // _LANES * _LANES
+
+
+def _at(value: Tensor | None) -> int:
+    return 0 if value is None else value.data_ptr()
+
+
+def _plain(weights: list[Tensor], bias: bool, projected: bool, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    """A layer's (4H, I + P) weights, float32 bias (4H,) and W_hr (P, H) or None."""
+    w_ih, w_hh, *rest = (w.detach() for w in weights)
+    b = rest[0].float() + rest[1].float() if bias else w_hh.new_zeros(w_hh.shape[0], dtype=torch.float32)
+    return torch.cat([w_ih, w_hh], 1).to(dtype), b, rest[-1].to(dtype, copy=True) if projected else None
+
+
+def _packed(weights: list[Tensor], bias: bool, projected: bool, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    """`_plain` in the kernel's order: blocks of 16 units, k after k, the gates of a block side by side."""
+    w, b, w_hr = _plain(weights, bias, projected, dtype)
+    w_hr = None if w_hr is None else _blocks(w_hr[None])
+    return _blocks(w.unflatten(0, (4, w.shape[0] // 4))), _blocks(b.view(4, b.shape[0] // 4, 1)), w_hr
+
+
+def _blocks(w: Tensor) -> Tensor:
+    """(gates, units, K) to (blocks, K, gates, 16), the last block filled up with zeros."""
+    gates, units, K = w.shape
+    w = F.pad(w, (0, 0, 0, _up(units) - units)).view(gates, _up(units) // _LANES, _LANES, K)
+    return w.permute(1, 3, 0, 2).contiguous()
+
+
+dynamo_skip(__name__)

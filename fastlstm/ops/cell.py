@@ -1,0 +1,96 @@
+"""What is particular to a recurrent cell, and the sizes of a stack of its layers.
+
+Every size of a module follows from `Stack`: the weights of a layer and direction, their shapes, the shapes of the state.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Cell(NamedTuple):
+    """A kind of cell.
+
+    name: torch's name of it; gates: one letter a gate, in the order in which a weight's rows hold them; states: what goes
+    from step to step.
+    """
+
+    name: str
+    gates: str
+    states: tuple[str, ...]
+
+
+LSTM = Cell("LSTM", "ifgo", ("h", "c"))
+
+
+class LayerWeights(NamedTuple):
+    """The weights of one layer and direction; None for what the module does not have."""
+
+    w_ih: Tensor  # (4H, I), in later layers (4H, directions · P)
+    w_hh: Tensor  # (4H, P)
+    b_ih: Tensor | None  # (4H,)
+    b_hh: Tensor | None  # (4H,)
+    w_hr: Tensor | None  # (P, H)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The sum of both biases, (4H,)."""
+        return None if self.b_ih is None else self.b_ih + self.b_hh
+
+
+class Stack(NamedTuple):
+    """The sizes of a module: L layers, D directions, I input features, H units, P features of h a direction."""
+
+    cell: Cell
+    layers: int
+    directions: int
+    input_size: int
+    hidden_size: int
+    proj_size: int  # 0: no projection
+    bias: bool
+
+    @staticmethod
+    def of(module: nn.RNNBase) -> Stack:
+        """The sizes of an LSTM module."""
+        return Stack(
+            LSTM,
+            module.num_layers,
+            2 if module.bidirectional else 1,
+            module.input_size,
+            module.hidden_size,
+            module.proj_size,
+            bool(module.bias),
+        )
+
+    @property
+    def P(self) -> int:
+        """Features of h a direction: H, or the projection's."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def per_direction(self) -> int:
+        """Weights of one layer and direction in torch's flat list."""
+        return 2 + 2 * self.bias + bool(self.proj_size)
+
+    def state_shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
+        """The shapes of h0 and c0."""
+        n = self.layers * self.directions
+        return (n, B, self.P), (n, B, self.hidden_size)
+
+    def weight_shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of torch's flat list of weights."""
+        rows, H, P = len(self.cell.gates) * self.hidden_size, self.hidden_size, self.P
+        rest = ((rows, P), *((rows,), (rows,)) * self.bias, *((P, H),) * bool(self.proj_size))
+        first = ((rows, self.input_size), *rest) * self.directions
+        later = ((rows, P * self.directions), *rest) * self.directions
+        return [*first, *later * (self.layers - 1)]
+
+    def layer(self, weights: list[Tensor] | tuple[Tensor, ...], k: int) -> LayerWeights:
+        """The weights of layer and direction number k (layer · directions + direction) from torch's flat list."""
+        n = self.per_direction
+        w_ih, w_hh, *rest = weights[k * n : (k + 1) * n]
+        b_ih, b_hh = rest[:2] if self.bias else (None, None)
+        return LayerWeights(w_ih, w_hh, b_ih, b_hh, rest[-1] if self.proj_size else None)

@@ -1,0 +1,78 @@
+"""The weights of a decoder: those of a TokenLSTM and of its output layer, checked, in the type they are held in."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlstm.modules.token_lstm import TokenLSTM
+
+
+class Sizes(NamedTuple):
+    """L layers of H units, P numbers of h a layer, V ids."""
+
+    L: int
+    H: int
+    P: int
+    V: int
+
+
+class Layer(NamedTuple):
+    """One layer. start: the table (V, 4H) in the first, the bias (4H,) in others; w_ih: (4H, P), None in the first."""
+
+    start: Tensor
+    w_ih: Tensor | None
+    w_hh: Tensor  # (4H, P)
+    w_hr: Tensor | None  # (P, H)
+
+
+class Weights(NamedTuple):
+    """What a decoder computes with, in one type; `stored` is what weights (not table and biases) are rounded to."""
+
+    sizes: Sizes
+    layers: list[Layer]
+    w_out: Tensor  # (V, P)
+    b_out: Tensor  # (V,)
+    stored: torch.dtype
+
+
+def collect(model: TokenLSTM, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> Weights:
+    """Check and gather. Raises TypeError and ValueError."""
+    _check(model, weight, bias, dtype)
+    lstm = model.lstm
+    sizes = Sizes(lstm.num_layers, lstm.hidden_size, lstm.proj_size or lstm.hidden_size, model.num_embeddings)
+    flat = [getattr(lstm, name).detach() for name in lstm._flat_weights_names]
+    real = torch.float64 if flat[0].dtype is torch.float64 and dtype is None else torch.float32
+    flat = [w.to(real) for w in flat]
+    stored = dtype or real
+    (table,) = (made.detach().to(real) for made in model.tables(flat))
+    each, layers = len(flat) // sizes.L, []
+    for k in range(sizes.L):
+        w_ih, w_hh, *rest = flat[k * each : (k + 1) * each]
+        start = table if k == 0 else rest[0] + rest[1] if lstm.bias else w_hh.new_zeros(4 * sizes.H)
+        w_hr = rest[-1] if lstm.proj_size else None
+        layers.append(Layer(start.contiguous(), w_ih if k else None, w_hh, w_hr))
+    w_out = weight.detach().to(real)
+    b_out = w_out.new_zeros(sizes.V) if bias is None else bias.detach().to(real)
+    return Weights(sizes, layers, w_out, b_out, stored)
+
+
+def _check(model: TokenLSTM, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> None:
+    if not isinstance(model, TokenLSTM):
+        raise TypeError(f"model is a {type(model).__name__}, expected a fastlstm.TokenLSTM")
+    lstm = model.lstm
+    if lstm.bidirectional:
+        raise ValueError("a bidirectional model cannot be decoded: its backward direction begins at the last id")
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype is {dtype}, expected torch.float32, torch.bfloat16 or None")
+    device, P = lstm.weight_hh_l0.device, lstm.proj_size or lstm.hidden_size
+    for name, value, shape in (("weight", weight, [model.num_embeddings, P]), ("bias", bias, [model.num_embeddings])):
+        if value is None and name == "bias":
+            continue
+        if list(value.shape) != shape or not value.is_floating_point() or value.device != device:
+            raise ValueError(
+                f"{name} is {value.dtype} with shape {list(value.shape)} on {value.device}, expected floating {shape} "
+                f"on {device}, as of torch.nn.Linear({P}, {model.num_embeddings})"
+            )

@@ -1,0 +1,236 @@
+"""The one rule of accuracy, and what it compares: a result, the definition in float64, and torch in the same type.
+
+Per tensor: ‖y − ref‖ / ‖ref‖ ≤ max(2 × the same error of nn.LSTM in the same type on the CPU, 4 eps). `ref` is
+`fastlstm.ops.reference` in float64 on the rounded inputs. Where nn.LSTM cannot do what is asked (reset, gradients into all
+cell states, the gradient at a projected h), the baseline is the same arithmetic as a loop of torch operations in the
+same type. No tolerance is ever widened. Float32 that is multiplied as TF32 has TF32's eps: nn.LSTM on the CPU has no such
+type to compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fastlstm.backends.base import Backend
+from fastlstm.ops import reference
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
+from fastlstm.testing.cases import Case, Inputs, make, make_grads
+
+LEAVES = ("x", "w_x", "bias", "w_hh", "w_hr", "h0", "c0")
+OP_OUTPUTS = ("h", "c", "h_n", "c_n", "dxg", "d_hr", "dh0", "dc0")
+
+
+def error(got: Tensor, ref64: Tensor) -> float:
+    """‖got − ref‖ / ‖ref‖ in float64; where ref is zero, 0 if got is too, else infinity."""
+    difference = (got.detach().double().cpu() - ref64.double()).norm().item()
+    size = ref64.double().norm().item()
+    if size == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return difference / size
+
+
+TF32_EPS = 2.0**-10
+
+
+def tolerance(ref64: Tensor, torch_same_type: Tensor, tf32: bool = False) -> float:
+    """The relative error that the rule allows."""
+    eps = TF32_EPS if tf32 else torch.finfo(torch_same_type.dtype).eps
+    return max(2 * error(torch_same_type, ref64), 4 * eps)
+
+
+def check(name: str, got: Tensor, ref64: Tensor, torch_same_type: Tensor, tf32: bool = False) -> None:
+    """Assert the rule for one tensor. The type of `torch_same_type`, or tf32, says which eps is meant."""
+    assert got.shape == ref64.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(ref64.shape)}"
+    found, allowed = error(got, ref64), tolerance(ref64, torch_same_type, tf32)
+    assert found <= allowed, f"{name}: relative error {found:.3g}, allowed {allowed:.3g}"  # false for NaN
+
+
+def check_all(got: Mapping[str, Tensor | None], case: Case, dtype: torch.dtype, seed: int = 0, what: str = "") -> None:
+    """Assert the rule for every tensor in `got`, named as `expected` names them."""
+    ref, yard = expected(case, dtype, seed), baseline(case, dtype, seed)
+    for name, value in got.items():
+        assert (value is None) == (ref[name] is None), f"{what} {case.id} {name}: {value} against {ref[name]}"
+        if value is not None:
+            check(f"{what} {case.id} {dtype} {name}", value, ref[name], yard[name])
+
+
+def draws(case: Case, seed: int = 0) -> list[int]:
+    """The seeds of a case: several where its smallest tensors are so small that luck would judge them.
+
+    The error of one number (dh0 at B = H = 1) is anything between nothing and its worst, torch's too; the tensors of
+    16 draws taken together have a typical one. Sums of cancelling terms make the difference a factor of a hundred. A case
+    of many steps has more numbers than those, and its reference takes minutes.
+    """
+    numbers = case.B * min(case.H, case.P)
+    few = numbers == 0 or case.T > 1000
+    return list(range(seed, seed + 2 * (1 if few else max(1, min(16, 32 // numbers))), 2))
+
+
+def check_backend(
+    backend: Backend,
+    case: Case,
+    dtype: torch.dtype,
+    *,
+    save: int = 1,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    tf32: bool = False,
+) -> None:
+    """Run a backend's forward and backward on a case (inputs inside canaries) and judge all that they return."""
+    for what, (found, allowed) in errors(backend, case, dtype, save=save, device=device, seed=seed, tf32=tf32).items():
+        assert found <= allowed, f"{what}: relative error {found:.3g}, allowed {allowed:.3g}"  # false for NaN
+
+
+def errors(
+    backend: Backend,
+    case: Case,
+    dtype: torch.dtype,
+    *,
+    save: int = 1,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    tf32: bool = False,
+) -> dict[str, tuple[float, float]]:
+    """The relative error, found and allowed, of each tensor that a backend returns for a case, forward and backward.
+
+    Raises AssertionError where a tensor has the wrong shape or type.
+    """
+    found, ref, yard = [], [], []
+    for draw in draws(case, seed):
+        found.append(_run(backend, case, dtype, save, device, draw))
+        ref.append(expected(case, dtype, draw))
+        yard.append(baseline(case, dtype, draw))
+    result = {}
+    for name, value in found[0].items():
+        what = f"{backend.name} save={save} {case.id} {dtype} {name}"
+        assert [v[name].shape for v in found] == [v[name].shape for v in ref], f"{what}: {value.shape}"
+        got, right, torchs = (torch.cat([v[name].reshape(-1) for v in each]) for each in (found, ref, yard))
+        result[what] = error(got, right), tolerance(right, torchs, tf32)
+    return result
+
+
+def _run(
+    backend: Backend, case: Case, dtype: torch.dtype, save: int, device: str | torch.device, seed: int
+) -> dict[str, Tensor]:
+    inputs = make(case, dtype, seed, device=device, canary=True)
+    inputs = Inputs(*(None if v is None else v if case.noncontiguous else v.contiguous() for v in inputs))
+    op_inputs = OpInputs(*inputs, case.reverse, save)
+    h, c, gates, h_n, c_n = backend.forward(op_inputs)
+    grads = make_grads(case, dtype, seed + 1, device=device)
+    found = backend.backward(op_inputs, Saved(h, c, gates), Grads(*grads))
+    got = dict(zip(OP_OUTPUTS, (h, c, h_n, c_n, *found), strict=True))
+    if not case.projection:
+        assert got.pop("d_hr").shape == (0,)
+    assert [got[k].dtype for k in ("h", "h_n", "dxg", "dh0")] == [dtype] * 4
+    assert [got[k].dtype for k in ("c", "c_n", "dc0")] == [inputs.c0.dtype] * 3
+    return got
+
+
+@lru_cache(maxsize=64)
+def expected(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor | None]:
+    """Outputs and gradients of the definition in float64 on the inputs of `make(case, dtype, seed)`.
+
+    Keys: h, c, h_n, c_n, dxg, d_hr, dh0, dc0, and d + leaf for every leaf (dx, dw_x, dbias, dw_hh, dw_hr).
+    """
+    inputs = _leaves(make(case, dtype, seed).to(torch.float64))
+    grads = make_grads(case, dtype, seed + 1).to(torch.float64)
+    h, c, gates, h_n, c_n = reference.forward(*inputs, case.reverse, 1)
+    _backward([h, c, h_n, c_n], list(grads))
+    with torch.no_grad():
+        dxg, d_hr, _, _ = reference.backward(*grads, *inputs, case.reverse, 1, h, c, gates)
+    return _collect(inputs, h, c, h_n, c_n, dxg, d_hr if case.projection else None)
+
+
+@lru_cache(maxsize=64)
+def baseline(case: Case, dtype: torch.dtype, seed: int = 0, cells: bool = True) -> dict[str, Tensor | None]:
+    """The same, by torch in `dtype` on the CPU. `cells=False`: no gradient flows into c, so nn.LSTM can do it."""
+    inputs = _leaves(make(case, dtype, seed)._replace(c0=make(case, dtype, seed).c0.to(dtype)))
+    dh, dc, dh_n, dc_n = (g.to(dtype) for g in make_grads(case, dtype, seed + 1))
+    xg = inputs.w_x[inputs.ids] if case.ids else F.linear(inputs.x, inputs.w_x, inputs.bias)
+    xg.retain_grad()
+    d_hr = torch.zeros(*xg.shape[:-1], case.P, dtype=dtype)
+    if cells or case.reset or case.projection:
+        h, c, h_n, c_n, steps = _loop(case, inputs, xg)
+        _backward([h, c, h_n, c_n], [dh, dc if cells else torch.zeros_like(dc), dh_n, dc_n])
+        d_hr = torch.cat([steps[t].grad for t in sorted(steps)]).reshape_as(h) if steps else d_hr
+    else:
+        h, h_n, c_n = _nn_lstm(case, inputs, xg)
+        c = None
+        _backward([h, h_n, c_n], [dh, dh_n, dc_n])
+    return _collect(
+        inputs, h, c, h_n, c_n, torch.zeros_like(xg) if xg.grad is None else xg.grad, d_hr if case.projection else None
+    )
+
+
+def _backward(outputs: list[Tensor], grads: list[Tensor]) -> None:
+    """Run backward from the outputs that depend on anything (with no rows, some do not)."""
+    pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if y.requires_grad]
+    torch.autograd.backward([y for y, _ in pairs], [g for _, g in pairs])
+
+
+def _leaves(inputs: Inputs) -> Inputs:
+    grown = {k: v.detach().requires_grad_() for k, v in inputs._asdict().items() if k in LEAVES and v is not None}
+    return inputs._replace(**grown)
+
+
+def _collect(inputs: Inputs, h, c, h_n, c_n, dxg, d_hr) -> dict[str, Tensor | None]:
+    found = {"h": h, "c": c, "h_n": h_n, "c_n": c_n, "dxg": dxg, "d_hr": d_hr}
+    for name in LEAVES:
+        leaf = getattr(inputs, name)
+        found["d" + name] = None if leaf is None else torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    return {name: None if v is None else v.detach() for name, v in found.items()}
+
+
+def _loop(case: Case, inputs: Inputs, xg: Tensor) -> tuple:
+    """nn.LSTM's own arithmetic, everything in one type, as a loop of torch operations that can reset the state."""
+    xg = xg.reshape(case.N, 4 * case.H)
+    h, c, before = {}, {}, (inputs.h0, inputs.c0)
+    rows_of = inputs.x if inputs.ids is None else inputs.ids
+    for t, rows, n in reference.steps(rows_of, inputs.batch_sizes, case.reverse):
+        h_prev, c_prev = before[0][:n], before[1][:n]
+        if case.reset:
+            keep = ~inputs.reset.reshape(-1, 1)[rows]
+            h_prev, c_prev = h_prev * keep, c_prev * keep
+        i, f, g, o = reference.activate(xg[rows] + F.linear(h_prev, inputs.w_hh))
+        c[t] = f * c_prev + i * g
+        y = o * c[t].tanh()
+        h[t] = y if inputs.w_hr is None else F.linear(y, inputs.w_hr)
+        h[t].retain_grad()
+        before = torch.cat([h[t], before[0][n:]]), torch.cat([c[t], before[1][n:]])
+    lead = rows_of.shape if case.ids else rows_of.shape[:-1]
+    h_all = torch.cat([h[t] for t in sorted(h)]) if h else inputs.h0[:0].clone()
+    c_all = torch.cat([c[t] for t in sorted(c)]) if c else inputs.c0[:0].clone()
+    return h_all.reshape(*lead, case.P), c_all.reshape(*lead, case.H), before[0] * 1, before[1] * 1, h
+
+
+def _nn_lstm(case: Case, inputs: Inputs, xg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """nn.LSTM on the pre-activations, with an identity in the place of W_ih; reversed input is flipped row by row."""
+    lstm = torch.nn.LSTM(4 * case.H, case.H, bias=False, dtype=xg.dtype)
+    del lstm.weight_ih_l0, lstm.weight_hh_l0
+    lstm.weight_ih_l0, lstm.weight_hh_l0 = torch.eye(4 * case.H, dtype=xg.dtype), inputs.w_hh
+    order = _flip(case) if case.reverse else None
+    rows = xg.reshape(case.N, 4 * case.H)
+    rows = rows if order is None else rows[order]
+    x = PackedSequence(rows, inputs.batch_sizes) if case.packed else rows.reshape(case.T, case.B, 4 * case.H)
+    out, (h_n, c_n) = lstm(x, (inputs.h0[None], inputs.c0[None]))
+    h = (out.data if case.packed else out).reshape(case.N, case.H)
+    h = h if order is None else h[order]
+    return h if case.packed else h.reshape(case.T, case.B, case.H), h_n[0], c_n[0]
+
+
+def _flip(case: Case) -> Tensor:
+    """(N,) which row takes the place of each when every sequence is turned around; its own inverse."""
+    sizes = case.batch_sizes if case.packed else torch.full((case.T,), case.B)
+    first = (sizes.cumsum(0) - sizes).tolist()
+    lengths = sorted(case.lengths, reverse=True) if case.packed else [case.T] * case.B
+    order = [0] * case.N
+    for b, n in enumerate(lengths):
+        for t in range(n):
+            order[first[t] + b] = first[n - 1 - t] + b
+    return torch.tensor(order, dtype=torch.int64)

@@ -1,0 +1,205 @@
+"""Runs the table of cases through every kernel of a GPU backend and judges what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby, product
+
+import torch
+
+from fastlstm import backends
+from fastlstm.backends import withheld
+from fastlstm.backends.base import Backend
+from fastlstm.backends.cuda.status import GaveUpError
+from fastlstm.ops.arguments import Spec
+from fastlstm.testing import accuracy
+from fastlstm.testing.cases import FULL, SHORT, Case
+from fastlstm.verify.stages import Started
+
+MATHS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DRAWS = 3  # an error above what is allowed counts when that many draws of a case all have one
+
+
+def _sized(T: int, B: int, I: int, H: int, **on: object) -> Case:
+    words = "-".join(name for name, value in on.items() if value is True)
+    return Case(f"T{T}B{B}I{I}H{H}-{words or 'plain'}", T, B, I, H, H, **on)
+
+
+# Sizes that spread W_hh over many blocks; odd ones, and the ones that people use
+LARGE = [
+    _sized(9, 33, 40, 300, reset=True),
+    _sized(8, 16, 64, 512),
+    _sized(6, 3, 64, 1024, reverse=True),
+    _sized(5, 130, 16, 129, initial=False),
+]
+LONG = [_sized(66_000, 1, 2, 8)]
+# What fits one multiprocessor, in few layouts: each is compiled for itself, two seconds a kernel
+FEW = [
+    _sized(7, 5, 3, 60),
+    Case(
+        "T7B3V5H60-packed-reverse-reset-ids",
+        7,
+        3,
+        0,
+        60,
+        60,
+        V=5,
+        lengths=(7, 4, 6),
+        reverse=True,
+        reset=True,
+        ids=True,
+    ),
+    _sized(5, 17, 16, 128),
+]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is run: cases, how numbers are multiplied, ways to save for backward, and kernels; none: all of a backend."""
+
+    cases: tuple[Case, ...]
+    maths: tuple[str, ...] = tuple(MATHS)
+    saves: tuple[int, ...] = (1,)
+    kernels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One case through one kernel."""
+
+    kernel: str
+    math: str
+    case: Case
+    save: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run.
+
+    wrong: what is wrong with it; skipped: why the kernel does not take it; ratios: the worst error as a share of what is
+    allowed, of each draw of the case (one where the first is right). dead: the device failed or the kernel never ended
+    (hung), so that nothing more is to run in this process.
+    """
+
+    backend: str
+    kernel: str
+    math: str
+    case: str
+    wrong: str = ""
+    skipped: str = ""
+    ratios: tuple[float, ...] = ()
+    dead: bool = False
+    hung: bool = False
+
+
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Whether cuDNN's LSTM, and so ours, may multiply float32 as TF32 inside a `with` block."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def runs(backend: str, table: Table) -> tuple[Run, ...]:
+    """All runs of a table. Those of a case and type are side by side: they share its reference."""
+    names = table.kernels or backends.load(backend).kernel_names
+    order = sorted(table.maths, key=lambda math: list(MATHS.values()).index(MATHS[math]))
+    return tuple(
+        Run(kernel, math, case, save)
+        for _, of_type in groupby(order, MATHS.__getitem__)
+        for case, math, kernel, save in product(table.cases, list(of_type), names, table.saves)
+    )
+
+
+def run(todo: tuple[Run, ...], backend: str, device: torch.device) -> Iterator[Started | Outcome]:
+    """Do the runs one after the other, whatever an earlier record says. After a dead one it ends."""
+    loaded = backends.load(backend)
+    with withheld.instead_of_record(()):
+        for index, one in enumerate(todo):
+            yield Started(index)
+            outcome = outcome_of(loaded, one, device)
+            yield outcome
+            if outcome.dead:
+                return
+
+
+def outcome_of(backend: Backend, one: Run, device: torch.device) -> Outcome:
+    """Do one run."""
+    what = (backend.name, one.kernel, one.math, one.case.id)
+    with backend.force(one.kernel), tf32(one.math == "tf32"):
+        try:
+            reason = backend.unsupported_reason(_spec(one.case, MATHS[one.math], one.save, device))
+            if reason is not None:
+                return Outcome(*what, skipped=reason)
+            wrong, ratios = _judged(backend, one, device)
+        except AssertionError as error:
+            return Outcome(*what, wrong=str(error), **_after(backend, device))
+        except Exception as error:  # whatever a driver, a compiler or a kernel brings is a failure of this kernel
+            after = _fate(error) if ruins(error) else _after(backend, device)
+            return Outcome(*what, wrong=line_of(error), **after)
+    return Outcome(*what, wrong=wrong, ratios=ratios)
+
+
+def _after(backend: Backend, device: torch.device) -> dict[str, bool]:
+    """What a failed run left for a later call to raise: it is this run's, not the next one's."""
+    try:
+        backend.check(device)
+    except Exception as error:
+        return _fate(error)
+    return {}
+
+
+def _fate(error: Exception) -> dict[str, bool]:
+    return {"dead": ruins(error), "hung": isinstance(error, GaveUpError)}
+
+
+def ruins(error: Exception) -> bool:
+    """Whether nothing more is to run in a process in which this happened."""
+    return isinstance(error, GaveUpError) or "CUDA error" in str(error) or "AcceleratorError" in type(error).__name__
+
+
+def line_of(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _judged(backend: Backend, one: Run, device: torch.device) -> tuple[str, tuple[float, ...]]:
+    """What is wrong with a case, or nothing, and the worst error as a share of what is allowed, draw by draw.
+
+    The baseline is torch's error on the same numbers, and now and then that is a small one: only what is too much in
+    DRAWS draws is wrong.
+    """
+    ratios, wrong, how = [], "", {"save": one.save, "device": device, "tf32": one.math == "tf32"}
+    for draw in range(DRAWS):
+        errors = accuracy.errors(backend, one.case, MATHS[one.math], seed=1000 * draw, **how)
+        backend.check(device)
+        name, (found, allowed) = max(errors.items(), key=lambda item: _ratio(*item[1]))
+        ratios.append(_ratio(found, allowed))
+        if ratios[-1] <= 1:
+            return "", tuple(ratios)
+        wrong = f"{name}: relative error {found:.3g}, allowed {allowed:.3g}"
+        if ratios[-1] == float("inf"):  # NaN, say: no matter of luck
+            break
+    return wrong, tuple(ratios)
+
+
+def _ratio(found: float, allowed: float) -> float:
+    """An error as a share of what is allowed; infinity for NaN."""
+    return found / allowed if found <= 1e30 else float("inf")
+
+
+def _spec(case: Case, dtype: torch.dtype, save: int, device: torch.device) -> Spec:
+    flags = (case.packed, case.ids, case.projection, case.reverse, case.reset)
+    sizes = (case.T, case.B, case.N, case.I, case.V, case.H, case.P)
+    return Spec(device, dtype, *sizes, *flags, save)
+
+
+QUICK = Table((*SHORT, *LARGE))
+QUICK_TRITON = Table(tuple(FEW), kernels=("resident",))
+WHOLE = Table((*FULL, *LARGE, *LONG), saves=(1, 2))

@@ -1,0 +1,212 @@
+"""The cuda backend without a GPU: its reasons, its device handling, and whole calls whose launches the simulation takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm.backends import device, native
+from fastlstm.backends.cuda import backend as cuda
+from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.doctor import cuda_kernels, small_call
+from fastlstm.testing import accuracy
+from fastlstm.testing.cases import SHORT
+from tests.hostsim import backend as hostsim
+
+GPU = replace(small_call(torch.device("cpu")), device=torch.device("cuda:0"))
+
+
+def test_without_kernels_it_says_how_to_get_them(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: SimpleNamespace(no_cuda="no nvcc was found when it was built"))
+    reason = cuda.why_not(GPU)
+    assert "no CUDA kernels, since no nvcc was found when it was built" in reason
+    assert "fastlstm[cuda-build]" in reason
+    assert cuda_kernels() == "none, since no nvcc was found when it was built"
+
+
+def test_what_doctor_says_of_built_kernels(lib):
+    assert cuda_kernels() == "for sm_75, sm_80, sm_90, and what is newer"
+
+
+def test_without_a_driver_it_says_so_wherever_the_tensors_are(lib):
+    lib.said = "there is no NVIDIA driver; install one"
+    assert cuda.why_not(GPU) == cuda.why_not(small_call(torch.device("cpu"))) == lib.said
+
+
+def test_other_devices_and_types_are_refused(lib):
+    assert "tensors are on cpu" in cuda.why_not(small_call(torch.device("cpu")))
+    assert "dtype is torch.float64" in cuda.why_not(replace(GPU, dtype=torch.float64))
+
+
+def test_rocm_is_refused(lib, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert "AMD" in cuda.why_not(GPU)
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"), [(70, False), (75, True), (80, True), (86, True), (89, True), (90, True), (100, True)]
+)
+def test_machine_code_of_one_major_version_and_ptx_for_newer_ones(lib, capability, runs):
+    lib.capability = capability
+    reason = cuda.why_not(GPU)
+    assert (reason is None) == runs, reason
+    if not runs:
+        assert f"FASTLSTM_CUDA_ARCHS={capability}" in reason
+
+
+def test_ptx_runs_on_nothing_older(lib):
+    lib.archs, lib.capability = "75,120", 90
+    assert "compute capability 9.0 and the kernels were built for 7.5, 12.0" in cuda.why_not(GPU)
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        ("90a", 90, True),
+        ("90a", 100, False),  # no PTX to go by
+        ("90a", 89, False),
+        ("80,90a", 89, True),
+        ("80,90a", 100, True),  # by the PTX of 8.0
+        ("90,90a", 90, True),
+        ("90,90a", 100, True),
+        ("90a,100a", 103, False),
+        ("90a,100a", 100, True),
+    ],
+)
+def test_code_with_a_letter_runs_on_its_own_gpu_alone(lib, archs, capability, runs):
+    lib.archs, lib.capability = archs, capability
+    reason = cuda.why_not(GPU)
+    assert (reason is None) == runs, reason
+    if not runs:
+        assert "the kernels were built for 9.0 alone" in reason
+        assert f"FASTLSTM_CUDA_ARCHS={capability}" in reason
+
+
+def test_plan_names_kernel_size_time_and_bound(lib):
+    line = cuda.plan(replace(GPU, dtype=torch.bfloat16, H=768, P=768, B=16))
+    for words in (
+        "cuda: persistent: ",
+        "blocks of",
+        "registers",
+        "KiB",
+        "µs a step predicted on NVIDIA H100",
+        "bound by",
+    ):
+        assert words in line
+
+
+def test_a_forced_kernel_that_cannot_run_says_why(lib):
+    with cuda.force("tile"):
+        assert "do not fit one block" in cuda.why_not(replace(GPU, H=1024, P=1024))
+    with cuda.force("step"):
+        assert cuda.plan(GPU).startswith("cuda: step: ")
+    with (
+        pytest.raises(ValueError, match="kernel is 'tiles', expected one of step, tile, persistent"),
+        cuda.force("tiles"),
+    ):
+        pass
+
+
+def test_float32_follows_the_switch_of_tf32(lib, monkeypatch):
+    for allowed in (True, False):
+        monkeypatch.setattr(device, "allows_tf32", lambda allowed=allowed: allowed)
+        assert cuda._choose(GPU).tf32 is allowed
+    lib.capability = 75
+    cuda._gpu.cache_clear()
+    monkeypatch.setattr(device, "allows_tf32", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    assert cuda._choose(GPU).tf32 is False
+
+
+def test_products_go_to_wide_results_where_torch_can():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assert device.multiplies_wide()
+    with FakeTensorMode():
+        a, b = (torch.empty(2, 2, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        for out in (torch.empty(2, 2, device="cuda"), torch.empty_like(a)):
+            cuda._Gpu.product(None, a, b, out)
+
+
+@pytest.mark.parametrize("kernel", cuda.KERNELS)
+def test_whole_calls(simulated, kernel):
+    """Forward and backward of a packed case with resets, by the rule of accuracy; the device is set for both runtimes."""
+    cases = [c for c in SHORT if c.H == 7 and c.packed and c.B and not c.projection]
+    with cuda.force(kernel if kernel != "persistent" else None):
+        accuracy.check_backend(cuda, cases[0], torch.bfloat16)
+    assert simulated == [("device", 3), ("runtime", 3)] * (len(simulated) // 2)
+    assert len(simulated) >= 4
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_products_follow_cudnns_switch(simulated, monkeypatch, allowed):
+    """As in nn.LSTM, whatever torch's own products do; inside a call only."""
+    seen, matmul = [], torch.backends.cuda.matmul
+    monkeypatch.setattr(device, "allows_tf32", lambda: allowed)
+    input_side = cuda_launch.input_side
+    monkeypatch.setattr(cuda_launch, "input_side", lambda *a: (seen.append(matmul.fp32_precision), input_side(*a))[1])
+    before = matmul.fp32_precision
+    case = next(c for c in SHORT if c.H == 7 and not c.ids and not c.projection)
+    accuracy.check_backend(cuda, case, torch.float32, tf32=allowed)
+    assert set(seen) == {"tf32" if allowed else "ieee"}
+    assert matmul.fp32_precision == before
+
+
+def test_a_module_runs_through_it(simulated):
+    lstm = fastlstm.LSTM(4, 8, dtype=torch.float16)
+    x = torch.randn(3, 2, 4, dtype=torch.float16)
+    with fastlstm.backend("cuda"):
+        out = lstm(x)[0]
+        out.sum().backward()
+    assert out.isfinite().all()
+    assert simulated
+
+
+def test_an_input_side_at_a_low_address(monkeypatch):
+    """Kernels count rows from the first of all; where a chunk lies lower than its rows are many, that address wraps."""
+    monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 1)
+    x, w_x, found = torch.randn(3, 2), torch.randn(8, 2), []
+    rt, args = SimpleNamespace(use=lambda *_: 40), library_args()
+    steps = cuda_launch.Steps.of(x[:, None], 1, None, False)
+    cuda_launch._in_chunks(rt, args, steps, x, w_x, None, lambda begin, end: found.append(args.xg), 0)
+    assert [(at + k * 32) % 2**64 for k, at in enumerate(found)] == [40, 40, 40]
+
+
+@pytest.mark.parametrize(("kernel", "most"), [("step", 8), ("persistent", 256)])
+def test_an_input_side_that_is_not_kept_is_small(simulated, monkeypatch, kernel, most):
+    """Only launches that load W_hh get at least 256 steps of it at once."""
+    seen, real = [], cuda_launch.input_side
+    monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 8 * 3 * 4 * 32 * 4)
+    monkeypatch.setattr(cuda_launch, "input_side", lambda x, *rest: seen.append(x.shape[0]) or real(x, *rest))
+    lstm, x = fastlstm.LSTM(2, 32), torch.randn(300, 3, 2)
+    with fastlstm.backend("cuda"), cuda.force(kernel), torch.no_grad():
+        lstm(x)
+    assert max(seen) == 3 * most
+    assert sum(seen) == 3 * 300
+
+
+@pytest.mark.parametrize("change", [lambda t: t.half(), lambda t: t[..., :-1]], ids=["type", "size"])
+def test_what_hooks_give_back_does_not_reach_a_kernel_unchecked(simulated, change):
+    lstm, x = fastlstm.LSTM(4, 8), torch.randn(3, 2, 4)
+    changed = lambda t: change(t) if t.shape == (3, 2, 32) else t  # noqa: E731 (the gates)
+    with fastlstm.backend("cuda"), torch.autograd.graph.saved_tensors_hooks(changed, lambda t: t):
+        out = lstm(x)[0]
+    with pytest.raises(RuntimeError, match=r"gates (is torch.float16, expected torch.float32|has shape)"):
+        out.sum().backward()
+
+
+def library_args():
+    """An argument block of the real binding, which takes addresses of 64 bits without a sign."""
+    if reason := hostsim.why_not(small_call(torch.device("cpu"))):
+        pytest.skip(reason)
+    return hostsim.library().cuda.ForwardArgs()
+
+
+def test_the_runtime_is_what_the_op_asks_for():
+    for name in ("use", "product", "product_type"):
+        assert hasattr(cuda_launch.Runtime, name)
+        assert hasattr(cuda._Gpu, name)

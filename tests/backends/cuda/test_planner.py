@@ -1,0 +1,218 @@
+"""The planner of the CUDA kernels, asked about GPUs that are not there: its choice fits, is the cheapest, and is explained."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from fastlstm.backends import cost_model, native
+from fastlstm.backends.cuda import planner as cuda_planner
+from tests.hostsim.backend import TILING
+
+DEVICES = ("T4", "A100", "H100", "H200", "RTX 3090", "RTX 4090", "RTX 5090")
+CODES = {"float32": 0, "tf32": 1, "float16": 2, "bfloat16": 3}
+BYTES = {0: 4, 1: 4, 2: 2, 3: 2}
+SIZES = list(product((1, 7, 64, 128, 512, 1024, 1536), (1, 16, 128)))
+
+
+@pytest.fixture(scope="module")
+def lib():
+    if reason := native.module_unavailable():
+        pytest.skip(reason)
+    return cost_model.library()
+
+
+def _allowed(device: cost_model.Device, code: int) -> bool:
+    return device.capability >= 80 or code in (0, 2)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_what_it_chooses_fits(lib, name):
+    device = cost_model.KNOWN[name]
+    for (H, B), code in product(SIZES, CODES.values()):
+        for backward, choice in enumerate(cuda_planner.choices(lib, device, code, H=H, B=B)):
+            t = choice.t
+            if choice.kernel == "step":
+                continue
+            assert _allowed(device, code)
+            assert choice.shared_bytes <= device.shared_bytes
+            assert choice.threads == 32 * t.groups * t.k_splits <= 512
+            units = t.groups * (16 if backward else 8) * t.unit_blocks // t.gate_splits
+            assert units >= H
+            assert 8 * t.row_tiles * t.row_blocks >= B
+            assert t.unit_blocks == 1 if choice.kernel == "tile" else choice.blocks <= device.sms
+            held = (choice.register_weights + choice.shared_weights) * t.unit_blocks
+            assert held >= 4 * H * H * BYTES[code]
+            again = lib.fit(cuda_planner.gpu(lib, device), code, H, B, bool(backward), choice.kernel, t)
+            assert again.us == choice.us
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_its_cost_is_the_cost_models(lib, name):
+    device = cost_model.KNOWN[name]
+    for (H, B), code in product(SIZES[::2], CODES.values()):
+        for choice in cuda_planner.choices(lib, device, code, H=H, B=B):
+            predicted = lib.predict(cuda_planner.gpu(lib, device), code, choice.work)
+            assert choice.us == predicted.us
+            assert choice.bound == predicted.bound == max(predicted.parts, key=predicted.parts.get)
+
+
+def test_it_takes_the_cheapest(lib):
+    device = cost_model.KNOWN["A100"]
+    for (H, B), code in product(((64, 16), (512, 16), (1024, 128)), (0, 3)):
+        best = cuda_planner.choices(lib, device, code, H=H, B=B)
+        for kernel in ("step", "tile", "persistent"):
+            try:
+                other = cuda_planner.choices(lib, device, code, H=H, B=B, only=kernel)
+            except ValueError:
+                continue
+            assert all(a.us <= b.us for a, b in zip(best, other, strict=True))
+    gpu, best = cuda_planner.gpu(lib, device), cuda_planner.choices(lib, device, 3, H=512, B=16)[0]
+    for name in TILING[2:6]:
+        changed = lib.Tiling()
+        for n in TILING:
+            setattr(changed, n, getattr(best.t, n))
+        setattr(changed, name, 2 * getattr(best.t, name))
+        with suppress(ValueError):  # does not fit
+            assert lib.fit(gpu, 3, 512, 16, False, best.kernel, changed).us >= best.us
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("H", "B"), [(64, 16), (512, 1), (512, 64), (1024, 128), (1536, 128)])
+def test_all_tilings_come_cheapest_first(lib, H, B, backward):
+    device = cost_model.KNOWN["H100"]
+    for code in CODES.values():
+        found = cuda_planner.tilings(lib, device, code, H=H, B=B, backward=backward)
+        assert [c.us for c in found] == sorted(c.us for c in found)
+        assert all(c.kernel == ("tile" if c.t.unit_blocks == 1 else "persistent") for c in found)
+        assert len({tuple(getattr(c.t, n) for n in TILING) for c in found}) == len(found)
+        best = cuda_planner.choices(lib, device, code, H=H, B=B)[backward]
+        if best.kernel == "step":
+            assert all(c.us >= best.us for c in found)
+        else:
+            assert (found[0].us, found[0].work.l2_rounds) == (best.us, best.work.l2_rounds)
+
+
+def test_work_counts_what_a_warp_waits_for(lib):
+    """H 1024 in bfloat16 has 32 spans forward and 128 backward: what a block of known tiling does, counted by hand."""
+
+    def work(backward, **values):
+        tiling = lib.Tiling()
+        for name in TILING:
+            setattr(tiling, name, values.get(name, 1))
+        gpu = cuda_planner.gpu(lib, cost_model.KNOWN["H100"])
+        return lib.fit(gpu, 3, 1024, 16, backward, "persistent", tiling).work.as_dict()
+
+    ahead = work(False, unit_blocks=64, groups=2, k_splits=4, row_tiles=2, phase=2)
+    assert ahead["l2_rounds"] == 2  # 8 spans a warp, all on their way together, for two row tiles
+    assert (ahead["register_spans"], ahead["kept_spans"], ahead["partial_sums"], ahead["barriers"]) == (16, 0, 2, 1)
+    assert ahead["grid_waits"] == 1
+    assert (ahead["steps"], ahead["forward_cells"], ahead["backward_cells"]) == (1, 0.5, 0)  # 4 warps share two tiles
+    alone = work(False, unit_blocks=64, groups=2, row_tiles=2)
+    assert (alone["l2_rounds"], alone["kept_spans"], alone["partial_sums"], alone["barriers"]) == (8, 48, 0, 0)
+    back = work(True, unit_blocks=128, groups=2, k_splits=4, row_tiles=2, phase=2, gate_splits=4)
+    assert back["l2_rounds"] == 3  # 32 spans shared by 4 warps, two row tiles, and one round of partial sums
+    assert back["grid_waits"] == 2
+    assert back["backward_cells"] == 0.5  # a block runs a fourth of its 32 columns' cells, 8 units; 4 warps, two tiles
+
+
+def test_constants_can_be_tried(lib):
+    device = cost_model.KNOWN["H100"]
+    free = replace(device, cost=tuple((name, 0.0) for name, *_ in lib.constants()))
+    assert cuda_planner.gpu(lib, free).cost.l2_clocks == 0
+    gpu, choice = cuda_planner.gpu(lib, device), cuda_planner.choices(lib, device, 3, H=512, B=16)[0]
+    parts = lib.predict(gpu, 3, choice.work).parts
+    only_hbm = lib.predict(cuda_planner.gpu(lib, free), 3, choice.work)
+    assert only_hbm.us == only_hbm.parts["HBM"] == parts["HBM"]
+    for name, value, part, _ in lib.constants():  # every part is linear in its constant
+        doubled = replace(device, cost=((name, 2 * value),))
+        assert lib.predict(cuda_planner.gpu(lib, doubled), 3, choice.work).parts[part] == pytest.approx(2 * parts[part])
+
+
+def test_unknown_devices_borrow_from_their_generation(lib):
+    ada = cost_model.known("NVIDIA RTX 4000 SFF Ada", 89, 48, 101376, lib)
+    assert (ada.sms, ada.shared_bytes, ada.half) == (48, 101376, cost_model.KNOWN["RTX 4090"].half)
+    assert cost_model.known("NVIDIA H200", 90, 132, 232448, lib).hbm_gbs == 4800
+    future = cost_model.known("NVIDIA Next", 130, 200, 232448, lib)
+    assert future.half == cost_model.KNOWN["RTX 5090"].half
+    small = cost_model.known("NVIDIA RTX A1000", 86, 18, 101376, lib)  # has "A100" in its name
+    assert (small.half, small.ghz) == (cost_model.KNOWN["RTX 3090"].half, cost_model.KNOWN["RTX 3090"].ghz)
+    assert cost_model.known("NVIDIA A100-SXM4-80GB", 80, 108, 166912, lib).half == cost_model.KNOWN["A100"].half
+    assert cuda_planner.choices(lib, future, 3, H=1024, B=64)[0].kernel == "persistent"
+
+
+def test_sizes_choose_kernels(lib):
+    """Small H stays in a block, larger H on the chip, what is too large nowhere."""
+    h100 = cost_model.KNOWN["H100"]
+
+    def kernels(H, B=16, code=3, device=h100):
+        return [c.kernel for c in cuda_planner.choices(lib, device, code, H=H, B=B)]
+
+    assert kernels(64) == ["tile", "tile"]
+    assert kernels(1024) == kernels(768) == ["persistent", "persistent"]
+    assert kernels(16384) == ["step", "step"]
+    assert kernels(256, code=3, device=cost_model.KNOWN["T4"]) == ["step", "step"]
+    assert kernels(64, code=2, device=cost_model.KNOWN["T4"]) == ["tile", "tile"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"only": "tile", "H": 1024}, "1024 units do not fit one block|does not stay in one block"),
+        ({"only": "tile", "H": 128, "code": 0}, "KiB of shared memory, a block gets"),
+        ({"only": "persistent", "H": 4}, "one block has all 4 units"),
+        ({"only": "tile", "H": 32, "projected": True}, "a projection goes through step"),
+        ({"only": "tile", "H": 32, "code": 3, "device": "T4"}, "bfloat16 products need compute capability 8.0"),
+        ({"only": "tile", "H": 32, "code": 1, "device": "T4"}, "TF32 products need compute capability 8.0"),
+        ({"only": "tiles", "H": 32}, "kernel is 'tiles', expected step, tile or persistent"),
+        ({"only": "tile", "H": 32, "device": "old"}, "compute capability 7.0, at least 7.5 is needed"),
+    ],
+)
+def test_it_says_why_not(lib, options, reason):
+    options = {"B": 16, "code": 3, "device": "H100", **options}
+    device, code = options.pop("device"), options.pop("code")
+    found = replace(cost_model.KNOWN["T4"], capability=70) if device == "old" else cost_model.KNOWN[device]
+    with pytest.raises(ValueError, match=reason):
+        cuda_planner.choices(lib, found, code, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"groups": 17}, "a block has at most 16 warps"),
+        ({"k_splits": 0}, "a block has at most 16 warps"),
+        ({"phase": 2}, "a phase of 2 of 1 row tiles with 1 splits"),
+        ({"gate_splits": 2}, "do not divide into 2 parts"),
+        ({"unit_blocks": 3}, "3 x 1 blocks do not cover H 64 and B 8"),
+        ({"groups": 1, "unit_blocks": 8}, "W_hh of H 64 does not stay in one block"),
+    ],
+)
+def test_a_tiling_that_does_not_fit(lib, changes, reason):
+    tiling = lib.Tiling()
+    for name, value in zip(TILING, (1, 1, 8, 1, 1, 1, 1), strict=True):
+        setattr(tiling, name, changes.get(name, value))
+    with pytest.raises(ValueError, match=reason):
+        lib.fit(cuda_planner.gpu(lib, cost_model.KNOWN["H100"]), 3, 64, 8, False, "tile", tiling)
+
+
+def test_too_many_blocks_for_the_chip(lib):
+    tiling = lib.Tiling()
+    for name, value in zip(TILING, (64, 4, 1, 1, 1, 1, 1), strict=True):
+        setattr(tiling, name, value)
+    with pytest.raises(ValueError, match="256 blocks that wait for each other need as many multiprocessors"):
+        lib.fit(cuda_planner.gpu(lib, cost_model.KNOWN["H100"]), 3, 512, 32, False, "persistent", tiling)
+
+
+@pytest.mark.parametrize(("H", "kernel"), [(64, "tile"), (768, "persistent"), (16384, "step")])
+def test_the_sentence(lib, H, kernel):
+    device = cost_model.KNOWN["H100"]
+    said = [cuda_planner.sentence(c, device) for c in cuda_planner.choices(lib, device, 3, H=H, B=16)]
+    for line in said:
+        assert line.startswith(f"{kernel}: ")
+        words = ["µs a step predicted on H100", "bound by", "W_hh ("]
+        if kernel != "step":
+            words += ["blocks of", "threads", "KiB", "over units x", "groups", "tiles of 8 sequences"]
+        assert all(word in line for word in words), line

@@ -1,0 +1,161 @@
+"""What kernels leave for the host: raised at the next call or by `fastlstm.check`, and what follows for plans."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm.backends import withheld
+from fastlstm.backends.base import BackendError
+from fastlstm.backends.cuda import backend as cuda
+from fastlstm.backends.cuda import status as cuda_status
+from fastlstm.doctor import small_call
+
+LARGE = replace(small_call(torch.device("cuda:0")), dtype=torch.bfloat16, H=768, P=768, B=16)
+
+
+@pytest.fixture
+def warnings(caplog):
+    caplog.set_level(logging.WARNING, logger="fastlstm")
+    return caplog
+
+
+def test_a_word_for_each_device_kernel_and_type(fresh):
+    words = {cuda_status.word(i, k, m).data_ptr() for i in (0, 1) for k in cuda.KERNELS for m in cuda.MATHS}
+    assert len(words) == 2 * 3 * 4
+    cuda_status.word(1, "tile", "float16")[0] = 7
+    assert cuda_status.words(1).sum() == 7
+    assert cuda_status.words(0).sum() == 0
+
+
+def test_words_that_inference_mode_asked_for_first_can_be_cleared_outside_it(lib):
+    with torch.inference_mode():
+        cuda_status.word(0, "tile", "float16")[0] = cuda_status.BAD_ID
+    with pytest.raises(IndexError, match="tile in float16"):
+        cuda_status.raise_on(0)
+    cuda_status.raise_on(0)
+
+
+def test_a_kernel_whose_blocks_waited_is_told_once_and_not_planned_again(lib, warnings):
+    assert cuda.planned(LARGE) == ("persistent", "persistent")
+    cuda_status.word(0, "persistent", "bfloat16")[0] = cuda_status.TIMED_OUT
+    with pytest.raises(
+        BackendError, match=r"on cuda:0 gave up: the blocks of kernel persistent in bfloat16 waited 1.5 s"
+    ) as told:
+        cuda_status.raise_on(0)
+    assert (told.value.kernel, told.value.math) == ("persistent", "bfloat16")
+    cuda_status.raise_on(0)
+    assert cuda.planned(LARGE) == ("step", "step")
+    assert cuda.planned(replace(LARGE, dtype=torch.float16)) == ("persistent", "persistent")
+    assert cuda.planned(replace(LARGE, device=torch.device("cuda:1"))) == ("persistent", "persistent")
+    cuda_status.word(0, "persistent", "bfloat16")[0] = cuda_status.TIMED_OUT
+    with pytest.raises(BackendError):
+        cuda_status.raise_on(0)
+    assert len(warnings.records) == 1
+    assert "persistent (bfloat16) is not used again on cuda:0" in warnings.text
+
+
+def test_where_no_type_is_known_the_error_names_no_kernel():
+    error = cuda_status.error(cuda_status.TIMED_OUT, "the simulated GPU", "of it", 1500)
+    assert (error.kernel, error.math) == ("", "")
+    assert "the blocks of kernel of it waited 1.5 s" in str(error)
+
+
+def test_a_kernel_that_gave_up_does_not_run_by_its_name_either(lib):
+    withheld.give_up("cuda", 0, "persistent", ("bfloat16",), "its blocks waited 2 s for each other")
+    with cuda.force("persistent"):
+        assert "its blocks waited 2 s for each other" in cuda.why_not(LARGE)
+    assert cuda.why_not(LARGE) is None
+
+
+def test_where_nothing_is_left_the_reasons_are_told(lib):
+    for kernel in cuda.KERNELS:
+        withheld.give_up("cuda", 0, kernel, ("bfloat16",), f"{kernel} is broken")
+    reason = cuda.why_not(LARGE)
+    assert "no kernel is left" in reason
+    assert "tile: tile is broken" in reason
+
+
+def test_check_waits_and_raises(lib, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    fastlstm.check()
+    assert waited == []  # nothing was launched
+    cuda_status.word(0, "step", "float32")
+    cuda_status.word(2, "tile", "float16")[0] = cuda_status.BAD_ID
+    fastlstm.check("cuda:0")
+    fastlstm.check(torch.device("cpu"))
+    fastlstm.check(1)
+    assert waited == [0]
+    with pytest.raises(IndexError, match=r"cuda:2 had ids outside its table \(kernel tile in float16\)"):
+        fastlstm.check()
+    assert waited == [0, 0, 2]
+    fastlstm.check()
+
+
+def test_check_tells_why_where_the_device_failed(lib, monkeypatch):
+    def synchronize(index):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    cuda_status.word(0, "step", "float32")
+    with pytest.raises(RuntimeError, match="launch failure"):
+        fastlstm.check()
+    cuda_status.word(0, "step", "float32")[0] = cuda_status.BAD_ID
+    with pytest.raises(IndexError) as found:
+        fastlstm.check()
+    assert "launch failure" in str(found.value.__context__)
+
+
+def test_check_is_not_for_captures(lib, monkeypatch):
+    cuda_status.word(0, "step", "float32")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="a capture cannot; call it after a replay"):
+        fastlstm.check()
+
+
+def test_forward_and_backward_write_the_word_of_their_kernel_and_type(simulated, monkeypatch):
+    asked, word = [], cuda_status.word
+    monkeypatch.setattr(cuda_status, "word", lambda *of: asked.append(of) or word(*of))
+    lstm = fastlstm.LSTM(4, 8, dtype=torch.bfloat16)
+    with fastlstm.backend("cuda"):
+        with cuda.force("tile"):
+            out = lstm(torch.zeros(2, 1, 4, dtype=torch.bfloat16))[0]
+        with cuda.force("step"):
+            out.sum().backward()
+    assert asked == [(3, "tile", "bfloat16"), (3, "step", "bfloat16")]
+    fastlstm.check()
+    assert simulated[-1] == ("waited", 3)
+
+
+@pytest.mark.parametrize("kernel", ["step", "tile"])
+def test_an_id_outside_is_nan_and_an_error_later(simulated, monkeypatch, kernel):
+    """Ids on a GPU are not looked at by the host; here on CPU tensors, past that look."""
+    monkeypatch.setattr("fastlstm.ops.validation.ids_in_range", lambda ids, V: None)
+    lstm = fastlstm.TokenLSTM(4, None, 8)
+    with fastlstm.backend("cuda"), cuda.force(kernel), torch.no_grad():
+        out = lstm(torch.tensor([[1], [9]]))[0]
+        assert out[0].isfinite().all()
+        assert out[1].isnan().all()
+        with pytest.raises(IndexError, match=f"cuda:3 had ids outside its table .kernel {kernel} in float32"):
+            fastlstm.check()
+        assert lstm(torch.tensor([[1], [3]]))[0].isfinite().all()
+
+
+def test_ids_on_another_device_are_not_looked_at():
+    """No operation at all, since the host would wait for it or an assertion end the device's context."""
+    from fastlstm.ops import validation
+
+    class Ids:
+        device = torch.device("cuda")
+
+        def numel(self) -> int:
+            return 1
+
+    validation.ids_in_range(Ids(), 4)
+    with pytest.raises(IndexError, match="ids hold 4"):
+        validation.ids_in_range(torch.tensor([4]), 4)

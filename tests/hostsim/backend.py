@@ -1,0 +1,202 @@
+"""The CUDA kernels on a simulated GPU (csrc/hostsim): for tests only, never chosen by itself.
+
+`with settings(kernel="tile", seed=3):` says which kernel runs, on which device, and in which order threads run. A fault
+that the simulation finds is raised as a `Fault`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fastlstm.backends import cost_model, native
+from fastlstm.backends.base import BackendError, Spec, spec_of
+from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import planner as cuda_planner
+from fastlstm.backends.cuda import status as cuda_status
+from fastlstm.backends.cuda.launch import Plan
+from tests.hostsim import build
+from tests.hostsim.report import with_source
+
+__all__ = [
+    "NAME", "TILING", "Fault", "Settings", "Simulated", "backward", "choose", "forward", "library", "plan", "settings",
+    "why_not",
+]  # fmt: skip
+
+NAME = "hostsim"
+TILING = ("unit_blocks", "row_blocks", "groups", "k_splits", "row_tiles", "phase", "gate_splits")
+
+
+class Fault(RuntimeError):  # noqa: N818 - the simulation calls it so
+    """The simulation found a fault in a kernel: a race, a bad address, a deadlock …"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the simulated device is and does. kernel: None lets the planner choose."""
+
+    kernel: str | None = None  # step, tile or persistent
+    forward: tuple[int, ...] | None = None  # the Tiling of that kernel, in the order of csrc/cuda/args.h
+    backward: tuple[int, ...] | None = None
+    sms: int = 5
+    capability: int = 90
+    shared_kib: int = 99  # of a block
+    seed: int = 0
+    flags: tuple[str, ...] = ()  # further compiler flags
+    csrc: Path = build.CSRC  # where the kernels' sources lie (a mutated copy, in tests)
+    only: tuple[str, ...] = ()  # kernel files to take from there; empty: all
+    tf32: bool = False
+    half_products: bool = False  # products of half types come in their own type, as from an old torch
+
+
+_settings = Settings()
+
+
+@contextmanager
+def settings(**changes) -> Iterator[None]:
+    """Change the simulation inside a `with` block; see `Settings`."""
+    global _settings
+    before = _settings
+    _settings = replace(before, **changes)
+    try:
+        yield
+    finally:
+        _settings = before
+
+
+@lru_cache(maxsize=64)
+def library(flags: tuple[str, ...] = (), csrc: Path = build.CSRC, only: tuple[str, ...] = ()) -> ModuleType:
+    """The simulation with the kernels in a csrc folder; flags: further compiler flags; only: stems, empty for all."""
+    cuda = build.CSRC / "cuda"
+    bindings = [cuda / name for name in ("bindings_cuda.cpp", "bindings_plan.cpp", "plan.cpp", "cost_model.cpp")]
+    names = sorted(f.name for f in cuda.glob("*.cu"))
+    kernels = [(csrc / "cuda" if not only or Path(n).stem in only else cuda) / n for n in names]
+    return build.load("hostsim_kernels", kernels, bindings, flags=["-DFASTLSTM_HOSTSIM", *flags])
+
+
+_status = torch.zeros(1, dtype=torch.int32)  # what kernels leave for the next call
+
+
+class Simulated:
+    """The simulated device as a `cuda_launch.Runtime`. What launches read and write is checked until the `with` block ends."""
+
+    def __init__(self, module: ModuleType, stream: int = 0):
+        self.module, self.stream = module, stream
+        self.lib = module.cuda
+        self.status = _status
+        self.tensors: list[Tensor] = []  # kept, so that no address is used twice
+
+    def __enter__(self) -> Simulated:
+        self._raise_on()
+        self.module.forget()
+        self.module.seed(_settings.seed)
+        shared = _settings.shared_kib << 10
+        self.module.set_device(_settings.sms, shared, shared + 1024, 2048)
+        return self
+
+    def _raise_on(self) -> None:
+        """Raise what an earlier launch left, once."""
+        found = int(self.status[0])
+        self.status[0] = 0
+        if found:
+            raise cuda_status.error(found, "the simulated GPU", "of it", self.lib.patience_ms)
+
+    def __exit__(self, kind, error, _) -> None:
+        self.module.forget()
+        if isinstance(error, RuntimeError) and not isinstance(error, BackendError):
+            raise Fault(with_source(str(error), self.module.__file__)) from None
+
+    def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
+        if tensor is None:
+            return 0
+        self.tensors.append(tensor)
+        bytes_ = tensor.numel() * tensor.element_size()
+        self.module.memory(tensor.data_ptr(), bytes_, name, mode != "in", mode != "out")
+        return tensor.data_ptr()
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        out.copy_(a.float() @ b.float())
+
+    def product_type(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype if _settings.half_products else torch.float32
+
+
+def _library() -> ModuleType:
+    return library(_settings.flags, _settings.csrc, _settings.only)
+
+
+def why_not(spec: Spec) -> str | None:
+    """Return why the simulation cannot run this call, or None."""
+    if spec.device.type != "cpu":
+        return f"tensors are on {spec.device}; the simulation takes CPU tensors"
+    if spec.dtype not in cuda_launch.TYPE_CODES:
+        return f"dtype is {spec.dtype}; the CUDA kernels take float32, bfloat16 and float16"
+    return build.why_not()
+
+
+def _device(lib: ModuleType | None = None) -> cost_model.Device:
+    """An H100 cut down to what the settings say."""
+    of, h100 = _settings, cost_model.known("H100", 90, 132, 227 << 10, lib)
+    return replace(h100, name="simulated GPU", capability=of.capability, sms=of.sms, shared_kib=of.shared_kib)
+
+
+def choose(spec: Spec, lib: ModuleType) -> Plan:
+    """What runs a call under the settings; ValueError where a kernel or tiling they name does not fit."""
+    tf32, device = _settings.tf32, cuda_planner.gpu(lib, _device(lib))
+    code = Plan(None, None, tf32).code(spec.dtype)
+    found = []
+    for backward, given in enumerate((_settings.forward, _settings.backward)):
+        if given is not None:
+            found.append(_fit(lib, code, spec, bool(backward), given))
+            continue
+        only = _settings.kernel or ""
+        found.append(lib.choose(device, code, spec.H, spec.B, bool(backward), spec.projected, only))
+        if found[-1].blocks < 0:
+            raise ValueError(found[-1].why)
+    return Plan(*found, tf32)
+
+
+def _fit(lib: ModuleType, code: int, spec: Spec, backward: bool, given: tuple[int, ...]):
+    tiling = lib.Tiling()
+    for name, value in zip(TILING, given, strict=True):
+        setattr(tiling, name, value)
+    return lib.fit(cuda_planner.gpu(lib, _device(lib)), code, spec.H, spec.B, backward, _settings.kernel, tiling)
+
+
+def plan(spec: Spec) -> str:
+    """Return one line on what would run."""
+    native_plan = None if native.module_unavailable() else native.load().plan  # the same planner, ready built
+    lib = native_plan or _library().plan
+    return f"hostsim: {cuda_planner.sentence(choose(spec, lib).forward, _device(lib))}"
+
+
+def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
+    """Run one layer in one direction; arguments and returns as in `fastlstm.ops.reference.forward`."""
+    tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
+    spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
+    with Simulated(_library()) as rt:
+        return cuda_launch.forward(rt, choose(spec, rt.module.plan), *tensors, reverse, save)
+
+
+def backward(
+    dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates
+):
+    """Run the backward recurrence; arguments and returns as in `fastlstm.ops.reference.backward`."""
+    grads = _contiguous(dh, dc, dh_n, dc_n)
+    tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
+    spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
+    with Simulated(_library()) as rt:
+        return cuda_launch.backward(
+            rt, choose(spec, rt.module.plan), *grads, *tensors, reverse, save, *_contiguous(h, c, gates)
+        )
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.contiguous() for t in tensors]

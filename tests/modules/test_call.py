@@ -1,0 +1,131 @@
+"""calls.py: what autocast makes of a call."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import fastlstm
+from fastlstm.modules import call, layers
+from fastlstm.ops import gemm
+
+
+@pytest.mark.parametrize("chosen", [torch.bfloat16, torch.float16])
+def test_autocast_on_cuda_is_float16(chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch has it for cuDNN, whichever half type autocast was given; float64 stays."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: chosen)
+    with FakeTensorMode():
+        x, h = torch.empty(3, 2, 5, device="cuda"), torch.empty(1, 2, 4, device="cuda")
+        w, w64 = torch.empty(16, 5, device="cuda"), torch.empty(16, 4, device="cuda", dtype=torch.float64)
+        x, hx, weights = call.autocast(x, (h, h), [w, w64])
+    assert [v.dtype for v in (x, *hx, *weights)] == [*[torch.float16] * 4, torch.float64]
+
+
+@pytest.mark.parametrize("off", ["cudnn", "hip"])
+def test_without_cudnn_it_is_the_type_that_was_given(off: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
+    if off == "hip":
+        monkeypatch.setattr(torch.version, "hip", "6.0")
+    with FakeTensorMode(), torch.backends.cudnn.flags(enabled=off != "cudnn"):
+        assert call.autocast_type(torch.empty(3, device="cuda")) == torch.bfloat16
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_torch_casts_for_itself_on_a_gpu_alone(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that we had cast would be copied into one buffer at every call there; elsewhere torch leaves some as they are."""
+    seen = []
+
+    def whole(lstm, x, batch_sizes, hx, weights):
+        seen.extend([x, *hx, *weights, torch.is_autocast_enabled("cpu")])
+        return x, *hx
+
+    monkeypatch.setattr(layers, "whole", whole)
+    lstm, h = fastlstm.LSTM(3, 5), torch.zeros(1, 2, 5)
+    x = SimpleNamespace(is_cuda=there, device=torch.device("cpu"))
+    given, cast = (x, (h, h), list(lstm.parameters())), (torch.zeros(4, 2, 3), (h, h), [h])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        call.by_torch(lstm, given, cast, None)
+    expected = given if there else cast
+    assert seen[-1] == there
+    assert all(a is b for a, b in zip(seen[:-1], [expected[0], *expected[1], *expected[2]], strict=True))
+
+
+def _types(lstm: torch.nn.Module, x: torch.Tensor | PackedSequence) -> list[torch.dtype]:
+    out, (h, c) = lstm(x)
+    return [out.data.dtype, h.dtype, c.dtype]
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu", None])
+@pytest.mark.parametrize("way", ["eager", "compiled", "traced", "exported"])
+def test_autocast_types_whoever_computes(backend: str | None, way: str) -> None:
+    lstm, x = fastlstm.LSTM(3, 5, 2), torch.randn(4, 2, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16), fastlstm.backend(backend):
+        if way == "compiled":
+            run = torch.compile(lstm, backend="aot_eager")
+            found = _types(run, x.requires_grad_())
+        elif way == "traced":
+            found = _types(torch.jit.trace(lstm, x, check_trace=False), x)
+        elif way == "exported":
+            found = _types(torch.export.export(lstm, (x,)).module(), x)
+        else:
+            found = _types(lstm, x)
+    assert found == [torch.bfloat16] * 3
+
+
+@pytest.mark.parametrize("embedding", [None, 3])
+@pytest.mark.parametrize("packed", [False, True])
+def test_ids_under_autocast_whose_type_is_not_the_calls(
+    embedding: int | None, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA, where bfloat16 was asked for and a call is float16: nothing may follow autocast after the cast."""
+    monkeypatch.setattr(call, "autocast_type", lambda value, packed=False: torch.float16)
+    lstm, ids = fastlstm.TokenLSTM(7, embedding, 5, 2, bidirectional=True), torch.randint(7, (4, 2))
+    given = pack_sequence([ids[:, 0], ids[:2, 1]]) if packed else ids
+    monkeypatch.setattr(call, "autocast", _casts_all)
+    with torch.autocast("cpu", dtype=torch.bfloat16), fastlstm.backend("cpu"):
+        out, _ = lstm(given)
+        plain, _ = lstm.lstm(lstm._vectors(given))
+    out, plain = (v.data if packed else v for v in (out, plain))
+    assert out.dtype == plain.dtype == torch.float16
+    torch.testing.assert_close(out, plain, rtol=0.02, atol=0.02)
+    out.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in lstm.parameters())
+
+
+def _casts_all(x, hx, weights, packed=False):
+    return x.half(), (hx[0].half(), hx[1].half()), [w.half() for w in weights]
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu", None])
+def test_packed_ids_keep_their_type_on_a_cpu(backend: str | None) -> None:
+    """As packed vectors do in nn.LSTM."""
+    lstm, ids = fastlstm.TokenLSTM(7, None, 5), torch.randint(7, (4, 2))
+    with torch.autocast("cpu", dtype=torch.bfloat16), fastlstm.backend(backend):
+        assert _types(lstm, pack_sequence([ids[:, 0], ids[:2, 1]])) == [torch.float32] * 3
+
+
+@pytest.mark.parametrize("kind", [{}, {"proj_size": 2}, {"recompute": True}])
+def test_backward_inside_autocast_of_a_call_outside_it(kind: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients have the type and the bits that they have without autocast; products are torch's, as on a GPU."""
+    monkeypatch.setattr(gemm, "runs", lambda a: False)
+    lstm, x = fastlstm.LSTM(3, 5, 2, **kind), torch.randn(4, 2, 3, requires_grad=True)
+    wanted, found = [x, *lstm.parameters()], []
+    for on in (False, True):
+        with fastlstm.backend("reference"):
+            out = lstm(x)[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
+            found.append(torch.autograd.grad(out, wanted, torch.ones_like(out)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, fastlstm.LSTM])
+def test_a_state_of_three_is_refused_under_autocast_too(kind: type[torch.nn.LSTM]) -> None:
+    lstm, x, h = kind(3, 5), torch.randn(4, 2, 3), torch.zeros(1, 2, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="two hidden states"):
+        lstm(x, (h, h, h))

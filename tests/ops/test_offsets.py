@@ -1,0 +1,254 @@
+"""Where the rows of packed steps lie: counted without the batch sizes, and kept so that a CUDA graph needs no copy."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastlstm
+from fastlstm.backends.base import h_previous
+from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.modules import layers, masks
+from fastlstm.modules.layers import Rows
+from fastlstm.ops import offsets
+from fastlstm.testing.cases import Case, make, make_grads
+
+DIRECTIONS = ("forward", "backward")
+LENGTHS = [(1,), (3, 3), (5, 4, 4, 1), (7, 1, 1), (4, 3, 2, 1)]
+
+
+def packed(lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Batch sizes, offsets and number of rows."""
+    case = Case("packed", max(lengths), len(lengths), 1, 1, 1, lengths=lengths)
+    return case.batch_sizes, offsets.of(case.batch_sizes, torch.device("cpu")), case.N
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Nothing kept so far; what `make` made is counted."""
+    monkeypatch.setattr(offsets, "_recent", {})
+    monkeypatch.setattr(offsets, "_captured", {})
+    made = []
+
+    def get(key, stream: int = 1, capturing: bool = False) -> torch.Tensor:
+        def make():
+            made.append(key)
+            return torch.zeros(3)
+
+        return offsets._kept(key, stream, capturing, make)
+
+    get.made = made
+    return get
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_steps_and_what_comes_later(lengths):
+    sizes, first, N = packed(lengths)
+    assert first.tolist() == [sum(sizes[:t]) for t in range(len(sizes))]
+    of_step = [(t, b) for t, n in enumerate(sizes.tolist()) for b in range(n)]
+    assert offsets.steps(first, N).tolist() == [t for t, _ in of_step]
+    rows, there = offsets.later(first, N)
+    for row, (t, b) in enumerate(of_step):
+        assert there[row] == ((t + 1, b) in of_step)
+        if there[row]:
+            assert of_step[rows[row]] == (t + 1, b)
+    assert rows.min() >= 0
+    assert rows.max() < N
+
+
+def test_the_same_lengths_on_one_stream_are_made_once(kept):
+    assert kept("a") is kept("a")
+    assert kept.made == ["a"]
+
+
+def test_another_stream_does_not_wait_for_the_first(kept):
+    assert kept("a", stream=1) is not kept("a", stream=2)
+    assert kept.made == ["a", "a"]
+
+
+def test_a_capture_takes_what_its_warm_up_made_on_whatever_stream(kept):
+    assert kept("a", stream=1) is kept("a", stream=9, capturing=True)
+    assert kept.made == ["a"]
+
+
+def test_a_capture_without_a_warm_up_says_what_to_do(kept):
+    with pytest.raises(RuntimeError, match="run the call once outside"):
+        kept("a", capturing=True)
+    assert kept.made == []
+
+
+def test_only_the_latest_are_kept_but_what_a_graph_reads_for_ever(kept):
+    captured = kept("graph"), kept("graph", capturing=True)
+    for k in range(2 * offsets._MOST):
+        kept(k)
+    assert len(offsets._recent) == offsets._MOST
+    assert kept("graph", stream=5, capturing=True) is captured[0]
+    assert kept(0) is not None
+    assert kept.made.count(0) == 2
+    assert kept.made.count("graph") == 1
+
+
+def test_what_a_graph_reads_outlives_a_later_capture_of_the_same_lengths(kept):
+    kept("a", stream=1)
+    first = weakref.ref(kept("a", stream=1, capturing=True))
+    kept("a", stream=2)  # a call elsewhere has its own …
+    second = kept("a", stream=2, capturing=True)  # … and another graph reads what the first one does
+    assert first() is second
+    assert len(kept.made) == 2
+
+
+def test_what_inference_made_serves_training(kept):
+    with torch.inference_mode():
+        kept("a")
+    assert not kept("a").is_inference()
+
+
+def test_numbers_are_read_only_where_nobody_stands_between(monkeypatch):
+    sizes = torch.tensor([2, 1])
+    assert offsets._read(sizes)
+    with TorchDispatchMode():
+        assert not offsets._read(sizes)
+    torch.func.vmap(lambda _: pytest.fail("read") if offsets._read(sizes) else torch.zeros(()))(torch.zeros(2))
+    monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
+    assert not offsets._read(sizes)
+
+
+class Copies(TorchDispatchMode):
+    """What no CUDA graph can hold: operations that take numbers from the CPU, or that the host waits for.
+
+    The meta device stands in for a GPU: its tensors have no numbers, so none can be read.
+    """
+
+    WAITS = frozenset(
+        {"_local_scalar_dense", "nonzero", "masked_select", "unique_consecutive", "_unique2", "equal", "is_nonzero"}
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.count = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.namespace == "fastlstm":  # which reads the lengths on the CPU; what is in it has a test of its own
+            return func(*args, **kwargs)
+        tensors = [v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
+        devices = {v.device.type for v in tensors if v.dim() or func.overloadpacket.__name__ in ("copy_", "_to_copy")}
+        target = kwargs.get("device")
+        devices |= {target.type} if func.overloadpacket.__name__ == "_to_copy" and target is not None else set()
+        self.count += "meta" in devices
+        if len(devices) > 1 or (func.overloadpacket.__name__ in self.WAITS and "meta" in devices):
+            self.found.append(str(func))
+        return func(*args, **kwargs)
+
+
+def test_copies_are_seen():
+    with Copies() as seen:
+        sizes, on_gpu = torch.zeros(3, dtype=torch.int64), torch.zeros(3, device="meta")
+        sizes.to("meta", non_blocking=True)
+        on_gpu.copy_(sizes)
+        on_gpu.add_(1)
+    assert seen.found == ["aten._to_copy.default", "aten.copy_.default"]
+    assert seen.count == 3
+
+
+def test_threads_may_come_at_the_same_time(kept):
+    """As nn.DataParallel's do, each with a GPU and lengths of its own, more of them than are kept."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda k: kept((k % 4, (k * 7 % 97,)), stream=k % 4), range(4000)))
+    finally:
+        sys.setswitchinterval(before)
+    assert len(offsets._recent) == offsets._MOST
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"reset": True}, {"proj_size": 3}, {"recompute": True}, {"input_dropout": 0.5, "locked_dropout": 0.5}],
+    ids=str,
+)
+def test_a_packed_training_step_takes_nothing_from_the_cpu(monkeypatch, bidirectional, options):
+    """Two layers, forward and backward; the lengths have been there before."""
+    options = dict(options)
+    lengths, reset = torch.tensor([4, 2, 1]), options.pop("reset", False)
+    N = int(lengths.sum())
+    lstm = fastlstm.LSTM(3, 5, 2, bidirectional=bidirectional, device="meta", **options)
+    x = torch.zeros(N, 3, device="meta", requires_grad=True)
+    mask = torch.zeros(N, dtype=torch.bool, device="meta") if reset else None
+    there, order = torch.zeros(3, dtype=torch.int64, device="meta"), torch.arange(4, device="meta")
+    monkeypatch.setattr(offsets, "of", lambda sizes, device: there)
+    with Copies() as seen, fastlstm.backend("cuda"):
+        out, state = lstm(torch.nn.utils.rnn.PackedSequence(x, lengths, order, order), reset=mask)
+        loss = out.data.sum() + state[0].sum() + state[1].sum()
+        torch.autograd.grad(loss, [x, *lstm.parameters()])
+    assert seen.count > 30
+    assert seen.found == []
+
+
+def test_resets_masks_and_states_need_no_batch_sizes_on_the_gpu():
+    """The parts of it, with nothing in their place."""
+    with Copies() as seen:
+        first = torch.zeros(3, dtype=torch.int64, device="meta")
+        data, h0 = torch.zeros(7, 5, device="meta"), torch.zeros(4, 5, device="meta")
+        reset = torch.zeros(7, dtype=torch.bool, device="meta")
+        sizes = torch.tensor([4, 2, 1])
+        layers._resets(Rows(data, sizes, first), reset, 2)
+        for reverse in (False, True):
+            h_previous(data, h0, sizes, first, reset, reverse)
+        lstm = fastlstm.LSTM(5, 5, input_dropout=0.5, device="meta")
+        masks.locked(lstm, Rows(data, torch.tensor([4, 2, 1]), first), first=True)
+    assert seen.count > 30
+    assert seen.found == []
+
+
+@pytest.mark.parametrize("save", [1, 2])
+@pytest.mark.parametrize("kernel", ["step", "tile", "persistent"])
+@pytest.mark.parametrize("ids", [False, True])
+def test_the_cuda_backend_takes_nothing_from_the_cpu_either(kernel, save, ids):
+    """One packed call with resets, its launches left out."""
+    case = Case("packed", 4, 3, 0 if ids else 3, 8, 8, V=5 * ids, lengths=(4, 2, 1), reset=True, ids=ids)
+    lib = SimpleNamespace(ForwardArgs=SimpleNamespace, BackwardArgs=SimpleNamespace, partial_words=lambda *_: 4)
+    for name in ("step_forward", "step_backward", *(f"{k}_{d}" for k in ("tile", "persistent") for d in DIRECTIONS)):
+        setattr(lib, name, lambda *args: None)
+    rt = SimpleNamespace(
+        lib=lib,
+        stream=0,
+        status=torch.zeros(1, dtype=torch.int32),
+        use=lambda name, tensor, mode: 0 if tensor is None else 16,
+        product=lambda a, b, out: out.copy_(a.float() @ b.float()),
+        product_type=lambda dtype: torch.float32,
+    )
+    chosen = SimpleNamespace(kernel=kernel, t=SimpleNamespace(gate_splits=2))
+    plan = cuda_launch.Plan(chosen, chosen, False)
+    v = make(case, torch.bfloat16)
+    v = v._replace(**{k: t.to("meta") for k, t in v._asdict().items() if t is not None and k != "batch_sizes"})
+    grads = [g.to("meta") for g in make_grads(case, torch.bfloat16)]
+    with Copies() as seen:
+        h, c, gates, _, _ = cuda_launch.forward(rt, plan, *v, False, save)
+        cuda_launch.backward(rt, plan, *grads, *v, False, save, h, c, gates)
+    assert seen.count > 10
+    assert seen.found == []
+
+
+def test_on_a_gpu_they_are_sent_once_for_each_device_and_lengths(kept, monkeypatch):
+    sent, now = [], {"device": 0}
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(now.update(device=device.index)))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: now["device"])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=5))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(offsets, "_sent", lambda sizes, device: sent.append((sizes, device.index)) or torch.zeros(1))
+    gpus = [torch.device("cuda", k) for k in (0, 1)]
+    first = offsets.of(torch.tensor([2, 1]), gpus[0])
+    assert offsets.of(torch.tensor([2, 1]), gpus[0]) is first
+    offsets.of(torch.tensor([2, 1]), gpus[1])
+    offsets.of(torch.tensor([2, 2]), gpus[0])
+    assert sent == [((2, 1), 0), ((2, 1), 1), ((2, 2), 0)]
