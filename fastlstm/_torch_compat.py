@@ -116,6 +116,7 @@ def _look_through(*args: object) -> bool:
 any_requires_grad = getattr(_C, "_any_requires_grad", _look_through)  # torch before 2.5 has no quick one
 
 DispatchKeySet = _C.DispatchKeySet
+OpOverload = torch._ops.OpOverload
 below_autograd = _C._AutoDispatchBelowAutograd
 
 

@@ -29,8 +29,8 @@ from fastlstm.backends.base import Backend, BackendError, UnfitError
 from fastlstm.ops.arguments import SAVE_ALL, Grads, OpInputs, Saved, Spec
 
 _Result = TypeVar("_Result")
-_requested: ContextVar[str | None] = ContextVar("fastlstm_backend", default=None)
-_last_call: ContextVar[tuple[Backend, Spec] | str] = ContextVar("fastlstm_last_plan", default="nothing has run yet")
+requested_name: ContextVar[str | None] = ContextVar("fastlstm_backend", default=None)
+last_call: ContextVar[tuple[Backend, Spec] | str] = ContextVar("fastlstm_last_plan", default="nothing has run yet")
 
 
 def _requestable() -> tuple[str, ...]:
@@ -45,11 +45,11 @@ def backend(name: str | None) -> Iterator[None]:
     """
     if name is not None and name not in _requestable():
         raise ValueError(f"backend is {name!r}, expected one of {', '.join(_requestable())}")
-    token = _requested.set(name if name is not None else "")
+    token = requested_name.set(name if name is not None else "")
     try:
         yield
     finally:
-        _requested.reset(token)
+        requested_name.reset(token)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def with_backend(name: str | None) -> Iterator[None]:
 
 def requested_backend() -> str | None:
     """Return the name of the requested backend, or None. A `with` block goes before FASTLSTM_BACKEND."""
-    name = _requested.get()
+    name = requested_name.get()
     if name is not None:
         return name or None
     name = os.environ.get("FASTLSTM_BACKEND")
@@ -75,13 +75,13 @@ def requested_backend() -> str | None:
 
 def last_plan() -> str:
     """Return one line on what the last call in this context ran, beginning with the backend's name."""
-    last = _last_call.get()
+    last = last_call.get()
     return last if isinstance(last, str) else last[0].describe(last[1])
 
 
 def record_plan(text: str) -> None:
     """Remember what ran, for `last_plan`."""
-    _last_call.set(text)
+    last_call.set(text)
 
 
 def unsupported_reason(name: str, spec: Spec) -> str | None:
@@ -186,7 +186,7 @@ def compiled_prefers_torch(device: torch.device, dtype: torch.dtype, hidden_size
 def _run(spec: Spec, call: Callable[[Backend], _Result]) -> _Result:
     """Call the chosen backend. One that learns at its launch that it cannot run the call is not asked again."""
     chosen = backends.load(choose(spec))
-    _last_call.set((chosen, spec))
+    last_call.set((chosen, spec))
     try:
         return call(chosen)
     except UnfitError:

@@ -7,10 +7,23 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import backends, dispatch
-from fastlstm.modules.call import normalise
+from fastlstm.modules.call import Call, normalise
 from fastlstm.modules.lstm import LSTM
 from fastlstm.modules.route import FUSED_CPU, TORCH, first_spec, route
 from fastlstm.modules.token_lstm import TokenLSTM
+
+
+def _few_rows(kind: type, call: Call) -> bool:
+    """Whether the call goes in one native call instead (`LSTM.forward` tries that first)."""
+    if (
+        kind is not LSTM
+        or torch.is_grad_enabled()
+        or call.batch_sizes is not None
+        or (call.training and any(call.masks))
+    ):
+        return False
+    prepared = small_call.prepared(LSTM, dispatch.requested_name, dispatch.last_call)
+    return prepared is not None and small_call.takes(call.stack, call.T, call.B, call.rows.dtype, call.batch_first)
 
 
 def explain(module: nn.Module, x: Tensor | PackedSequence) -> str:
@@ -34,6 +47,8 @@ def explain(module: nn.Module, x: Tensor | PackedSequence) -> str:
     else:
         chosen = "cpu" if way == FUSED_CPU else dispatch.choose(spec)
         plan = backends.load(chosen).describe(spec)
+    if way == FUSED_CPU and _few_rows(type(module), call):
+        plan, way = small_call.PLAN, f"{way}, few rows"
     lines = [f"runs on {chosen} ({how}): {plan.removeprefix(f'{chosen}: ')}", f"route: {way}"]
     if torch.is_grad_enabled():
         lines.append("gradients are on; without them (torch.no_grad) less is kept and few rows go a shorter way")

@@ -29,6 +29,20 @@ def test_says_what_then_runs(module: nn.Module) -> None:
     assert "gradients are on" in said
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_first": True}, {"bidirectional": True}, {"proj_size": 2}, {"num_layers": 2}]
+)
+def test_what_it_says_is_what_runs(options: dict, grad: bool) -> None:
+    lstm = fastlstm.LSTM(3, 5, **options)
+    for shape in ((1, 1, 3), (2, 2, 3), (4, 1, 3), (5, 1, 3), (7, 3, 3), (4, 3)):
+        x = torch.randn(shape)
+        with torch.set_grad_enabled(grad):
+            said = fastlstm.explain(lstm, x).splitlines()[0]
+            lstm(x)
+        assert said == f"runs on cpu (automatic choice): {fastlstm.last_plan().removeprefix('cpu: ')}", shape
+
+
 def test_every_other_backend_gives_its_reason() -> None:
     said = fastlstm.explain(fastlstm.LSTM(3, 5), pack_sequence([torch.randn(4, 3), torch.randn(2, 3)]))
     for name in backends.names():

@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.rnn import LSTM as TORCH_LSTM  # also where someone has put ours in the place of torch.nn.LSTM
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm._torch_compat import is_plain_eager
+from fastlstm import dispatch
+from fastlstm._torch_compat import dynamo_skip, is_plain_eager
 from fastlstm.backends.cpu import small_call
 from fastlstm.modules.call import State, normalise, permuted
 from fastlstm.modules.route import TORCH, route, run
@@ -128,9 +129,11 @@ class LSTM(nn.RNNBase):
             self._update_flat_weights()
         return call.returned(run(call, way))
 
+    @dynamo_skip
     def _small_call(self, input: Tensor | PackedSequence, hx: State | None) -> tuple | None:
         """The fast path for few rows without gradients, in one native call; None where it does not apply."""
-        return small_call.run(LSTM, self, input, hx) if is_plain_eager() else None
+        run_small = small_call.prepared(LSTM, dispatch.requested_name, dispatch.last_call)
+        return run_small(self, input, hx) if run_small is not None and is_plain_eager() else None
 
     def _weights(self) -> list[Tensor]:
         """The weights as they are now, in torch's flat order; a parametrised weight is computed here."""

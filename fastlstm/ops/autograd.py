@@ -15,6 +15,7 @@ from torch import Tensor
 from fastlstm import dispatch
 from fastlstm._torch_compat import (
     DispatchKeySet,
+    OpOverload,
     SingleLevelFunction,
     any_requires_grad,
     below_autograd,
@@ -54,13 +55,13 @@ def register(library: torch.library.Library) -> None:
     implement("sum_by_id", SumById)
 
 
-def _below(op: torch._ops.OpOverload, keyset: DispatchKeySet, args: tuple) -> object:
+def _below(op: OpOverload, keyset: DispatchKeySet, args: tuple) -> object:
     """Run the op underneath autograd (of this level: in torch.func another may lie below)."""
     with below_autograd():
         return op.redispatch(keys_after_autograd(keyset), *args)
 
 
-def _below_recording(op: torch._ops.OpOverload, keyset: DispatchKeySet, args: tuple) -> object:
+def _below_recording(op: OpOverload, keyset: DispatchKeySet, args: tuple) -> object:
     """`_below` from within a Function, which switches gradients off; an outer level of torch.func needs them on."""
     if not in_functorch():
         return _below(op, keyset, args)

@@ -8,27 +8,41 @@ else returns None, and the call goes on as any other. The caller has asked `is_p
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastlstm import dispatch
+from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends import native
+from fastlstm.ops.cell import Stack
 
 PLAN = "cpu: all layers in one call, weights read where they lie"
 
 
-def run(lstm_class: type, lstm: object, x: object, hx: object) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
-    """Output and (h_n, c_n) of a call of a module that is exactly of `lstm_class`, or None with nothing done."""
-    call = _small_call(lstm_class)
-    return None if call is None else call(lstm, x, hx)
+MOST_ROWS = 4  # T · B up to which reading W_hh unpacked beats packing it; kMostRows in csrc/bindings/small_call.cpp
+
+
+def takes(stack: Stack, T: int, B: int, dtype: torch.dtype, batch_first: bool) -> bool:
+    """Whether a call of these sizes, without gradients, tokens or packing, is one of few rows; for `explain`."""
+    plain = stack.directions == 1 and not stack.proj_size and dtype == torch.float32
+    time_first = not batch_first or 1 in (T, B)
+    return plain and time_first and 0 < T * B <= MOST_ROWS
 
 
 @cache
-def _small_call(lstm_class: type) -> Callable | None:
-    """The native call, set up; None without the native module or in a torch without DLPack's exchange API (2.9)."""
+def prepared(lstm_class: type, requested: ContextVar, last_call: ContextVar) -> Callable | None:
+    """The native call, set up once; None without the native module or in a torch without DLPack's exchange API (2.9).
+
+    Args:
+        lstm_class: it takes modules that are exactly of this class. requested: holds the name of the requested backend.
+        last_call: takes `PLAN`.
+
+    Returns:
+        A function of module, x and hx. It returns output and (h_n, c_n), or None with nothing done.
+    """
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     if capsule is None or native.unavailable() is not None:
         return None
@@ -42,9 +56,12 @@ def _small_call(lstm_class: type) -> Callable | None:
         "get_num_threads": torch.get_num_threads,
         "watchers": (torch.is_grad_enabled,),
         "forward_ad": vars(torch.autograd.forward_ad),
-        "forced": dispatch._requested,
-        "last": dispatch._last_call,
+        "forced": requested,
+        "last": last_call,
         "plan": PLAN,
     }
     module = native.load()
     return module.short_call if module.set_up_short_call(capsule, names) else None
+
+
+dynamo_skip(__name__)

@@ -12,6 +12,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends import native, withheld
 from fastlstm.backends.base import BackendError
 from fastlstm.backends.device import MATHS
@@ -118,3 +119,6 @@ def _indices(device: torch.device | str | int | None) -> list[int]:
         return []
     index = torch.cuda.current_device() if device.index is None else device.index
     return [index] if index in _launched_on else []
+
+
+dynamo_skip(__name__)

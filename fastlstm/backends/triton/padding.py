@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastlstm._torch_compat import dynamo_skip
+
 ALIGNMENT = 16
 
 
@@ -51,3 +53,6 @@ def cut_gates(tensor: Tensor, size: int) -> Tensor:
     if tensor.shape[-1] in (0, 4 * size):
         return tensor
     return tensor.unflatten(-1, (4, -1))[..., :size].flatten(-2)
+
+
+dynamo_skip(__name__)
