@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import backends, dispatch
+from fastlstm.backends.cpu import small_call
 from fastlstm.modules.call import Call, normalise
 from fastlstm.modules.lstm import LSTM
 from fastlstm.modules.route import FUSED_CPU, TORCH, first_spec, route
