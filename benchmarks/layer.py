@@ -1,6 +1,6 @@
 """Work of LSTM layers: forward, training step, packed, projected, bidirectional, one step, stream.
 
-The tensors are those of the shared table of cases (benchmarks/cases.py); the first layer's weights too.
+The tensors are those of the shared table of cases (fastlstm/testing/cases.py); the first layer's weights too.
 """
 
 from __future__ import annotations

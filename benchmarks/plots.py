@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.record import Row
+from benchmarks.speed import as_used
 
-COLUMNS = {"cpu": 'backend("cpu")', "dispatched": "as dispatched"}
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a")
 Draw = Callable[[Path, Sequence[Row]], bool]
 
@@ -20,7 +20,7 @@ def write(folder: Path, rows: Sequence[Row]) -> list[Path]:
 
 def ratios(path: Path, rows: Sequence[Row]) -> bool:
     """Ratio to nn.LSTM: training step and forward over H and B, then every other case. False where there is nothing."""
-    fast = [row for row in _timed(rows) if row.contender in COLUMNS]
+    fast = as_used(_timed(rows))
     grid = [row for row in fast if row.group.removesuffix("-b1") in ("training", "forward")]
     rest = [row for row in fast if row not in grid and not row.group.startswith(("scaling", "gpu"))]
     if not grid and not rest:
@@ -30,7 +30,7 @@ def ratios(path: Path, rows: Sequence[Row]) -> bool:
     figure, axes = _figure(3, (13, height), {"width_ratios": (1, 1, 1.15)})
     for axis, kind in zip(axes, ("training", "forward"), strict=False):
         chosen = [row for row in grid if row.group.removesuffix("-b1") == kind]
-        _by_shape(axis, chosen, lambda row: row.ratio, {"cpu": "-", "dispatched": ":"})
+        _by_shape(axis, chosen, lambda row: row.ratio, {"dispatched": "-"})
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set(title=f"{_title(kind)}, T 64, I = H", xlabel="H", ylabel="times as fast as nn.LSTM")
     _bars(axes[2], rest, names)
@@ -43,23 +43,18 @@ def _title(kind: str) -> str:
 
 
 def _bars(axis, rows: Sequence[Row], names: Sequence[str]) -> None:
-    for offset, (column, label) in enumerate(COLUMNS.items()):
-        found = {row.case: row.ratio for row in rows if row.contender == column}
-        places = [k + 0.4 * offset for k, name in enumerate(names) if name in found]
-        values = [found[name] for name in names if name in found]
-        axis.barh(places, values, 0.38, label=label, color=COLOURS[offset])
-        for place, value in zip(places, values, strict=True):
-            axis.text(value, place, f" {value:.3g}", va="center", fontsize=7)
+    values = {row.case: row.ratio for row in rows}
+    axis.barh(range(len(names)), [values[name] for name in names], 0.7, color=COLOURS[0])
+    for place, name in enumerate(names):
+        axis.text(values[name], place, f" {values[name]:.3g}", va="center", fontsize=7)
     axis.axvline(1, color="black", linewidth=0.8)
-    axis.set_yticks([k + 0.2 for k in range(len(names))], names)
+    axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     least, most = (pick([1.0, *(row.ratio for row in rows)]) for pick in (min, max))
     ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if least / 1.3 <= tick <= 1.5 * most]
     axis.set(xscale="log", xlim=(least / 1.3, most * 1.5), xlabel="times as fast as nn.LSTM", title="other cases")
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
-    if rows:
-        axis.legend(fontsize=7, loc="lower right")
 
 
 def gemm_share(path: Path, rows: Sequence[Row]) -> bool:

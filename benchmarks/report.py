@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import plots, record
-from benchmarks.floors import FLOORS, Floor
+from benchmarks.floors import FLOORS
 from benchmarks.record import Row
-from benchmarks.work import geometric_mean
+from benchmarks.speed import speed
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
@@ -67,33 +67,26 @@ def machine_line(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """A line for every row of the table of floors: geometric mean (and worst) of the ratios to nn.LSTM."""
-    lines, done = [["case", "shapes", "nn.LSTM", "fastlstm", '`backend("cpu")`', "as dispatched"]], set()
+    """A line for every row of the table of floors: times, and how many times as fast as nn.LSTM, with the spread."""
+    lines, done = [["case", "shapes", "nn.LSTM", "fastlstm", "times as fast as nn.LSTM"]], set()
+    cases = list(dict.fromkeys(row.case for row in rows if not row.skipped))
     for floor in FLOORS:
         if floor.covers in done or floor.statistic not in ("mean", "worst") or floor.column != "cpu":
             continue
         done.add(floor.covers)
-        forced, dispatched = (
-            Floor(floor.row, floor.covers, "mean", 0, name).of(rows) for name in ("cpu", "dispatched")
-        )
-        torch_rows = Floor(floor.row, floor.covers, "mean", 0, "torch").of(rows)
-        if forced:
-            times = [_milliseconds(found) for found in (torch_rows, forced)]
-            lines.append([floor.row, str(len(forced)), *times, _ratios(forced), _ratios(dispatched)])
+        found = speed(rows, [case for case in cases if floor.holds_for(case)])
+        if found:
+            times = [_milliseconds(found.torch), _milliseconds(found.fastlstm)]
+            ratio = f"{found.ratio:.2f}× ({found.low:.2f} to {found.high:.2f})"
+            lines.append([floor.row, str(found.shapes), *times, ratio])
     return _table(lines)
 
 
-def _milliseconds(rows: Sequence[Row]) -> str:
-    """Absolute time, where it is of one case."""
-    return f"{rows[0].p50 * 1e3:.3g} ms" if len(rows) == 1 else ""
-
-
-def _ratios(rows: Sequence[Row]) -> str:
-    if not rows:
-        return ""
-    values = [row.ratio for row in rows]
-    worst = f" (worst {min(values):.2f})" if len(values) > 1 else ""
-    return f"{geometric_mean(values):.2f}×{worst}"
+def _milliseconds(seconds: Sequence[float]) -> str:
+    """One time, or the shortest and the longest of several shapes."""
+    values = [1e3 * value for value in (min(seconds), max(seconds))]
+    texts = dict.fromkeys(f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in values)
+    return f"{' to '.join(texts)} ms"
 
 
 def every_case(rows: Sequence[Row]) -> str:
@@ -134,13 +127,25 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 
 def readme_block(rows: Sequence[Row], source: str, picture: str) -> str:
     """The block between the markers: summary, picture, and where both come from."""
-    first, commits = rows[0], ", ".join(dict.fromkeys(row.commit for row in rows))
-    how = f"{first.cpu}, {first.threads} threads, {first.isa}, float32, torch {first.torch}, commit {commits}, {first.date}"
+    first = rows[0]
+    how = f"{first.cpu}, {first.threads} threads, {first.isa}, float32, torch {first.torch}, {commits(rows)}, {first.date}"
     what = (
-        f"Times as fast as `torch.nn.LSTM`, medians of interleaved pairs in one process; geometric mean over shapes. {how}; "
-        f"made from [{source}]({source}) by `python -m benchmarks.report {source} --readme`."
+        "Medians of interleaved rounds in one process; over several shapes the geometric mean, and the shortest and the "
+        "longest time. In brackets: the 20 % quantile of the rounds in the slowest shape to the 80 % quantile in the "
+        f"fastest. {how}; made from [{source}]({source}) by `python -m benchmarks.report {source} --readme`."
     )
     return "\n\n".join([BEGIN, summary(rows), f"![times as fast as nn.LSTM, by shape]({picture})", what, END])
+
+
+def commits(rows: Sequence[Row]) -> str:
+    """The commit that was measured. Rows of changed files or of several commits are called preliminary."""
+    names = list(dict.fromkeys(row.commit for row in rows))
+    if len(names) == 1 and not names[0].endswith("+"):
+        return f"commit {names[0]}"
+    text = ", ".join(
+        f"{name.removesuffix('+')} with uncommitted changes" if name.endswith("+") else name for name in names
+    )
+    return f"**preliminary, not of one clean commit:** {text}"
 
 
 def rewritten(text: str, block: str) -> str:

@@ -53,9 +53,8 @@ class Interleaved:
     def _seconds(self, name: str, calls: int) -> float:
         step = self.steps[name]
         with self.inside(name):
-            if (
-                calls > 1 or self.warm
-            ):  # a short step finds its weights where its last call left them, not where others put them
+            # A short step then finds its weights where its own last call left them, not where another contender did.
+            if calls > 1 or self.warm:
                 step()
             self.finish()
             start = self.clock()

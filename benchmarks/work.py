@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Run = Callable[[], Iterable[Tensor]]
 
-# Two right results of one type differ by rounding; tests/judge.py holds fastlstm to twice nn.LSTM's own error. Here the
-# question is whether the contenders do the same work, and a wrong one is off by far more than this.
+# Two right results of one type differ by rounding; fastlstm/testing/accuracy.py allows fastlstm twice nn.LSTM's own error.
+# Here the question is whether the contenders do the same work, and a wrong one is off by far more than this.
 ALLOWED = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float64: 1e-12}
 
 

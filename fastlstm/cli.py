@@ -56,6 +56,11 @@ def doctor(
         "--full",
         help="With --verify: every case through every kernel, Triton's too; three quarters of an hour by estimate.",
     ),
+    matrix: bool = typer.Option(
+        False,
+        "--matrix",
+        help="Print which backend and which GPU kernel takes which feature in which type, as Markdown.",
+    ),
 ) -> None:
     """Versions, platform, threads, and which backends can run here; for each that cannot, why and what to do.
 
@@ -65,6 +70,11 @@ def doctor(
 
     if full and not verify:
         raise typer.BadParameter("--full goes with --verify")
+    if matrix:
+        from .support_matrix import render
+
+        print(render())
+        return
     if verify:
         from .verify.run import verify as verify_here
 

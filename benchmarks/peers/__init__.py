@@ -1,7 +1,8 @@
-"""Other LSTMs on the same weights and inputs, each optional: `add` brings in what is there and writes down why not.
+"""Other LSTMs on the same weights and inputs, each optional: `add` adds those that can run, and the reasons of the others.
 
 A peer is a function from a `Ready` call to `Peer`: what is timed, and what is compared (torch tensors in nn.LSTM's order:
-output, h_n, c_n and, in a training step, gradients of the input and of every weight). It raises `Absent` with the reason.
+output, h_n, c_n and, in a training step, gradients of the input and of every weight). It raises
+`AbsentError` with the reason.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import layer, plots, record, report
+from benchmarks import layer, plots, record, report, speed
 from benchmarks.floors import FLOORS
 from benchmarks.layer import Call, shape
 from benchmarks.machine import environment
@@ -86,8 +86,46 @@ def test_the_summary_has_a_line_for_every_row_of_ratios_and_their_mean():
     text = report.summary(results(2.0))
     promised = {floor.covers for floor in FLOORS if floor.statistic in ("mean", "worst") and floor.column == "cpu"}
     assert text.count("\n") == 1 + len(promised)
-    assert "| training step, B 16-128 | 15 |  |  | 2.00× (worst 2.00) | 2.00× (worst 2.00) |" in text
-    assert "| packed, H 128 | 1 | 2 ms | 1 ms | 2.00× | 2.00× |" in text
+    assert "| training step, B 16-128 | 15 | 2 ms | 1 ms | 2.00× (2.00 to 2.00) |" in text
+    assert "| packed, H 128 | 1 | 2 ms | 1 ms | 2.00× (2.00 to 2.00) |" in text
+    assert all("" not in [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines())
+
+
+def case_rows(case: str, ours: dict[str, tuple[float, float, float]], chosen: str = "cpu", seconds: float = 1e-3):
+    """Rows of one case: contender → its ratios to nn.LSTM, which takes two milliseconds: 20 % quantile, median, 80 %."""
+    rows = [Row(case, "torch", p50=2e-3, ratio_p20=1.0, ratio=1.0, ratio_p80=1.0, chosen=chosen)]
+    for name, (low, ratio, high) in ours.items():
+        rows.append(Row(case, name, p50=seconds, ratio_p20=low, ratio=ratio, ratio_p80=high, chosen=chosen))
+    return rows
+
+
+def test_two_series_of_the_same_code_are_one_figure_with_the_spread_of_both():
+    rows = case_rows("packed/H128", {"cpu": (1.8, 2.0, 2.1), "dispatched": (7.0, 8.0, 9.0)})
+    assert "| packed, H 128 | 1 | 2 ms | 1 ms | 4.00× (1.80 to 9.00) |" in report.summary(rows)
+    assert [row.ratio for row in speed.as_used(rows)] == [4.0]
+
+
+def test_a_forced_backend_that_dispatch_does_not_choose_is_not_what_a_user_gets():
+    rows = case_rows("packed/H128", {"cpu": (0.1, 0.2, 0.3), "dispatched": (0.9, 1.0, 1.1)}, chosen="torch")
+    assert "1.00× (0.90 to 1.10) |" in report.summary(rows)
+    assert [row.ratio for row in speed.as_used(rows)] == [1.0]
+
+
+def test_the_spread_over_shapes_is_from_the_slowest_to_the_fastest_and_so_are_the_times():
+    rows = case_rows("training/H64-B16", {"cpu": (0.9, 1.0, 1.1)}, seconds=2e-3)
+    rows += case_rows("training/H64-B50", {"cpu": (3.0, 4.0, 5.0)}, seconds=0.5e-3)
+    assert "| training step, B 16-128 | 2 | 2 ms | 0.5 to 2 ms | 2.00× (0.90 to 5.00) |" in report.summary(rows)
+
+
+def test_the_caption_names_one_clean_commit_or_says_that_it_is_preliminary():
+    clean = results(2.0)
+    assert report.commits(clean) == "commit abc123"
+    changed = [replace(row, commit="abc123+") for row in clean]
+    assert report.commits(changed) == "**preliminary, not of one clean commit:** abc123 with uncommitted changes"
+    mixed = [*clean[:1], *(replace(row, commit="def456") for row in clean[1:])]
+    assert report.commits(mixed) == "**preliminary, not of one clean commit:** abc123, def456"
+    assert "preliminary" in report.readme_block(changed, "a.csv", "a.svg")
+    assert "preliminary" not in report.readme_block(clean, "a.csv", "a.svg")
 
 
 def test_peers_stand_beside_fastlstm_and_absent_ones_below():

@@ -1,0 +1,141 @@
+"""The matrix of feature × backend × type, as Markdown: `fastlstm doctor --matrix`, kept in docs/support.md.
+
+It shows what the kernels take, on any machine: neither a GPU nor Triton nor nvcc is needed, since the planners are asked
+about an H100 that need not be there. Only the CUDA planner is native code, so the native module must be built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from fastlstm import gpu_model, native
+from fastlstm.backends import cpu, cuda_op
+from fastlstm.backends.common import BackendError, Spec
+from fastlstm.backends.triton import planner as triton_planner
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+TYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
+GPU = "H100"
+BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
+
+_DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda", "reference": "cpu"}
+# Today's names of the kernels, and the names of docs/kernels.md
+_KERNELS = {
+    "cuda": {"step": "per_step", "tile": "single_block", "persistent": "cooperative"},
+    "triton": {"step": "per_step", "resident": "single_block", "streamed": "streamed"},
+}
+
+# What differs from a dense training call of T 64, B 16, I and H 128
+FEATURES: dict[str, dict[str, object]] = {
+    "dense input": {},
+    "packed input": {"packed": True},
+    "token ids": {"token": True, "I": 0, "V": 65},
+    "projection": {"projected": True, "P": 64},
+    "reset": {"reset": True},
+    "reverse direction (`bidirectional`)": {"reverse": True},
+    "inference": {"save": 0, "training": False},
+    "training; cell states and gates returned": {"save": 1},
+    "training with `recompute`": {"save": 2},
+    "B 1": {"B": 1, "N": 64},
+    "B 4096": {"B": 4096, "N": 64 * 4096},
+    "H 65": {"H": 65, "P": 65, "I": 65},
+    "H 1024": {"H": 1024, "P": 1024, "I": 1024},
+    "H 4096": {"H": 4096, "P": 4096, "I": 4096},
+    "packed ids with projection and reset": {
+        **{"packed": True, "token": True, "projected": True, "reset": True},
+        **{"I": 0, "V": 65, "P": 64},
+    },
+}
+
+
+def kernels(backend: str, spec: Spec) -> tuple[str, ...]:
+    """Return the kernels of a backend that take a call, judged by type, feature and size alone; empty: none does.
+
+    The one place that knows how each backend is asked without its installation and its device.
+    """
+    if backend == "reference":
+        return ("reference",)
+    if backend == "cpu":
+        return ("fused",) if spec.dtype in cpu._ROUNDING else ()
+    names = _KERNELS[backend]
+    takes = _cuda_takes if backend == "cuda" else _triton_takes
+    return tuple(name for kernel, name in names.items() if spec.dtype in cuda_op.TYPE_CODES and takes(kernel, spec))
+
+
+def _cuda_takes(kernel: str, spec: Spec) -> bool:
+    """Whether the CUDA planner has a tiling of this kernel for forward and, in training, for backward."""
+    lib = gpu_model.library()
+    gpu, code = gpu_model.description(gpu_model.KNOWN[GPU], lib), cuda_op.TYPE_CODES[spec.dtype]
+    directions = (False, True)[: 1 + spec.training]
+    return all(lib.choose(gpu, code, spec.H, spec.B, back, spec.projected, kernel).blocks >= 0 for back in directions)
+
+
+def _triton_takes(shape: str, spec: Spec) -> bool:
+    """Whether the Triton planner has tiles of this shape."""
+    known = gpu_model.KNOWN[GPU]
+    device = triton_planner.Device(GPU, known.capability, known.sms, known.shared_bytes)
+    math = triton_planner.how(spec.dtype.itemsize, False, device)
+    with triton_planner.force(shape):
+        plan = triton_planner.choose(device, spec.H, spec.B, math, projected=spec.projected, training=spec.training)
+    return isinstance(plan, triton_planner.Plan)
+
+
+def spec(feature: str, dtype: torch.dtype, device: str) -> Spec:
+    """Return the call that stands for a feature."""
+    sizes = {"T": 64, "B": 16, "N": 1024, "I": 128, "V": 0, "H": 128, "P": 128}
+    flags = {"packed": False, "token": False, "projected": False, "reverse": False, "reset": False}
+    plain = Spec(torch.device(device), dtype, **sizes, **flags, save=1, training=True)
+    return replace(plain, **FEATURES[feature])
+
+
+def render() -> str:
+    """Return the block of docs/support.md: feature × backend with types, and feature × GPU kernel with types.
+
+    Raises BackendError where the native module, and with it the CUDA planner, is missing.
+    """
+    reason = native.why_no_module()
+    if reason is not None:
+        raise BackendError(f"the matrix asks the CUDA planner, which is part of the native module: {reason}")
+    taken = {
+        (feature, backend, name): kernels(backend, spec(feature, dtype, _DEVICES[backend]))
+        for feature in FEATURES
+        for backend in BACKENDS
+        for name, dtype in TYPES.items()
+    }
+    by_backend = [
+        [feature, *(_types(name for name in TYPES if taken[feature, backend, name]) for backend in BACKENDS)]
+        for feature in FEATURES
+    ]
+    columns = [(backend, kernel) for backend in ("cuda", "triton") for kernel in _KERNELS[backend].values()]
+    by_kernel = [
+        [
+            feature,
+            *(_types(name for name in TYPES if kernel in taken[feature, backend, name]) for backend, kernel in columns),
+        ]
+        for feature in FEATURES
+    ]
+    parts = [
+        BEGIN,
+        "The types that each backend takes:",
+        _table(["feature", *(f"`{name}`" for name in BACKENDS)], by_backend),
+        f"The types that each GPU kernel takes, by the planners' answers for an {GPU}:",
+        _table(["feature", *(f"{backend} `{kernel}`" for backend, kernel in columns)], by_kernel),
+        END,
+    ]
+    return "\n\n".join(parts)
+
+
+def _types(names: Iterable[str]) -> str:
+    names = list(names)
+    return " ".join(names) or "–"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(line[k]) for line in [head, *rows]) for k in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
+    )
