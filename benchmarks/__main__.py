@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.machine import pinned
+from benchmarks.machine import limit_isa
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder for the results")
     parser.add_argument("-k", dest="only", default="", help="only cases whose names match, as pytest's -k")
     options = parser.parse_args()
-    pinned(options.isa, "benchmarks", sys.argv[1:])
+    limit_isa(options.isa, "benchmarks", sys.argv[1:])
     import pytest
 
     from benchmarks import report

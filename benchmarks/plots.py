@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.record import Row
+from benchmarks.schema import Row
 from benchmarks.speed import as_used
 
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a")
@@ -77,9 +77,9 @@ def _by_shape(axis, rows: Sequence[Row], value: Callable[[Row], float], styles: 
     """A line a batch size and contender over H."""
     for colour, B in zip(COLOURS, sorted({row.B for row in rows}), strict=False):
         for contender, style in styles.items():
-            found = sorted((row.H, value(row)) for row in rows if row.B == B and row.contender == contender)
+            points = sorted((row.H, value(row)) for row in rows if row.B == B and row.contender == contender)
             label = f"B {B}" if style == "-" else None
-            axis.plot(*zip(*found, strict=True), style, marker="o", markersize=3, color=colour, label=label)
+            axis.plot(*zip(*points, strict=True), style, marker="o", markersize=3, color=colour, label=label)
     if rows:
         _powers(axis, [row.H for row in rows])
         axis.legend(fontsize=7)
@@ -96,11 +96,11 @@ def scaling(path: Path, rows: Sequence[Row]) -> bool:
         batches = sorted({row.B for row in chosen}) if what == "threads" else [None]
         for colour, B in zip(COLOURS, batches, strict=False):
             for contender, style in {"cpu": "-", "torch": "--"}.items():
-                mine = [row for row in chosen if row.contender == contender and B in (None, row.B)]
-                found = sorted((getattr(row, what), row.p50 * 1e6 / (row.T * row.B)) for row in mine)
+                series = [row for row in chosen if row.contender == contender and B in (None, row.B)]
+                points = sorted((getattr(row, what), row.p50 * 1e6 / (row.T * row.B)) for row in series)
                 name = ("fastlstm" if contender == "cpu" else "nn.LSTM") + (f", B {B}" if B else "")
-                if found:
-                    axis.plot(*zip(*found, strict=True), style, marker="o", markersize=3, color=colour, label=name)
+                if points:
+                    axis.plot(*zip(*points, strict=True), style, marker="o", markersize=3, color=colour, label=name)
         axis.set(yscale="log", xlabel=what, ylabel="µs a row of a training step")
         if chosen:
             _powers(axis, [getattr(row, what) for row in chosen])

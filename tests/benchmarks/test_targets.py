@@ -1,4 +1,4 @@
-"""The table of floors: which cases a row covers, and when it holds."""
+"""The table of targets: which cases a row covers, and when it holds."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import record, table
-from benchmarks.floors import FLOORS, Floor
-from benchmarks.record import Row
+from benchmarks import schema, table
+from benchmarks.schema import Row
 from benchmarks.suite import CASES
+from benchmarks.targets import TARGETS, Target
 
 
 def row(case: str, ratio: float, chosen: str = "cpu", contender: str = "cpu", **other: object) -> Row:
     return Row(case, contender, ratio=ratio, chosen=chosen, **other)
 
 
-def test_every_floor_covers_cases_that_exist():
+def test_every_target_covers_cases_that_exist():
     names = [case.name for case in CASES] + [f"{name}/any" for name in table.OTHERS]
-    for floor in FLOORS:
-        assert any(floor.holds_for(name) for name in names), floor.row
+    for target in TARGETS:
+        assert any(target.applies_to(name) for name in names), target.row
 
 
 @pytest.mark.parametrize(
     ("groups", "shapes"),
     [(("training",), 15), (("training-b1",), 5), (("training", "training-b1"), 20), (("forward", "forward-b1"), 20)],
 )
-def test_the_grid_has_the_shapes_that_its_floors_speak_of(groups: tuple[str, ...], shapes: int):
-    floor = next(floor for floor in FLOORS if floor.covers == groups)
-    assert sum(floor.holds_for(case.name) for case in CASES) == shapes
+def test_the_grid_has_the_shapes_that_its_targets_speak_of(groups: tuple[str, ...], shapes: int):
+    target = next(target for target in TARGETS if target.covers == groups)
+    assert sum(target.applies_to(case.name) for case in CASES) == shapes
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_grid_has_the_shapes_that_its_floors_speak_of(groups: tuple[str, ...
     ],
 )
 def test_ratios_are_at_least_and_the_rest_at_most(statistic: str, bound: float, value: float, met: bool):
-    assert Floor("row", ("a",), statistic, bound).met(value) is met
+    assert Target("row", ("a",), statistic, bound).met(value) is met
 
 
 def test_values():
@@ -52,8 +52,8 @@ def test_values():
     rows += [row("a/1", 9.0, contender="jax"), Row("a/3", "cpu", skipped="no")]
 
     def value(covers: tuple[str, ...], statistic: str, column: str = "cpu") -> float:
-        floor = Floor("row", covers, statistic, 1.0, column)
-        return floor.value(floor.of(rows))
+        target = Target("row", covers, statistic, 1.0, column)
+        return target.value(target.select(rows))
 
     assert value(("a",), "mean") == pytest.approx(2.0)
     assert value(("a", "b"), "worst") == 0.1
@@ -63,14 +63,14 @@ def test_values():
     assert value(("a",), "worst", "jax") == 9.0
 
 
-def test_the_table_reads_a_file_and_fails_where_a_floor_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_table_reads_a_file_and_fails_where_a_target_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "rows.csv"
-    record.write_csv(file, [row("packed/H128", 4.5), row("projection/H256-P128-B50", 9.0)])
+    schema.write_csv(file, [row("packed/H128", 4.5), row("projection/H256-P128-B50", 9.0)])
     assert table.main(["--from", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "packed, H 128" in shown
     assert "projection" not in shown, "one of its two cases is not there"
-    record.write_csv(file, [row("packed/H128", 3.9)])
+    schema.write_csv(file, [row("packed/H128", 3.9)])
     assert table.main(["--from", str(file)]) == 1
     assert "3.9       4  missed" in capsys.readouterr().out
 
