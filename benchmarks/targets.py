@@ -83,3 +83,8 @@ TARGETS = (
     Target("import fastlstm after torch", ("import",), "seconds", 0.05, "fastlstm"),
     Target("the CPU wheel", ("wheel",), "bytes", 3e6, "fastlstm"),
 )
+
+
+def least_ratio(case: str) -> float | None:
+    """Return the ratio to nn.LSTM that a case must reach by itself, in one of the columns; None if no target says so."""
+    return max((t.bound for t in TARGETS if t.statistic == "worst" and t.applies_to(case)), default=None)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import schema, table
+import benchmarks.__main__
+from benchmarks import runner, schema, table
 from benchmarks.schema import Row
 from benchmarks.suite import CASES
-from benchmarks.targets import TARGETS, Target
+from benchmarks.targets import TARGETS, Target, least_ratio
 
 
 def row(case: str, ratio: float, chosen: str = "cpu", contender: str = "cpu", **other: object) -> Row:
@@ -78,3 +80,26 @@ def test_the_table_reads_a_file_and_fails_where_a_target_is_missed(tmp_path: Pat
 def test_the_table_lists_names(capsys: pytest.CaptureFixture[str]):
     assert table.main(["--list", "--only", "packed"]) == 0
     assert capsys.readouterr().out.split() == ["packed/H128", "packed/H256", "packed-bidirectional/H256"]
+
+
+def test_least_ratio_of_a_case_is_its_highest_target():
+    assert least_ratio("packed/H128") == 4.0
+    assert least_ratio("training/H64-B16") == 0.97
+    assert least_ratio("scaling-T/T8") is None
+
+
+def test_quick_prints_the_targets_beside_the_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    words = ["benchmarks", "--quick", "-k", "one-step/1x8", "--seconds", "0", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", words)
+    for module in (table, runner):
+        monkeypatch.setattr(module, "gemm_rate", lambda *_: 1e9)
+    before = torch.get_num_threads()
+    try:
+        assert benchmarks.__main__.main() == 0
+    finally:
+        torch.set_num_threads(before)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("one-step/1x8"))
+    assert line.split()[5] == "1.00"
+    rows = schema.read(tmp_path / "quick.csv")
+    assert [row.contender for row in rows] == ["cpu", "dispatched", "torch"]
+    assert {row.threads for row in rows} == {2}
