@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,9 +17,10 @@ from fastlstm.charlm.sample import Drawing, symbols
 from fastlstm.charlm.vocab import Vocabulary
 
 V = 65  # symbols of tinyshakespeare
+TEMPERATURE = 1.0
 FIRST_INPUT = ("rnn.embedding.weight", "rnn.lstm.weight_ih_l0")  # `decode` reads one row of their product per step
 State = tuple[Tensor, Tensor]
-Loop = Callable[[Drawing], list[Tensor]]
+Loop = Callable[[bool], list[Tensor]]  # argument: argmax instead of a draw
 
 
 class Embedded(nn.Module):
@@ -81,7 +81,7 @@ def optimised(model: nn.Module, ids: Tensor, targets: Tensor) -> Run:
 
 
 def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Workload:
-    """Sample `length` characters of `num` streams. Checked with argmax, timed at temperature 1.
+    """Sample `length` characters of `num` streams. Checked with argmax, timed with a draw.
 
     torch: a Python loop over nn.LSTM; charlm: what `fastlstm sample` runs; cpu, dispatched: fastlstm.decode.
     """
@@ -91,11 +91,11 @@ def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Workload:
     loops: dict[str, Loop] = dict.fromkeys(fastlstm_contenders("cpu"), decoded)
     loops |= {"charlm": charlm_loop(model, num, length), "torch": torch_loop(torch_model, num, length)}
     with fastlstm.backend(None):
-        decoded(Drawing(num=num))
+        decoded(False)
         chosen = fastlstm.last_plan().split(":")[0]
     return Workload(
-        {name: partial(loop, Drawing(num=num)) for name, loop in loops.items()},
-        checked={name: partial(loop, Drawing(num=num, argmax=True)) for name, loop in loops.items()},
+        {name: partial(loop, False) for name, loop in loops.items()},
+        checked={name: partial(loop, True) for name, loop in loops.items()},
         grad=False,
         chosen=chosen,
         bytes=4.0 * length * sum(p.numel() for name, p in model.named_parameters() if name not in FIRST_INPUT),
@@ -106,14 +106,14 @@ def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Workload:
 def torch_loop(model: TorchModel, num: int, length: int) -> Loop:
     """Sampling in plain torch: softmax, multinomial, the character is the next input."""
 
-    def loop(drawing: Drawing) -> list[Tensor]:
+    def loop(argmax: bool) -> list[Tensor]:
         ids, state, drawn = torch.zeros(1, num, dtype=torch.int64), None, []
         for _ in range(length):
             scores, state = model(ids, state)
-            if drawing.argmax:
+            if argmax:
                 ids = scores.argmax(-1)
             else:
-                ids = torch.multinomial(F.softmax(scores[0] / drawing.temperature, -1), 1).view(1, num)
+                ids = torch.multinomial(F.softmax(scores[0] / TEMPERATURE, -1), 1).view(1, num)
             drawn.append(ids[0])
         return [torch.stack(drawn)]
 
@@ -123,10 +123,9 @@ def torch_loop(model: TorchModel, num: int, length: int) -> Loop:
 def decode_loop(model: CharModel, num: int, length: int) -> Loop:
     """fastlstm.decode, which packs the weights in every call."""
 
-    def loop(drawing: Drawing) -> list[Tensor]:
-        temperature = 0.0 if drawing.argmax else drawing.temperature
+    def loop(argmax: bool) -> list[Tensor]:
         layers = (model.rnn, model.out.weight, model.out.bias)
-        return [fastlstm.decode(*layers, [0], length, num=num, temperature=temperature, seed=drawing.seed).ids]
+        return [fastlstm.decode(*layers, [0], length, num=num, temperature=0.0 if argmax else TEMPERATURE).ids]
 
     return loop
 
@@ -135,8 +134,10 @@ def charlm_loop(model: CharModel, num: int, length: int) -> Loop:
     """The sampler of `fastlstm sample`. It starts from symbol 0 (a newline), as the other loops do."""
     vocabulary = Vocabulary("\n" + "".join(map(chr, range(64, 63 + V))))
 
-    def loop(drawing: Drawing) -> list[Tensor]:
-        pieces = list(symbols(model, vocabulary, replace(drawing, length=length)))
+    def loop(argmax: bool) -> list[Tensor]:
+        pieces = list(
+            symbols(model, vocabulary, Drawing(num=num, length=length, temperature=TEMPERATURE, argmax=argmax))
+        )
         return [torch.from_numpy(np.concatenate(pieces))]
 
     return loop

@@ -76,7 +76,7 @@ def measure(cases: Sequence[BenchmarkCase], seconds: float, threads: int) -> lis
     torch.set_num_threads(threads)
     print("  ".join(f"{name} {value}" for name, value in environment().items()))
     print(f"a large torch GEMM: {gemm_rate(threads) / 1e9:.0f} GFLOP/s")
-    columns = f"{'torch ms':>10}{'cpu ms':>10}{'cpu':>7}{'disp':>7}{'target':>8}  {'chosen':10}{'of GEMM':>8}"
+    columns = f"{'torch ms':>10}{'cpu ms':>10}{'cpu':>8}{'disp':>8}{'target':>8}  {'chosen':10}{'of GEMM':>8}"
     print(f"{'case':30}{columns}", flush=True)
     rows = [row for case in cases for row in _print_case(case, seconds)]
     return [replace(row, **environment()) for row in rows]
@@ -95,7 +95,7 @@ def _print_case(case: BenchmarkCase, seconds: float) -> list[Row]:
         return rows
     share = f"{by['cpu'].of_gemm:8.0%}" if by["cpu"].of_gemm else ""
     least = least_ratio(case.name)
-    ratios = "".join(f"{by[name].ratio:7.2f}" for name in ("cpu", "dispatched"))
+    ratios = "".join(f"{by[name].ratio:8.2f}" for name in ("cpu", "dispatched"))
     ratios += " " * 8 if least is None else f"{least:8.2f}"
     milliseconds = f"{by['torch'].p50 * 1e3:10.3f}{by['cpu'].p50 * 1e3:10.3f}"
     print(f"{case.name:30}{milliseconds}{ratios}  {by['cpu'].chosen:10}{share}", flush=True)
