@@ -11,10 +11,12 @@ from dataclasses import replace
 
 import torch
 
-from fastlstm import gpu_model, native
-from fastlstm.backends import cpu, cuda_op
-from fastlstm.backends.common import BackendError, Spec
+from fastlstm import backends
+from fastlstm.backends import cost_model, native
+from fastlstm.backends.base import BackendError
+from fastlstm.backends.cuda.launch import TYPE_CODES
 from fastlstm.backends.triton import planner as triton_planner
+from fastlstm.ops.arguments import Spec
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 TYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -22,11 +24,11 @@ GPU = "H100"
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda", "reference": "cpu"}
-# Today's names of the kernels, and the names of docs/kernels.md
-_KERNELS = {
-    "cuda": {"step": "per_step", "tile": "single_block", "persistent": "cooperative"},
-    "triton": {"step": "per_step", "resident": "single_block", "streamed": "streamed"},
-}
+# Backends with a choice of kernels, and the order of the kernels' columns
+_GPU_BACKENDS = ("cuda", "triton")
+_ORDER = ("per_step", "single_block", "cooperative", "streamed")
+# Names that the kernels still have in the code, and those of docs/kernels.md
+_COLUMNS = {"step": "per_step", "tile": "single_block", "resident": "single_block", "persistent": "cooperative"}
 
 # What differs from a dense training call of T 64, B 16, I and H 128
 FEATURES: dict[str, dict[str, object]] = {
@@ -36,7 +38,7 @@ FEATURES: dict[str, dict[str, object]] = {
     "projection": {"projected": True, "P": 64},
     "reset": {"reset": True},
     "reverse direction (`bidirectional`)": {"reverse": True},
-    "inference": {"save": 0, "training": False},
+    "inference": {"save": 0},
     "training; cell states and gates returned": {"save": 1},
     "training with `recompute`": {"save": 2},
     "B 1": {"B": 1, "N": 64},
@@ -52,30 +54,34 @@ FEATURES: dict[str, dict[str, object]] = {
 
 
 def kernels(backend: str, spec: Spec) -> tuple[str, ...]:
-    """Return the kernels of a backend that take a call, judged by type, feature and size alone; empty: none does.
+    """Return the kernels of a backend that take a call on some machine; empty: none does.
 
-    The one place that knows how each backend is asked without its installation and its device.
+    A backend without a choice of kernels has one without a name. Neither its installation nor the device matters.
     """
-    if backend == "reference":
-        return ("reference",)
-    if backend == "cpu":
-        return ("fused",) if spec.dtype in cpu._ROUNDING else ()
-    names = _KERNELS[backend]
+    chosen = backends.load(backend)
+    if chosen.unsupported_call(spec) is not None:
+        return ()
+    if backend not in _GPU_BACKENDS:
+        return chosen.kernel_names
     takes = _cuda_takes if backend == "cuda" else _triton_takes
-    return tuple(name for kernel, name in names.items() if spec.dtype in cuda_op.TYPE_CODES and takes(kernel, spec))
+    return _sorted(_COLUMNS.get(kernel, kernel) for kernel in chosen.kernel_names if takes(kernel, spec))
+
+
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(names, key=_ORDER.index))
 
 
 def _cuda_takes(kernel: str, spec: Spec) -> bool:
     """Whether the CUDA planner has a tiling of this kernel for forward and, in training, for backward."""
-    lib = gpu_model.library()
-    gpu, code = gpu_model.description(gpu_model.KNOWN[GPU], lib), cuda_op.TYPE_CODES[spec.dtype]
+    lib = cost_model.library()
+    gpu, code = cost_model.description(cost_model.KNOWN[GPU], lib), TYPE_CODES[spec.dtype]
     directions = (False, True)[: 1 + spec.training]
     return all(lib.choose(gpu, code, spec.H, spec.B, back, spec.projected, kernel).blocks >= 0 for back in directions)
 
 
 def _triton_takes(shape: str, spec: Spec) -> bool:
     """Whether the Triton planner has tiles of this shape."""
-    known = gpu_model.KNOWN[GPU]
+    known = cost_model.KNOWN[GPU]
     device = triton_planner.Device(GPU, known.capability, known.sms, known.shared_bytes)
     math = triton_planner.how(spec.dtype.itemsize, False, device)
     with triton_planner.force(shape):
@@ -87,7 +93,7 @@ def spec(feature: str, dtype: torch.dtype, device: str) -> Spec:
     """Return the call that stands for a feature."""
     sizes = {"T": 64, "B": 16, "N": 1024, "I": 128, "V": 0, "H": 128, "P": 128}
     flags = {"packed": False, "token": False, "projected": False, "reverse": False, "reset": False}
-    plain = Spec(torch.device(device), dtype, **sizes, **flags, save=1, training=True)
+    plain = Spec(torch.device(device), dtype, **sizes, **flags, save=1)
     return replace(plain, **FEATURES[feature])
 
 
@@ -96,7 +102,7 @@ def render() -> str:
 
     Raises BackendError where the native module, and with it the CUDA planner, is missing.
     """
-    reason = native.why_no_module()
+    reason = native.module_unavailable()
     if reason is not None:
         raise BackendError(f"the matrix asks the CUDA planner, which is part of the native module: {reason}")
     taken = {
@@ -109,7 +115,11 @@ def render() -> str:
         [feature, *(_types(name for name in TYPES if taken[feature, backend, name]) for backend in BACKENDS)]
         for feature in FEATURES
     ]
-    columns = [(backend, kernel) for backend in ("cuda", "triton") for kernel in _KERNELS[backend].values()]
+    columns = [
+        (backend, kernel)
+        for backend in _GPU_BACKENDS
+        for kernel in _sorted(_COLUMNS.get(name, name) for name in backends.load(backend).kernel_names)
+    ]
     by_kernel = [
         [
             feature,

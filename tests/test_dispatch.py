@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm import dispatch
+from fastlstm import backends, dispatch
 from fastlstm.backends.base import UnfitError
-from fastlstm.backends.cpu import backend as cpu
 from fastlstm.ops import reference
+from fastlstm.ops.arguments import SAVE_ALL, OpInputs
 from fastlstm.testing.cases import SHORT, make
 
 H, B = 1024, 48  # from here on torch's own path was measured faster for dense float32 calls, with AVX-512
@@ -73,16 +73,15 @@ def test_a_backend_that_learns_by_its_launch_that_it_cannot_is_not_asked_again(m
         refused.append(args)
         raise UnfitError("backend 'cpu' cannot run this call: its launch was refused")
 
-    real = dispatch.unsupported_reason
+    cpu = backends.load("cpu")
+    real = cpu.unsupported_reason
     monkeypatch.setattr(cpu, "forward", forward)
-    monkeypatch.setattr(
-        dispatch, "why_not", lambda name, spec: "refused" if name == "cpu" and refused else real(name, spec)
-    )
+    monkeypatch.setattr(cpu, "unsupported_reason", lambda spec: "refused" if refused else real(spec))
     case = next(c for c in SHORT if not (c.packed or c.ids))
-    inputs = make(case, torch.float32)
-    found = dispatch.forward(*inputs, case.reverse, 1)
+    inputs = OpInputs(*make(case, torch.float32), case.reverse, SAVE_ALL)
+    found = dispatch.forward(inputs)
     assert len(refused) == 1
-    torch.testing.assert_close(found[0], reference.forward(*inputs, case.reverse, 1)[0])
+    torch.testing.assert_close(found[0], reference.forward(*inputs)[0])
     refused.clear()
     with fastlstm.backend("cpu"), pytest.raises(UnfitError, match="refused"):
-        dispatch.forward(*inputs, case.reverse, 1)
+        dispatch.forward(inputs)

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastlstm import cli, dispatch, native, support_matrix
-from fastlstm.backends.common import BackendError
+from fastlstm import backends, cli, dispatch, support_matrix
+from fastlstm.backends import native
+from fastlstm.backends.base import BackendError
 from fastlstm.support_matrix import BACKENDS, FEATURES, TYPES, kernels, render, spec
 
 PAGE = Path(__file__).parent.parent / "docs" / "support.md"
 
-needs_native = pytest.mark.skipif(native.why_no_module() is not None, reason=str(native.why_no_module()))
+needs_native = pytest.mark.skipif(native.module_unavailable() is not None, reason=str(native.module_unavailable()))
 
 
 @needs_native
@@ -35,7 +36,7 @@ def test_the_page_is_what_the_doctor_prints(capsys: pytest.CaptureFixture[str]) 
 def test_the_cpu_and_the_reference_backend_take_what_the_matrix_says(feature: str, name: str) -> None:
     for backend in ("cpu", "reference"):
         call = spec(feature, TYPES[name], "cpu")
-        assert bool(kernels(backend, call)) == (dispatch.why_not(backend, call) is None)
+        assert bool(kernels(backend, call)) == (dispatch.unsupported_reason(backend, call) is None)
 
 
 @needs_native
@@ -43,7 +44,7 @@ def test_the_cpu_and_the_reference_backend_take_what_the_matrix_says(feature: st
 @pytest.mark.parametrize("name", TYPES)
 def test_a_gpu_backend_refuses_a_type_for_itself_where_the_matrix_has_none(backend: str, name: str) -> None:
     call = spec("dense input", TYPES[name], "cuda")
-    refused = (dispatch.why_not(backend, call) or "").startswith("dtype is")
+    refused = (dispatch.unsupported_reason(backend, call) or "").startswith("dtype is")
     assert refused == (not kernels(backend, call))
 
 
@@ -69,12 +70,10 @@ def test_a_feature_differs_from_the_plain_call_in_what_it_names() -> None:
 
 
 def test_without_the_native_module_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "why_no_module", lambda: "it was not built")
+    monkeypatch.setattr(native, "module_unavailable", lambda: "it was not built")
     with pytest.raises(BackendError, match=r"the matrix asks the CUDA planner.*it was not built"):
         render()
 
 
 def test_every_backend_of_the_package_is_a_column() -> None:
-    from fastlstm import backends
-
-    assert set(BACKENDS) == set(backends.NAMES) - {"hostsim"}
+    assert set(BACKENDS) == set(backends._MODULES)

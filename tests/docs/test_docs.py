@@ -13,7 +13,7 @@ from torch import nn
 import fastlstm
 from fastlstm.backends import native
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 PAGE = TESTS.parent / "docs" / "swapping.md"
 
 
@@ -31,7 +31,7 @@ def _lines() -> list[str]:
 def test_every_line_of_the_page_names_tests_that_exist() -> None:
     assert len(_lines()) > 30
     for line in _lines():
-        named = re.findall(r"`((?:\w+/)?test_\w+\.py)::(\w+)`", line)
+        named = re.findall(r"`((?:\w+/)*test_\w+\.py)::(\w+)`", line)
         assert named, f"no test behind: {line}"
         for file, test in named:
             assert test in _tests_of(file), f"{file} has no {test}"

@@ -1,4 +1,4 @@
-"""calls.py: what autocast makes of a call."""
+"""modules/call.py: what autocast makes of a call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastlstm
 from fastlstm.modules import call, layers
-from fastlstm.ops import gemm
+from fastlstm.ops import autocast, gemm
+from fastlstm.ops.cell import Stack
 
 
 @pytest.mark.parametrize("chosen", [torch.bfloat16, torch.float16])
@@ -22,7 +23,7 @@ def test_autocast_on_cuda_is_float16(chosen: torch.dtype, monkeypatch: pytest.Mo
     with FakeTensorMode():
         x, h = torch.empty(3, 2, 5, device="cuda"), torch.empty(1, 2, 4, device="cuda")
         w, w64 = torch.empty(16, 5, device="cuda"), torch.empty(16, 4, device="cuda", dtype=torch.float64)
-        x, hx, weights = call.autocast(x, (h, h), [w, w64])
+        x, hx, weights = call._autocast(x, (h, h), [w, w64])
     assert [v.dtype for v in (x, *hx, *weights)] == [*[torch.float16] * 4, torch.float64]
 
 
@@ -33,7 +34,7 @@ def test_without_cudnn_it_is_the_type_that_was_given(off: str, monkeypatch: pyte
     if off == "hip":
         monkeypatch.setattr(torch.version, "hip", "6.0")
     with FakeTensorMode(), torch.backends.cudnn.flags(enabled=off != "cudnn"):
-        assert call.autocast_type(torch.empty(3, device="cuda")) == torch.bfloat16
+        assert autocast.autocast_type(torch.empty(3, device="cuda")) == torch.bfloat16
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -41,16 +42,19 @@ def test_torch_casts_for_itself_on_a_gpu_alone(there: bool, monkeypatch: pytest.
     """Weights that we had cast would be copied into one buffer at every call there; elsewhere torch leaves some as they are."""
     seen = []
 
-    def whole(lstm, x, batch_sizes, hx, weights):
+    def torch_lstm(x, hx, weights, *options):
         seen.extend([x, *hx, *weights, torch.is_autocast_enabled("cpu")])
         return x, *hx
 
-    monkeypatch.setattr(layers, "whole", whole)
+    monkeypatch.setattr(layers, "torch_lstm", torch_lstm)
     lstm, h = fastlstm.LSTM(3, 5), torch.zeros(1, 2, 5)
-    x = SimpleNamespace(is_cuda=there, device=torch.device("cpu"))
-    given, cast = (x, (h, h), list(lstm.parameters())), (torch.zeros(4, 2, 3), (h, h), [h])
+    given, cast = (
+        (SimpleNamespace(is_cuda=there, device=torch.device("cpu")), (h, h), weights)
+        for weights in (list(lstm.parameters()), [h])
+    )
+    x, hx, weights = cast
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        call.by_torch(lstm, given, cast, None)
+        layers.run_torch(call.Call(Stack.of(lstm), x, None, None, hx, weights, before_autocast=given))
     expected = given if there else cast
     assert seen[-1] == there
     assert all(a is b for a, b in zip(seen[:-1], [expected[0], *expected[1], *expected[2]], strict=True))
@@ -87,7 +91,8 @@ def test_ids_under_autocast_whose_type_is_not_the_calls(
     monkeypatch.setattr(call, "autocast_type", lambda value, packed=False: torch.float16)
     lstm, ids = fastlstm.TokenLSTM(7, embedding, 5, 2, bidirectional=True), torch.randint(7, (4, 2))
     given = pack_sequence([ids[:, 0], ids[:2, 1]]) if packed else ids
-    monkeypatch.setattr(call, "autocast", _casts_all)
+    monkeypatch.setattr(call, "casts", lambda value, packed: True)
+    monkeypatch.setattr(call, "_autocast", _casts_all)
     with torch.autocast("cpu", dtype=torch.bfloat16), fastlstm.backend("cpu"):
         out, _ = lstm(given)
         plain, _ = lstm.lstm(lstm._vectors(given))
@@ -98,8 +103,8 @@ def test_ids_under_autocast_whose_type_is_not_the_calls(
     assert all(p.grad.dtype == torch.float32 for p in lstm.parameters())
 
 
-def _casts_all(x, hx, weights, packed=False):
-    return x.half(), (hx[0].half(), hx[1].half()), [w.half() for w in weights]
+def _casts_all(x, hx, weights):
+    return x.half() if x.is_floating_point() else x, (hx[0].half(), hx[1].half()), [w.half() for w in weights]
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu", None])
@@ -113,7 +118,7 @@ def test_packed_ids_keep_their_type_on_a_cpu(backend: str | None) -> None:
 @pytest.mark.parametrize("kind", [{}, {"proj_size": 2}, {"recompute": True}])
 def test_backward_inside_autocast_of_a_call_outside_it(kind: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients have the type and the bits that they have without autocast; products are torch's, as on a GPU."""
-    monkeypatch.setattr(gemm, "runs", lambda a: False)
+    monkeypatch.setattr(gemm, "takes", lambda a: False)
     lstm, x = fastlstm.LSTM(3, 5, 2, **kind), torch.randn(4, 2, 3, requires_grad=True)
     wanted, found = [x, *lstm.parameters()], []
     for on in (False, True):

@@ -116,7 +116,7 @@ def test_subclasses_and_quantised_modules_are_left_alone_and_named() -> None:
         fastlstm.replace(model)
     (message,) = [str(w.message) for w in caught]
     assert "own (" in message
-    assert "test_swap.Own" in message
+    assert "test_convert.Own" in message
     assert "small.0 (torch.ao.nn.quantized.dynamic.modules.rnn.LSTM)" in message
     assert "gru" not in message
     assert {name for name, m in model.named_modules() if type(m) is not kinds[name]} == {"plain"}

@@ -1,8 +1,9 @@
-"""The direct way: what it takes, and that it gives what the general way gives."""
+"""The fused CPU route: what it takes, and that it gives what the op gives."""
 
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastlstm
 from fastlstm.backends import native
-from fastlstm.modules import direct
+from fastlstm.backends.cpu import function
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 KINDS = [
@@ -36,14 +37,11 @@ def _case(module: torch.nn.Module, kind: str, dtype: torch.dtype, token: bool):
     return x if token else x.requires_grad_()
 
 
-def _everything(module: torch.nn.Module, x, hx, monkeypatch: pytest.MonkeyPatch, general: bool) -> list[torch.Tensor]:
-    """Results and all gradients; `general`: with the direct way switched off, else it must be taken."""
-    with monkeypatch.context() as patch:
-        taken = []
-        call = direct._call
-        patch.setattr(direct, "_call", lambda *a: None if general else taken.append(1) or call(*a))
+def _everything(module: torch.nn.Module, x, hx, on_op: bool) -> list[torch.Tensor]:
+    """Results and all gradients; on_op: under a mode that could observe the fused route, else that must be taken."""
+    with torch.device("cpu") if on_op else nullcontext():
+        assert f"route: {'op' if on_op else 'fused CPU'}\n" in fastlstm.explain(module, x)
         out, (h_n, c_n) = module(x, hx)
-        assert general or taken
     data = out.data if isinstance(out, PackedSequence) else out
     inputs = [v for v in (x, *hx) if isinstance(v, torch.Tensor) and v.requires_grad]
     weights = [torch.linspace(-1, 2, v.numel(), dtype=v.dtype).view_as(v) for v in (data, h_n, c_n)]
@@ -57,32 +55,30 @@ def _everything(module: torch.nn.Module, x, hx, monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("options", "token"), list(itertools.product(KINDS, [False, True])), ids=lambda v: str(v).replace(" ", "")
 )
-def test_gives_what_the_general_way_gives(
-    options: dict, token: bool, kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fused_route_gives_what_the_op_gives(options: dict, token: bool, kind: str, dtype: torch.dtype) -> None:
     kinds = {"dtype": dtype, **options}
     module = fastlstm.TokenLSTM(5, 4, 3, **kinds) if token else fastlstm.LSTM(5, 3, **kinds)
     x, B = _case(module, kind, dtype, token), len(_lengths(kind))
     lstm = module.lstm if token else module
     n, P = lstm.num_layers * (1 + lstm.bidirectional), lstm.proj_size or 3
     hx = tuple(torch.randn(n, B, size, dtype=dtype, requires_grad=True) for size in (P, 3))
-    expected = _everything(module, x, hx, monkeypatch, general=True)
-    found = _everything(module, x, hx, monkeypatch, general=False)
+    expected = _everything(module, x, hx, on_op=True)
+    found = _everything(module, x, hx, on_op=False)
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(found, expected, **tolerance)
     with torch.no_grad():
         torch.testing.assert_close(module(x, hx)[1], (expected[1], expected[2]), **tolerance)
 
 
-def test_what_an_input_is_to_another_counts_once() -> None:
+def test_repeated_input_gets_summed_gradient() -> None:
     """A tied weight and an input made from a weight, in first and second derivatives."""
     found = []
-    for general in (False, True):
+    for on_reference in (False, True):
         torch.manual_seed(3)
         lstm = fastlstm.LSTM(4, 4, 2, dtype=torch.float64)
         lstm.weight_hh_l1 = lstm.weight_hh_l0
         x = lstm.weight_hh_l0[:6].view(3, 2, 4) * 0.5
-        with fastlstm.backend("reference" if general else None):
+        with fastlstm.backend("reference" if on_reference else None):
             out, _ = lstm(x)
         (first,) = torch.autograd.grad(out.square().sum(), lstm.weight_hh_l0, create_graph=True)
         found.append((first, *torch.autograd.grad(first.square().sum(), lstm.weight_hh_l0)))
@@ -137,8 +133,8 @@ def test_a_weight_changed_before_backward_is_noticed() -> None:
 
 def test_tampered_batch_sizes_do_not_reach_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     lstm = fastlstm.LSTM(3, 4)
-    monkeypatch.setattr(direct.cpu_layers, "forward", lambda *a, **k: pytest.fail("a kernel was called"))
-    monkeypatch.setattr(direct.cpu_layers.Layers, "apply", lambda *a: pytest.fail("a kernel was called"))
+    monkeypatch.setattr(function, "forward", lambda *a, **k: pytest.fail("a kernel was called"))
+    monkeypatch.setattr(function.FusedLSTM, "apply", lambda *a: pytest.fail("a kernel was called"))
     data = torch.randn(6, 3)
     for sizes in ([3, 2, 2], [2, 3, 1], [4, 2, 0], [7, -1]):
         with pytest.raises(RuntimeError):

@@ -85,7 +85,7 @@ def test_large_layers_on_several_threads() -> None:
 
 @pytest.mark.parametrize(("I", "H", "L", "B", "P"), SIZES)
 def test_without_the_native_module(I: int, H: int, L: int, B: int, P: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "why_not", lambda: "not built")
+    monkeypatch.setattr(native, "unavailable", lambda: "not built")
     test_steps_are_the_sequence(I, H, L, B, P, torch.bfloat16, 1)
 
 

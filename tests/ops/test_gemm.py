@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastlstm import _torch_compat
 from fastlstm.backends import native
-from fastlstm.ops import gemm
-from fastlstm.ops.gemm import native_product, product, runs
+from fastlstm.ops.gemm import matmul, native_matmul, takes
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 ISAS = native.load().isa_names() if native.unavailable() is None else []
@@ -63,11 +63,11 @@ def test_products_of_every_layout(size: tuple, dtype: torch.dtype, isa: str, thr
             a, b = _matrix(M, K, a_layout, dtype), _matrix(K, N, b_layout, dtype)
             exact, scale = a.double() @ b.double(), a.double().abs() @ b.double().abs()
             bound = (K + 2) * torch.finfo(dtype).eps  # of any order of summation; more than float64's own error
-            found = native_product(a, b)
+            found = native_matmul(a, b)
             assert ((found.double() - exact).abs() <= bound * scale + 1e-300).all(), (a_layout, b_layout)
             before = torch.randn(M, N + 2, dtype=dtype)
             out = before.clone()
-            native_product(a, b, out[:, 1:-1])
+            native_matmul(a, b, out[:, 1:-1])
             assert torch.equal(out[:, [0, -1]], before[:, [0, -1]])
             summed = before[:, 1:-1].double() + exact
             assert ((out[:, 1:-1].double() - summed).abs() <= bound * (scale + before[:, 1:-1].abs()) + 1e-300).all()
@@ -76,7 +76,7 @@ def test_products_of_every_layout(size: tuple, dtype: torch.dtype, isa: str, thr
 def test_no_worse_than_torch(isa: str) -> None:
     a, b = torch.randn(300, 2500), torch.randn(2500, 129)
     exact = a.double() @ b.double()
-    assert (native_product(a, b) - exact).norm() <= 2 * (a @ b - exact).norm()
+    assert (native_matmul(a, b) - exact).norm() <= 2 * (a @ b - exact).norm()
 
 
 def test_bits_do_not_depend_on_threads(isa: str) -> None:
@@ -84,7 +84,7 @@ def test_bits_do_not_depend_on_threads(isa: str) -> None:
     before = torch.get_num_threads()
     for n in (1, 2, 5):
         torch.set_num_threads(n)
-        found.append(native_product(a, b))
+        found.append(native_matmul(a, b))
     torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
@@ -92,25 +92,26 @@ def test_bits_do_not_depend_on_threads(isa: str) -> None:
 
 def test_steps_aside_where_someone_records() -> None:
     a, b = torch.randn(7, 3, requires_grad=True), torch.randn(3, 65)
-    product(a, b).sum().backward()
+    matmul(a, b).sum().backward()
     assert torch.allclose(a.grad, b.sum(1).expand(7, 3))
-    each = torch.func.vmap(product)(torch.randn(4, 7, 3), torch.randn(4, 3, 65))
+    each = torch.func.vmap(matmul)(torch.randn(4, 7, 3), torch.randn(4, 3, 65))
     assert each.shape == (4, 7, 65)
     with torch.no_grad():
-        assert torch.allclose(product(torch._neg_view(a), b), -(a @ b), atol=1e-5)
-        assert torch.allclose(product(a, b, torch.ones(7, 65)), 1 + a @ b, atol=1e-5)
-    assert not runs(torch.randn(3, 3).bfloat16())
-    assert not runs(torch.empty(3, 3, device="meta"))
+        assert torch.allclose(matmul(torch._neg_view(a), b), -(a @ b), atol=1e-5)
+        assert torch.allclose(matmul(a, b, torch.ones(7, 65)), 1 + a @ b, atol=1e-5)
+    assert not takes(torch.randn(3, 3).bfloat16())
+    assert not takes(torch.empty(3, 3, device="meta"))
 
 
 @pytest.mark.parametrize("bits", [repr, getattr(torch._C.DispatchKeySet, "raw_repr", repr)], ids=["names", "number"])
 def test_plain_tensors_with_and_without_a_number_for_their_keys(bits: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch 2.4 has only the names."""
-    monkeypatch.setattr(gemm, "_bits", bits)
-    monkeypatch.setattr(gemm, "_KEYS", {gemm._keys()})
-    x = torch.randn(3, 2)
-    assert gemm.is_plain(x)
-    assert gemm.is_plain(torch.nn.Parameter(x))
-    assert not gemm.is_plain(torch.randn(2, dtype=torch.complex64).conj())
-    assert not gemm.is_plain(torch.randn(2, dtype=torch.complex64).conj().imag)  # lazily negated
-    assert torch.equal(torch.vmap(lambda v: v * (1 - gemm.is_plain(v)))(x), x)
+    monkeypatch.setattr(_torch_compat, "_bits", bits)
+    monkeypatch.setattr(_torch_compat, "_CPU_KEYS", _torch_compat._plain_keys.__wrapped__("cpu"))
+    for is_plain in (_torch_compat.is_plain, _torch_compat.is_plain_cpu):
+        x = torch.randn(3, 2)
+        assert is_plain(x)
+        assert is_plain(torch.nn.Parameter(x))
+        assert not is_plain(torch.randn(2, dtype=torch.complex64).conj())
+        assert not is_plain(torch.randn(2, dtype=torch.complex64).conj().imag)  # lazily negated
+    assert torch.equal(torch.vmap(lambda v: v * (1 - _torch_compat.is_plain(v)))(x), x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,9 +112,11 @@ def test_both_derivatives(backend: str, case: Case, save: int) -> None:
         assert torch.autograd.gradgradcheck(call, values, fast_mode=True)
 
 
+ROOT = Path(__file__).parents[2]
 _DOUBLE_BACKWARD = """
 import sys, torch, fastlstm
-from fastlstm.backends import load
+if sys.argv[1] == "hostsim":
+    import tests.hostsim.backend
 def second(backend, dtype):
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(3, 8, dtype=torch.float64).to(dtype)
@@ -139,7 +142,12 @@ def test_second_derivatives_through_backends_without_float64(backend: str) -> No
     """In a process of its own: Triton's interpreter has to be asked for before it is imported."""
     env = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", _DOUBLE_BACKWARD, backend], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", _DOUBLE_BACKWARD, backend],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.stderr.startswith("cannot run"):
         pytest.skip(done.stderr.strip())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastlstm.backends.base import before_projection, recompute_gates
+from fastlstm import backends
 from fastlstm.ops import reference
+from fastlstm.ops.arguments import SAVE_CELLS, OpInputs, Saved
+from fastlstm.ops.recompute import before_projection, recompute_gates
 from fastlstm.testing import accuracy
 from fastlstm.testing.cases import FULL, SHORT, Case, Inputs, make, make_grads
 
@@ -88,10 +90,8 @@ def test_absent_gradients_are_zero() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", SHORT, ids=str)
 def test_types(case: Case, dtype: torch.dtype) -> None:
-    from fastlstm.backends import reference as backend
-
     for save in (1, 2):
-        accuracy.check_backend(backend, case, dtype, save=save)
+        accuracy.check_backend(backends.load("reference"), case, dtype, save=save)
 
 
 @pytest.mark.parametrize("save", [0, 1, 2])
@@ -140,10 +140,10 @@ def test_an_id_outside_its_table_is_nan_wherever_it_is_read(bad: int) -> None:
     assert h[:, 1].isfinite().all()
     assert h[0].isfinite().all()
     assert h[1:, 0].isnan().all()
-    again = recompute_gates(*inputs[:5], inputs.h0, None, None, None, False, h)
+    again = recompute_gates(OpInputs(*inputs, False, SAVE_CELLS), h)
     assert torch.equal(again[1:, 0].isnan(), torch.ones(2, 12, dtype=torch.bool))
     assert again[:, 1].isfinite().all()
-    y = before_projection((*inputs, False, 2), h, c, gates).view(3, 2, 3)
+    y = before_projection(OpInputs(*inputs, False, SAVE_CELLS), Saved(h, c, gates)).view(3, 2, 3)
     assert y[1:, 0].isnan().all()
     assert y[:, 1].isfinite().all()
     dxg = reference.backward(*make_grads(case, F64), *inputs, False, 1, h, c, gates)[0]

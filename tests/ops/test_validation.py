@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlstm.ops import lstm, validation
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.testing.cases import SHORT, Case, make, make_grads
 
 F64 = torch.float64
@@ -57,7 +58,7 @@ def test_no_bad_argument_reaches_a_kernel(data: st.DataObject) -> None:
         return
     bad = inputs._replace(**{name: wrong})
     with pytest.raises((RuntimeError, IndexError, NotImplementedError)):
-        validation.inputs(*bad, case.reverse, 1)
+        validation.checked_inputs(OpInputs(*bad, case.reverse, 1))
     if kind not in ("meta", "sparse"):
         with pytest.raises((RuntimeError, IndexError)):
             lstm.lstm_forward(*bad, case.reverse, 1)
@@ -76,9 +77,9 @@ def test_no_bad_gradient_reaches_a_kernel(data: st.DataObject) -> None:
     if wrong is None or (wrong.shape == named[name].shape and kind in ("empty", "scalar")):
         return
     *bad, bad_h, bad_c, bad_gates = (named | {name: wrong}).values()
-    checked = validation.inputs(*inputs, case.reverse, save)
+    checked = validation.checked_inputs(OpInputs(*inputs, case.reverse, save))
     with pytest.raises((RuntimeError, IndexError, NotImplementedError)):
-        validation.gradients(*bad, checked, bad_h, bad_c, bad_gates)
+        validation.checked_gradients(checked, Saved(bad_h, bad_c, bad_gates), Grads(*bad))
 
 
 def test_missing_and_contradicting_arguments() -> None:

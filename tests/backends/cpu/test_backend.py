@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from fastlstm import backends
 from fastlstm.backends import native
-from fastlstm.backends.cpu import backend as cpu
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.testing import accuracy, cases
 from tests import exact
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+cpu = backends.load("cpu")
 ISAS = native.load().isa_names() if native.unavailable() is None else []
 
 
@@ -53,8 +55,9 @@ def test_short_table_in_float64(case: cases.Case, isa: str, threads: int) -> Non
             cases.make_grads(case, torch.float64, seed + 1),
         )
         inputs = inputs._replace(**{k: v.contiguous() for k, v in inputs._asdict().items() if v is not None})
-        h, c, gates, h_n, c_n = cpu.forward(*inputs, case.reverse, 1)
-        found.append((h, c, h_n, c_n, *cpu.backward(*grads, *inputs, case.reverse, 1, h, c, gates)))
+        op_inputs = OpInputs(*inputs, case.reverse, 1)
+        h, c, gates, h_n, c_n = cpu.forward(op_inputs)
+        found.append((h, c, h_n, c_n, *cpu.backward(op_inputs, Saved(h, c, gates), Grads(*grads))))
         baseline = accuracy.baseline(case, torch.float64, seed)
         torchs.append([baseline[name] for name in accuracy.OP_OUTPUTS])
         truth.append(exact.outputs(inputs, grads, case.reverse))
@@ -89,7 +92,7 @@ def test_recomputed_gates(case: cases.Case) -> None:
     accuracy.check_backend(cpu, case, torch.float32, save=2)
 
 
-def _layer(T: int, B: int, H: int) -> tuple:
+def _layer(T: int, B: int, H: int) -> OpInputs:
     """Arguments of a dense forward call."""
     x, w_x, bias, w_hh = (
         torch.randn(T, B, H),
@@ -97,20 +100,21 @@ def _layer(T: int, B: int, H: int) -> tuple:
         torch.randn(4 * H) / 8,
         torch.randn(4 * H, H) / 8,
     )
-    return x, None, w_x, bias, w_hh, None, torch.randn(B, H), torch.randn(B, H), None, None, None, False, 1
+    h0, c0 = torch.randn(B, H), torch.randn(B, H)
+    return OpInputs(x, None, w_x, bias, w_hh, None, h0, c0, None, None, None, False, 1)
 
 
 @pytest.mark.parametrize("shape", [(40, 50, 129), (40, 1, 300), (3, 200, 65), (70, 3, 520)], ids=str)
 def test_bits_repeat(shape: tuple[int, int, int], threads: int) -> None:
     args = _layer(*shape)
-    first, second = cpu.forward(*args), cpu.forward(*args)
+    first, second = cpu.forward(args), cpu.forward(args)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_forward_from_several_python_threads() -> None:
     args = _layer(50, 8, 65)
-    expected, found = cpu.forward(*args)[0], []
-    workers = [threading.Thread(target=lambda: found.append(cpu.forward(*args)[0])) for _ in range(4)]
+    expected, found = cpu.forward(args)[0], []
+    workers = [threading.Thread(target=lambda: found.append(cpu.forward(args)[0])) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -121,7 +125,7 @@ def test_forward_from_several_python_threads() -> None:
 
 def test_fork_after_use_does_not_hang() -> None:
     args = _layer(20, 64, 128)
-    expected = cpu.forward(*args)[0]
+    expected = cpu.forward(args)[0]
     made = [torch.empty_like(expected), torch.empty(64, 128), torch.empty(64, 128), torch.zeros(20, 64, 512)]
     reading, writing = os.pipe()
     child = os.fork()
@@ -145,7 +149,7 @@ def test_fork_after_use_does_not_hang() -> None:
 
 
 def test_ids_out_of_range_are_named() -> None:
-    args = list(_layer(3, 2, 7))
-    args[0], args[1], args[2], args[3] = None, torch.tensor([[0, 1], [2, 9], [0, 0]]), torch.randn(5, 28), None
+    ids = torch.tensor([[0, 1], [2, 9], [0, 0]])
+    args = _layer(3, 2, 7)._replace(x=None, ids=ids, w_x=torch.randn(5, 28), bias=None)
     with pytest.raises(IndexError, match="ids hold 9, expected 0 to 4"):
-        cpu.forward(*args)
+        torch.ops.fastlstm.lstm_forward(*args)

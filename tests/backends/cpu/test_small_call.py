@@ -17,7 +17,7 @@ from fastlstm.testing import accuracy
 
 pytestmark = [
     pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable())),
-    pytest.mark.skipif(small_call._short_call() is None, reason="this torch has no DLPack exchange API"),
+    pytest.mark.skipif(small_call._small_call(fastlstm.LSTM) is None, reason="this torch has no DLPack exchange API"),
 ]
 
 
@@ -246,7 +246,7 @@ def test_no_bad_argument_reaches_the_kernel(which: str, odd: str) -> None:
     given[which] = _ODD[odd](given[which])
     x, hx = given["x"], (given["h0"], given["c0"])
     with torch.no_grad():
-        assert small_call.run(mine, x, hx) is None
+        assert small_call.run(fastlstm.LSTM, mine, x, hx) is None
         raised = []
         for lstm in (theirs, mine):
             with pytest.raises(Exception) as caught:  # noqa: PT011
@@ -271,7 +271,7 @@ def test_no_bad_weight_reaches_a_kernel(name: str, odd: str) -> None:
     lstm, packed = fastlstm.LSTM(3, 5, 2), nn.utils.rnn.pack_sequence([torch.randn(3, 3), torch.randn(1, 3)])
     setattr(lstm, name, nn.Parameter(_ODD[odd](getattr(lstm, name).detach()), requires_grad=False))
     with torch.no_grad():
-        assert small_call.run(lstm, torch.randn(1, 2, 3), None) is None
+        assert small_call.run(fastlstm.LSTM, lstm, torch.randn(1, 2, 3), None) is None
     if odd in ("half", "double", "meta"):
         return
     message = "layout" if odd == "sparse" else f"{name} has shape .*, expected"
@@ -294,7 +294,7 @@ def test_references_are_given_back() -> None:
         after = [sys.getrefcount(v) for v in held]
     assert after == before
     with torch.no_grad():
-        found = small_call.run(lstm, x, hx)
+        found = small_call.run(fastlstm.LSTM, lstm, x, hx)
     assert sys.getrefcount(found) == 2
     assert [sys.getrefcount(v) for v in found] == [3, 3]  # the tuple, the name and the argument
     assert [sys.getrefcount(v) for v in found[1]] == [3, 3]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 # Written by tools; tests/tools/test_pages.py holds them to their tools
 GENERATED = ("gpu-measured.md", "gpu-model.md", "gpu-resources.md", "hostsim-coverage.md")
 PAGES = [
