@@ -1,4 +1,4 @@
-"""Plots of results, as SVG: ratio by shape, share of the GEMM bound by shape, scaling curves. The same rows, the same file."""
+"""Plots of results, as SVG: ratio by shape, share of the GEMM bound by shape, scaling curves. Equal rows give equal files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Draw = Callable[[Path, Sequence[Row]], bool]
 
 
 def write(folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """Write every plot that the rows have something for; return their paths."""
+    """Write every plot for which there are rows; return the paths."""
     drawn: dict[str, Draw] = {"ratios.svg": ratios, "gemm.svg": gemm_share, "scaling.svg": scaling}
     return [folder / name for name, draw in drawn.items() if draw(folder / name, rows)]
 
 
 def ratios(path: Path, rows: Sequence[Row]) -> bool:
-    """Ratio to nn.LSTM: training step and forward over H and B, then every other case. False where there is nothing."""
+    """Ratio to nn.LSTM: training step and forward over H and B, then every other case. Returns False without rows."""
     fast = as_used(_timed(rows))
     grid = [row for row in fast if row.group.removesuffix("-b1") in ("training", "forward")]
     rest = [row for row in fast if row not in grid and not row.group.startswith(("scaling", "gpu"))]
@@ -74,7 +74,7 @@ def gemm_share(path: Path, rows: Sequence[Row]) -> bool:
 
 
 def _by_shape(axis, rows: Sequence[Row], value: Callable[[Row], float], styles: dict[str, str]) -> None:
-    """A line a batch size and contender over H."""
+    """Draw a line over H for each batch size and contender."""
     for colour, B in zip(COLOURS, sorted({row.B for row in rows}), strict=False):
         for contender, style in styles.items():
             points = sorted((row.H, value(row)) for row in rows if row.B == B and row.contender == contender)
@@ -86,7 +86,7 @@ def _by_shape(axis, rows: Sequence[Row], value: Callable[[Row], float], styles: 
 
 
 def scaling(path: Path, rows: Sequence[Row]) -> bool:
-    """Microseconds a row (T·B) of a training step, over T, B, H and threads, fastlstm and nn.LSTM."""
+    """Microseconds per row (T·B) of a training step, over T, B, H and threads, fastlstm and nn.LSTM."""
     rows = [row for row in _timed(rows) if row.group.startswith("scaling") and row.contender in ("cpu", "torch")]
     if not rows:
         return False
@@ -114,7 +114,7 @@ def _timed(rows: Sequence[Row]) -> list[Row]:
 
 
 def _powers(axis, values: Sequence[int]) -> None:
-    """A logarithmic axis with a tick at every measured value."""
+    """Make the x axis logarithmic, with a tick at every measured value."""
     ticks = sorted(set(values))
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])

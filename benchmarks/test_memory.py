@@ -1,4 +1,4 @@
-"""What a forward keeps for backward."""
+"""Memory that a forward keeps for the backward."""
 
 from __future__ import annotations
 

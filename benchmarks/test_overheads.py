@@ -1,4 +1,4 @@
-"""What fastlstm costs beside its own calls."""
+"""Costs of fastlstm outside its calls."""
 
 from __future__ import annotations
 

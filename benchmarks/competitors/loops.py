@@ -15,7 +15,7 @@ Loop = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def cells(prepared: PreparedLayer) -> Competitor:
-    """One nn.LSTMCell a layer, called step by step."""
+    """One nn.LSTMCell per layer, called step by step."""
     require_plain(prepared)
     return _looped(prepared, loop_of(prepared.lstm))
 

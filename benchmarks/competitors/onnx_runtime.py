@@ -11,7 +11,7 @@ from benchmarks.layer import PreparedLayer
 
 
 def session(prepared: PreparedLayer) -> Competitor:
-    """One LSTM node a layer, as many threads as torch has."""
+    """One LSTM node per layer, with as many threads as torch."""
     require_plain(prepared, inference_only=True)
     require("onnxruntime")
     require("onnx")
