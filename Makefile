@@ -51,20 +51,20 @@ test-slow: .venv/.all .venv/.nvcc
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow tests
 
 # Other LSTMs to compare with; one that cannot be installed is skipped by name
-.venv/.peers: .venv/.all
+.venv/.competitors: .venv/.all
 	PATH="$(CURDIR)/$(BIN):$$PATH" FASTLSTM_NATIVE=on FASTLSTM_CUDA=off $(PIP) --no-build-isolation -e '.[peers]' \
-		|| echo "not all peers could be installed; the benchmarks say which are missing"
+		|| echo "not all of them could be installed; the benchmarks say which are missing"
 	@touch $@
 
 ISA ?= native
 bench: .venv/.all
 	$(BIN)/python -m benchmarks --isa $(ISA)
 
-bench-full: .venv/.peers
+bench-full: .venv/.competitors
 	$(BIN)/python -m benchmarks --full --isa $(ISA)
 
 # What README.md shows: all cases on AVX2, kept as a committed file, from which the table and the picture are made
-bench-readme: .venv/.peers
+bench-readme: .venv/.competitors
 	$(BIN)/python -m benchmarks --full --isa avx2 --out build/bench-readme
 	cp build/bench-readme/results.csv benchmarks/results/cpu-avx2.csv
 	$(BIN)/python -m benchmarks.report benchmarks/results/cpu-avx2.csv --readme

@@ -1,9 +1,8 @@
-"""Work of the character model: a training step, and sampling for one stream and for many."""
+"""Workloads of the character model: a training step, and sampling of one stream and of many."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,19 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastlstm
-from benchmarks.work import Run, Work, chosen_by_dispatch, columns, same_weights
+from benchmarks.workload import Run, Workload, chosen_by_dispatch, fastlstm_contenders, same_weights
 from fastlstm.charlm.model import CharModel
 from fastlstm.charlm.sample import Drawing, symbols
 from fastlstm.charlm.vocab import Vocabulary
 
 V = 65  # symbols of tinyshakespeare
-FIRST_INPUT = ("rnn.embedding.weight", "rnn.lstm.weight_ih_l0")  # a decoder reads one row of their product
+TEMPERATURE = 1.0
+FIRST_INPUT = ("rnn.embedding.weight", "rnn.lstm.weight_ih_l0")  # `decode` reads one row of their product per step
 State = tuple[Tensor, Tensor]
-Loop = Callable[[Drawing], list[Tensor]]
+Loop = Callable[[bool], list[Tensor]]  # argument: argmax instead of a draw
 
 
 class Embedded(nn.Module):
-    """nn.Embedding and nn.LSTM, as people write it."""
+    """nn.Embedding and nn.LSTM. Its weights fit fastlstm.TokenLSTM."""
 
     def __init__(self, H: int, L: int) -> None:
         super().__init__()
@@ -46,25 +46,27 @@ class TorchModel(nn.Module):
         return self.out(h), state
 
 
-def ours_of(theirs: TorchModel) -> CharModel:
-    """charlm's model with the same weights on the same device."""
-    model = CharModel(V, theirs.out.in_features, theirs.rnn.lstm.num_layers, embedding_dim=theirs.out.in_features)
-    return same_weights(model.to(theirs.out.weight.device), theirs)
+def fastlstm_like(torch_model: TorchModel) -> CharModel:
+    """Return charlm's model with the same weights on the same device."""
+    model = CharModel(
+        V, torch_model.out.in_features, torch_model.rnn.lstm.num_layers, embedding_dim=torch_model.out.in_features
+    )
+    return same_weights(model.to(torch_model.out.weight.device), torch_model)
 
 
-def training_step(L: int, H: int, B: int, T: int, device: str = "cpu") -> Work:
+def training_step(L: int, H: int, B: int, T: int, device: str = "cpu") -> Workload:
     """ids, model, cross-entropy, backward, value clip, RMSProp."""
     ids, targets = torch.randint(V, (2, T, B), device=device)
-    theirs = TorchModel(H, L).to(device)
-    models: dict[str, nn.Module] = {name: ours_of(theirs) for name in columns(device)}
-    runs = {name: optimised(model, ids, targets) for name, model in {**models, "torch": theirs}.items()}
+    torch_model = TorchModel(H, L).to(device)
+    models: dict[str, nn.Module] = {name: fastlstm_like(torch_model) for name in fastlstm_contenders(device)}
+    runs = {name: optimised(model, ids, targets) for name, model in {**models, "torch": torch_model}.items()}
     flops = 3 * 2 * T * B * (4 * H * H * (2 * L - 1) + H * V)
     chosen = chosen_by_dispatch(models["dispatched"].rnn, ids)
-    return Work(runs, flops=flops, chosen=chosen)
+    return Workload(runs, flops=flops, chosen=chosen)
 
 
 def optimised(model: nn.Module, ids: Tensor, targets: Tensor) -> Run:
-    """One whole training step; returns the loss and every gradient before clipping took place in them."""
+    """Return a function that makes one training step and returns the loss and the clipped gradients."""
     optimiser = torch.optim.RMSprop(model.parameters(), lr=2e-3, alpha=0.95, foreach=True)
 
     def run() -> list[Tensor]:
@@ -78,63 +80,64 @@ def optimised(model: nn.Module, ids: Tensor, targets: Tensor) -> Run:
     return run
 
 
-def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Work:
-    """`length` characters of `num` streams. Checked with argmax, timed with drawing at temperature 1.
+def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Workload:
+    """Sample `length` characters of `num` streams. Checked with argmax, timed with a draw.
 
     torch: a Python loop over nn.LSTM; charlm: what `fastlstm sample` runs; cpu, dispatched: fastlstm.decode.
     """
-    theirs = TorchModel(H, L)
-    ours = ours_of(theirs).eval()
-    decoded = decode_loop(ours, num, length)
-    loops: dict[str, Loop] = dict.fromkeys(columns("cpu"), decoded)
-    loops |= {"charlm": charlm_loop(ours, num, length), "torch": torch_loop(theirs, num, length)}
+    torch_model = TorchModel(H, L)
+    model = fastlstm_like(torch_model).eval()
+    decoded = decode_loop(model, num, length)
+    loops: dict[str, Loop] = dict.fromkeys(fastlstm_contenders("cpu"), decoded)
+    loops |= {"charlm": charlm_loop(model, num, length), "torch": torch_loop(torch_model, num, length)}
     with fastlstm.backend(None):
-        decoded(Drawing(num=num))
+        decoded(False)
         chosen = fastlstm.last_plan().split(":")[0]
-    return Work(
-        {name: partial(loop, Drawing(num=num)) for name, loop in loops.items()},
-        checked={name: partial(loop, Drawing(num=num, argmax=True)) for name, loop in loops.items()},
+    return Workload(
+        {name: partial(loop, False) for name, loop in loops.items()},
+        checked={name: partial(loop, True) for name, loop in loops.items()},
         grad=False,
         chosen=chosen,
-        bytes=4.0 * length * sum(p.numel() for name, p in ours.named_parameters() if name not in FIRST_INPUT),
+        bytes=4.0 * length * sum(p.numel() for name, p in model.named_parameters() if name not in FIRST_INPUT),
         characters=num * length,
     )
 
 
 def torch_loop(model: TorchModel, num: int, length: int) -> Loop:
-    """Sampling as people write it: softmax, multinomial, feed the character back."""
+    """Sampling in plain torch: softmax, multinomial, the character is the next input."""
 
-    def loop(drawing: Drawing) -> list[Tensor]:
-        ids, state, found = torch.zeros(1, num, dtype=torch.int64), None, []
+    def loop(argmax: bool) -> list[Tensor]:
+        ids, state, drawn = torch.zeros(1, num, dtype=torch.int64), None, []
         for _ in range(length):
             scores, state = model(ids, state)
-            if drawing.argmax:
+            if argmax:
                 ids = scores.argmax(-1)
             else:
-                ids = torch.multinomial(F.softmax(scores[0] / drawing.temperature, -1), 1).view(1, num)
-            found.append(ids[0])
-        return [torch.stack(found)]
+                ids = torch.multinomial(F.softmax(scores[0] / TEMPERATURE, -1), 1).view(1, num)
+            drawn.append(ids[0])
+        return [torch.stack(drawn)]
 
     return loop
 
 
 def decode_loop(model: CharModel, num: int, length: int) -> Loop:
-    """fastlstm.decode as a user calls it: weights are packed anew in every call."""
+    """fastlstm.decode, which packs the weights in every call."""
 
-    def loop(drawing: Drawing) -> list[Tensor]:
-        temperature = 0.0 if drawing.argmax else drawing.temperature
+    def loop(argmax: bool) -> list[Tensor]:
         layers = (model.rnn, model.out.weight, model.out.bias)
-        return [fastlstm.decode(*layers, [0], length, num=num, temperature=temperature, seed=drawing.seed).ids]
+        return [fastlstm.decode(*layers, [0], length, num=num, temperature=0.0 if argmax else TEMPERATURE).ids]
 
     return loop
 
 
 def charlm_loop(model: CharModel, num: int, length: int) -> Loop:
-    """The sampler of `fastlstm sample`, from the symbol 0 (a newline) on as the other loops."""
+    """The sampler of `fastlstm sample`. It starts from symbol 0 (a newline), as the other loops do."""
     vocabulary = Vocabulary("\n" + "".join(map(chr, range(64, 63 + V))))
 
-    def loop(drawing: Drawing) -> list[Tensor]:
-        pieces = list(symbols(model, vocabulary, replace(drawing, length=length)))
+    def loop(argmax: bool) -> list[Tensor]:
+        pieces = list(
+            symbols(model, vocabulary, Drawing(num=num, length=length, temperature=TEMPERATURE, argmax=argmax))
+        )
         return [torch.from_numpy(np.concatenate(pieces))]
 
     return loop

@@ -1,7 +1,7 @@
-"""Shared by the suite: `speed` times one case and keeps its rows; `--full`, `--seconds`, `--device` say what runs.
+"""Fixtures and options of the suite: `speed` times one case and keeps its rows; `--full`, `--seconds`, `--threads`.
 
-`make bench` runs the quick part, `make bench-full` all; each prints a line a case as it goes. pytest-benchmark times
-fastlstm's own samples; the other contenders run in the setup of each round, so that all of them take turns.
+`make bench` runs the quick part, `make bench-full` all cases. pytest-benchmark times fastlstm's samples; the other
+contenders run in the setup of each round, so that all contenders take turns.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from benchmarks.machine import environment
-from benchmarks.record import Row
-from benchmarks.running import run
-from benchmarks.suite import CASES, Timed
+from benchmarks.runner import run_case
+from benchmarks.schema import Row
+from benchmarks.suite import CASES, BenchmarkCase
 from benchmarks.timing import Interleaved
 
 
@@ -51,7 +51,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`case`: those whose group the test names in its `groups` mark."""
+    """Parametrise `case` with the cases of the groups that the test names in its `groups` mark."""
     mark = metafunc.definition.get_closest_marker("groups")
     if mark is None:
         return
@@ -73,7 +73,7 @@ Keep = Callable[[list[Row]], list[Row]]
 
 @pytest.fixture
 def keep(benchmark, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Keep:
-    """Keep rows in the benchmark's JSON, with the machine they were measured on, and print a line of each."""
+    """Return a function that stores rows, with the machine, in the benchmark's JSON and prints them."""
 
     def keep_rows(rows: list[Row]) -> list[Row]:
         where, items = environment(), request.session.items
@@ -90,7 +90,7 @@ def keep(benchmark, capsys: pytest.CaptureFixture[str], request: pytest.FixtureR
 
 
 def line_of(row: Row) -> str:
-    """One contender in words."""
+    """Return the line that is printed of a row."""
     if row.skipped:
         return f"{row.contender:14}skipped: {row.skipped}"
     size = f"{row.p50 * 1e3:10.3f} ms" if row.unit == "s" else f"{row.p50 / 1e6:10.3f} MB"
@@ -99,17 +99,17 @@ def line_of(row: Row) -> str:
 
 
 @pytest.fixture
-def speed(benchmark, keep: Keep, request: pytest.FixtureRequest) -> Callable[[Timed], list[Row]]:
-    """Check a case's output, then time it; skipped with the reason where this fastlstm cannot run it."""
+def speed(benchmark, keep: Keep, request: pytest.FixtureRequest) -> Callable[[BenchmarkCase], list[Row]]:
+    """Return a function that checks the outputs of a case, then times it. Skips the test if this fastlstm cannot run it."""
 
     def drive(turns: Interleaved, rounds: int) -> None:
         benchmark.pedantic(turns.run_first, setup=turns.before_first, rounds=rounds, iterations=1)
         turns.times[turns.first] = [seconds / turns.calls[turns.first] for seconds in benchmark.stats.stats.data]
 
-    def run_case(case: Timed) -> list[Row]:
+    def check_and_time(case: BenchmarkCase) -> list[Row]:
         try:
-            return keep(run(case, request.config.getoption("--seconds"), drive))
+            return keep(run_case(case, request.config.getoption("--seconds"), drive))
         except ImportError as error:
             pytest.skip(str(error))
 
-    return run_case
+    return check_and_time

@@ -1,6 +1,6 @@
-"""Work of LSTM layers: forward, training step, packed, projected, bidirectional, one step, stream.
+"""Workloads of LSTM layers: forward, training step, packed, projected, bidirectional, one step, stream.
 
-The tensors are those of the shared table of cases (fastlstm/testing/cases.py); the first layer's weights too.
+Inputs, states, gradients and the weights of the first layer are drawn by `fastlstm.testing.cases.make`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastlstm
-from benchmarks.work import ALLOWED, Run, Work, chosen_by_dispatch, columns, same_weights
+from benchmarks.workload import ALLOWED, Run, Workload, chosen_by_dispatch, fastlstm_contenders, same_weights
 from fastlstm.testing.cases import Case, make, make_grads
 
 State = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Call:
-    """How a case is called. train: backward too, into input and weights; state: with a given initial state."""
+class LayerCall:
+    """A case and how it is called: L layers, one or two directions. train: with the backward into input and weights."""
 
     case: Case
     L: int = 1
@@ -47,17 +47,26 @@ class Call:
 def shape(
     T: int, B: int, H: int, I: int | None = None, P: int = 0, packed: bool = False, initial: bool = False
 ) -> Case:
-    """A case for timing. I: H where None; P: projection, 0 for none; packed: lengths T … T / 4 over the batch."""
+    """Return a case for timing. I: H if None; P: projection, 0 for none; packed: lengths T … T / 4 over the batch."""
     lengths = tuple(torch.linspace(T, T / 4, B).long().tolist()) if packed else ()
     I = H if I is None else I
     return Case(f"T{T}B{B}I{I}H{H}", T, B, I, H, P or H, lengths=lengths, initial=initial, projection=P > 0)
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A call made ready: nn.LSTM with the case's weights, its input and state, and the gradient from above."""
+class PreparedLayer:
+    """The module and the tensors of a call.
 
-    call: Call
+    Attributes:
+        call: the call.
+        lstm: nn.LSTM with the weights of the case.
+        rows: (T, B, I), or the packed rows (N, I).
+        batch_sizes: (T,) of a packed input, else None.
+        state: h0 (L, B, P) and c0 (L, B, H), or None.
+        upstream: the gradient of the output.
+    """
+
+    call: LayerCall
     lstm: nn.LSTM
     rows: Tensor
     batch_sizes: Tensor | None
@@ -68,12 +77,12 @@ class Ready:
         return self.rows if self.batch_sizes is None else PackedSequence(self.rows, self.batch_sizes)
 
 
-def ready(call: Call) -> Ready:
+def prepare(call: LayerCall) -> PreparedLayer:
     """Draw the tensors of a call."""
-    case, kind = call.case, {"device": call.device, "dtype": call.dtype}
+    case, factory = call.case, {"device": call.device, "dtype": call.dtype}
     inputs = make(case, call.dtype, device=call.device)
     proj = case.P if case.projection else 0
-    lstm = nn.LSTM(case.I, case.H, call.L, proj_size=proj, bidirectional=call.bidirectional, **kind)
+    lstm = nn.LSTM(case.I, case.H, call.L, proj_size=proj, bidirectional=call.bidirectional, **factory)
     with torch.no_grad():
         lstm.weight_ih_l0.copy_(inputs.w_x)
         lstm.weight_hh_l0.copy_(inputs.w_hh)
@@ -82,34 +91,41 @@ def ready(call: Call) -> Ready:
         n = call.L * call.directions
         state = tuple(s.to(call.dtype).expand(n, -1, -1).contiguous() for s in (inputs.h0, inputs.c0))
     upstream = torch.cat([make_grads(case, call.dtype, device=call.device).dh] * call.directions, -1)
-    return Ready(call, lstm, inputs.x.requires_grad_(call.train), inputs.batch_sizes, state, upstream)
+    return PreparedLayer(call, lstm, inputs.x.requires_grad_(call.train), inputs.batch_sizes, state, upstream)
 
 
-def layer(call: Call) -> Work:
+def layer(call: LayerCall) -> Workload:
     """Forward, or forward and backward with all gradients."""
-    made = ready(call)
-    ours = same_weights(fastlstm_like(made.lstm), made.lstm)
-    runs = {**dict.fromkeys(columns(call.device), step(ours, made)), "torch": step(made.lstm, made)}
+    prepared = prepare(call)
+    fused_lstm = same_weights(fastlstm_like(prepared.lstm), prepared.lstm)
+    runs = {
+        **dict.fromkeys(fastlstm_contenders(call.device), step(fused_lstm, prepared)),
+        "torch": step(prepared.lstm, prepared),
+    }
     with torch.set_grad_enabled(call.train):
-        chosen = chosen_by_dispatch(ours, made.x())
-    read = made.rows.element_size() * float(sum(p.numel() for p in made.lstm.parameters()))
-    return Work(runs, dtype=call.dtype, grad=call.train, flops=call.flops, bytes=read, chosen=chosen, made=made)
+        chosen = chosen_by_dispatch(fused_lstm, prepared.x())
+    read = prepared.rows.element_size() * float(sum(p.numel() for p in prepared.lstm.parameters()))
+    return Workload(
+        runs, dtype=call.dtype, grad=call.train, flops=call.flops, bytes=read, chosen=chosen, prepared=prepared
+    )
 
 
-def fastlstm_like(theirs: nn.LSTM) -> fastlstm.LSTM:
-    """A fastlstm.LSTM of the same sizes, type and device."""
-    w = theirs.weight_ih_l0
-    sizes = (theirs.input_size, theirs.hidden_size, theirs.num_layers)
-    options = {"proj_size": theirs.proj_size, "bidirectional": theirs.bidirectional}
+def fastlstm_like(torch_lstm: nn.LSTM) -> fastlstm.LSTM:
+    """Return a fastlstm.LSTM of the same sizes, type and device."""
+    w = torch_lstm.weight_ih_l0
+    sizes = (torch_lstm.input_size, torch_lstm.hidden_size, torch_lstm.num_layers)
+    options = {"proj_size": torch_lstm.proj_size, "bidirectional": torch_lstm.bidirectional}
     return fastlstm.LSTM(*sizes, **options, device=w.device, dtype=w.dtype)
 
 
-def step(lstm: nn.Module, made: Ready) -> Run:
-    """One call of `lstm` as `made` says: forward, or forward and backward."""
-    if made.call.train:
-        return backward_of(lambda: _flat(lstm(made.x(), made.state)), [made.rows, *lstm.parameters()], made.upstream)
-    x = made.x()
-    return lambda: _flat(lstm(x, made.state))
+def step(lstm: nn.Module, prepared: PreparedLayer) -> Run:
+    """Return a function that calls `lstm` once: forward, or forward and backward."""
+    if prepared.call.train:
+        return backward_of(
+            lambda: _flat(lstm(prepared.x(), prepared.state)), [prepared.rows, *lstm.parameters()], prepared.upstream
+        )
+    x = prepared.x()
+    return lambda: _flat(lstm(x, prepared.state))
 
 
 def _flat(result: tuple[Tensor | PackedSequence, State]) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,37 +134,40 @@ def _flat(result: tuple[Tensor | PackedSequence, State]) -> tuple[Tensor, Tensor
 
 
 def backward_of(forward: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor], upstream: Tensor) -> Run:
-    """Forward and backward: what forward returns (its first result gets `upstream`), then the gradients of `leaves`."""
+    """Return a function that runs forward and backward.
+
+    It returns the outputs of `forward`, then the gradients of `leaves`. `upstream` is the gradient of the first output.
+    """
 
     def run() -> tuple[Tensor, ...]:
-        found = forward()
-        return (*(y.detach() for y in found), *torch.autograd.grad(found[0], leaves, upstream))
+        outputs = forward()
+        return (*(y.detach() for y in outputs), *torch.autograd.grad(outputs[0], leaves, upstream))
 
     return run
 
 
-STREAM_STEPS = 8  # compared from a zero state; the error of rounded weights has then shown itself
+STREAM_STEPS = 8  # from a zero state; enough for the error of the rounded weights to show
 
 
-def stream(L: int, H: int, dtype: torch.dtype = torch.bfloat16) -> Work:
-    """Steps of `lstm.stream` with weights held in `dtype`, against calls of nn.LSTM in float32; state carried."""
-    theirs = nn.LSTM(H, H, L)
-    ours = same_weights(fastlstm.LSTM(H, H, L), theirs)
+def stream(L: int, H: int, dtype: torch.dtype = torch.bfloat16) -> Workload:
+    """STREAM_STEPS steps of `lstm.stream` with weights in `dtype`, beside calls of nn.LSTM in float32; both carry the state."""
+    torch_lstm = nn.LSTM(H, H, L)
+    lstm = same_weights(fastlstm.LSTM(H, H, L), torch_lstm)
     x = torch.randn(STREAM_STEPS, 1, H)
-    flow = ours.stream(1, dtype)
+    stepper = lstm.stream(1, dtype)
 
-    def mine() -> list[Tensor]:
-        flow.reset()
-        return [flow.step(row) for row in x]
+    def streamed() -> list[Tensor]:
+        stepper.reset()
+        return [stepper.step(row) for row in x]
 
-    def other() -> list[Tensor]:
-        found, state = [], None
+    def module_calls() -> list[Tensor]:
+        outputs, state = [], None
         for row in x:
-            out, state = theirs(row[None], state)
-            found.append(out[0])
-        return found
+            out, state = torch_lstm(row[None], state)
+            outputs.append(out[0])
+        return outputs
 
-    runs = {"cpu": mine, "dispatched": mine, "torch": other}
-    read = torch.finfo(dtype).bits / 8 * sum(p.numel() for p in theirs.parameters()) * len(x)
+    runs = {"cpu": streamed, "dispatched": streamed, "torch": module_calls}
+    read = torch.finfo(dtype).bits / 8 * sum(p.numel() for p in torch_lstm.parameters()) * len(x)
     allowed = dict.fromkeys(("cpu", "dispatched"), ALLOWED[dtype])
-    return Work(runs, grad=False, chosen="cpu", bytes=read, allowed=allowed)
+    return Workload(runs, grad=False, chosen="cpu", bytes=read, allowed=allowed)

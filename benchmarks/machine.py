@@ -1,4 +1,4 @@
-"""The machine and software under a measurement, its GEMM rate, and pinning of the instruction set."""
+"""The machine and the software of a measurement, the GEMM rate, and the limit of the instruction set."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 
 import fastlstm
 from fastlstm.backends import native
+from fastlstm.doctor import processor
 
 # Both sides on AVX2: fastlstm, oneDNN, MKL and torch's own kernels. onnxruntime has no such switch.
 AVX2 = {
@@ -27,18 +28,18 @@ AVX2 = {
 }
 
 
-def pinned(isa: str, module: str, argv: list[str]) -> None:
-    """Start `python -m module` anew with the instruction set limited, unless it is: libraries read that when loaded."""
+def limit_isa(isa: str, module: str, argv: list[str]) -> None:
+    """Restart `python -m module` with AVX2 as the limit in the environment, if asked: libraries read it when loaded."""
     if isa == "avx2" and any(os.environ.get(name) != value for name, value in AVX2.items()):
         os.execve(sys.executable, [sys.executable, "-m", module, *argv], {**os.environ, **AVX2})
 
 
 def environment() -> dict[str, object]:
-    """Return threads, date, machine, instruction sets, versions and commit, one short value each."""
+    """Return threads, date, machine, instruction sets, versions and commit, as fields of a `Row`."""
     return {
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "isa": native.load().isa() if native.unavailable() is None else "none",
         "torch_isa": torch.backends.cpu.get_cpu_capability().lower(),
@@ -61,7 +62,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """The short commit, with a plus sign where the tree differs from it."""
+    """Return the short commit, with a plus sign if the tree has changes."""
     words = ["git", "-C", str(Path(__file__).parent)]
     try:
         name = subprocess.run([*words, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
@@ -69,12 +70,6 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return name.stdout.strip() + ("+" if changed else "")
-
-
-def _cpu() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 @cache
@@ -94,13 +89,13 @@ def gemm_rate(threads: int, device: str = "cpu", dtype: torch.dtype = torch.floa
 
 
 def finish(device: str) -> None:
-    """Wait for what the device still does."""
+    """Wait until the device is idle."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def torch_threads_for(seconds: float) -> None:
-    """Keep torch's threads busy with a parallel operation."""
+    """Keep torch's threads busy for some seconds with a parallel operation."""
     values, end = torch.ones(1 << 18), time.perf_counter() + seconds
     while time.perf_counter() < end:
         torch.add(values, 1.0)

@@ -1,11 +1,11 @@
-"""Plots of results, as SVG: ratio by shape, share of the GEMM bound by shape, scaling curves. The same rows, the same file."""
+"""Plots of results, as SVG: ratio by shape, share of the GEMM bound by shape, scaling curves. Equal rows give equal files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.record import Row
+from benchmarks.schema import Row
 from benchmarks.speed import as_used
 
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a")
@@ -13,13 +13,13 @@ Draw = Callable[[Path, Sequence[Row]], bool]
 
 
 def write(folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """Write every plot that the rows have something for; return their paths."""
+    """Write every plot for which there are rows; return the paths."""
     drawn: dict[str, Draw] = {"ratios.svg": ratios, "gemm.svg": gemm_share, "scaling.svg": scaling}
     return [folder / name for name, draw in drawn.items() if draw(folder / name, rows)]
 
 
 def ratios(path: Path, rows: Sequence[Row]) -> bool:
-    """Ratio to nn.LSTM: training step and forward over H and B, then every other case. False where there is nothing."""
+    """Ratio to nn.LSTM: training step and forward over H and B, then every other case. Returns False without rows."""
     fast = as_used(_timed(rows))
     grid = [row for row in fast if row.group.removesuffix("-b1") in ("training", "forward")]
     rest = [row for row in fast if row not in grid and not row.group.startswith(("scaling", "gpu"))]
@@ -74,19 +74,19 @@ def gemm_share(path: Path, rows: Sequence[Row]) -> bool:
 
 
 def _by_shape(axis, rows: Sequence[Row], value: Callable[[Row], float], styles: dict[str, str]) -> None:
-    """A line a batch size and contender over H."""
+    """Draw a line over H for each batch size and contender."""
     for colour, B in zip(COLOURS, sorted({row.B for row in rows}), strict=False):
         for contender, style in styles.items():
-            found = sorted((row.H, value(row)) for row in rows if row.B == B and row.contender == contender)
+            points = sorted((row.H, value(row)) for row in rows if row.B == B and row.contender == contender)
             label = f"B {B}" if style == "-" else None
-            axis.plot(*zip(*found, strict=True), style, marker="o", markersize=3, color=colour, label=label)
+            axis.plot(*zip(*points, strict=True), style, marker="o", markersize=3, color=colour, label=label)
     if rows:
         _powers(axis, [row.H for row in rows])
         axis.legend(fontsize=7)
 
 
 def scaling(path: Path, rows: Sequence[Row]) -> bool:
-    """Microseconds a row (T·B) of a training step, over T, B, H and threads, fastlstm and nn.LSTM."""
+    """Microseconds per row (T·B) of a training step, over T, B, H and threads, fastlstm and nn.LSTM."""
     rows = [row for row in _timed(rows) if row.group.startswith("scaling") and row.contender in ("cpu", "torch")]
     if not rows:
         return False
@@ -96,11 +96,11 @@ def scaling(path: Path, rows: Sequence[Row]) -> bool:
         batches = sorted({row.B for row in chosen}) if what == "threads" else [None]
         for colour, B in zip(COLOURS, batches, strict=False):
             for contender, style in {"cpu": "-", "torch": "--"}.items():
-                mine = [row for row in chosen if row.contender == contender and B in (None, row.B)]
-                found = sorted((getattr(row, what), row.p50 * 1e6 / (row.T * row.B)) for row in mine)
+                series = [row for row in chosen if row.contender == contender and B in (None, row.B)]
+                points = sorted((getattr(row, what), row.p50 * 1e6 / (row.T * row.B)) for row in series)
                 name = ("fastlstm" if contender == "cpu" else "nn.LSTM") + (f", B {B}" if B else "")
-                if found:
-                    axis.plot(*zip(*found, strict=True), style, marker="o", markersize=3, color=colour, label=name)
+                if points:
+                    axis.plot(*zip(*points, strict=True), style, marker="o", markersize=3, color=colour, label=name)
         axis.set(yscale="log", xlabel=what, ylabel="µs a row of a training step")
         if chosen:
             _powers(axis, [getattr(row, what) for row in chosen])
@@ -114,7 +114,7 @@ def _timed(rows: Sequence[Row]) -> list[Row]:
 
 
 def _powers(axis, values: Sequence[int]) -> None:
-    """A logarithmic axis with a tick at every measured value."""
+    """Make the x axis logarithmic, with a tick at every measured value."""
     ticks = sorted(set(values))
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])

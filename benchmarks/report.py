@@ -1,6 +1,6 @@
 """Results as one CSV file, a Markdown page and plots: `python -m benchmarks.report FILE... [--out FOLDER] [--readme]`.
 
-FILE: JSON of the suite (pytest-benchmark's) or CSV of this schema (benchmarks/record.py); a case in a later file takes
+FILE: JSON of the suite (pytest-benchmark's) or CSV of this schema (benchmarks/schema.py); a case in a later file takes
 the place of the same case before it. `--out` writes results.csv, results.md and SVG files there. `--readme` takes one
 committed CSV, draws ratios.svg beside it and rewrites the block between the markers in README.md from it.
 """
@@ -11,10 +11,10 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import plots, record
-from benchmarks.floors import FLOORS
-from benchmarks.record import Row
+from benchmarks import plots, schema
+from benchmarks.schema import Row
 from benchmarks.speed import speed
+from benchmarks.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder for results.csv, results.md and the plots")
     parser.add_argument("--readme", action="store_true", help="rewrite the block in README.md")
     options = parser.parse_args(argv)
-    rows = merged(record.read(path) for path in options.files)
+    rows = merged(schema.read(path) for path in options.files)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        record.write_csv(options.out / "results.csv", rows)
+        schema.write_csv(options.out / "results.csv", rows)
         pictures = plots.write(options.out, rows)
         (options.out / "results.md").write_text(page(rows, [path.name for path in pictures]))
         print(f"wrote results.csv, results.md and {len(pictures)} plots to {options.out}")
@@ -50,11 +50,11 @@ def merged(files: Iterable[list[Row]]) -> list[Row]:
 
 
 def page(rows: Sequence[Row], pictures: Sequence[str]) -> str:
-    """The Markdown page: summary, plots, every case, peers, who was left out and why, machine."""
+    """The Markdown page: summary, plots, every case, competitors, who was left out and why, machine."""
     parts = ["# Results", machine_line(rows), "## Summary", summary(rows)]
     parts += [f"![{name}]({name})" for name in pictures]
     parts += ["## Every case", every_case(rows)]
-    parts += ["## Other LSTMs", peers(rows)] if any(row.contender not in OURS for row in rows) else []
+    parts += ["## Other LSTMs", competitors(rows)] if any(row.contender not in OURS for row in rows) else []
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -67,18 +67,18 @@ def machine_line(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """A line for every row of the table of floors: times, and how many times as fast as nn.LSTM, with the spread."""
+    """A line for every row of the table of targets: times, and how many times as fast as nn.LSTM, with the spread."""
     lines, done = [["case", "shapes", "nn.LSTM", "fastlstm", "times as fast as nn.LSTM"]], set()
     cases = list(dict.fromkeys(row.case for row in rows if not row.skipped))
-    for floor in FLOORS:
-        if floor.covers in done or floor.statistic not in ("mean", "worst") or floor.column != "cpu":
+    for target in TARGETS:
+        if target.covers in done or target.statistic not in ("mean", "worst") or target.column != "cpu":
             continue
-        done.add(floor.covers)
-        found = speed(rows, [case for case in cases if floor.holds_for(case)])
+        done.add(target.covers)
+        found = speed(rows, [case for case in cases if target.applies_to(case)])
         if found:
             times = [_milliseconds(found.torch), _milliseconds(found.fastlstm)]
             ratio = f"{found.ratio:.2f}× ({found.low:.2f} to {found.high:.2f})"
-            lines.append([floor.row, str(found.shapes), *times, ratio])
+            lines.append([target.row, str(found.shapes), *times, ratio])
     return _table(lines)
 
 
@@ -109,7 +109,7 @@ def _median(row: Row) -> str:
     return f"{row.p50 * 1e3:.3g} ms{speed}"
 
 
-def peers(rows: Sequence[Row]) -> str:
+def competitors(rows: Sequence[Row]) -> str:
     """Times as fast as nn.LSTM, a column a contender; then who took no part, and why."""
     names = list(dict.fromkeys(row.contender for row in rows if row.contender not in OURS and not row.skipped))
     cases = list(dict.fromkeys(row.case for row in rows if row.contender in names))

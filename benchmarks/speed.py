@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.record import Row
-from benchmarks.work import geometric_mean
+from benchmarks.schema import Row
+from benchmarks.workload import geometric_mean
 
 FORCED = ("cpu", "cuda", "triton")
 

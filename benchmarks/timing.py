@@ -1,7 +1,7 @@
-"""Interleaved timing: every contender runs once a round in one process, so that a slow minute slows all of them.
+"""Interleaved timing: every contender runs once per round in one process, so that a slow minute slows all of them.
 
-A ratio is the median over rounds of (their time / our time) within a round: above 1 we are faster. A step is a
-function without arguments that does the work once; short steps are repeated until a sample is long enough for the clock.
+A ratio is the median over rounds of (nn.LSTM's time / the contender's time): above 1 is faster than nn.LSTM. A step is a
+function without arguments; a short step is repeated until the sample is long enough for the clock.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ Step = Callable[[], object]
 Inside = Callable[[str], AbstractContextManager[object]]
 Times = dict[str, list[float]]
 
-SAMPLE_SECONDS = 2e-3  # shorter samples measure the clock and the cache of the contender before
+SAMPLE_SECONDS = 2e-3  # shorter samples measure the clock, and the cache that the previous contender left
 LEAST_ROUNDS, MOST_ROUNDS = 3, 201
 
 
 class Interleaved:
-    """The contenders of one case. `first` is timed by the caller (or by `measure`), the others by `others`.
+    """The contenders of one case. The caller times `first` (or calls `sample`); `others` times the others.
 
-    steps: name → step, each called before (the check of its output does that); first: the name of the one that ends a
-    round; inside: the context that a contender's samples are taken in, entered before the clock starts; finish: waits for
-    work that a step only started (a GPU's); clock: seconds; settle: called after each sample with its name: brings the machine
-    back to how the others expect it; warm: an untimed call before every sample, not before those of short steps alone.
+    Args:
+        steps: name → step. The check of its output has called each step before.
+        first: the contender that ends a round.
+        inside: the context of a contender's samples, entered before the clock starts.
+        finish: waits for work that a step only started (on a GPU).
+        clock: returns seconds.
+        settle: called after each sample with the contender's name; brings the machine back to rest.
+        warm: call each step once, untimed, before every sample, not only short steps.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class Interleaved:
         self.round_seconds = sum(once[name] * (n + warm) + self.settling[name] for name, n in self.calls.items())
 
     def _once(self, name: str) -> float:
-        """Seconds of one call; the least of three where it is short, since a first call is slower."""
+        """Return the seconds of one call; the least of three calls if it is short, since the first call is slower."""
         once = self._seconds(name, 1)
         return once if once >= SAMPLE_SECONDS else min(once, self._seconds(name, 1), self._seconds(name, 1))
 
@@ -61,24 +65,24 @@ class Interleaved:
             for _ in range(calls):
                 step()
             self.finish()
-            found = (self.clock() - start) / calls
+            seconds = (self.clock() - start) / calls
         start = self.clock()
         self.settle(name)
         self.settling[name] = self.clock() - start
-        return found
+        return seconds
 
     def sample(self, name: str) -> None:
-        """Take and keep one sample of one contender."""
+        """Take one sample of one contender and store it in `times`."""
         self.times[name].append(self._seconds(name, self.calls[name]))
 
     def others(self) -> None:
-        """One sample of every contender but the first."""
+        """Take one sample of every contender except `first`."""
         for name in self.steps:
             if name != self.first:
                 self.sample(name)
 
     def before_first(self) -> None:
-        """All of a round but the last sample, for a timer outside that then times `run_first`."""
+        """Run a round without the sample of `first`; an external timer then times `run_first`."""
         self.others()
         if self.calls[self.first] > 1 or self.warm:
             with self.inside(self.first):
@@ -86,7 +90,7 @@ class Interleaved:
         self.finish()
 
     def run_first(self) -> None:
-        """The calls of one sample of the first."""
+        """Make the calls of one sample of `first`."""
         with self.inside(self.first):
             step = self.steps[self.first]
             for _ in range(self.calls[self.first]):
@@ -94,7 +98,7 @@ class Interleaved:
             self.finish()
 
     def rounds_for(self, seconds: float) -> int:
-        """How many rounds fit into `seconds`."""
+        """Return how many rounds fit into `seconds`, between LEAST_ROUNDS and MOST_ROUNDS."""
         return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / max(self.round_seconds, 1e-6))))
 
 
@@ -115,7 +119,7 @@ def _calls(once: float) -> int:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """No garbage collection inside."""
+    """Turn garbage collection off inside the context."""
     was = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -127,15 +131,15 @@ def undisturbed() -> Iterator[None]:
 
 
 def take_turns(turns: Interleaved, rounds: int) -> None:
-    """Run the rounds; every contender's seconds are then in `turns.times`."""
+    """Run the rounds. The seconds of every contender are then in `turns.times`."""
     for _ in range(rounds):
         turns.others()
         turns.sample(turns.first)
 
 
-def pair_ratios(times: Times, ours: str, theirs: str) -> list[float]:
-    """Return their time / our time, round by round."""
-    return [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
+def pair_ratios(times: Times, contender: str, baseline: str) -> list[float]:
+    """Return the baseline's time / the contender's time, round by round."""
+    return [b / a for a, b in zip(times[contender], times[baseline], strict=True)]
 
 
 def quantile(values: list[float], q: float) -> float:

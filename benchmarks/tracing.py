@@ -1,7 +1,7 @@
-"""Characters a second of a whole trace, everything kept: `python -m benchmarks.tracing MODEL [TEXT]`, on two threads.
+"""Characters per second of a whole trace that keeps everything: `python -m benchmarks.tracing MODEL [TEXT]`, on two threads.
 
-MODEL: a checkpoint, the folder of a run, or `names`; TEXT: a file, by default the start of what the model learned, over and
-over. In pieces of bounded memory, and whole (600 MB of arrays at 2 × 128, which the system must first find).
+MODEL: a checkpoint, the folder of a run, or `names`. TEXT: a file; by default the start of the training text, repeated. Timed in
+pieces of bounded memory, and whole (600 MB of new arrays at 2 × 128).
 """
 
 from __future__ import annotations

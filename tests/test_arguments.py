@@ -20,7 +20,7 @@ FILES = sorted(
     for p in (ROOT / package).rglob("*.py")
     if p.name != "__main__.py" and not p.name.startswith("test_")  # benchmarks/test_*.py need the marks of `make bench`
 )
-ABSENT = {"jax", "onnx", "onnxruntime", "tf2onnx"}  # extras of the peers
+ABSENT = {"jax", "onnx", "onnxruntime", "tf2onnx"}  # optional competitors of the benchmarks
 
 
 def _module(path: Path) -> types.ModuleType:

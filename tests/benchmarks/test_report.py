@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import layer, plots, record, report, speed
-from benchmarks.floors import FLOORS
-from benchmarks.layer import Call, shape
+from benchmarks import layer, plots, report, schema, speed
+from benchmarks.layer import LayerCall, shape
 from benchmarks.machine import environment
-from benchmarks.record import Row
-from benchmarks.suite import CASES, Timed
-from benchmarks.work import Work
+from benchmarks.schema import Row
+from benchmarks.suite import CASES, BenchmarkCase
+from benchmarks.targets import TARGETS
+from benchmarks.workload import Workload
 
 WHERE = {"cpu": "Some CPU", "threads": 2, "isa": "avx2", "torch": "2.13.0", "commit": "abc123", "date": "2026-01-02"}
 
@@ -36,37 +36,40 @@ def test_rows_survive_csv(tmp_path: Path):
         Row("a/b", "cpu", p20=0.5, p50=1e-6, rounds=3, packed=True, kernel='oneDNN, "x"', flops=1.25e9, **WHERE),
         Row("a/b", "jax", skipped="not installed, try: pip"),
     ]
-    record.write_csv(tmp_path / "rows.csv", rows)
-    assert record.read(tmp_path / "rows.csv") == rows
+    schema.write_csv(tmp_path / "rows.csv", rows)
+    assert schema.read(tmp_path / "rows.csv") == rows
 
 
 def test_figures_keep_six_digits(tmp_path: Path):
-    record.write_csv(tmp_path / "rows.csv", [Row("a/b", "cpu", p50=0.123456789)])
-    assert record.read(tmp_path / "rows.csv")[0].p50 == 0.123457
+    schema.write_csv(tmp_path / "rows.csv", [Row("a/b", "cpu", p50=0.123456789)])
+    assert schema.read(tmp_path / "rows.csv")[0].p50 == 0.123457
 
 
 def test_a_file_of_another_schema_is_refused(tmp_path: Path):
     (tmp_path / "rows.csv").write_text("case,contender\na/b,cpu\n")
     with pytest.raises(ValueError, match="its columns are not those of"):
-        record.read(tmp_path / "rows.csv")
+        schema.read(tmp_path / "rows.csv")
     (tmp_path / "other.json").write_text(json.dumps({"benchmarks": [{"extra_info": {}, "fullname": "test_x"}]}))
     with pytest.raises(ValueError, match="test_x has no rows"):
-        record.read(tmp_path / "other.json")
+        schema.read(tmp_path / "other.json")
     with pytest.raises(ValueError, match=r"neither \.csv nor \.json"):
-        record.read(tmp_path / "rows.txt")
+        schema.read(tmp_path / "rows.txt")
 
 
 def test_a_measurement_becomes_rows_of_every_contender_and_of_those_left_out():
-    work = layer.layer(Call(shape(5, 3, 8, packed=True)))
-    work.skipped["jax"] = "not here"
+    workload = layer.layer(LayerCall(shape(5, 3, 8, packed=True)))
+    workload.skipped["jax"] = "not here"
     times = {"cpu": [1.0, 2.0, 1.0], "dispatched": [2.0, 2.0, 2.0], "torch": [3.0, 3.0, 3.0]}
     calls = {"cpu": 7, "dispatched": 1, "torch": 1}
-    rows = {row.contender: row for row in record.of_times(Timed("a/b", layer.layer), work, times, calls, gemm=1e3)}
+    rows = {
+        row.contender: row
+        for row in schema.of_times(BenchmarkCase("a/b", layer.layer), workload, times, calls, gemm=1e3)
+    }
     assert list(rows) == ["cpu", "dispatched", "torch", "jax"]
     cpu = rows["cpu"]
     assert (cpu.p50, cpu.ratio, cpu.rounds, cpu.calls) == (1.0, 3.0, 3, 7)
     assert (cpu.T, cpu.B, cpu.H, cpu.packed, cpu.training, cpu.kernel) == (5, 3, 8, True, True, "ATen's loop")
-    assert cpu.of_gemm == work.flops / 1.0 / 1e3
+    assert cpu.of_gemm == workload.flops / 1.0 / 1e3
     assert (rows["torch"].ratio, rows["jax"].skipped, rows["jax"].p50) == (1.0, "not here", None)
 
 
@@ -84,7 +87,7 @@ def test_a_later_file_replaces_a_case_and_keeps_the_others():
 
 def test_the_summary_has_a_line_for_every_row_of_ratios_and_their_mean():
     text = report.summary(results(2.0))
-    promised = {floor.covers for floor in FLOORS if floor.statistic in ("mean", "worst") and floor.column == "cpu"}
+    promised = {target.covers for target in TARGETS if target.statistic in ("mean", "worst") and target.column == "cpu"}
     assert text.count("\n") == 1 + len(promised)
     assert "| training step, B 16-128 | 15 | 2 ms | 1 ms | 2.00× (2.00 to 2.00) |" in text
     assert "| packed, H 128 | 1 | 2 ms | 1 ms | 2.00× (2.00 to 2.00) |" in text
@@ -128,13 +131,13 @@ def test_the_caption_names_one_clean_commit_or_says_that_it_is_preliminary():
     assert "preliminary" not in report.readme_block(clean, "a.csv", "a.svg")
 
 
-def test_peers_stand_beside_fastlstm_and_absent_ones_below():
+def test_competitors_stand_beside_fastlstm_and_absent_ones_below():
     rows = [
         Row("a/1", "cpu", p50=1.0, ratio=3.0),
         Row("a/1", "jax", p50=2.0, ratio=0.5),
         Row("a/1", "onnxruntime", skipped="not installed"),
     ]
-    text = report.peers(rows)
+    text = report.competitors(rows)
     assert "| a/1 | 3.00 |  | 0.50 |" in text
     assert "- onnxruntime: not installed" in text
 
@@ -155,7 +158,7 @@ def test_the_report_writes_all_from_the_suites_json(tmp_path: Path, capsys: pyte
     report.main([str(tmp_path / "full.json"), "--out", str(tmp_path / "out")])
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"results.csv", "results.md", "ratios.svg", "gemm.svg", "scaling.svg"}
-    assert record.read(tmp_path / "out" / "results.csv") == results()
+    assert schema.read(tmp_path / "out" / "results.csv") == results()
     text = (tmp_path / "out" / "results.md").read_text()
     assert "Some CPU" in text
     assert all(f"]({name})" in text for name in names if name.endswith(".svg"))
@@ -206,10 +209,10 @@ def test_the_readme_shows_what_its_file_says():
         pytest.skip("no official run has been made yet")
     source = block.rsplit("](", 1)[1].split(")")[0]
     picture = source.removesuffix(".csv") + "-ratios.svg"
-    assert block == report.readme_block(record.read(report.ROOT / source), source, picture)
+    assert block == report.readme_block(schema.read(report.ROOT / source), source, picture)
     assert (report.ROOT / picture).exists()
 
 
 def test_a_work_without_a_layer_has_no_sizes():
-    assert record.shapes(Work({}))["dtype"] == "float32"
-    assert "T" not in record.shapes(Work({}))
+    assert schema.shapes(Workload({}))["dtype"] == "float32"
+    assert "T" not in schema.shapes(Workload({}))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import timing
-from benchmarks.record import Row, quantiles
+from benchmarks.schema import Row, quantiles
 from benchmarks.timing import (
     LEAST_ROUNDS,
     MOST_ROUNDS,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.work import geometric_mean
+from benchmarks.workload import geometric_mean
 from tools.gpu_fit import kept, others, plots, right, sweep
 from tools.gpu_tables import markdown
 

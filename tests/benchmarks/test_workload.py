@@ -5,21 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import characters, layer, saved
-from benchmarks.layer import Call, shape
-from benchmarks.running import run
-from benchmarks.suite import CASES, Timed
+from benchmarks import characters, layer, memory
+from benchmarks.layer import LayerCall, shape
+from benchmarks.runner import run_case
+from benchmarks.suite import CASES, BenchmarkCase
 from benchmarks.timing import take_turns
-from benchmarks.work import Work, WrongOutputError, agree, geometric_mean
+from benchmarks.workload import Workload, WrongOutputError, check_agreement, geometric_mean
 from fastlstm import dispatch
 
 SMALL = {
-    "training": lambda: layer.layer(Call(shape(5, 3, 8))),
-    "forward": lambda: layer.layer(Call(shape(5, 3, 8, I=4, initial=True), L=2, train=False)),
-    "packed": lambda: layer.layer(Call(shape(8, 5, 8, packed=True, initial=True))),
-    "packed-bidirectional": lambda: layer.layer(Call(shape(8, 5, 8, packed=True), bidirectional=True)),
-    "projection": lambda: layer.layer(Call(shape(5, 3, 8, P=3, initial=True))),
-    "one-step": lambda: layer.layer(Call(shape(1, 1, 8, initial=True), L=2, train=False)),
+    "training": lambda: layer.layer(LayerCall(shape(5, 3, 8))),
+    "forward": lambda: layer.layer(LayerCall(shape(5, 3, 8, I=4, initial=True), L=2, train=False)),
+    "packed": lambda: layer.layer(LayerCall(shape(8, 5, 8, packed=True, initial=True))),
+    "packed-bidirectional": lambda: layer.layer(LayerCall(shape(8, 5, 8, packed=True), bidirectional=True)),
+    "projection": lambda: layer.layer(LayerCall(shape(5, 3, 8, P=3, initial=True))),
+    "one-step": lambda: layer.layer(LayerCall(shape(1, 1, 8, initial=True), L=2, train=False)),
     "characters": lambda: characters.training_step(2, 8, 3, 5),
     "sampling": lambda: characters.sampling(2, 8, num=2, length=5),
 }
@@ -33,9 +33,9 @@ def test_every_kind_of_work_agrees_on_a_small_size(name: str):
 def test_a_wrong_contender_is_never_timed():
     timed = []
     good = torch.ones(4)
-    work = Work({"cpu": lambda: [good * 1.001], "torch": lambda: [good]})
+    workload = Workload({"cpu": lambda: [good * 1.001], "torch": lambda: [good]})
     with pytest.raises(WrongOutputError, match=r"cpu, tensor 0: off by 0\.001, allowed 2e-05"):
-        run(Timed("any/case", lambda: work), 0.0, lambda *_: timed.append(1))
+        run_case(BenchmarkCase("any/case", lambda: workload), 0.0, lambda *_: timed.append(1))
     assert timed == []
 
 
@@ -49,9 +49,9 @@ def test_a_case_is_checked_then_timed_with_its_own_threads():
 
         return step
 
-    work = Work({name: call(name) for name in ("cpu", "dispatched", "torch")}, skipped={"jax": "not here"})
-    case = Timed("any/case", lambda: work, threads=before + 1)
-    rows = run(case, 0.0, lambda turns, rounds: (seen.append("timing"), take_turns(turns, rounds)))
+    workload = Workload({name: call(name) for name in ("cpu", "dispatched", "torch")}, skipped={"jax": "not here"})
+    case = BenchmarkCase("any/case", lambda: workload, threads=before + 1)
+    rows = run_case(case, 0.0, lambda turns, rounds: (seen.append("timing"), take_turns(turns, rounds)))
     first, then = seen[: seen.index("timing")], seen[seen.index("timing") :]
     assert first[:3] == [(name, before + 1) for name in ("torch", "cpu", "dispatched")]
     assert len(then) > 3 * 3
@@ -73,7 +73,7 @@ def test_a_case_is_checked_then_timed_with_its_own_threads():
 )
 def test_disagreement_names_contender_and_tensor(got: list[torch.Tensor], match: str):
     with pytest.raises(WrongOutputError, match=match):
-        agree("mine", got, [torch.ones(3).double(), torch.ones(2).double()], 1e-3)
+        check_agreement("mine", got, [torch.ones(3).double(), torch.ones(2).double()], 1e-3)
 
 
 def test_check_runs_each_contender_under_its_backend(monkeypatch: pytest.MonkeyPatch):
@@ -87,20 +87,20 @@ def test_check_runs_each_contender_under_its_backend(monkeypatch: pytest.MonkeyP
 
         return call
 
-    Work({name: run(name) for name in ("cpu", "dispatched", "torch")}, grad=False).check()
+    Workload({name: run(name) for name in ("cpu", "dispatched", "torch")}, grad=False).check()
     assert seen == {"cpu": ("cpu", False), "dispatched": (None, False), "torch": ("reference", False)}
 
 
 def test_what_dispatch_takes_is_known():
-    work = layer.layer(Call(shape(5, 3, 8)))
-    assert work.chosen in ("cpu", "torch", "reference")
+    workload = layer.layer(LayerCall(shape(5, 3, 8)))
+    assert workload.chosen in ("cpu", "torch", "reference")
 
 
 def test_sampling_is_checked_with_argmax_and_timed_with_drawing():
-    work = characters.sampling(1, 8, length=20)
-    first, second = (work.checked["torch"]()[0] for _ in range(2))
+    workload = characters.sampling(1, 8, length=20)
+    first, second = (workload.checked["torch"]()[0] for _ in range(2))
     assert torch.equal(first, second)
-    assert work.runs["torch"]()[0].shape == (20, 1)
+    assert workload.runs["torch"]()[0].shape == (20, 1)
 
 
 def test_names_are_unique_and_the_quick_part_has_every_kind_of_row():
@@ -117,13 +117,13 @@ def test_saved_bytes_counts_each_storage_once_and_no_parameter():
         y = x.exp()  # saves its result: 200 bytes, which the product below saves once more
         return (y * y[:10].sum()).sum() * weight.sum()
 
-    assert saved.saved_bytes(call, [weight]) < 4 * 1000
-    assert saved.saved_bytes(lambda: x.exp(), []) == 200
-    assert saved.saved_bytes(lambda: x.detach().exp(), []) == 0
+    assert memory.saved_bytes(call, [weight]) < 4 * 1000
+    assert memory.saved_bytes(lambda: x.exp(), []) == 200
+    assert memory.saved_bytes(lambda: x.detach().exp(), []) == 0
 
 
 def test_recompute_saves_less_and_both_less_than_torch():
-    rows = {row.contender: row for row in saved.rows(16, 4, 16)}
+    rows = {row.contender: row for row in memory.rows(16, 4, 16)}
     assert rows["recompute"].p50 < rows["cpu"].p50 < rows["torch"].p50
     assert rows["cpu"].ratio == rows["torch"].p50 / rows["cpu"].p50
 
@@ -134,9 +134,9 @@ def test_geometric_mean():
 
 def test_flops_of_a_layer():
     # one row, I 2, H 3: 4 gates · 3 units · (2 + 3) inputs, each a multiplication and an addition
-    assert Call(shape(1, 1, 3, I=2), train=False).flops == 2 * 4 * 3 * 5
-    assert Call(shape(1, 1, 3, I=2)).flops == 3 * 2 * 4 * 3 * 5
-    assert Call(shape(1, 1, 3, I=2, P=2), train=False).flops == 2 * (4 * 3 * (2 + 2) + 2 * 3)
-    two = Call(shape(1, 1, 3, I=2), L=2, bidirectional=True, train=False)
+    assert LayerCall(shape(1, 1, 3, I=2), train=False).flops == 2 * 4 * 3 * 5
+    assert LayerCall(shape(1, 1, 3, I=2)).flops == 3 * 2 * 4 * 3 * 5
+    assert LayerCall(shape(1, 1, 3, I=2, P=2), train=False).flops == 2 * (4 * 3 * (2 + 2) + 2 * 3)
+    two = LayerCall(shape(1, 1, 3, I=2), L=2, bidirectional=True, train=False)
     assert two.flops == 2 * 2 * 4 * 3 * (2 + 3) + 2 * 2 * 4 * 3 * (6 + 3)
-    assert Call(shape(4, 2, 3, I=3, packed=True), train=False).flops == (4 + 1) * 2 * 4 * 3 * 6  # lengths 4 and 1
+    assert LayerCall(shape(4, 2, 3, I=3, packed=True), train=False).flops == (4 + 1) * 2 * 4 * 3 * 6  # lengths 4 and 1

@@ -6,26 +6,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.layer import Ready
-from benchmarks.peers import AbsentError, Peer, need, plain
+from benchmarks.competitors import AbsentError, Competitor, require, require_plain
+from benchmarks.layer import PreparedLayer
 
 
-def session(made: Ready) -> Peer:
-    """One LSTM node a layer, as many threads as torch has."""
-    plain(made, inference_only=True)
-    need("onnxruntime")
-    need("onnx")
-    if made.call.device != "cpu" or made.call.dtype != torch.float32:
-        raise AbsentError("this peer is written for float32 on the CPU")
+def session(prepared: PreparedLayer) -> Competitor:
+    """One LSTM node per layer, with as many threads as torch."""
+    require_plain(prepared, inference_only=True)
+    require("onnxruntime")
+    require("onnx")
+    if prepared.call.device != "cpu" or prepared.call.dtype != torch.float32:
+        raise AbsentError("this competitor is written for float32 on the CPU")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    model = graph(made.lstm, made.call.case.T, made.call.case.B).SerializeToString()
+    model = graph(prepared.lstm, prepared.call.case.T, prepared.call.case.B).SerializeToString()
     engine = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    zero = np.zeros((made.lstm.num_layers, made.call.case.B, made.lstm.hidden_size), np.float32)
-    h0, c0 = (zero, zero) if made.state is None else (s.numpy() for s in made.state)
-    feed = {"x": made.rows.detach().numpy(), "h0": h0, "c0": c0}
+    zero = np.zeros((prepared.lstm.num_layers, prepared.call.case.B, prepared.lstm.hidden_size), np.float32)
+    h0, c0 = (zero, zero) if prepared.state is None else (s.numpy() for s in prepared.state)
+    feed = {"x": prepared.rows.detach().numpy(), "h0": h0, "c0": c0}
 
     def timed() -> list[np.ndarray]:
         return engine.run(None, feed)
@@ -33,7 +33,7 @@ def session(made: Ready) -> Peer:
     def compared() -> list[Tensor]:
         return [torch.from_numpy(value) for value in timed()]
 
-    return Peer(timed, compared)
+    return Competitor(timed, compared)
 
 
 def graph(lstm: nn.LSTM, T: int, B: int):
@@ -55,10 +55,10 @@ def graph(lstm: nn.LSTM, T: int, B: int):
     for name, letter in (("h_n", "h"), ("c_n", "c")):
         nodes.append(helper.make_node("Concat", [f"{letter}_{k}" for k in range(L)], [name], axis=0))
     state = (L, B, H)
-    given = {"x": (T, B, I), "h0": state, "c0": state}
-    made = {"out": (T, B, H), "h_n": state, "c_n": state}
+    feeds = {"x": (T, B, I), "h0": state, "c0": state}
+    outputs = {"out": (T, B, H), "h_n": state, "c_n": state}
     typed = [
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in side.items()] for side in (given, made)
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in side.items()] for side in (feeds, outputs)
     ]
     return helper.make_model(
         helper.make_graph(nodes, "lstm", *typed, constants), opset_imports=[helper.make_opsetid("", 18)], ir_version=8

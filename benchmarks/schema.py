@@ -1,6 +1,6 @@
-"""The one schema of results: a row is one contender of one case. Written as CSV, or inside pytest-benchmark's JSON.
+"""The schema of results: a row is one contender of one case. Stored as CSV, or inside pytest-benchmark's JSON.
 
-`ratio` is nn.LSTM's figure divided by the contender's, median of the pairs of each round: above 1 is better than nn.LSTM.
+`ratio` is the median over rounds of (nn.LSTM's value / the contender's value): above 1 is better than nn.LSTM.
 """
 
 from __future__ import annotations
@@ -15,18 +15,25 @@ from typing import Any
 
 import torch
 
-from benchmarks.suite import Timed
+from benchmarks.suite import BenchmarkCase
 from benchmarks.timing import Times, pair_ratios, quantile
-from benchmarks.work import Work
+from benchmarks.workload import Workload
 
 
 @dataclass(frozen=True)
 class Row:
-    """One contender of one case; p20, p50, p80 are quantiles over rounds, in `unit` (s a call, or B).
+    """One contender of one case. The fields after `threads` are those of `machine.environment`.
 
-    calls: calls a sample; rounds: samples; characters: drawn by one call; flops, bytes: what one call must do and read;
-    gemm: FLOP/s of a large product on this machine in this run; of_gemm: share of it that was reached; chosen: what
-    dispatch takes; kernel: what torch takes; skipped: why there are no figures. Then the machine, see `machine.py`.
+    Attributes:
+        p20, p50, p80: quantiles over rounds, in `unit` (s per call, or B).
+        rounds, calls: number of samples, and of calls in a sample.
+        characters: characters that one call draws.
+        flops, bytes: operations of one call, and weights that it must read.
+        gemm: FLOP/s of a large matrix product on this machine in this run.
+        of_gemm: the share of `gemm` that was reached.
+        chosen: the backend that dispatch chooses.
+        kernel: the implementation that torch chooses.
+        skipped: why there are no values.
     """
 
     case: str
@@ -79,40 +86,44 @@ class Row:
         return self.case.split("/")[0]
 
 
-def of_times(case: Timed, work: Work, times: Times, calls: dict[str, int], gemm: float) -> list[Row]:
-    """Return the rows of a case that was timed: every contender, then those that took no part."""
-    base = Row(case.name, "", **shapes(work), gemm=gemm, chosen=work.chosen, threads=torch.get_num_threads())
+def of_times(case: BenchmarkCase, workload: Workload, times: Times, calls: dict[str, int], gemm: float) -> list[Row]:
+    """Return the rows of a case that was timed: every contender, then those that were skipped."""
+    base = Row(case.name, "", **shapes(workload), gemm=gemm, chosen=workload.chosen, threads=torch.get_num_threads())
     rows = []
-    for name in work.runs:
+    for name in workload.runs:
         row = quantiles(replace(base, contender=name), times[name], pair_ratios(times, name, "torch"))
-        of_gemm = work.flops / row.p50 / gemm if work.flops and gemm else None
+        of_gemm = workload.flops / row.p50 / gemm if workload.flops and gemm else None
         rows.append(replace(row, calls=calls[name], of_gemm=of_gemm))
-    return rows + [replace(base, contender=name, skipped=reason) for name, reason in work.skipped.items()]
+    return rows + [replace(base, contender=name, skipped=reason) for name, reason in workload.skipped.items()]
 
 
 def quantiles(row: Row, values: list[float], ratios: list[float]) -> Row:
     """Return `row` with the quantiles of its samples and of its ratios."""
     low, middle, high = quantile(values, 0.2), statistics.median(values), quantile(values, 0.8)
-    found = {"ratio_p20": quantile(ratios, 0.2), "ratio": statistics.median(ratios), "ratio_p80": quantile(ratios, 0.8)}
-    return replace(row, p20=low, p50=middle, p80=high, rounds=len(values), **found)
+    ratio_quantiles = {
+        "ratio_p20": quantile(ratios, 0.2),
+        "ratio": statistics.median(ratios),
+        "ratio_p80": quantile(ratios, 0.8),
+    }
+    return replace(row, p20=low, p50=middle, p80=high, rounds=len(values), **ratio_quantiles)
 
 
-def shapes(work: Work) -> dict[str, Any]:
-    """The fields of a row that say what the work is."""
-    found = {"dtype": str(work.dtype).removeprefix("torch."), "flops": work.flops, "bytes": work.bytes}
-    found |= {"characters": work.characters, "training": work.grad}
-    if work.made is not None:
-        call = work.made.call
+def shapes(workload: Workload) -> dict[str, Any]:
+    """Return the fields of a row that describe the workload."""
+    values = {"dtype": str(workload.dtype).removeprefix("torch."), "flops": workload.flops, "bytes": workload.bytes}
+    values |= {"characters": workload.characters, "training": workload.grad}
+    if workload.prepared is not None:
+        call = workload.prepared.call
         sizes = {name: getattr(call.case, name) for name in ("T", "B", "I", "H", "P")}
-        found |= sizes | {"L": call.L, "directions": call.directions, "packed": call.case.packed}
-        found |= {"device": call.device, "kernel": torch_kernel(call)}
-    return found
+        values |= sizes | {"L": call.L, "directions": call.directions, "packed": call.case.packed}
+        values |= {"device": call.device, "kernel": torch_kernel(call)}
+    return values
 
 
 def torch_kernel(call: Any) -> str:
-    """What torch's own LSTM runs: oneDNN or ATen's loop on the CPU, the class of cuDNN's algorithm on a GPU."""
+    """Return what nn.LSTM runs: oneDNN or ATen's loop on the CPU, the class of cuDNN's algorithm on a GPU."""
     if call.device == "cuda":
-        from benchmarks.peers.gpu import cudnn_algorithm, this_device
+        from benchmarks.competitors.gpu import cudnn_algorithm, this_device
 
         return f"cuDNN, {cudnn_algorithm(call, this_device(), forward=True)}" + (
             f"; backward {cudnn_algorithm(call, this_device(), forward=False)}" if call.train else ""
@@ -122,7 +133,7 @@ def torch_kernel(call: Any) -> str:
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows, one a line under a heading; figures with 6 digits."""
+    """Write a header line and one line per row; numbers have 6 digits."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(field.name for field in fields(Row))
@@ -135,12 +146,16 @@ def _text(value: object) -> object:
 
 
 def read(path: Path) -> list[Row]:
-    """Return the rows of a CSV file or of pytest-benchmark's JSON; raises ValueError for another file."""
+    """Return the rows of a CSV file or of pytest-benchmark's JSON.
+
+    Raises:
+        ValueError: the file is neither, or has another schema.
+    """
     if path.suffix == ".csv":
         with path.open(newline="") as file:
             reader = csv.DictReader(file)
             if reader.fieldnames != [field.name for field in fields(Row)]:
-                raise ValueError(f"{path}: its columns are not those of benchmarks.record.Row; write it anew")
+                raise ValueError(f"{path}: its columns are not those of benchmarks.schema.Row; write it anew")
             return [_parsed(line) for line in reader]
     if path.suffix == ".json":
         return list(_of_json(json.loads(path.read_text()), path))
@@ -159,6 +174,6 @@ def _parsed(line: dict[str, str]) -> Row:
     parse = {"str": str, "int": int, "float": float, "bool": lambda text: text == "True"}
     values = {}
     for field in fields(Row):
-        kind, text = str(field.type), line[field.name]
-        values[field.name] = None if "None" in kind and not text else parse[kind.split(" ")[0]](text)
+        type_name, text = str(field.type), line[field.name]
+        values[field.name] = None if "None" in type_name and not text else parse[type_name.split(" ")[0]](text)
     return Row(**values)

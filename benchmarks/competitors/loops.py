@@ -8,24 +8,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.layer import Ready, backward_of
-from benchmarks.peers import AbsentError, Peer, plain
+from benchmarks.competitors import AbsentError, Competitor, require_plain
+from benchmarks.layer import PreparedLayer, backward_of
 
 Loop = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def cells(made: Ready) -> Peer:
-    """One nn.LSTMCell a layer, called step by step."""
-    plain(made)
-    return _peer(made, loop_of(made.lstm))
+def cells(prepared: PreparedLayer) -> Competitor:
+    """One nn.LSTMCell per layer, called step by step."""
+    require_plain(prepared)
+    return _looped(prepared, loop_of(prepared.lstm))
 
 
-def compiled(made: Ready) -> Peer:
+def compiled(prepared: PreparedLayer) -> Competitor:
     """The same loop as one graph; its T steps are unrolled, so compiling takes most of a minute."""
-    plain(made)
-    if shutil.which("c++") is None and made.call.device == "cpu":
+    require_plain(prepared)
+    if shutil.which("c++") is None and prepared.call.device == "cpu":
         raise AbsentError("torch.compile needs a C++ compiler; install g++")
-    return _peer(made, torch.compile(loop_of(made.lstm), fullgraph=True, dynamic=False))
+    return _looped(prepared, torch.compile(loop_of(prepared.lstm), fullgraph=True, dynamic=False))
 
 
 def loop_of(lstm: nn.LSTM) -> Loop:
@@ -51,15 +51,15 @@ def _cell(lstm: nn.LSTM, k: int) -> nn.LSTMCell:
     return cell
 
 
-def _peer(made: Ready, loop: Loop) -> Peer:
-    lstm, B = made.lstm, made.call.case.B
-    zero = made.rows.new_zeros(lstm.num_layers, B, lstm.hidden_size)
-    state = (zero, zero) if made.state is None else made.state
-    if made.call.train:
-        run = backward_of(lambda: loop(made.rows, *state), [made.rows, *lstm.parameters()], made.upstream)
+def _looped(prepared: PreparedLayer, loop: Loop) -> Competitor:
+    lstm, B = prepared.lstm, prepared.call.case.B
+    zero = prepared.rows.new_zeros(lstm.num_layers, B, lstm.hidden_size)
+    state = (zero, zero) if prepared.state is None else prepared.state
+    if prepared.call.train:
+        run = backward_of(lambda: loop(prepared.rows, *state), [prepared.rows, *lstm.parameters()], prepared.upstream)
     else:
 
         def run() -> tuple[Tensor, ...]:
-            return loop(made.rows, *state)
+            return loop(prepared.rows, *state)
 
-    return Peer(run, run)
+    return Competitor(run, run)

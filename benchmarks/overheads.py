@@ -1,4 +1,4 @@
-"""What fastlstm costs beside its own calls: importing it, its wheel, and the torch operation that comes after a call."""
+"""Costs of fastlstm outside its calls: time of the import, size of the wheel, time of the torch operation after a call."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 import fastlstm
-from benchmarks.record import Row, quantiles
-from benchmarks.work import same_weights
+from benchmarks.schema import Row, quantiles
+from benchmarks.workload import same_weights
 
 _IMPORT = """
 import time
@@ -40,7 +40,7 @@ def import_rows(rounds: int = 7) -> list[Row]:
 
 
 def wheel_rows() -> list[Row]:
-    """Return the bytes that the installed package takes in a wheel: its files, the native module too, compressed as there."""
+    """Return the bytes of a wheel of the installed package: its files with the native module, deflated."""
     folder = Path(fastlstm.__file__).parent
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
     buffer = io.BytesIO()
@@ -52,22 +52,22 @@ def wheel_rows() -> list[Row]:
 
 
 def after_rows(rounds: int = 60) -> list[Row]:
-    """Return the seconds of a matrix product right after a call of fastlstm (`cpu`), of nn.LSTM, of nothing (`alone`).
+    """Return the seconds of a matrix product right after a call of fastlstm (`cpu`), of nn.LSTM, or of nothing (`alone`).
 
-    A thread pool that spins on after its call would show here. The ratio is nn.LSTM's to the contender's, as elsewhere.
+    A thread pool that spins after its call slows the product. The ratio is nn.LSTM's time / the contender's time.
     """
-    theirs = nn.LSTM(128, 128)
-    ours, x = same_weights(fastlstm.LSTM(128, 128), theirs), torch.randn(50, 50, 128)
+    torch_lstm = nn.LSTM(128, 128)
+    lstm, x = same_weights(fastlstm.LSTM(128, 128), torch_lstm), torch.randn(50, 50, 128)
     a, b = torch.randn(2, 384, 384)
-    expected = theirs(x)[0]
+    expected = torch_lstm(x)[0]
     before: dict[str, Callable[[], object]] = {
-        "torch": lambda: theirs(x),
-        "cpu": lambda: ours(x),
+        "torch": lambda: torch_lstm(x),
+        "cpu": lambda: lstm(x),
         "alone": lambda: None,
     }
     times: dict[str, list[float]] = {name: [] for name in before}
     with torch.no_grad(), fastlstm.backend("cpu"):
-        torch.testing.assert_close(ours(x)[0], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(lstm(x)[0], expected, rtol=1e-4, atol=1e-5)
         for _ in range(rounds):
             for name, call in before.items():
                 call()

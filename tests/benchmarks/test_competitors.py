@@ -5,89 +5,92 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import layer, peers
-from benchmarks.layer import Call, shape
-from benchmarks.peers import gpu, loops
-from benchmarks.work import Work
+from benchmarks import competitors, layer
+from benchmarks.competitors import gpu, loops
+from benchmarks.layer import LayerCall, shape
+from benchmarks.workload import Workload
 
 DENSE = {
-    "training": Call(shape(4, 3, 8, I=5, initial=True), L=2),
-    "forward": Call(shape(4, 3, 8, I=5), L=2, train=False),
-    "one-step": Call(shape(1, 1, 8, initial=True), L=2, train=False),
+    "training": LayerCall(shape(4, 3, 8, I=5, initial=True), L=2),
+    "forward": LayerCall(shape(4, 3, 8, I=5), L=2, train=False),
+    "one-step": LayerCall(shape(1, 1, 8, initial=True), L=2, train=False),
 }
 
 
-def with_peer(call: Call, name: str) -> Work:
-    work = layer.layer(call)
-    peers.add(work, (name,))
-    return work
+def with_competitor(call: LayerCall, name: str) -> Workload:
+    workload = layer.layer(call)
+    competitors.add(workload, (name,))
+    return workload
 
 
 @pytest.mark.parametrize("kind", DENSE)
 @pytest.mark.parametrize("name", ["cell-loop", "onnxruntime", "jax"])
-def test_a_peer_agrees_with_torch_in_every_output_and_gradient(name: str, kind: str):
-    work = with_peer(DENSE[kind], name)
-    if name in work.skipped:
+def test_a_competitor_agrees_with_torch_in_every_output_and_gradient(name: str, kind: str):
+    workload = with_competitor(DENSE[kind], name)
+    if name in workload.skipped:
         expected = "gradients" if name == "onnxruntime" and kind == "training" else "is not installed"
-        assert expected in work.skipped[name]
+        assert expected in workload.skipped[name]
         return
-    work.check()
-    assert name in work.runs, work.skipped
-    work.runs[name]()
+    workload.check()
+    assert name in workload.runs, workload.skipped
+    workload.runs[name]()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["training", "forward"])
 def test_the_compiled_loop_agrees(kind: str):
-    work = with_peer(DENSE[kind], "compiled-loop")
-    if "C++ compiler" in work.skipped.get("compiled-loop", ""):
-        pytest.skip(work.skipped["compiled-loop"])
-    work.check()
-    assert "compiled-loop" in work.runs, work.skipped
+    workload = with_competitor(DENSE[kind], "compiled-loop")
+    if "C++ compiler" in workload.skipped.get("compiled-loop", ""):
+        pytest.skip(workload.skipped["compiled-loop"])
+    workload.check()
+    assert "compiled-loop" in workload.runs, workload.skipped
 
 
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (Call(shape(4, 3, 8, packed=True)), "packed sequences"),
-        (Call(shape(4, 3, 8), bidirectional=True), "two directions"),
-        (Call(shape(4, 3, 8, P=4)), "a projection"),
+        (LayerCall(shape(4, 3, 8, packed=True)), "packed sequences"),
+        (LayerCall(shape(4, 3, 8), bidirectional=True), "two directions"),
+        (LayerCall(shape(4, 3, 8, P=4)), "a projection"),
     ],
 )
-def test_what_a_peer_cannot_do_is_written_down(call: Call, reason: str):
-    for name in (*peers.CPU, *peers.GPU):
-        work = with_peer(call, name)
-        assert name not in work.runs
-        assert reason in work.skipped[name]
+def test_what_a_competitor_cannot_do_is_written_down(call: LayerCall, reason: str):
+    for name in (*competitors.CPU, *competitors.GPU):
+        workload = with_competitor(call, name)
+        assert name not in workload.runs
+        assert reason in workload.skipped[name]
 
 
-def test_a_gpu_peer_says_that_it_needs_one():
-    for name in peers.GPU:
-        assert with_peer(DENSE["forward"], name).skipped[name] == "this peer runs on a GPU"
+def test_a_gpu_competitor_says_that_it_needs_one():
+    for name in competitors.GPU:
+        assert with_competitor(DENSE["forward"], name).skipped[name] == "this competitor runs on a GPU"
 
 
 def test_a_missing_package_is_a_reason(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(peers.util, "find_spec", lambda package: None)
-    assert with_peer(DENSE["forward"], "jax").skipped["jax"] == "jax is not installed (pip install 'fastlstm[peers]')"
+    monkeypatch.setattr(competitors.util, "find_spec", lambda package: None)
+    assert (
+        with_competitor(DENSE["forward"], "jax").skipped["jax"]
+        == "jax is not installed (pip install 'fastlstm[peers]')"
+    )
 
 
-def test_a_peer_that_is_wrong_or_fails_is_left_out_with_the_reason():
+def test_a_competitor_that_is_wrong_or_fails_is_left_out_with_the_reason():
     right = [torch.ones(2)]
 
     def fails() -> list[torch.Tensor]:
         raise RuntimeError("no kernel\nfor this size")
 
     runs = {"torch": lambda: right, "cpu": lambda: right, "off": lambda: [torch.zeros(2)], "broken": fails}
-    work = Work(runs, optional={"off", "broken"})
-    work.check()
-    assert set(work.runs) == {"torch", "cpu"}
-    assert work.skipped["off"].startswith("WrongOutputError: off, tensor 0: off by 1")
-    assert work.skipped["broken"] == "RuntimeError: no kernel"
+    workload = Workload(runs, optional={"off", "broken"})
+    workload.check()
+    assert set(workload.runs) == {"torch", "cpu"}
+    assert workload.skipped["off"].startswith("WrongOutputError: off, tensor 0: off by 1")
+    assert workload.skipped["broken"] == "RuntimeError: no kernel"
 
 
-def test_peers_run_layers_only():
-    with pytest.raises(ValueError, match="peers run layers"):
-        peers.add(Work({"torch": lambda: []}), ("jax",))
+def test_competitors_run_layers_only():
+    with pytest.raises(ValueError, match="competitors run layers"):
+        competitors.add(Workload({"torch": lambda: []}), ("jax",))
 
 
 def test_the_loop_uses_the_weights_themselves():
@@ -131,15 +134,15 @@ H100, A100, V100, T4, A40 = (
     ],
 )
 def test_the_algorithm_class_that_torch_asks_cudnn_for(size, dtype, device, forward, algorithm):
-    assert gpu.cudnn_algorithm(Call(shape(*size), dtype=dtype), device, forward) == algorithm
+    assert gpu.cudnn_algorithm(LayerCall(shape(*size), dtype=dtype), device, forward) == algorithm
 
 
 def test_only_plain_layers_get_a_persistent_kernel():
     for call in (
-        Call(shape(64, 16, 128, packed=True)),
-        Call(shape(64, 16, 128, P=64)),
-        Call(shape(64, 16, 256), L=2, dtype=torch.float16),
-        Call(shape(64, 16, 256), bidirectional=True, dtype=torch.float16),
+        LayerCall(shape(64, 16, 128, packed=True)),
+        LayerCall(shape(64, 16, 128, P=64)),
+        LayerCall(shape(64, 16, 256), L=2, dtype=torch.float16),
+        LayerCall(shape(64, 16, 256), bidirectional=True, dtype=torch.float16),
     ):
         assert gpu.cudnn_algorithm(call, H100) == "standard"
 

@@ -6,35 +6,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.layer import Ready
-from benchmarks.peers import AbsentError, Peer, need, plain
+from benchmarks.competitors import AbsentError, Competitor, require, require_plain
+from benchmarks.layer import PreparedLayer
 
 
-def scan(made: Ready) -> Peer:
+def scan(prepared: PreparedLayer) -> Competitor:
     """Forward, or forward and `vjp`, compiled as one function."""
-    plain(made)
-    need("jax")
-    if made.call.device != "cpu" or made.call.dtype != torch.float32:
-        raise AbsentError("this peer is written for float32 on the CPU")
+    require_plain(prepared)
+    require("jax")
+    if prepared.call.device != "cpu" or prepared.call.dtype != torch.float32:
+        raise AbsentError("this competitor is written for float32 on the CPU")
     import jax
 
-    zero = torch.zeros(made.lstm.num_layers, made.call.case.B, made.lstm.hidden_size)
+    zero = torch.zeros(prepared.lstm.num_layers, prepared.call.case.B, prepared.lstm.hidden_size)
     arrays = [
-        [_array(v) for v in group] for group in (made.lstm.parameters(), (made.rows,), made.state or (zero, zero))
+        [_array(v) for v in group]
+        for group in (prepared.lstm.parameters(), (prepared.rows,), prepared.state or (zero, zero))
     ]
     weights, (x,), state = arrays
-    if made.call.train:
-        function, given = jax.jit(_with_gradients), (weights, x, state, _array(made.upstream))
+    if prepared.call.train:
+        function, arguments = jax.jit(_with_gradients), (weights, x, state, _array(prepared.upstream))
     else:
-        function, given = jax.jit(_forward), (weights, x, state)
+        function, arguments = jax.jit(_forward), (weights, x, state)
 
     def timed() -> object:
-        return jax.block_until_ready(function(*given))
+        return jax.block_until_ready(function(*arguments))
 
     def compared() -> list[Tensor]:
         return [torch.from_numpy(np.array(value)) for value in jax.tree_util.tree_leaves(timed())]
 
-    return Peer(timed, compared)
+    return Competitor(timed, compared)
 
 
 def _array(value: Tensor):
@@ -71,6 +72,6 @@ def _with_gradients(weights: list, x, state: list, upstream):
     """What `_forward` returns, then gradients of x and of every weight."""
     import jax
 
-    found, pull = jax.vjp(lambda weights, x: _forward(weights, x, state), weights, x)
-    dweights, dx = pull((upstream, jax.numpy.zeros_like(found[1]), jax.numpy.zeros_like(found[2])))
-    return found, dx, dweights
+    outputs, pull = jax.vjp(lambda weights, x: _forward(weights, x, state), weights, x)
+    dweights, dx = pull((upstream, jax.numpy.zeros_like(outputs[1]), jax.numpy.zeros_like(outputs[2])))
+    return outputs, dx, dweights

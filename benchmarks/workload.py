@@ -1,0 +1,145 @@
+"""The workload of one benchmark case: contenders that compute the same results, and the check that they do.
+
+`cpu` is fastlstm with that backend forced (on a GPU: `cuda`, `triton`), `dispatched` is fastlstm as a user gets it,
+`torch` is nn.LSTM on the same weights and inputs. `Workload.check` runs every contender once, before any timing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+import fastlstm
+
+if TYPE_CHECKING:
+    from benchmarks.layer import PreparedLayer
+
+Run = Callable[[], Iterable[Tensor]]
+
+# Two correct results of one type differ by rounding; fastlstm/testing/accuracy.py allows fastlstm twice nn.LSTM's own error.
+# Here the question is whether the contenders do the same work, and a wrong one is off by far more than this.
+ALLOWED = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float64: 1e-12}
+
+
+FORCED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # device → backends that are forced
+
+
+class WrongOutputError(AssertionError):
+    """A contender's result differs from the reference's. The case is not timed."""
+
+
+@dataclass
+class Workload:
+    """The contenders of one case, ready to run.
+
+    Attributes:
+        runs: name → one call; it returns the tensors that are compared.
+        reference: the contender that the others must agree with.
+        dtype: the type of weights and inputs.
+        grad: whether gradients are recorded.
+        flops: multiply-adds × 2 of one call; 0 if matrix products do not bound its time.
+        bytes: weights that one call must read.
+        chosen: the backend that dispatch chooses.
+        checked: name → what `check` runs, if that is not what is timed (sampling is checked with argmax).
+        optional: contenders that are left out if they fail.
+        skipped: name → why it is not timed.
+        allowed: name → its own tolerance.
+        prepared: the tensors of a layer, for competitors.
+        characters: characters that one call draws.
+    """
+
+    runs: dict[str, Run]
+    reference: str = "torch"
+    dtype: torch.dtype = torch.float32
+    grad: bool = True
+    flops: float = 0.0
+    bytes: float = 0.0
+    chosen: str = ""
+    checked: dict[str, Run] = field(default_factory=dict)
+    optional: set[str] = field(default_factory=set)
+    skipped: dict[str, str] = field(default_factory=dict)
+    allowed: dict[str, float] = field(default_factory=dict)
+    prepared: PreparedLayer | None = None
+    characters: int = 0
+
+    @property
+    def within(self) -> float:
+        """The relative difference that two correct results may have; cuDNN may multiply float32 as TF32."""
+        tf32 = self.prepared is not None and self.prepared.call.device == "cuda" and torch.backends.cudnn.allow_tf32
+        return ALLOWED[torch.float16] if tf32 and self.dtype == torch.float32 else ALLOWED[self.dtype]
+
+    @contextmanager
+    def context(self, name: str) -> Iterator[None]:
+        """Enter the context of a contender: the backend that its name forces, gradients on or off."""
+        backends = {"dispatched": None, **{forced: forced for names in FORCED.values() for forced in names}}
+        with fastlstm.backend(backends[name]) if name in backends else nullcontext(), torch.set_grad_enabled(self.grad):
+            yield
+
+    def check(self) -> None:
+        """Raise WrongOutputError unless every contender returns what the reference returns.
+
+        An optional contender that fails is skipped with the reason. So is a forced backend that cannot run the call.
+        """
+        expected = [tensor.double() for tensor in self._results(self.reference)]
+        for name in [name for name in self.runs if name != self.reference]:
+            try:
+                check_agreement(name, self._results(name), expected, self.allowed.get(name, self.within))
+            except fastlstm.BackendError as reason:
+                self._skip(name, reason)
+            except Exception as reason:  # a competitor may raise anything; it is then not timed
+                if name not in self.optional:
+                    raise
+                self._skip(name, reason)
+
+    def _results(self, name: str) -> list[Tensor]:
+        with self.context(name):
+            return [tensor.detach() for tensor in self.checked.get(name, self.runs[name])()]
+
+    def _skip(self, name: str, reason: Exception) -> None:
+        self.skipped[name] = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
+        del self.runs[name]
+
+
+def check_agreement(name: str, got: Iterable[Tensor], expected: list[Tensor], allowed: float) -> None:
+    """Raise WrongOutputError unless ‖got − expected‖ ≤ allowed · ‖expected‖ for each tensor (NaN fails)."""
+    got = list(got)
+    if len(got) != len(expected):
+        raise WrongOutputError(f"{name} returns {len(got)} tensors, expected {len(expected)}")
+    for index, (tensor, right) in enumerate(zip(got, expected, strict=True)):
+        if tensor.shape != right.shape:
+            raise WrongOutputError(
+                f"{name}, tensor {index}: shape {tuple(tensor.shape)}, expected {tuple(right.shape)}"
+            )
+        off = (tensor.double() - right).norm().item()
+        size = right.norm().item()
+        if not off <= allowed * size:
+            raise WrongOutputError(f"{name}, tensor {index}: off by {off / max(size, 1e-300):.3g}, allowed {allowed}")
+
+
+def fastlstm_contenders(device: str) -> tuple[str, ...]:
+    """Return the names of fastlstm's contenders: each backend that can be forced on this device, then as dispatched."""
+    return (*FORCED[device], "dispatched")
+
+
+def chosen_by_dispatch(module: torch.nn.Module, x: object) -> str:
+    """Return the name of the backend that `module(x)` runs on as dispatched ("torch" for torch's own path)."""
+    with fastlstm.backend(None):
+        return fastlstm.explain(module, x).split()[2]
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def same_weights(module: torch.nn.Module, source: torch.nn.Module) -> torch.nn.Module:
+    """Return `module` with the weights of `source`."""
+    weights: Mapping[str, Tensor] = source.state_dict()
+    module.load_state_dict(weights)
+    return module
