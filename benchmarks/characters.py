@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import fastlstm
 from benchmarks.work import Run, Work, chosen_by_dispatch, columns, same_weights
+from fastlstm.charlm.data.vocab import Vocabulary
 from fastlstm.charlm.model import CharModel
-from fastlstm.charlm.sample import Drawing, symbols
-from fastlstm.charlm.vocab import Vocabulary
+from fastlstm.charlm.sampling.sample import Drawing, symbols
 
 V = 65  # symbols of tinyshakespeare
 FIRST_INPUT = ("rnn.embedding.weight", "rnn.lstm.weight_ih_l0")  # a decoder reads one row of their product

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from fastlstm.charlm import config
-from fastlstm.charlm.corpus import Reading, load
-from fastlstm.charlm.progress import Reporter
-from fastlstm.charlm.ranks import Ranks
-from fastlstm.charlm.trainer import Trainer
+from fastlstm.charlm.data.corpus import Reading, load
+from fastlstm.charlm.training.distributed import Ranks
+from fastlstm.charlm.training.progress import Reporter
+from fastlstm.charlm.training.trainer import Trainer
 
 TURN = 50  # iterations
 

@@ -10,11 +10,11 @@
 Read the sources in this order: corpus.py, splits.py, model.py, optim.py, trainer.py, sample.py; the rest stands around.
 """
 
-from .cells import Findings, find_cells
+from .analysis.cells import Findings, find_cells
+from .analysis.tracing import Trace, pieces, trace
 from .errors import CharLMError
 from .lm import CharLM
-from .runs import Interrupted, TrainResult, train
-from .tracing import Trace, pieces, trace
+from .training.runs import Interrupted, TrainResult, train
 
 __all__ = [
     "CharLM",

@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .data.vocab import Vocabulary
 from .errors import CharLMError
-from .vocab import Vocabulary
 
 VERSION = 1
 KEY = "charlm"
@@ -169,7 +169,7 @@ def locate(name: str) -> Path:
     for file in ("best.safetensors", "last.safetensors"):
         if (path / file).is_file():
             return path / file
-    shipped = {file.stem: file for file in (Path(__file__).parent / "data").glob("*.safetensors")}
+    shipped = {file.stem: file for file in (Path(__file__).parent / "models").glob("*.safetensors")}
     if name in shipped and not path.is_file():
         return shipped[name]  # also beside a folder of that name that holds no run
     if path.is_dir():

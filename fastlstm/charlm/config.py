@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from .data.splits import SPLITS
 from .errors import CharLMError
-from .splits import SPLITS
 
 
 def option(default: Any, panel: str, text: str, *aliases: str) -> Any:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from .data.splits import Held
+from .data.vocab import Vocabulary
 from .model import CharModel
-from .splits import Held
-from .vocab import Vocabulary
 
 STEPS = 256  # steps per call: bounds memory, changes no result
 

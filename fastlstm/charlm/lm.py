@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import checkpoint, splits
+from . import checkpoint
 from . import config as configs
 from .checkpoint import Checkpoint
 from .config import TrainConfig
-from .corpus import Corpus, Reading, load
+from .data import splits
+from .data.corpus import Corpus, Reading, load
+from .data.splits import Data, Held
 from .errors import CharLMError
 from .evaluate import Evaluation, evaluate, nats_by_position, targets
 from .model import CharModel
 from .ngram import NGrams
-from .sample import Drawing, draw
-from .splits import Data, Held
+from .sampling.sample import Drawing, draw
 
 STREAMS = 64  # streams that a text is scored in, side by side
 

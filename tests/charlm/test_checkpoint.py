@@ -162,7 +162,7 @@ def test_where_a_model_is_looked_for(small_run, tmp_path):
 def test_a_shipped_model_and_what_is_named_alike(small_run, tmp_path):
     """A run's folder or a file of that name wins; a folder that holds no run does not."""
     shipped = checkpoint.locate("names")
-    assert shipped.parent.name == "data"
+    assert shipped.parent.name == "models"
     (tmp_path / "names").mkdir(exist_ok=True)
     assert checkpoint.locate("names") == shipped
     (tmp_path / "names/best.safetensors").write_bytes(small_run.best.read_bytes())

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from babbling import SMALL, babble
 from torch import nn
 
 import fastlstm
 from fastlstm.charlm import config
-from fastlstm.charlm.corpus import Reading, load
-from fastlstm.charlm.progress import Reporter
-from fastlstm.charlm.ranks import Ranks
-from fastlstm.charlm.trainer import Trainer
+from fastlstm.charlm.data.corpus import Reading, load
+from fastlstm.charlm.training.distributed import Ranks
+from fastlstm.charlm.training.progress import Reporter
+from fastlstm.charlm.training.trainer import Trainer
+from tests.charlm.babbling import SMALL, babble
 
 FOLDER = Path(__file__).parents[2] / "examples"
 

@@ -11,22 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import excerpt
-from ..cells import FLOOR, RATE, SHIFTS, Findings, Row, find_cells
+from ..analysis import excerpt
+from ..analysis.cells import FLOOR, RATE, SHIFTS, Findings, Row, find_cells
 from ..checkpoint import replace
 from ..errors import count
 from ..lm import CharLM
-from .use import ModelName
+from .common import ModelName, Start, TextName
 
-TextName = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="TEXT",
-        help="a file, folder or built-in corpus [dim]\\[what validated the model][/]",
-        show_default=False,
-    ),
-]
-Start = Annotated[int, typer.Option(help="skip this many characters of the text")]
 WIDTH = 132  # columns that the table needs; a narrower terminal wraps its lines, nothing is cut off
 _STATUS = {
     "found": ("yes", "bold green"),

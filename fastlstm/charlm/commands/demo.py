@@ -1,12 +1,53 @@
-"""`fastlstm demo`."""
+"""`fastlstm demo`: about a minute of training on given names, then fifty names that are in no training set."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.columns import Columns
 from rich.console import Console
+from rich.text import Text
+
+from .. import checkpoint
+from ..errors import command
+from ..lm import CharLM
+from ..sampling.novelty import Known
+from ..sampling.sample import Drawing, draw
+from ..training.progress import NATS_PER_BIT, Terminal, clock
+from ..training.runs import TrainResult, train
+from ..training.trainer import Trainer
+
+SHOW_AT = (0.0, 0.01, 0.03, 0.08, 0.16, 0.3, 0.42)  # shares of the run after which it shows what it writes by then
+NAMES = 50
+SEED = 1
+
+
+class _Demo(Terminal):
+    """The terminal's bar; above it one line at each of a few points: time, loss, and what the model writes by then."""
+
+    row_seconds = 0.0
+
+    def __init__(self, console: Console):
+        super().__init__(console)
+        self.points = list(SHOW_AT)
+
+    def begin(self, trainer: Trainer) -> None:
+        items = len(trainer.corpus.starts) - 1
+        self.console.print(
+            Text(f"Reading {items:,} given names, letter by letter, until it can make up its own.", "bold")
+        )
+        super().begin(trainer)
+        self.console.print(Text("\n   time    loss  writes", "dim"))
+
+    def _evaluation(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        if not self.points or trainer.done < self.points[0]:
+            return
+        self.points = [point for point in self.points if point > trainer.done]
+        names = draw(trainer.model, trainer.corpus.vocab, Drawing(length=24, stop="\n", num=7, seed=SEED))
+        facts = f"{clock(trainer.progress.seconds):>7}  {row['val_nats']:6.3f}  "
+        self.console.print(Text.assemble(facts, ("  ".join(names), "cyan")), no_wrap=True, overflow="ellipsis")
 
 
 def demo(
@@ -16,6 +57,49 @@ def demo(
     seconds: Annotated[float, typer.Option(help="of training at most, on a slow or busy machine")] = 300.0,
 ) -> None:
     """Train on given names, about a minute on two cores, and make up fifty new ones."""
-    from ..demo import demo as run
+    run_demo(checkpoint_dir, seconds, Console(highlight=False))
 
-    run(checkpoint_dir, seconds, Console(highlight=False))
+
+def run_demo(folder: Path, seconds: float, console: Console) -> None:
+    """Train the `names` model and show what it makes up. folder: of the run; seconds: of training at most."""
+    reporter = _Demo(console)
+    try:
+        result = train("names", folder, preset="names", max_time=seconds, overwrite=True, reporter=reporter)
+    finally:
+        reporter.stop()
+    lm = result.load()
+    names, share = new_names(lm, NAMES)
+    path = folder / "names.txt"
+    checkpoint.replace(path, "".join(name + "\n" for name in names).encode())
+    console.print()
+    console.print(Text(f"{len(names)} names that are not in the training data", "bold"))
+    console.print(Columns([Text(name, "green") for name in sorted(names)], padding=(0, 2), column_first=True))
+    console.print()
+    for name, value in _facts(result, share, path).items():
+        console.print(Text.assemble((f"{name:8}", "dim"), value), soft_wrap=True)
+
+
+def _facts(result: TrainResult, share: float, path: Path) -> dict[str, str]:
+    return {
+        "new": f"{share:.0%} of the names it draws are in neither the training nor the validation set",
+        "loss": f"{result.nats:.4f} nats ({result.nats / NATS_PER_BIT:.4f} bits) a character, the best validation loss",
+        "time": f"{clock(result.seconds)} of training, {result.iteration:,} iterations: {result.reason}",
+        "model": str(result.best),
+        "names": str(path),
+        "more": f"{command()} sample {result.folder} --num 20",
+    }
+
+
+def new_names(lm: CharLM, wanted: int) -> tuple[list[str], float]:
+    """Different names that are in neither set, and the share of those among all that were drawn for them."""
+    known = Known.of(corpus := lm.corpus(), lm.divide(corpus))
+    found: dict[str, None] = {}
+    drawn = new = 0
+    for name in lm.sample(num=20 * wanted, seed=SEED):
+        drawn += 1
+        if name and known.kind(name) == "new":
+            new += 1
+            found[name] = None
+        if len(found) == wanted:
+            break
+    return list(found), new / drawn

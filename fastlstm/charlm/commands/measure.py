@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..data.text_source import small_text
 from ..errors import CharLMError, count
 from ..evaluate import evaluate as measure
 from ..lm import CharLM, Scored
-from ..reading import small_text
-from .use import ModelName
+from .common import ModelName
 
 PARTS = ("val", "train", "all")
 

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import sample as sampling
-from ..balance import balance as balances
+from ..data.text_source import small_text
 from ..errors import CharLMError
 from ..lm import CharLM
-from ..novelty import Known, Verdict
-from ..reading import small_text
-from ..sample import Drawing
-from .use import ModelName
+from ..sampling import sample as sampling
+from ..sampling.novelty import Known, Verdict
+from ..sampling.sample import Drawing
+from ..sampling.syntax_check import balance as balances
+from .common import ModelName
 
 COLOURS = {"new": "green", "val": "yellow", "train": "dim"}
 

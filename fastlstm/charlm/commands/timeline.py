@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import timeline as growth
 from ..checkpoint import replace
+from ..training import timeline as growth
 
 
 def timeline(

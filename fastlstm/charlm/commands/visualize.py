@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from .. import checkpoint, excerpt
-from .. import visualize as making
+from .. import checkpoint
+from ..analysis import excerpt
 from ..errors import count
 from ..lm import CharLM
-from .cells import Start, TextName
-from .use import ModelName
+from ..page import visualize as making
+from .common import ModelName, Start, TextName
 
 
 def visualize(

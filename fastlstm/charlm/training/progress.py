@@ -1,0 +1,176 @@
+"""What a run shows while it works: a silent reporter, and one for the terminal."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ..data.corpus import describe
+from ..model import parameters
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+NATS_PER_BIT = math.log(2)
+
+
+class Reporter:
+    """Hears what happens in a run; this one says nothing."""
+
+    def begin(self, trainer: Trainer) -> None: ...
+
+    def row(self, trainer: Trainer, row: dict[str, Any]) -> None: ...
+
+    def sampled(self, trainer: Trainer, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def end(self, trainer: Trainer) -> None: ...
+
+
+class Several(Reporter):
+    """Passes everything on to several reporters."""
+
+    def __init__(self, *reporters: Reporter):
+        self.reporters = reporters
+
+    def begin(self, trainer: Trainer) -> None:
+        for reporter in self.reporters:
+            reporter.begin(trainer)
+
+    def row(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        for reporter in self.reporters:
+            reporter.row(trainer, row)
+
+    def sampled(self, trainer: Trainer, text: str) -> None:
+        for reporter in self.reporters:
+            reporter.sampled(trainer, text)
+
+    def note(self, text: str) -> None:
+        for reporter in self.reporters:
+            reporter.note(text)
+
+    def end(self, trainer: Trainer) -> None:
+        for reporter in self.reporters:
+            reporter.end(trainer)
+
+
+def clock(seconds: float) -> str:
+    """`1:05` or `2:03:10`."""
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Terminal(Reporter):
+    """A live bar (loss in nats and bits, characters a second, time left) with evaluations scrolling above it.
+
+    sample_lines: lines of a kept sample that are shown.
+    """
+
+    row_seconds = 2.0  # evaluations are shown no more often than this; all of them are in the log
+
+    def __init__(self, console: Console, sample_lines: int = 4):
+        self.console, self.sample_lines = console, sample_lines
+        self.live: Live | None = None
+        self._shown = -math.inf
+        self._headed = False
+        self._rate = 0.0  # iterations a second, smoothed
+        self._last = (0, 0.0)
+
+    def begin(self, trainer: Trainer) -> None:
+        config, device = trainer.config, trainer.ranks.device
+        where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+        if trainer.ranks.size > 1:
+            where = f"{trainer.ranks.size} processes, each {where}"
+        name, rest = trainer.corpus.name, f" · {describe(trainer.corpus)}"
+        shape = f"{config.num_layers} × {config.hidden_size} LSTM · {parameters(trainer.model):,} weights · {where}"
+        self.console.print(Text.assemble(("corpus  ", "dim"), (name, "bold"), rest), soft_wrap=True)
+        self.console.print(Text.assemble(("model   ", "dim"), shape), soft_wrap=True)
+        self.console.print(Text.assemble(("run     ", "dim"), str(trainer.folder)), soft_wrap=True)
+        self._last = (trainer.progress.iteration, trainer.progress.seconds)
+        if trainer.progress.iteration:
+            self.note(f"resumed at iteration {trainer.progress.iteration:,}")
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+
+    def row(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        iteration, seconds = trainer.progress.iteration, trainer.progress.seconds
+        if seconds > self._last[1]:
+            rate = (iteration - self._last[0]) / (seconds - self._last[1])
+            self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
+            self._last = (iteration, seconds)
+        last = iteration >= trainer.total or trainer.stopping
+        if "val_nats" in row and (last or time.monotonic() - self._shown >= self.row_seconds):
+            self._shown = time.monotonic()
+            self._evaluation(trainer, row)
+        if self.live is not None:
+            self.live.update(self._bar(trainer, row))
+
+    def _evaluation(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        if not self._headed:
+            self.console.print(Text("  epoch  iteration   train     val    bits   chars/s", "dim"))
+            self._headed = True
+        val = row["val_nats"]
+        best = "  best" if trainer.progress.stale == 0 else ""
+        self.console.print(
+            Text.assemble(
+                f"{row['epoch']:7.2f}  {row['iteration']:9,}  {row['train_nats']:6.4f}  ",
+                (f"{val:6.4f}", "bold"),
+                f"  {val / NATS_PER_BIT:6.4f}  {row['chars_per_s']:8,}",
+                (best, "green"),
+            )
+        )
+
+    def _bar(self, trainer: Trainer, row: dict[str, Any]) -> Table:
+        progress, loss, width = trainer.progress, row["train_nats"], self.console.width
+        grid = Table.grid(padding=(0, 2))
+        done, left = min(1.0, trainer.done), self._left(trainer)
+        cells = [
+            ProgressBar(total=1.0, completed=done, width=max(8, min(28, width - 82))),
+            Text(f"{done:4.0%}"),
+            Text.assemble(("loss ", "dim"), f"{loss:.3f} nats", (f" {loss / NATS_PER_BIT:.3f} bits", "dim")),
+            Text.assemble(f"{row['chars_per_s']:,}", (" chars/s", "dim")),
+            Text.assemble(clock(left) if left is not None else "–", (" left", "dim")),
+        ]
+        if progress.best_nats and width >= 88:
+            cells.insert(3, Text(f"best {progress.best_nats:.4f}", "green"))
+        for _ in cells:
+            grid.add_column(no_wrap=True)
+        grid.add_row(*cells)
+        return grid
+
+    def _left(self, trainer: Trainer) -> float | None:
+        progress, config = trainer.progress, trainer.config
+        by_iterations = (trainer.total - progress.iteration) / self._rate if self._rate else None
+        if not config.max_time:
+            return by_iterations
+        by_time = config.max_time - progress.seconds
+        return by_time if by_iterations is None else min(by_time, by_iterations)
+
+    def sampled(self, trainer: Trainer, text: str) -> None:
+        head = Text(f"── sample at iteration {trainer.progress.iteration:,} ", "dim")
+        lines = text.split("\n")[: self.sample_lines]
+        self.console.print(head)
+        self.console.print(Text("\n".join(lines), "cyan"), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self.console.print(Text.assemble(("note    ", "yellow"), text), soft_wrap=True)
+
+    def end(self, trainer: Trainer) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away; also after an error."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None

@@ -1,0 +1,40 @@
+"""Loss curves and samples for TensorBoard (`pip install tensorboard`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CharLMError
+from .progress import Reporter
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+class TensorBoard(Reporter):
+    """Writes event files into the folder of the run."""
+
+    def __init__(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise CharLMError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
+        self._make = SummaryWriter
+
+    def begin(self, trainer: Trainer) -> None:
+        self.writer = self._make(str(trainer.folder), purge_step=trainer.progress.iteration + 1)
+
+    def row(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        for name in ("train_nats", "val_nats", "chars_per_s"):
+            if name in row:
+                self.writer.add_scalar(name.replace("_nats", "/nats"), row[name], row["iteration"])
+
+    def sampled(self, trainer: Trainer, text: str) -> None:
+        self.writer.add_text("sample", f"<pre>{_escape(text)}</pre>", trainer.progress.iteration)
+
+    def end(self, trainer: Trainer) -> None:
+        self.writer.close()
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")

@@ -1,0 +1,41 @@
+"""Novelty of sampled lines: membership in either set, the nearest training line, edit distances."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastlstm.charlm.sampling.novelty import Known, edit_distances
+
+
+@given(st.text("abc", max_size=6), st.lists(st.text("abc", min_size=1, max_size=7), min_size=1, max_size=5))
+def test_edit_distance(line, others):
+    def plain(a, b):
+        row = list(range(len(b) + 1))
+        for i, x in enumerate(a, 1):
+            new = [i]
+            for j, y in enumerate(b, 1):
+                new.append(min(row[j] + 1, new[-1] + 1, row[j - 1] + (x != y)))
+            row = new
+        return row[-1]
+
+    known = Known(others, [])
+    lines = known.lines
+    assert edit_distances(line, known._codes, known._lengths).tolist() == [plain(line, other) for other in lines]
+
+
+def test_novelty():
+    known = Known(["Anna", "Bert", "Carla"], ["Dora", "Anna"])
+    assert [known.kind(name) for name in ("Anna", "Dora", "Emil")] == ["train", "val", "new"]
+    verdict = known.judge("Carl")
+    assert (verdict.kind, verdict.nearest, verdict.distance) == ("new", "Carla", 1)
+    assert known.judge("Anna").distance == 0
+
+
+def test_what_a_model_knows_is_its_split(lines_run, lm):
+    for model in (lines_run.load(), lm):
+        corpus = model.corpus()
+        known = Known.of(corpus, model.divide(corpus))
+        assert known.train
+        assert known.val
+        assert len(known.val) < 0.2 * len(known.train)
