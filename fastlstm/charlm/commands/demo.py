@@ -17,7 +17,7 @@ from ..sampling.novelty import Known
 from ..sampling.sample import Drawing, draw
 from ..training.progress import NATS_PER_BIT, Terminal, clock
 from ..training.runs import TrainResult, train
-from ..training.trainer import Trainer
+from ..training.state import Run
 
 SHOW_AT = (0.0, 0.01, 0.03, 0.08, 0.16, 0.3, 0.42)  # shares of the run after which it shows what it writes by then
 NAMES = 50
@@ -33,20 +33,20 @@ class _Demo(Terminal):
         super().__init__(console)
         self.points = list(SHOW_AT)
 
-    def begin(self, trainer: Trainer) -> None:
-        items = len(trainer.corpus.starts) - 1
+    def begin(self, run: Run) -> None:
+        items = len(run.corpus.starts) - 1
         self.console.print(
             Text(f"Reading {items:,} given names, letter by letter, until it can make up its own.", "bold")
         )
-        super().begin(trainer)
+        super().begin(run)
         self.console.print(Text("\n   time    loss  writes", "dim"))
 
-    def _evaluation(self, trainer: Trainer, row: dict[str, Any]) -> None:
-        if not self.points or trainer.done < self.points[0]:
+    def _evaluation(self, run: Run, row: dict[str, Any]) -> None:
+        if not self.points or run.done < self.points[0]:
             return
-        self.points = [point for point in self.points if point > trainer.done]
-        names = draw(trainer.model, trainer.corpus.vocab, Drawing(length=24, stop="\n", num=7, seed=SEED))
-        facts = f"{clock(trainer.progress.seconds):>7}  {row['val_nats']:6.3f}  "
+        self.points = [point for point in self.points if point > run.done]
+        names = draw(run.model, run.corpus.vocab, Drawing(length=24, stop="\n", num=7, seed=SEED))
+        facts = f"{clock(run.progress.seconds):>7}  {row['val_nats']:6.3f}  "
         self.console.print(Text.assemble(facts, ("  ".join(names), "cyan")), no_wrap=True, overflow="ellipsis")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,9 +15,7 @@ from rich.text import Text
 
 from ..data.corpus import describe
 from ..model import parameters
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .state import Run
 
 NATS_PER_BIT = math.log(2)
 
@@ -25,15 +23,15 @@ NATS_PER_BIT = math.log(2)
 class Reporter:
     """Hears what happens in a run; this one says nothing."""
 
-    def begin(self, trainer: Trainer) -> None: ...
+    def begin(self, run: Run) -> None: ...
 
-    def row(self, trainer: Trainer, row: dict[str, Any]) -> None: ...
+    def row(self, run: Run, row: dict[str, Any]) -> None: ...
 
-    def sampled(self, trainer: Trainer, text: str) -> None: ...
+    def sampled(self, run: Run, text: str) -> None: ...
 
     def note(self, text: str) -> None: ...
 
-    def end(self, trainer: Trainer) -> None: ...
+    def end(self, run: Run) -> None: ...
 
 
 class Several(Reporter):
@@ -42,25 +40,25 @@ class Several(Reporter):
     def __init__(self, *reporters: Reporter):
         self.reporters = reporters
 
-    def begin(self, trainer: Trainer) -> None:
+    def begin(self, run: Run) -> None:
         for reporter in self.reporters:
-            reporter.begin(trainer)
+            reporter.begin(run)
 
-    def row(self, trainer: Trainer, row: dict[str, Any]) -> None:
+    def row(self, run: Run, row: dict[str, Any]) -> None:
         for reporter in self.reporters:
-            reporter.row(trainer, row)
+            reporter.row(run, row)
 
-    def sampled(self, trainer: Trainer, text: str) -> None:
+    def sampled(self, run: Run, text: str) -> None:
         for reporter in self.reporters:
-            reporter.sampled(trainer, text)
+            reporter.sampled(run, text)
 
     def note(self, text: str) -> None:
         for reporter in self.reporters:
             reporter.note(text)
 
-    def end(self, trainer: Trainer) -> None:
+    def end(self, run: Run) -> None:
         for reporter in self.reporters:
-            reporter.end(trainer)
+            reporter.end(run)
 
 
 def clock(seconds: float) -> str:
@@ -86,42 +84,42 @@ class Terminal(Reporter):
         self._rate = 0.0  # iterations a second, smoothed
         self._last = (0, 0.0)
 
-    def begin(self, trainer: Trainer) -> None:
-        config, device = trainer.config, trainer.ranks.device
+    def begin(self, run: Run) -> None:
+        config, device = run.config, run.ranks.device
         where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
-        if trainer.ranks.size > 1:
-            where = f"{trainer.ranks.size} processes, each {where}"
-        name, rest = trainer.corpus.name, f" · {describe(trainer.corpus)}"
-        shape = f"{config.num_layers} × {config.hidden_size} LSTM · {parameters(trainer.model):,} weights · {where}"
+        if run.ranks.size > 1:
+            where = f"{run.ranks.size} processes, each {where}"
+        name, rest = run.corpus.name, f" · {describe(run.corpus)}"
+        shape = f"{config.num_layers} × {config.hidden_size} LSTM · {parameters(run.model):,} weights · {where}"
         self.console.print(Text.assemble(("corpus  ", "dim"), (name, "bold"), rest), soft_wrap=True)
         self.console.print(Text.assemble(("model   ", "dim"), shape), soft_wrap=True)
-        self.console.print(Text.assemble(("run     ", "dim"), str(trainer.folder)), soft_wrap=True)
-        self._last = (trainer.progress.iteration, trainer.progress.seconds)
-        if trainer.progress.iteration:
-            self.note(f"resumed at iteration {trainer.progress.iteration:,}")
+        self.console.print(Text.assemble(("run     ", "dim"), str(run.folder)), soft_wrap=True)
+        self._last = (run.progress.iteration, run.progress.seconds)
+        if run.progress.iteration:
+            self.note(f"resumed at iteration {run.progress.iteration:,}")
         if self.console.is_terminal:
             self.live = Live(console=self.console, refresh_per_second=4, transient=True)
             self.live.start()
 
-    def row(self, trainer: Trainer, row: dict[str, Any]) -> None:
-        iteration, seconds = trainer.progress.iteration, trainer.progress.seconds
+    def row(self, run: Run, row: dict[str, Any]) -> None:
+        iteration, seconds = run.progress.iteration, run.progress.seconds
         if seconds > self._last[1]:
             rate = (iteration - self._last[0]) / (seconds - self._last[1])
             self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
             self._last = (iteration, seconds)
-        last = iteration >= trainer.total or trainer.stopping
+        last = iteration >= run.total or run.stopping
         if "val_nats" in row and (last or time.monotonic() - self._shown >= self.row_seconds):
             self._shown = time.monotonic()
-            self._evaluation(trainer, row)
+            self._evaluation(run, row)
         if self.live is not None:
-            self.live.update(self._bar(trainer, row))
+            self.live.update(self._bar(run, row))
 
-    def _evaluation(self, trainer: Trainer, row: dict[str, Any]) -> None:
+    def _evaluation(self, run: Run, row: dict[str, Any]) -> None:
         if not self._headed:
             self.console.print(Text("  epoch  iteration   train     val    bits   chars/s", "dim"))
             self._headed = True
         val = row["val_nats"]
-        best = "  best" if trainer.progress.stale == 0 else ""
+        best = "  best" if run.progress.stale == 0 else ""
         self.console.print(
             Text.assemble(
                 f"{row['epoch']:7.2f}  {row['iteration']:9,}  {row['train_nats']:6.4f}  ",
@@ -131,10 +129,10 @@ class Terminal(Reporter):
             )
         )
 
-    def _bar(self, trainer: Trainer, row: dict[str, Any]) -> Table:
-        progress, loss, width = trainer.progress, row["train_nats"], self.console.width
+    def _bar(self, run: Run, row: dict[str, Any]) -> Table:
+        progress, loss, width = run.progress, row["train_nats"], self.console.width
         grid = Table.grid(padding=(0, 2))
-        done, left = min(1.0, trainer.done), self._left(trainer)
+        done, left = min(1.0, run.done), self._left(run)
         cells = [
             ProgressBar(total=1.0, completed=done, width=max(8, min(28, width - 82))),
             Text(f"{done:4.0%}"),
@@ -149,16 +147,16 @@ class Terminal(Reporter):
         grid.add_row(*cells)
         return grid
 
-    def _left(self, trainer: Trainer) -> float | None:
-        progress, config = trainer.progress, trainer.config
-        by_iterations = (trainer.total - progress.iteration) / self._rate if self._rate else None
+    def _left(self, run: Run) -> float | None:
+        progress, config = run.progress, run.config
+        by_iterations = (run.total - progress.iteration) / self._rate if self._rate else None
         if not config.max_time:
             return by_iterations
         by_time = config.max_time - progress.seconds
         return by_time if by_iterations is None else min(by_time, by_iterations)
 
-    def sampled(self, trainer: Trainer, text: str) -> None:
-        head = Text(f"── sample at iteration {trainer.progress.iteration:,} ", "dim")
+    def sampled(self, run: Run, text: str) -> None:
+        head = Text(f"── sample at iteration {run.progress.iteration:,} ", "dim")
         lines = text.split("\n")[: self.sample_lines]
         self.console.print(head)
         self.console.print(Text("\n".join(lines), "cyan"), soft_wrap=True)
@@ -166,7 +164,7 @@ class Terminal(Reporter):
     def note(self, text: str) -> None:
         self.console.print(Text.assemble(("note    ", "yellow"), text), soft_wrap=True)
 
-    def end(self, trainer: Trainer) -> None:
+    def end(self, run: Run) -> None:
         self.stop()
 
     def stop(self) -> None:

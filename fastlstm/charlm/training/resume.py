@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,72 +13,71 @@ from ..checkpoint import Checkpoint
 from ..config import to_json
 from ..data.corpus import Corpus
 from ..errors import CharLMError
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .progress import Reporter
+from .state import Progress, Run
 
 
 def corpus_record(corpus: Corpus) -> dict[str, Any]:
     return {"name": corpus.name, "sha256": corpus.sha256, "size": corpus.size, "symbols": len(corpus)}
 
 
-def _model(trainer: Trainer, metrics: dict[str, Any]) -> Checkpoint:
-    corpus, weights = trainer.corpus, dict(trainer.model.state_dict())
-    return Checkpoint(to_json(trainer.config), corpus.vocab, corpus_record(corpus), metrics, weights)
+def _model(run: Run, metrics: dict[str, Any]) -> Checkpoint:
+    corpus, weights = run.corpus, dict(run.model.state_dict())
+    return Checkpoint(to_json(run.config), corpus.vocab, corpus_record(corpus), metrics, weights)
 
 
-def save_model(trainer: Trainer, path: Path) -> None:
+def save_model(run: Run, path: Path) -> None:
     """The model alone, with what it takes to use it. Same weights, same file: it holds no time."""
-    progress = trainer.progress
+    progress = run.progress
     metrics = {
         "iteration": progress.iteration,
-        "epoch": round(trainer.epoch, 4),
+        "epoch": round(run.epoch, 4),
         "train_nats": progress.train_nats,
         "val_nats": progress.val_nats,
     }
-    checkpoint.write(path, _model(trainer, metrics))
+    checkpoint.write(path, _model(run, metrics))
 
 
-def save_run(trainer: Trainer, path: Path) -> None:
+def save_run(run: Run, path: Path) -> None:
     """Everything a resumed run needs. Every process takes part, the first one writes."""
-    ranks, progress = trainer.ranks, trainer.progress
-    h, c = trainer.state
+    ranks, progress = run.ranks, run.progress
+    h, c = run.state
     train = {
         "h": ranks.join(h, 1),
         "c": ranks.join(c, 1),
-        "loss_sum": ranks.join(trainer.loss_sum.reshape(1), 0),
+        "loss_sum": ranks.join(run.loss_sum.reshape(1), 0),
         "generator": ranks.join(torch.get_rng_state().to(ranks.device)[None], 0),
-        **{f"optimiser.{name}": value for name, value in trainer.optimiser.state().items()},
+        **{f"optimiser.{name}": value for name, value in run.optimiser.state().items()},
     }
     if ranks.device.type == "cuda":
         train["generator.cuda"] = ranks.join(torch.cuda.get_rng_state().to(ranks.device)[None], 0)
     if not ranks.first:
         return
-    for record in (trainer.log, trainer.samples):
+    for record in (run.log, run.samples):
         record.sync()
-    progress.log_size, progress.samples_size = trainer.log.size, trainer.samples.size
-    run = {"progress": asdict(progress), "processes": ranks.size}
+    progress.log_size, progress.samples_size = run.log.size, run.samples.size
+    resumable = {"progress": asdict(progress), "processes": ranks.size}
     metrics = {name: getattr(progress, name) for name in ("iteration", "train_nats", "val_nats", "best_nats")}
-    metrics["epoch"] = round(trainer.epoch, 4)
-    checkpoint.write(path, replace(_model(trainer, metrics), train=train, run=run))
+    metrics["epoch"] = round(run.epoch, 4)
+    checkpoint.write(path, replace(_model(run, metrics), train=train, run=resumable))
 
 
-def restore(trainer: Trainer, saved: Checkpoint) -> None:
-    """Puts a fresh trainer where a saved run stood."""
-    ranks, train = trainer.ranks, saved.train
-    trainer.progress = type(trainer.progress)(**saved.run["progress"])
-    trainer.model.load_state_dict(saved.weights)  # copies into the flat vector's views
+def restore(run: Run, saved: Checkpoint, reporter: Reporter) -> None:
+    """Puts a fresh run where a saved run stood."""
+    ranks, train = run.ranks, saved.train
+    run.progress = Progress(**saved.run["progress"])
+    run.model.load_state_dict(saved.weights)  # copies into the flat vector's views
     prefix = "optimiser."
-    trainer.optimiser.load({name[len(prefix) :]: value for name, value in train.items() if name.startswith(prefix)})
-    trainer.state = tuple(ranks.share(train[name], 1).to(ranks.device) for name in ("h", "c"))
+    run.optimiser.load({name[len(prefix) :]: value for name, value in train.items() if name.startswith(prefix)})
+    run.state = tuple(ranks.share(train[name], 1).to(ranks.device) for name in ("h", "c"))
     if saved.run["processes"] != ranks.size:
-        trainer.reporter.note(
+        reporter.note(
             f"the run was saved by {saved.run['processes']} processes and goes on with {ranks.size}: "
             "dropout draws other masks, so it is not the same to the bit"
         )
-        trainer.loss_sum.copy_(train["loss_sum"].mean())
+        run.loss_sum.copy_(train["loss_sum"].mean())
         return
-    trainer.loss_sum.copy_(train["loss_sum"][ranks.rank])
+    run.loss_sum.copy_(train["loss_sum"][ranks.rank])
     torch.set_rng_state(train["generator"][ranks.rank].clone())  # it reads from the start of the storage
     if "generator.cuda" in train and ranks.device.type == "cuda":
         torch.cuda.set_rng_state(train["generator.cuda"][ranks.rank].clone())

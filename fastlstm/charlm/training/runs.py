@@ -120,7 +120,7 @@ def _ready(
     trainer = Trainer(config, text, folder, ranks, reporter, start.weights if start else None)
     if saved is not None:
         check_corpus(saved, text)
-        restore(trainer, saved)
+        restore(trainer, saved, reporter)
         if trainer.progress.iteration >= trainer.total:
             epochs = config.max_epochs
             reporter.note(f"all {epochs} epochs are done: for more, --max-epochs with a number above {epochs}")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CharLMError
 from .progress import Reporter
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .state import Run
 
 
 class TensorBoard(Reporter):
@@ -21,18 +19,18 @@ class TensorBoard(Reporter):
             raise CharLMError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
         self._make = SummaryWriter
 
-    def begin(self, trainer: Trainer) -> None:
-        self.writer = self._make(str(trainer.folder), purge_step=trainer.progress.iteration + 1)
+    def begin(self, run: Run) -> None:
+        self.writer = self._make(str(run.folder), purge_step=run.progress.iteration + 1)
 
-    def row(self, trainer: Trainer, row: dict[str, Any]) -> None:
+    def row(self, run: Run, row: dict[str, Any]) -> None:
         for name in ("train_nats", "val_nats", "chars_per_s"):
             if name in row:
                 self.writer.add_scalar(name.replace("_nats", "/nats"), row[name], row["iteration"])
 
-    def sampled(self, trainer: Trainer, text: str) -> None:
-        self.writer.add_text("sample", f"<pre>{_escape(text)}</pre>", trainer.progress.iteration)
+    def sampled(self, run: Run, text: str) -> None:
+        self.writer.add_text("sample", f"<pre>{_escape(text)}</pre>", run.progress.iteration)
 
-    def end(self, trainer: Trainer) -> None:
+    def end(self, run: Run) -> None:
         self.writer.close()
 
 

@@ -1,4 +1,4 @@
-"""The training loop. What of it must survive a crash lives in `Progress` and is saved by resume.py."""
+"""The training loop. Its counters are in `state.Progress`; resume.py saves them with the tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +24,10 @@ from .jsonl import JsonLines
 from .optim import Flat, Optimiser, learning_rate
 from .progress import Reporter
 from .resume import save_model, save_run
+from .state import Progress
 
 TIME_UP = "time is up"
 SAVE_SECONDS = 5.0  # evaluations save last.safetensors no more often than this, unless --checkpoint-every says when
-
-
-@dataclass
-class Progress:
-    """Everything about a run that is a number; it travels in the checkpoint."""
-
-    iteration: int = 0
-    loss_count: int = 0  # iterations whose losses are in Trainer.loss_sum
-    first_loss: float | None = None
-    train_nats: float | None = None  # as of the last line of the log
-    val_nats: float | None = None
-    best_nats: float | None = None
-    stale: int = 0  # evaluations since the best one
-    seconds: float = 0.0  # of training, without evaluation and saving
-    log_size: int = 0  # bytes of log.jsonl and samples.jsonl that belong to it
-    samples_size: int = 0
 
 
 class Trainer:
