@@ -15,12 +15,12 @@ import fastlstm
 from benchmarks.work import Run, Work, chosen_by_dispatch, columns, same_weights
 from fastlstm.charlm.data.vocab import Vocabulary
 from fastlstm.charlm.model import CharModel
-from fastlstm.charlm.sampling.sample import Drawing, symbols
+from fastlstm.charlm.sampling.sample import Sampling, sample_ids
 
 V = 65  # symbols of tinyshakespeare
 FIRST_INPUT = ("rnn.embedding.weight", "rnn.lstm.weight_ih_l0")  # a decoder reads one row of their product
 State = tuple[Tensor, Tensor]
-Loop = Callable[[Drawing], list[Tensor]]
+Loop = Callable[[Sampling], list[Tensor]]
 
 
 class Embedded(nn.Module):
@@ -79,7 +79,7 @@ def optimised(model: nn.Module, ids: Tensor, targets: Tensor) -> Run:
 
 
 def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Work:
-    """`length` characters of `num` streams. Checked with argmax, timed with drawing at temperature 1.
+    """`length` characters of `num` streams. Checked with argmax, timed with sampling at temperature 1.
 
     torch: a Python loop over nn.LSTM; charlm: what `fastlstm sample` runs; cpu, dispatched: fastlstm.decode.
     """
@@ -89,11 +89,11 @@ def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Work:
     loops: dict[str, Loop] = dict.fromkeys(columns("cpu"), decoded)
     loops |= {"charlm": charlm_loop(ours, num, length), "torch": torch_loop(theirs, num, length)}
     with fastlstm.backend(None):
-        decoded(Drawing(num=num))
+        decoded(Sampling(num=num))
         chosen = fastlstm.last_plan().split(":")[0]
     return Work(
-        {name: partial(loop, Drawing(num=num)) for name, loop in loops.items()},
-        checked={name: partial(loop, Drawing(num=num, argmax=True)) for name, loop in loops.items()},
+        {name: partial(loop, Sampling(num=num)) for name, loop in loops.items()},
+        checked={name: partial(loop, Sampling(num=num, argmax=True)) for name, loop in loops.items()},
         grad=False,
         chosen=chosen,
         bytes=4.0 * length * sum(p.numel() for name, p in ours.named_parameters() if name not in FIRST_INPUT),
@@ -104,14 +104,14 @@ def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Work:
 def torch_loop(model: TorchModel, num: int, length: int) -> Loop:
     """Sampling as people write it: softmax, multinomial, feed the character back."""
 
-    def loop(drawing: Drawing) -> list[Tensor]:
+    def loop(sampling: Sampling) -> list[Tensor]:
         ids, state, found = torch.zeros(1, num, dtype=torch.int64), None, []
         for _ in range(length):
             scores, state = model(ids, state)
-            if drawing.argmax:
+            if sampling.argmax:
                 ids = scores.argmax(-1)
             else:
-                ids = torch.multinomial(F.softmax(scores[0] / drawing.temperature, -1), 1).view(1, num)
+                ids = torch.multinomial(F.softmax(scores[0] / sampling.temperature, -1), 1).view(1, num)
             found.append(ids[0])
         return [torch.stack(found)]
 
@@ -121,10 +121,10 @@ def torch_loop(model: TorchModel, num: int, length: int) -> Loop:
 def decode_loop(model: CharModel, num: int, length: int) -> Loop:
     """fastlstm.decode as a user calls it: weights are packed anew in every call."""
 
-    def loop(drawing: Drawing) -> list[Tensor]:
-        temperature = 0.0 if drawing.argmax else drawing.temperature
+    def loop(sampling: Sampling) -> list[Tensor]:
+        temperature = 0.0 if sampling.argmax else sampling.temperature
         layers = (model.rnn, model.out.weight, model.out.bias)
-        return [fastlstm.decode(*layers, [0], length, num=num, temperature=temperature, seed=drawing.seed).ids]
+        return [fastlstm.decode(*layers, [0], length, num=num, temperature=temperature, seed=sampling.seed).ids]
 
     return loop
 
@@ -133,8 +133,8 @@ def charlm_loop(model: CharModel, num: int, length: int) -> Loop:
     """The sampler of `fastlstm sample`, from the symbol 0 (a newline) on as the other loops."""
     vocabulary = Vocabulary("\n" + "".join(map(chr, range(64, 63 + V))))
 
-    def loop(drawing: Drawing) -> list[Tensor]:
-        pieces = list(symbols(model, vocabulary, replace(drawing, length=length)))
+    def loop(sampling: Sampling) -> list[Tensor]:
+        pieces = list(sample_ids(model, vocabulary, replace(sampling, length=length)))
         return [torch.from_numpy(np.concatenate(pieces))]
 
     return loop

@@ -38,7 +38,7 @@ def test_bytes_and_characters_differ(tmp_path):
     assert result.bits_per_byte < result.bits_per_char
     lm = train(str(path), tmp_path / "bytes", bytes=True, **SMALL).load()
     raw = lm.evaluate()
-    held = lm.held(lm.corpus(), "val")
+    held = lm.eval_text(lm.corpus(), "val")
     assert raw.bytes == len(held)
     assert raw.characters == len(held) - bytes(held.ids[targets(held)]).count(0xA4)
     assert raw.nats_per_char * raw.characters == pytest.approx(raw.nats)

@@ -12,7 +12,7 @@ from torch import nn
 
 import fastlstm
 from fastlstm.charlm import config
-from fastlstm.charlm.data.corpus import Reading, load
+from fastlstm.charlm.data.corpus import CorpusOptions, load
 from fastlstm.charlm.training.distributed import Ranks
 from fastlstm.charlm.training.progress import Reporter
 from fastlstm.charlm.training.trainer import Trainer
@@ -102,7 +102,7 @@ def test_the_same_training_on_nn_lstm(tmp_path, capsys, monkeypatch):
     (tmp_path / "a.txt").write_text(babble(60_000))
     module.main(str(tmp_path / "a.txt"), 0.2)
     assert "times as fast" in capsys.readouterr().out
-    text = load(str(tmp_path / "a.txt"), Reading())
+    text = load(str(tmp_path / "a.txt"), CorpusOptions())
     ours = Trainer(config.make(**SMALL).settle(False), text, tmp_path, Ranks("cpu"), Reporter())
     theirs = module.Plain(ours)
     for _ in range(30):

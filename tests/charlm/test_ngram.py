@@ -49,7 +49,7 @@ def test_bigrams_against_counting_by_hand():
 
 
 def test_longer_ngrams_do_better_on_text(lm):
-    held = lm.held(lm.corpus(), "val")
+    held = lm.eval_text(lm.corpus(), "val")
     nats = lm.baseline(held)
     assert len(nats) == 6
     assert nats[0] > nats[1] > nats[2]

@@ -1,9 +1,13 @@
-"""Which cell of a model keeps track of what: every unit of every layer against every label, on two parts of a text.
+"""Searches for cells that follow a label: every unit of every layer is scored against every label of a text.
 
-A unit is chosen on the first half alone and scored again on the second. It passes where both scores reach the threshold,
-which is at least AUC 0.9 or rank correlation 0.7 and as much higher as keeps the share of chance finds (labels shifted
-around the text) under 5 %, and where it tells more than the last two characters do: a unit that spikes at capitals only
-echoes its input, and so do some units of a model that learned nothing. Layers and units count from 0.
+A unit is chosen on the first half of the text and scored again on the second. It passes if
+
+- both scores reach a threshold: at least AUC 0.9 or rank correlation 0.7, and high enough that the false-discovery rate,
+  estimated with labels shifted around the text, is at most 5 %;
+- it predicts the label better than the last two characters do. A unit that spikes at capitals echoes its input, and
+  untrained models have such units too.
+
+Layers and units count from 0.
 """
 
 from __future__ import annotations
@@ -15,30 +19,43 @@ import numpy as np
 
 from ..errors import CharLMError
 from ..lm import CharLM
-from .clamp import Clamp, Clamps
+from .clamp import Clamp, ClampTest
 from .excerpt import Excerpt, of_text
 from .labels import Label, labels
 from .ranking import Scores, effect, score, threshold
 from .tracing import pieces
 
-FLOOR = {True: 0.8, False: 0.7}  # least effect of a find by `binary`: 2 AUC - 1 at AUC 0.9, rank correlation
-RATE = 0.05  # false-discovery rate
+MIN_EFFECT = {True: 0.8, False: 0.7}  # by `binary`: 2 AUC - 1 at AUC 0.9; rank correlation
+FDR = 0.05  # false-discovery rate
 SHIFTS = 40
-FEWEST = 5  # spans of a label that each part of the text must have
+MIN_SPANS = 5  # of a label in each half of the text; labels with fewer are not scored
 STATES = ("c", "h")
-SATURATED = (0.1, 0.9)  # gates under and over
+SATURATED = (0.1, 0.9)  # a gate below or above is saturated
 
 
 @dataclass
-class Row:
-    """What was found for a label; scores are AUC or rank correlation.
+class CellFinding:
+    """Result of the search for one label. Scores are AUC or rank correlation.
 
-    share: of characters that have it, for a scalar label that can; status: found, none, echo (the last two characters
-    tell as much) or rare (too little of it in the text, nothing is scored). layer, unit, state (c or h), sign (-1: the
-    unit falls where the label rises), fit, held_out: of the unit that reaches the floor on the first half and whose tanh(c)
-    moves most with the label there, or of the best fit where none does. threshold: that units had to reach, None for
-    out of reach; control: best score of any unit in 19 of 20 shifts; last_two: score of the last two characters;
-    passing: units, of all; false_rate: share of these that chance makes.
+    The reported unit is, of those that reach MIN_EFFECT on the first half, the one whose tanh(c) varies most with the
+    label there; if there is none, the one with the best fit.
+
+    Attributes:
+        label: its name
+        measure: `AUC` or `rank correlation`
+        share: of characters at which the label is on or, if it is scalar, defined
+        status: `found`, `none`, `echo` (the last two characters predict the label as well) or `rare` (too few spans,
+            not scored)
+        layer, unit: position of the unit
+        state: `c` or `h`
+        sign: -1 if the unit falls where the label rises
+        fit, held_out: score of the unit on the first and on the second half
+        threshold: that both scores must reach; None if no threshold gives the false-discovery rate
+        control: 95 % quantile of the best score over the shifts
+        last_two: score of the last two characters
+        passing: number of units that pass
+        false_rate: false-discovery rate at the threshold
+        clamp: effect of clamping the unit, if it was found
     """
 
     label: str
@@ -61,16 +78,22 @@ class Row:
 
 @dataclass
 class Findings:
-    """All that `find_cells` found. L layers, H units, 2 states (c, h).
+    """Result of `find_cells`, for L layers of H units.
 
-    rows: one a label, finds first. label, score, passes: (L, H), of each cell the index in `rows` of the label that it
-    tells best (-1 for none), that effect (lesser of both parts, 0 to 1), and whether it passes for it. saturation:
-    (L, 2, 3, H), share of characters at which the gate i, f, o is under 0.1 and over 0.9.
+    Attributes:
+        text: name of the text
+        characters: its length
+        rows: one a label, found ones first
+        label: (L, H), index in `rows` of the label that each cell follows best; -1 for none
+        score: (L, H), effect of the cell on that label, the lesser of both halves, 0 to 1
+        passes: (L, H) bool, whether the cell passes for that label
+        saturation: (L, 2, 3, H), share of characters at which gate i, f, o is below 0.1 and above 0.9
+        notes: for the user
     """
 
     text: str
     characters: int
-    rows: list[Row]
+    rows: list[CellFinding]
     label: np.ndarray
     score: np.ndarray
     passes: np.ndarray
@@ -83,9 +106,14 @@ class Findings:
         return float(self.passes.mean())
 
     def as_json(self) -> dict[str, Any]:
-        """The same as plain values for json.dumps; numbers that are not finite are None."""
+        """Plain values for json.dumps; non-finite numbers are None."""
         rows = [_plain(asdict(row) | {"ratio": row.clamp.ratio if row.clamp else None}) for row in self.rows]
-        rule = {"auc": (1 + FLOOR[True]) / 2, "rank_correlation": FLOOR[False], "false_rate": RATE, "shifts": SHIFTS}
+        rule = {
+            "auc": (1 + MIN_EFFECT[True]) / 2,
+            "rank_correlation": MIN_EFFECT[False],
+            "false_rate": FDR,
+            "shifts": SHIFTS,
+        }
         passing = [{"layer": int(k), "unit": int(u)} for k, u in np.argwhere(self.passes)]
         counts = {"cells": self.passes.size, "passing": len(passing), "share": self.share}
         head = {"text": self.text, "characters": self.characters, "fit": self.characters // 2, "threshold": rule}
@@ -99,26 +127,33 @@ def _plain(value: Any) -> Any:
 
 
 def find_cells(model: CharLM, text: str | Excerpt, clamp: bool = True, shifts: int = SHIFTS, seed: int = 0) -> Findings:
-    """Hold every cell of a model against every label of a text.
+    """Score every cell of a model against every label of a text. Memory: 4 L H bytes a character.
 
-    text: some 10,000 characters at least, 100,000 are better, and none that the model learned. clamp: also hold each
-    cell that was found and see where the loss rises. shifts: of the control. Memory: 4 L H bytes a character.
+    Args:
+        model: to search
+        text: not of the training set; at least 10,000 characters, better 100,000
+        clamp: also clamp each cell that is found and measure the loss
+        shifts: of the control
+        seed: of the shifts
+
+    Raises:
+        CharLMError: the text has fewer than 200 characters, or the shifts are too few for the false-discovery rate.
     """
     piece = of_text(model, text) if isinstance(text, str) else text
-    if shifts < 1 / RATE:
-        raise CharLMError(f"{shifts} shifts cannot tell a false-discovery rate of {RATE:.0%}: expected at least 20")
+    if shifts < 1 / FDR:
+        raise CharLMError(f"{shifts} shifts cannot tell a false-discovery rate of {FDR:.0%}: expected at least 20")
     if len(piece) < 200:
         raise CharLMError(f"{piece.name} has {len(piece)} characters, too few to score cells on: expected 200 at least")
     signals, saturation = _signals(model, piece)
     shape = (model.config.num_layers, len(STATES), model.config.hidden_size)
-    board = _Board(piece, signals, shape, labels(piece.text), shifts, seed)
+    search = _CellSearch(piece, signals, shape, labels(piece.text), shifts, seed)
     if clamp:
-        board.clamp(model)
-    return board.findings(saturation)
+        search.clamp(model)
+    return search.findings(saturation)
 
 
 def _signals(model: CharLM, piece: Excerpt) -> tuple[np.ndarray, np.ndarray]:
-    """c and h of every unit, (N, L · 2 · H) float16, and the gates' saturation, (L, 2, 3, H)."""
+    """c and h of every unit, (N, L · 2 · H) float16, and `Findings.saturation`."""
     L, H = model.config.num_layers, model.config.hidden_size
     signals, counts, at = np.empty((len(piece), L, len(STATES), H), np.float16), np.zeros((L, 2, 3, H)), 0
     for part in pieces(model, piece.ids):
@@ -132,8 +167,8 @@ def _signals(model: CharLM, piece: Excerpt) -> tuple[np.ndarray, np.ndarray]:
     return signals.reshape(len(piece), -1), counts / len(piece)
 
 
-class _Board:
-    """Every label's row and every unit's effects. shape: (L, 2, H)."""
+class _CellSearch:
+    """The findings of all labels and the effects of all units. shape: (L, 2, H)."""
 
     def __init__(
         self,
@@ -146,7 +181,7 @@ class _Board:
     ):
         self.piece, self.signals, self.shape = piece, signals, shape
         self.labels = {label.name: label for label in known}
-        self.rows = {label.name: Row(label.name, _measure(label), _share(label)) for label in known}
+        self.rows = {label.name: CellFinding(label.name, _measure(label), _share(label)) for label in known}
         self.both = {name: np.zeros(signals.shape[1]) for name in self.labels}
         for group in _groups([label for label in known if _enough(label)]):
             where = _positions(group[0])
@@ -157,11 +192,11 @@ class _Board:
                 self._judge(label, scores, k, _last_two(piece.ids, where, values[k], label.binary))
 
     def _judge(self, label: Label, scores: Scores, k: int, last_two: tuple[float, float]) -> None:
-        """The row of a label. Its unit is chosen on the first half alone; then the second says whether it passes."""
+        """Fill in the finding of a label. Its unit is chosen on the first half; the second half decides whether it passes."""
         row, fit, both, control = self.rows[label.name], scores.fit[k], scores.both[k], scores.control[:, k]
-        level, false = threshold(both, control, FLOOR[label.binary], RATE)
+        level, false = threshold(both, control, MIN_EFFECT[label.binary], FDR)
         good, echo = both >= level, both <= last_two[1]
-        promising = fit >= FLOOR[label.binary]
+        promising = fit >= MIN_EFFECT[label.binary]
         telling = promising & (fit > last_two[0])
         best = self._best(label, fit, telling if telling.any() else promising)
         layer, state, unit = np.unravel_index(best, self.shape)
@@ -170,7 +205,7 @@ class _Board:
         def shown(value: float) -> float:
             return float((1 + value) / 2 if label.binary else value)
 
-        row.fit, row.held_out, row.last_two = (shown(v) for v in (fit[best], scores.held[k, best], last_two[1]))
+        row.fit, row.held_out, row.last_two = (shown(v) for v in (fit[best], scores.held_out[k, best], last_two[1]))
         row.threshold = shown(level) if np.isfinite(level) else None
         row.control = shown(np.quantile(control.max(1), 0.95))
         row.status = "none" if not good[best] else "echo" if echo[best] else "found"
@@ -178,9 +213,9 @@ class _Board:
         self.both[label.name] = np.where(good & ~echo, 2 + both, both)
 
     def _best(self, label: Label, fit: np.ndarray, promising: np.ndarray) -> int:
-        """Of the promising units the one whose tanh(c) moves most with the label; where there is none, the best fit.
+        """Of the promising units the one whose tanh(c) varies most with the label on the first half, else the best fit.
 
-        Many a cell ranks well deep in tanh's flat end, where the network sees nothing of it. Only the first half is used.
+        A high rank effect alone is not enough: a cell far in the saturated range of tanh changes nothing in h.
         """
         if not promising.any():
             return int(np.argmax(fit))
@@ -195,10 +230,10 @@ class _Board:
         return int(units[np.argmax(moves)])
 
     def clamp(self, model: CharLM) -> None:
-        """Hold the best cell of each find, on the second half of the text."""
+        """Clamp the cell of each label that was found, on the second half of the text."""
         found = [row for row in self.rows.values() if row.status == "found"]
         half = len(self.piece) // 2
-        clamps = Clamps(model, self.piece.ids[half:]) if found else None
+        clamps = ClampTest(model, self.piece.ids[half:]) if found else None
         for row in found:
             label = self.labels[row.label]
             trace = self.signals[half:].reshape(-1, *self.shape)[:, row.layer, 0, row.unit]
@@ -230,23 +265,23 @@ def _positions(label: Label) -> np.ndarray:
 
 
 def _enough(label: Label) -> bool:
-    """Whether both halves of where a label means anything have spans of it and enough characters to rank."""
+    """True if both halves of a label's defined positions have 100 characters and MIN_SPANS spans."""
     values = label.values[_positions(label)]
     half = len(values) // 2
     return half >= 100 and all(
-        int((np.diff(part) != 0).sum()) >= 2 * FEWEST
+        int((np.diff(part) != 0).sum()) >= 2 * MIN_SPANS
         for part in (values[:half].astype(float), values[half:].astype(float))
     )
 
 
 def _groups(known: list[Label]) -> list[list[Label]]:
-    """Labels that mean something everywhere together, every other one alone."""
+    """Labels that are defined everywhere as one group, every other label as a group of its own."""
     everywhere = [label for label in known if label.where is None]
     return [everywhere] * bool(everywhere) + [[label] for label in known if label.where is not None]
 
 
 def _last_two(ids: np.ndarray, where: np.ndarray, values: np.ndarray, binary: bool) -> tuple[float, float]:
-    """The effect, on the first half and on the second, of what the last two characters made of the label on the first."""
+    """Effects, on both halves, of predicting the label by its mean on the first half given the last two characters."""
     pairs = (np.concatenate([ids[:1], ids[:-1]]).astype(np.int64) << 32 | ids)[where]
     _, which = np.unique(pairs, return_inverse=True)
     half, n = len(values) // 2, int(which.max()) + 1

@@ -1,4 +1,4 @@
-"""The text that a model is watched on: a part of a file, a corpus, or of what validated it."""
+"""Excerpts: the part of a file, a corpus or the validation text that a model is analysed on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from ..lm import CharLM
 class Excerpt:
     """N symbols of a text.
 
-    name: where they are from; text: as they are, a byte model's as latin-1; ids: (N,) as the model reads them;
-    unknown: (N,) bool, characters that the model never saw and for which it reads a stand-in; note: about these.
+    Attributes:
+        name: of the text
+        text: the symbols; of a byte model as latin-1
+        ids: (N,) that the model reads
+        unknown: (N,) bool, characters outside the vocabulary, which are replaced in `ids`
+        note: for the user, about these
     """
 
     name: str
@@ -31,7 +35,7 @@ class Excerpt:
 
 
 def of_text(lm: CharLM, text: str, name: str = "a text") -> Excerpt:
-    """A text as an excerpt; for what the vocabulary lacks the model reads a space."""
+    """A whole text as an excerpt; characters outside the vocabulary are replaced by a space."""
     symbols = lm.vocab.from_text(text)
     return _of_symbols(lm, symbols, name)
 
@@ -51,7 +55,16 @@ def _of_symbols(lm: CharLM, symbols: str, name: str) -> Excerpt:
 
 
 def read(lm: CharLM, name: str | None, start: int, length: int) -> Excerpt:
-    """`length` characters from position `start` on. name: as for training; None for what validated the model."""
+    """Characters `start` to `start + length` of a text.
+
+    Args:
+        lm: model that reads it
+        name: file, folder or name of a corpus; None for the model's validation text
+        start, length: in characters
+
+    Raises:
+        CharLMError: the text cannot be read or ends before `start`.
+    """
     if start < 0 or length < 1:
         raise CharLMError(f"the part of the text is {length} characters from {start} on, expected at least 1 from 0 on")
     if name is None:

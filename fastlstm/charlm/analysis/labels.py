@@ -1,7 +1,7 @@
-"""What a reader would say about every character of a text, so that a cell can be held against it.
+"""Labels of the characters of a text (inside quotes, line position, …), which cells are compared with.
 
-A label at position t says how things stand after character t was read: a quotation begins with its opening mark and is
-over at its closing one. Code is read by its own rules, so a quote in a comment opens nothing.
+A label at position t describes the text up to and including character t: it is on from an opening quote up to, but not
+including, the closing one. Code is tokenised by its language: a quote in a comment opens nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _PROSE = re.compile(
 )
 _TOKENS = {"python": _PYTHON, "c": _C, "prose": _PROSE}
 _CLOSERS = ('"""', "'''", '"', "'", "”", "*/", "-->")
-_BRACKETS = re.compile(r"[()\[\]{}]|\n[ \t]*\n(?=\S)")  # all brackets count as closed where text begins anew
+_BRACKETS = re.compile(
+    r"[()\[\]{}]|\n[ \t]*\n(?=\S)"
+)  # all brackets count as closed after a blank line before unindented text
 _OPENER = {")": "(", "]": "[", "}": "{"}
 _URL = re.compile(r"""(?:https?|ftp)://[^\s<>"'`)\]}]+|\bwww\.[^\s<>"'`)\]}]+""")
 _WWW = re.compile(r"[wW]{3,}")
@@ -41,9 +43,13 @@ _IF = {
 
 @dataclass(frozen=True)
 class Label:
-    """One thing to know about a text of N characters.
+    """A property of each of the N characters of a text.
 
-    values: (N,) float32, 0 or 1 where `binary`; where: (N,) bool, positions at which it means anything, None for all.
+    Attributes:
+        name: in tables and JSON
+        values: (N,), 0 or 1 if `binary`
+        binary: whether it is on or off, or a number
+        where: (N,) bool, positions at which it is defined; None for all
     """
 
     name: str
@@ -53,7 +59,7 @@ class Label:
 
 
 def language(text: str) -> str:
-    """`python`, `c` or `prose`: what the lines of a text look like."""
+    """Language of a text, judged by its lines: `python`, `c` or `prose`."""
     head = text[:200_000]
     lines = max(1, sum(1 for line in head.split("\n") if line.strip()))
     python, c = len(_KEYWORD.findall(head)), len(_C_LINE.findall(head))
@@ -63,14 +69,14 @@ def language(text: str) -> str:
 
 
 def labels(text: str) -> list[Label]:
-    """All labels of a text, each (N,), whether or not the text has what it names."""
-    kind = language(text)
-    quoted, comment, triple, bare = _tokens(text, kind)
+    """All labels of a text of N characters, including those that never occur in it."""
+    lang = language(text)
+    quoted, comment, triple, bare = _tokens(text, lang)
     nesting = _nesting(bare)
-    at = _since(codes(text) == ord("\n"))
-    pattern = _IF.get(kind)
+    at = _distance_since(codes(text) == ord("\n"))
+    pattern = _IF.get(lang)
     inside_if = _cover(len(text), (m.span("inside") for m in pattern.finditer(bare))) if pattern else 0 * quoted
-    alpha, upper, digit = (_each(text, test) for test in (str.isalpha, str.isupper, str.isdigit))
+    alpha, upper, digit = (_char_test(text, test) for test in (str.isalpha, str.isupper, str.isdigit))
     newline = codes(text) == ord("\n")
     return [
         Label("inside quotes", quoted),
@@ -87,18 +93,18 @@ def labels(text: str) -> list[Label]:
         Label("position in line", at, False),
         Label("indentation", _indentation(text, at), False),
         Label("nesting depth", nesting.depth, False),
-        Label("word start", alpha & ~_before(alpha)),
-        Label("after a newline", _before(newline)),
+        Label("word start", alpha & ~_previous(alpha)),
+        Label("after a newline", _previous(newline)),
         Label("upper case", upper),
         Label("number", digit),
         Label("run of www", _cover(len(text), (m.span() for m in _WWW.finditer(text)))),
     ]
 
 
-def _tokens(text: str, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """Inside quotes, a comment, triple quotes (N,) each, and the text with all blanked out, line ends kept."""
-    pattern, shift = _TOKENS[kind], 0
-    if kind == "python" and _starts_quoted(text):
+def _tokens(text: str, lang: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Inside quotes, comments and triple quotes, (N,) bool each, and the text with those blanked out except line ends."""
+    pattern, shift = _TOKENS[lang], 0
+    if lang == "python" and _starts_quoted(text):
         text, shift = '"""' + text, 3
     spans: dict[str, list[tuple[int, int]]] = {"quote": [], "comment": [], "triple": []}
     bare, last = [], 0
@@ -110,21 +116,21 @@ def _tokens(text: str, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, s
             spans["triple"].append(span)
         bare += [text[last:start], re.sub(r"[^\n]", "\0", match.group())]
         last = end
-    if kind == "prose":
+    if lang == "prose":
         return *(_cover(len(text), spans[name]) for name in spans), text  # brackets in quotations are brackets
     bare.append(text[last:])
     return *(_cover(len(text), spans[name])[shift:] for name in spans), "".join(bare)[shift:]
 
 
 def _closed(token: str, start: int) -> int:
-    """Where a token stops being open: at the last character of its closing mark, if it has one."""
+    """End of the span in which a token is open: before the last character of its closing mark, if it has one."""
     closed = any(token.endswith(mark) and len(token) >= 2 * len(mark) for mark in _CLOSERS if token[0] not in "#/<")
     closed = closed or (token[0] in "/<" and token.endswith(_CLOSERS[-2:]))
     return start + len(token) - closed
 
 
 def _starts_quoted(text: str) -> bool:
-    '''Whether a piece of Python begins inside a """ string: then fewer keywords lie in strings.'''
+    '''True if a piece of Python begins inside a """ string: more keywords are then outside of strings.'''
 
     def outside(piece: str) -> int:
         return len(_KEYWORD.findall(_PYTHON.sub(lambda match: re.sub(r"[^\n]", "\0", match.group()), piece)))
@@ -134,7 +140,10 @@ def _starts_quoted(text: str) -> bool:
 
 @dataclass
 class _Nesting:
-    """Open brackets after each character, (N,) each: all, ( alone, [ alone, [ right after [; since the innermost."""
+    """Numbers of open brackets after each character, (N,) each.
+
+    depth: of all kinds; round: (; square: [; double: [[; since: characters since the innermost one opened.
+    """
 
     depth: np.ndarray
     round: np.ndarray
@@ -152,7 +161,7 @@ def _nesting(text: str) -> _Nesting:
 
 
 def _bracket_states(text: str) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """After every bracket: where, how many are open of any kind, (, [, [[, and where the innermost one opened."""
+    """Yields after every bracket: its position, open brackets of all kinds, of (, [ and [[, position of the innermost."""
     stack: list[tuple[str, int]] = []
     for match in _BRACKETS.finditer(text):
         at, sign = match.start(), match.group()[0]
@@ -171,7 +180,7 @@ def _bracket_states(text: str) -> Iterator[tuple[int, int, int, int, int, int]]:
 
 
 def _indentation(text: str, at: np.ndarray) -> np.ndarray:
-    """Blanks at the start of the line, as far as it has been read. at: position in line."""
+    """Blanks at the start of the line, as far as the line was read, (N,). at: position in the line."""
     points = codes(text)
     blank = (points == ord(" ")) | (points == ord("\t")) | (points == ord("\n"))
     line = np.cumsum(points == ord("\n"))
@@ -181,25 +190,25 @@ def _indentation(text: str, at: np.ndarray) -> np.ndarray:
     return np.where(np.arange(len(text)) < first[line], at, first[line] - np.arange(len(text)) + at - 1)
 
 
-def _since(mark: np.ndarray) -> np.ndarray:
-    """Characters since the last mark, 0 at it; before the first, since just before the text. (N,) int64."""
+def _distance_since(mark: np.ndarray) -> np.ndarray:
+    """Characters since the last True, 0 at it, (N,) int64; position -1 counts as True."""
     here = np.arange(len(mark))
     return here - np.maximum.accumulate(np.where(mark, here, -1))
 
 
-def _before(values: np.ndarray) -> np.ndarray:
+def _previous(values: np.ndarray) -> np.ndarray:
     """The value one character earlier, false for the first."""
     return np.concatenate([[False], values])[: len(values)]
 
 
-def _each(text: str, test: Callable[[str], bool]) -> np.ndarray:
-    """A test of each character, (N,) bool, made once for each distinct one."""
+def _char_test(text: str, test: Callable[[str], bool]) -> np.ndarray:
+    """The result of `test` for each character, (N,) bool; it is called once for each distinct one."""
     distinct, which = np.unique(codes(text), return_inverse=True)
     return np.array([test(chr(point)) for point in distinct], bool)[which]
 
 
 def _cover(n: int, spans: Iterator[tuple[int, int]] | list[tuple[int, int]]) -> np.ndarray:
-    """Which of n positions lie in any span, (n,) bool."""
+    """Positions of 0 … n - 1 that are in any span, (n,) bool."""
     edges = np.zeros(n + 1, np.int64)
     for start, end in spans:
         edges[start] += 1

@@ -1,9 +1,10 @@
-"""How well each of many units tells a label: AUC and rank correlation, and what chance makes of the same numbers.
+"""Effect sizes of units on labels, AUC or rank correlation, and the distribution of the same by chance.
 
-Both are sums of ranks with a weight a position, so that a whole layer against all labels is one matrix product; an
-effect is 2 AUC - 1 or the rank correlation, from -1 to 1. Units are smooth in time and labels come in runs, so labels
-shuffled character by character would make any unit look significant: the control shifts the labels around the text
-(circularly), which keeps both as smooth as they are and breaks only what ties them together.
+An effect is 2 AUC - 1 or the rank correlation, from -1 to 1. Both are weighted sums of ranks, so the effects of a whole
+layer on all labels are one matrix product.
+
+The control shifts the labels circularly around the text. Units are smooth in time and labels come in runs; shuffling
+labels character by character would destroy that and make any unit look significant.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def midranks(values: np.ndarray) -> np.ndarray:
 
 
 def weights(values: np.ndarray, binary: bool) -> np.ndarray:
-    """What each position adds to an effect, a unit of its rank. values: (n,). Returns (n,) float32, zero where flat."""
+    """Weight of each position's rank in the effect. values: (n,), the label. Returns (n,) float32; zero for a constant."""
     if binary:
         yes = values > 0
         n_yes = int(yes.sum())
@@ -45,7 +46,7 @@ def weights(values: np.ndarray, binary: bool) -> np.ndarray:
 
 
 def effect(values: np.ndarray, label: np.ndarray, binary: bool) -> float:
-    """2 AUC - 1 or the rank correlation of one signal with one label, (n,) each."""
+    """Effect of one signal on one label, (n,) each: 2 AUC - 1 if `binary`, else the rank correlation."""
     ranks = midranks(values[:, None])
     return float(_effects(weights(label, binary)[None], np.array([binary]), ranks, _norms(ranks))[0, 0])
 
@@ -62,47 +63,58 @@ def _effects(w: np.ndarray, binary: np.ndarray, ranks: np.ndarray, norms: np.nda
 
 @dataclass
 class Scores:
-    """Effects of K labels and U units. sign: that of the fit; fit, held: (K, U) in the direction of the fit.
+    """Effects of U units on K labels.
 
-    control: (S, K, U) float32, the lesser of fit and held-out effect for each of S shifts of the labels.
+    Attributes:
+        sign: (K, U), of the effect on the first half
+        fit: (K, U), effect on the first half times sign
+        held_out: (K, U), effect on the second half times sign
+        control: (S, K, U) float32, the lesser of both for each of S shifts of the labels
     """
 
     sign: np.ndarray
     fit: np.ndarray
-    held: np.ndarray
+    held_out: np.ndarray
     control: np.ndarray
 
     @property
     def both(self) -> np.ndarray:
-        """The lesser of the two parts, (K, U): what a unit can be relied on for."""
-        return np.minimum(self.fit, self.held)
+        """The lesser effect of the two halves, (K, U)."""
+        return np.minimum(self.fit, self.held_out)
 
 
 def score(signals: np.ndarray, labels: np.ndarray, binary: np.ndarray, shifts: int, seed: int = 0) -> Scores:
-    """Every unit against every label, on the first half of the positions and again on the second.
+    """Effects of every unit on every label, on the first and on the second half of the positions.
 
-    signals: (n, U) float16; labels: (K, n); binary: (K,) bool; shifts: S. The seed chooses how far labels are shifted.
+    Args:
+        signals: (n, U) float16
+        labels: (K, n)
+        binary: (K,) bool
+        shifts: S, of the control
+        seed: of the random shifts
     """
     half, K, U = len(signals) // 2, len(labels), signals.shape[1]
     parts = [slice(0, half), slice(half, None)]
     w = [np.stack([weights(row[part], b) for row, b in zip(labels, binary, strict=True)]) for part in parts]
     rng = np.random.default_rng(seed)
-    away = [rng.integers(*_range(x.shape[1]), size=shifts) for x in w]
-    found = Scores(*(np.empty((K, U)) for _ in range(3)), np.empty((shifts, K, U), np.float32))
+    offsets = [rng.integers(*_shift_range(x.shape[1]), size=shifts) for x in w]
+    scores = Scores(*(np.empty((K, U)) for _ in range(3)), np.empty((shifts, K, U), np.float32))
     for block in _blocks(U):
         ranks = [midranks(signals[part, block]) for part in parts]
         ranks = [(r, _norms(r)) for r in ranks]
-        fit, held = (_effects(x, binary, *r) for x, r in zip(w, ranks, strict=True))
+        fit, held_out = (_effects(x, binary, *r) for x, r in zip(w, ranks, strict=True))
         sign = np.where(fit < 0, -1.0, 1.0)
-        found.sign[:, block], found.fit[:, block], found.held[:, block] = sign, sign * fit, sign * held
+        scores.sign[:, block], scores.fit[:, block], scores.held_out[:, block] = sign, sign * fit, sign * held_out
         for s in range(shifts):
-            fit, held = (_effects(np.roll(x, d[s], 1), binary, *r) for x, d, r in zip(w, away, ranks, strict=True))
-            found.control[s, :, block] = np.minimum(np.abs(fit), np.where(fit < 0, -held, held))
-    return found
+            fit, held_out = (
+                _effects(np.roll(x, d[s], 1), binary, *r) for x, d, r in zip(w, offsets, ranks, strict=True)
+            )
+            scores.control[s, :, block] = np.minimum(np.abs(fit), np.where(fit < 0, -held_out, held_out))
+    return scores
 
 
-def _range(n: int) -> tuple[int, int]:
-    """Shifts that leave no position near where it was."""
+def _shift_range(n: int) -> tuple[int, int]:
+    """Least and greatest circular shift: no position comes near its old place."""
     return n // 20, max(n // 20 + 1, n - n // 20)
 
 
@@ -111,10 +123,18 @@ def _blocks(units: int) -> Iterator[slice]:
 
 
 def threshold(both: np.ndarray, control: np.ndarray, floor: float, rate: float) -> tuple[float, float]:
-    """The lowest effect, not under `floor`, above which at most a share `rate` of units passes by chance.
+    """The lowest threshold of effects at which the false-discovery rate is at most `rate`.
 
-    both: (U,) effects; control: (S, U) of shifted labels. Returns it with the false-discovery rate there; infinity
-    and 1 where there is none. The rate counts one more than the control showed, as if the next shift would pass.
+    The rate counts one chance find more than the control showed.
+
+    Args:
+        both: (U,) effects of the units
+        control: (S, U) effects on shifted labels
+        floor: least threshold
+        rate: greatest false-discovery rate
+
+    Returns:
+        The threshold and the false-discovery rate at it; infinity and 1 if there is none.
     """
     passing = np.sort(both[both >= floor])
     chance = np.sort(control[control >= floor])

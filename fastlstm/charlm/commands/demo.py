@@ -13,8 +13,8 @@ from rich.text import Text
 from .. import checkpoint
 from ..errors import command
 from ..lm import CharLM
-from ..sampling.novelty import Known
-from ..sampling.sample import Drawing, draw
+from ..sampling.novelty import TrainingLines
+from ..sampling.sample import Sampling, sample_texts
 from ..training.progress import NATS_PER_BIT, Terminal, clock
 from ..training.runs import TrainResult, train
 from ..training.state import Run
@@ -42,10 +42,10 @@ class _Demo(Terminal):
         self.console.print(Text("\n   time    loss  writes", "dim"))
 
     def _evaluation(self, run: Run, row: dict[str, Any]) -> None:
-        if not self.points or run.done < self.points[0]:
+        if not self.points or run.fraction_done < self.points[0]:
             return
-        self.points = [point for point in self.points if point > run.done]
-        names = draw(run.model, run.corpus.vocab, Drawing(length=24, stop="\n", num=7, seed=SEED))
+        self.points = [point for point in self.points if point > run.fraction_done]
+        names = sample_texts(run.model, run.corpus.vocab, Sampling(length=24, stop="\n", num=7, seed=SEED))
         facts = f"{clock(run.progress.seconds):>7}  {row['val_nats']:6.3f}  "
         self.console.print(Text.assemble(facts, ("  ".join(names), "cyan")), no_wrap=True, overflow="ellipsis")
 
@@ -70,7 +70,7 @@ def run_demo(folder: Path, seconds: float, console: Console) -> None:
     lm = result.load()
     names, share = new_names(lm, NAMES)
     path = folder / "names.txt"
-    checkpoint.replace(path, "".join(name + "\n" for name in names).encode())
+    checkpoint.write_atomic(path, "".join(name + "\n" for name in names).encode())
     console.print()
     console.print(Text(f"{len(names)} names that are not in the training data", "bold"))
     console.print(Columns([Text(name, "green") for name in sorted(names)], padding=(0, 2), column_first=True))
@@ -92,12 +92,12 @@ def _facts(result: TrainResult, share: float, path: Path) -> dict[str, str]:
 
 def new_names(lm: CharLM, wanted: int) -> tuple[list[str], float]:
     """Different names that are in neither set, and the share of those among all that were drawn for them."""
-    known = Known.of(corpus := lm.corpus(), lm.divide(corpus))
+    training_lines = TrainingLines.of_split(corpus := lm.corpus(), lm.divide(corpus))
     found: dict[str, None] = {}
     drawn = new = 0
     for name in lm.sample(num=20 * wanted, seed=SEED):
         drawn += 1
-        if name and known.kind(name) == "new":
+        if name and training_lines.origin(name) == "new":
             new += 1
             found[name] = None
         if len(found) == wanted:

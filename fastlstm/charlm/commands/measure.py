@@ -42,11 +42,11 @@ def evaluate(
     own = lm.learned(corpus)
     part = _part(split, own)
     console = Console(highlight=False)
-    held = lm.held(corpus, part)
-    result = measure(lm.model, lm.vocab, held)
+    eval_text = lm.eval_text(corpus, part)
+    result = measure(lm.model, lm.vocab, eval_text)
     named = f"{text or lm.saved.corpus['name']}, {part} ({lm.config.split} split)" if own else text
     console.print(Text.assemble((named, "bold"), f": {count(result.characters, 'character')}"))
-    share = len(held) / result.characters  # predictions a character, above 1 for a byte model
+    share = len(eval_text) / result.characters  # predictions a character, above 1 for a byte model
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     for name in ("nats/char", "bits/char", "bits/byte", "perplexity"):
@@ -61,7 +61,7 @@ def evaluate(
     note = ""
     if orders > 0:
         try:
-            for n, nats in enumerate(lm.baseline(held, orders), 1):
+            for n, nats in enumerate(lm.baseline(eval_text, orders), 1):
                 row(f"{n}-gram", nats * share)
         except CharLMError as error:
             note = f"no n-gram baseline: {error}"

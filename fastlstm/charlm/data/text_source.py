@@ -1,6 +1,6 @@
-"""From files, folders and built-in corpora to text, in chunks: what is read, how it is decoded, what its hash is.
+"""Reads files and folders as text in chunks, with decoding and a hash.
 
-A `TextSource` can be read more than once (encoding a corpus takes two passes) and never holds more than one chunk.
+A `TextSource` can be read more than once (encoding a corpus takes two passes) and holds one chunk in memory at a time.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 
 from ..errors import CharLMError
 
-CHUNK = 1 << 22  # characters held at a time
+CHUNK = 1 << 22  # characters in memory at a time
 _CHECKPOINTS = {"best.safetensors", "last.safetensors"}
 _RECORDS = {"log.jsonl", "samples.jsonl", "timeline.html"}
 
 
 class _Tee(io.RawIOBase):
-    """A binary file that passes what is read through a hash."""
+    """A binary file that updates a hash with every byte that is read."""
 
     def __init__(self, raw: io.RawIOBase, digest):
         self.raw, self.digest, self.total = raw, digest, 0
@@ -41,11 +41,15 @@ class _Tee(io.RawIOBase):
 
 @dataclass
 class TextSource:
-    """Text that can be read again and again.
+    """Text in files; it can be read more than once.
 
-    files: what is on disk behind it; encoding: how it is decoded, None for bytes (as latin-1);
-    transform: the text of one whole file → the text that is learned (built-in corpora), None for as it is;
-    encoding_of: a per-file encoding (Python sources may declare their own).
+    Attributes:
+        files: paths in order
+        encoding: of all files; None for bytes, which are decoded as latin-1
+        transform: maps the text of one whole file to the text of the corpus (built-in corpora); None for no change
+        encoding_of: encoding by file (Python sources declare their own)
+        sha256: of all bytes in order, set when `chunks` has run to its end
+        stamps: size and modification time of each file, set likewise
     """
 
     files: list[Path]
@@ -61,7 +65,7 @@ class TextSource:
         return sum(path.stat().st_size for path in self.files)
 
     def chunks(self) -> Iterator[str]:
-        """The text, in pieces of at most CHUNK characters; files are separated as they stand."""
+        """Yields the text in strings of at most CHUNK characters; nothing is inserted between files."""
         digest = hashlib.sha256()
         stamps = []
         for path in self.files:
@@ -77,7 +81,7 @@ class TextSource:
     def _read(self, path: Path, tee: _Tee) -> Iterator[str]:
         encoding = self.encoding_of(path) if self.encoding_of else self.encoding or "latin-1"
         if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-            encoding = "utf-8-sig"  # the same, less the mark that some editors put first
+            encoding = "utf-8-sig"  # drops a byte order mark
         newline = "" if self.encoding is None else None  # bytes stay as they are; text gets \n for every line end
         try:
             with io.TextIOWrapper(io.BufferedReader(tee, 1 << 20), encoding, newline=newline) as stream:
@@ -96,7 +100,7 @@ class TextSource:
             raise CharLMError(f"there is no encoding {encoding!r}; try utf-8, latin-1, gb18030, …") from error
 
     def changed(self) -> list[Path]:
-        """Files that are no longer what was read, judged by size and time of change."""
+        """Files whose size or modification time differs from when they were read."""
         now = []
         for path in self.files:
             try:
@@ -108,18 +112,22 @@ class TextSource:
 
 
 def files_under(folder: Path, suffix: str = "", without: Set[str] = frozenset()) -> list[Path]:
-    """Every text file under a folder, in order of path: none hidden, none with a NUL byte near its start.
+    """Text files under a folder, recursively, in order of path.
 
-    What a run wrote beside its checkpoints is no text either. suffix: of the files wanted; without: names of folders
-    that are left out, with all that is in them.
+    Hidden files, files with a NUL byte in their first 4,096 bytes and the logs of a run are left out.
+
+    Args:
+        folder: where to look
+        suffix: that file names end with
+        without: names of folders to skip
     """
-    found = []
+    paths = []
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__pycache__" and n not in without)
         records = _RECORDS if _CHECKPOINTS & set(names) else set()
-        wanted = (name for name in sorted(set(names) - records) if not name.startswith("."))
-        found += [Path(here, name) for name in wanted if name.endswith(suffix)]
-    return [path for path in found if path.is_file() and not _binary(path)]
+        visible = (name for name in sorted(set(names) - records) if not name.startswith("."))
+        paths += [Path(here, name) for name in visible if name.endswith(suffix)]
+    return [path for path in paths if path.is_file() and not _binary(path)]
 
 
 def _binary(path: Path) -> bool:
@@ -128,7 +136,7 @@ def _binary(path: Path) -> bool:
 
 
 def small_text(path: Path, encoding: str) -> str:
-    """A whole file, small enough to hold, in the encoding of a model's text."""
+    """The text of a small file. encoding: that of the model's text. Raises CharLMError."""
     try:
         return path.read_text(encoding)
     except OSError as error:
@@ -140,7 +148,7 @@ def small_text(path: Path, encoding: str) -> str:
 
 
 def source_of_path(path: Path, encoding: str | None) -> TextSource:
-    """A file, or a folder's text files, as a source of text."""
+    """A source for a file or for the text files of a folder. Raises CharLMError for a folder without text."""
     if path.is_dir():
         files = files_under(path)
         if not files:

@@ -1,6 +1,6 @@
-"""Which byte may come next in well-formed UTF-8 (the Unicode Standard, table 3-7), as a table.
+"""A state machine of well-formed UTF-8 (the Unicode Standard, table 3-7).
 
-A state says what the bytes so far still need. A byte model masks what its state forbids: what it writes is text.
+The state says which bytes may follow. Sampling from a byte model masks all others, so its output is valid UTF-8.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ALLOWED = NEXT >= 0  # (state, byte)
 
 
 def state_after(data: bytes) -> int:
-    """The state at the end of some bytes; START again after any that are not UTF-8."""
+    """The state after some bytes; a byte that is not allowed returns to START."""
     state = START
     for byte in data:
         state = max(int(NEXT[state, byte]), START)

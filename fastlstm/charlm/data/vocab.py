@@ -1,7 +1,7 @@
-"""The symbols a model knows, and the way from text to ids and back.
+"""The vocabulary: maps text to ids and back.
 
-Text is a str. A byte model (`--bytes`) sees each byte as the character of the same number (latin-1), so that everything
-above this file works on str alone; only `to_text` and `from_text` know the difference.
+Text is a str. For a byte model (`--bytes`) each byte is the character of the same number (latin-1), so all other
+modules work on str; only `to_text` and `from_text` convert.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def codes(text: str) -> np.ndarray:
 class Vocabulary:
     """An ordered set of symbols.
 
-    symbols: the characters, id = position; bytes_: whether they stand for bytes (then all 256, in order).
+    Args:
+        symbols: the characters; the id of each is its position
+        bytes_: True if they stand for bytes (then all 256, in order)
     """
 
     def __init__(self, symbols: str, bytes_: bool = False):
@@ -41,7 +43,7 @@ class Vocabulary:
 
     @property
     def unit(self) -> str:
-        """What one symbol is: `character` or `byte`."""
+        """Name of one symbol: `character` or `byte`."""
         return "byte" if self.bytes else "character"
 
     def __len__(self) -> int:
@@ -57,18 +59,26 @@ class Vocabulary:
 
     @property
     def dtype(self) -> np.dtype:
-        """The smallest unsigned type that holds every id."""
+        """The smallest unsigned integer type that holds every id."""
         return np.dtype(np.uint8 if len(self) <= 1 << 8 else np.uint16 if len(self) <= 1 << 16 else np.uint32)
 
     def lookup(self, text: str) -> np.ndarray:
-        """Ids of a text, (len(text),) int32, UNKNOWN where the vocabulary lacks the character."""
+        """Ids of a text, (len(text),) int32; UNKNOWN for characters outside the vocabulary."""
         points = codes(text)
         if len(self._table) <= int(points.max(initial=0)):
             points = np.minimum(points, len(self._table) - 1)
         return self._table[points]
 
     def encode(self, text: str, what: str = "the text") -> np.ndarray:
-        """Ids of a text, (len(text),) of `dtype`; unknown characters are an error that names `what` and shows them."""
+        """Ids of a text, (len(text),) of `dtype`.
+
+        Args:
+            text: to encode
+            what: name of the text in error messages
+
+        Raises:
+            CharLMError: the text has characters outside the vocabulary.
+        """
         ids = self.lookup(text)
         if len(ids) and ids.min() < 0:
             missing = "".join(text[i] for i in np.flatnonzero(ids < 0))
@@ -84,9 +94,9 @@ class Vocabulary:
         return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
     def from_text(self, text: str) -> str:
-        """What a person typed, as this vocabulary's symbols: for a byte model its UTF-8 bytes."""
+        """Text as symbols: unchanged, or for a byte model its UTF-8 bytes as latin-1."""
         return text.encode().decode("latin-1") if self.bytes else text
 
     def to_text(self, symbols: str) -> str:
-        """Symbols as text to show: for a byte model its bytes as UTF-8, the replacement mark for what is not UTF-8."""
+        """Symbols as text: unchanged, or for a byte model decoded as UTF-8 (U+FFFD for bytes that are not UTF-8)."""
         return symbols.encode("latin-1").decode("utf-8", "replace") if self.bytes else symbols

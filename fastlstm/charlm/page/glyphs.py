@@ -1,4 +1,4 @@
-"""How a symbol is drawn in a square of the page: whatever it is, as one visible thing that moves nothing around it."""
+"""Glyphs: how the page shows a symbol in a cell of its grid, also control characters, marks and bytes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}  # controls, marks of
 
 
 def glyph(symbol: str, of_bytes: bool) -> tuple[str, str, str]:
-    """What to draw, its name, and its style: `blank`, `code` (a number in small print), `wide` or nothing.
+    """Glyph, name and style of a symbol.
 
-    of_bytes: whether the symbol stands for the byte of its number.
+    Args:
+        symbol: one character
+        of_bytes: True if it stands for the byte of its number
+
+    Returns:
+        The glyph, the name, and the style: `blank`, `code` (a number in small print), `wide` or empty.
     """
     point = ord(symbol)
     if symbol in _NAMED:

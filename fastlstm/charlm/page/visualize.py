@@ -1,8 +1,8 @@
-"""One page that shows what a model does: its predictions, its cells, its training. No network; opens from disk.
+"""A self-contained HTML page of a model: its predictions, its cells, its training.
 
-`page` gathers the data, `templates/` is what it is shown with: page.html.j2, page.css and the scripts, all put into the
-one file. The text is data: it reaches the page as JSON, in which no markup can be written, and is drawn as text; a
-content security policy allows no script or style but the page's own, by their hashes, and no network.
+`page` collects the data and puts it, with the style and the scripts of `templates/`, into one file. Text reaches the page
+as JSON without markup characters and is inserted as text. A content security policy allows only the page's own script
+and style, by their hashes, and no network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.cells import FLOOR, Findings, find_cells
+from ..analysis.cells import MIN_EFFECT, Findings, find_cells
 from ..analysis.excerpt import Excerpt
 from ..analysis.labels import labels
 from ..analysis.tracing import pieces
@@ -24,12 +24,12 @@ from ..errors import CharLMError
 from ..lm import CharLM
 from ..training import jsonl, timeline
 from .glyphs import glyph
-from .page_data import CellTraces, pack, within
+from .page_data import CellTraces, fit_budget, pack
 
 FOLDER = Path(__file__).parent / "templates"
 SCRIPTS = ("data", "colour", "grid", "panel", "cells", "training", "main")
-BUDGET = 13_000_000  # characters of the page for cells
-POINTS, SAMPLES = 500, 60  # most points of the loss curve and samples of the timeline
+CELL_BUDGET = 13_000_000  # characters of the page for cell data
+MAX_LOSS_POINTS, MAX_SAMPLES = 500, 60  # most points of the loss curve and samples of the timeline
 
 
 def page(
@@ -40,27 +40,34 @@ def page(
     title: str = "",
     color_blind: bool = False,
 ) -> str:
-    """The page, as HTML.
+    """Render the page as HTML.
 
-    text: what it shows; long: a longer part of the same text to score cells on, text itself by default; run: a folder
-    with log.jsonl and samples.jsonl; color_blind: start with the colours that all can tell apart.
-    Raises CharLMError where jinja2 is missing.
+    Args:
+        lm: the model
+        text: to show
+        long: a longer part of the same text to search cells on; None for `text`
+        run: folder with log.jsonl and samples.jsonl; None for no training part
+        title: of the page
+        color_blind: start with colours for all kinds of colour vision
+
+    Raises:
+        CharLMError: jinja2 is not installed.
     """
     template = _template()
     scored = long or text
-    found = find_cells(lm, scored) if len(scored) >= 200 else None
+    findings = find_cells(lm, scored) if len(scored) >= 200 else None
     data = {
         "title": title,
         **_model(lm),
         **_predictions(lm, text),
-        **_cells(lm, text, found),
+        **_cells(lm, text, findings),
         "training": _training(run),
         "notes": [note for note in {text.note, scored.note} if note],
     }
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     script = "".join((FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     html = template.render(
-        title=timeline.visible(_clean(title)),
+        title=timeline.visible(_valid_text(title)),
         scales={"article": "the article’s", "safe": "colour-blind safe"},
         scale="safe" if color_blind else "article",
         style=style,
@@ -85,7 +92,7 @@ def _template() -> Any:
 
 
 def as_script(data: Any) -> str:
-    """JSON in which nothing can end a script element or start a tag."""
+    """JSON without <, > and &, so that it cannot end its script element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -94,8 +101,8 @@ def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def _clean(text: str) -> str:
-    """A file's name may hold bytes that are no text."""
+def _valid_text(text: str) -> str:
+    """The text without lone surrogates (of file names that are not valid UTF-8)."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -110,7 +117,7 @@ def _model(lm: CharLM) -> dict[str, Any]:
 
 
 def _predictions(lm: CharLM, text: Excerpt) -> dict[str, Any]:
-    """Ids, the five most likely next characters and their exact probabilities, entropy and surprise."""
+    """Ids, the most likely next characters and their probabilities, entropy and surprise, packed."""
     parts = list(pieces(lm, text.ids, keep=()))
 
     def whole(name: str) -> np.ndarray:
@@ -122,7 +129,7 @@ def _predictions(lm: CharLM, text: Excerpt) -> dict[str, Any]:
     odd = {int(i): glyph(text.text[i], lm.vocab.bytes) for i in np.flatnonzero(text.unknown)}
     known = surprise[surprise >= 0]
     return {
-        "text": _clean(text.name),
+        "text": _valid_text(text.name),
         "unit": lm.vocab.unit + "s",
         "n": len(text),
         "k": parts[0].top.shape[1],
@@ -135,17 +142,17 @@ def _predictions(lm: CharLM, text: Excerpt) -> dict[str, Any]:
     }
 
 
-def _cells(lm: CharLM, text: Excerpt, found: Findings | None) -> dict[str, Any]:
-    """Every cell's traces, best explained first, and what was found of them."""
+def _cells(lm: CharLM, text: Excerpt, findings: Findings | None) -> dict[str, Any]:
+    """Traces of the cells, those with the best scores first, and the findings."""
     L, H = lm.config.num_layers, lm.config.hidden_size
-    score = found.score + 2 * found.passes if found else np.zeros((L, H))
+    score = findings.score + 2 * findings.passes if findings else np.zeros((L, H))
     order = [divmod(int(k), H) for k in np.argsort(-score.ravel(), kind="stable")]
-    traces = CellTraces.of(pieces(lm, text.ids, keep=("c", "gates")), len(text))
-    colours, rest = within(traces, order, BUDGET)
-    if found is None:
+    traces = CellTraces.from_trace(pieces(lm, text.ids, keep=("c", "gates")), len(text))
+    colours, rest = fit_budget(traces, order, CELL_BUDGET)
+    if findings is None:
         return {"order": order, "colours": colours, "rest": rest, "found": None}
     known = {label.name: label for label in labels(text.text)}
-    rows = found.as_json()["rows"]
+    rows = findings.as_json()["rows"]
     for row in rows:
         row["example"] = _example(known[row["label"]].values)
     return {
@@ -154,19 +161,19 @@ def _cells(lm: CharLM, text: Excerpt, found: Findings | None) -> dict[str, Any]:
         "rest": rest,
         "found": {
             "rows": rows,
-            "characters": found.characters,
-            "passing": int(found.passes.sum()),
-            "rule": [(1 + FLOOR[True]) / 2, FLOOR[False]],
-            "label": found.label.tolist(),
-            "score": np.round(found.score, 4).tolist(),
-            "passes": found.passes.astype(int).tolist(),
-            "saturation": np.round(found.saturation, 3).tolist(),
+            "characters": findings.characters,
+            "passing": int(findings.passes.sum()),
+            "rule": [(1 + MIN_EFFECT[True]) / 2, MIN_EFFECT[False]],
+            "label": findings.label.tolist(),
+            "score": np.round(findings.score, 4).tolist(),
+            "passes": findings.passes.astype(int).tolist(),
+            "saturation": np.round(findings.saturation, 3).tolist(),
         },
     }
 
 
 def _example(values: np.ndarray) -> int:
-    """Where in the text a label may be seen both on and off: a little before its longest run among the first."""
+    """A position at which the label is seen off and on: 40 characters before the longest of its first 40 runs."""
     on = values > np.median(values)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], on, [False]]).astype(int)))
     starts, ends = edges[::2][:40], edges[1::2][:40]
@@ -174,34 +181,34 @@ def _example(values: np.ndarray) -> int:
 
 
 def _training(run: Path | None) -> dict[str, Any] | None:
-    """The loss curves and the samples of a run, or None where its folder has no log."""
+    """Loss curves and samples of a run; None if its folder has no log."""
     log = run / "log.jsonl" if run else None
     if log is None or not log.is_file():
         return None
-    rows = jsonl.rows(log)
+    rows = jsonl.read_rows(log)
     train = [[row["iteration"], row["train_nats"]] for row in rows if _number(row.get("train_nats"))]
     val = [[row["iteration"], row["val_nats"]] for row in rows if _number(row.get("val_nats"))]
-    return {"train": _thinned(train), "val": val, "samples": _samples(run)}
+    return {"train": _averaged(train), "val": val, "samples": _samples(run)}
 
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _thinned(points: list[list[float]]) -> list[list[float]]:
-    """At most POINTS points, each the mean of its neighbours."""
-    if len(points) <= POINTS:
+def _averaged(points: list[list[float]]) -> list[list[float]]:
+    """At most MAX_LOSS_POINTS points, each the mean of consecutive ones."""
+    if len(points) <= MAX_LOSS_POINTS:
         return points
-    return [np.mean(group, 0).round(4).tolist() for group in np.array_split(np.array(points), POINTS)]
+    return [np.mean(group, 0).round(4).tolist() for group in np.array_split(np.array(points), MAX_LOSS_POINTS)]
 
 
 def _samples(run: Path) -> list[dict[str, Any]]:
-    """The kept samples with what a reader would notice, or without where the corpus is gone."""
+    """The logged samples with their measures, or without if the corpus can no longer be read."""
     path = run / "samples.jsonl"
     if not path.is_file():
         return []
     try:
-        found = [
+        samples = [
             {
                 "iteration": point.iteration,
                 "epoch": point.epoch,
@@ -211,6 +218,6 @@ def _samples(run: Path) -> list[dict[str, Any]]:
             for point in timeline.points(run)
         ]
     except CharLMError:
-        found = [{**row, "text": timeline.visible(row["text"]), "facts": {}} for row in jsonl.rows(path)]
-    chosen = np.unique(np.linspace(0, len(found) - 1, min(len(found), SAMPLES)).round().astype(int))
-    return [found[i] for i in chosen]
+        samples = [{**row, "text": timeline.visible(row["text"]), "facts": {}} for row in jsonl.read_rows(path)]
+    chosen = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), MAX_SAMPLES)).round().astype(int))
+    return [samples[i] for i in chosen]

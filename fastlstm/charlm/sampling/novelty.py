@@ -1,4 +1,4 @@
-"""Is what a model wrote new? Each line against the training and validation lines, with the nearest it learned from."""
+"""Novelty of sampled lines: whether each is in the training or validation set, and the nearest training line."""
 
 from __future__ import annotations
 
@@ -8,49 +8,52 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.corpus import Corpus
-from ..data.splits import Data
+from ..data.splits import CorpusSplit
 
-NEAREST_OF = 100_000  # training lines that are compared at most
+MAX_COMPARED = 100_000  # training lines that a sample is compared with
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One line. kind: train, val or new; nearest: the closest training line; distance: edits to it."""
+class LineNovelty:
+    """Novelty of one line. origin: `train`, `val` or `new`; nearest: training line; distance: edits to it."""
 
     line: str
-    kind: str
+    origin: str
     nearest: str
     distance: int
 
 
-class Known:
-    """The lines a model was trained and validated on."""
+class TrainingLines:
+    """Lines of the training and validation sets, to compare samples with."""
 
     def __init__(self, train: Iterable[str], val: Iterable[str]):
         self.train = {line.strip(): None for line in train}
         self.val = {line.strip() for line in val} - set(self.train)
-        self.lines = [line for line in self.train if line][:NEAREST_OF]
+        self.lines = [line for line in self.train if line][:MAX_COMPARED]
         self._codes, self._lengths = _padded(self.lines)
 
     @classmethod
-    def of(cls, corpus: Corpus, data: Data) -> Known:
+    def of_split(cls, corpus: Corpus, data: CorpusSplit) -> TrainingLines:
+        """The lines of both parts of a divided corpus."""
         parts = []
         for spans in (data.train_spans, data.val_spans):
             text = "\n".join(corpus.vocab.decode(corpus.ids[start:stop]) for start, stop in spans)
             parts.append(corpus.vocab.to_text(text).split("\n"))
         return cls(*parts)
 
-    def kind(self, line: str) -> str:
+    def origin(self, line: str) -> str:
+        """`train` or `val` if the line is in that set, else `new`."""
         line = line.strip()
         return "train" if line in self.train else "val" if line in self.val else "new"
 
-    def judge(self, line: str) -> Verdict:
+    def novelty(self, line: str) -> LineNovelty:
+        """Origin of a line, the nearest training line and the distance to it."""
         line = line.strip()
         if line in self.train:
-            return Verdict(line, "train", line, 0)
+            return LineNovelty(line, "train", line, 0)
         distances = edit_distances(line, self._codes, self._lengths)
         nearest = int(distances.argmin())
-        return Verdict(line, self.kind(line), self.lines[nearest], int(distances[nearest]))
+        return LineNovelty(line, self.origin(line), self.lines[nearest], int(distances[nearest]))
 
 
 def _padded(lines: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Does generated code close what it opens? Brackets, quotes and comments, counted by a small lexer."""
+"""Counts brackets, quotes and comments of generated code that are opened and closed, with a small lexer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _PAIRS = {")": "(", "]": "[", "}": "{"}
 
 
 @dataclass
-class Tally:
-    """One kind of thing. closed: those opened that were closed; stray: closed without having been opened."""
+class PairCount:
+    """Counts of one kind of pair. closed: of those opened; stray: closing marks without an opening one."""
 
     name: str
     opened: int = 0
@@ -26,27 +26,27 @@ class Tally:
 
     @property
     def share(self) -> float:
-        """Closed ones among all that appeared, 1 where none did."""
+        """Share of closed pairs among all; 1 if there are none."""
         return self.closed / max(1, self.opened + self.stray) if self.opened + self.stray else 1.0
 
 
 def is_python(text: str) -> bool:
-    """Whether a text looks more like Python than like C and its kin."""
+    """True if a text looks more like Python than like C."""
     head = text[:100_000]
     python = len(re.findall(r"^\s*(?:def |class |import |from |#|elif )", head, re.M))
     c = len(re.findall(r"//|/\*|;\s*$|^#include", head, re.M))
     return python >= c
 
 
-def balance(text: str) -> list[Tally]:
-    """What a piece of code opened and closed: brackets, strings, and long strings (Python) or comments (C).
+def check_syntax(text: str) -> list[PairCount]:
+    """Count the pairs of a text: brackets, strings, and triple-quoted strings (Python) or comments (C).
 
-    A quote that its line does not close is open; a bracket is closed by its own kind, in the right order.
+    A quote must be closed on its line. A bracket must be closed by its own kind, in the right order.
     """
     python = is_python(text)
-    kinds = {"(": Tally("( )"), "[": Tally("[ ]"), "{": Tally("{ }")}
-    string, triple = Tally("' ' and \" \""), Tally('""" """' if python else "/* */")
-    comment = Tally("# …" if python else "// …")
+    kinds = {"(": PairCount("( )"), "[": PairCount("[ ]"), "{": PairCount("{ }")}
+    string, triple = PairCount("' ' and \" \""), PairCount('""" """' if python else "/* */")
+    comment = PairCount("# …" if python else "// …")
     stack: list[str] = []
     for token in (_PYTHON if python else _C).finditer(text):
         if bracket := token["bracket"]:
@@ -61,8 +61,8 @@ def balance(text: str) -> list[Tally]:
     return [*kinds.values(), string, triple, comment]
 
 
-def _bracket(bracket: str, stack: list[str], kinds: dict[str, Tally]) -> None:
-    """One bracket. What is still open inside a pair that closes stays open for good."""
+def _bracket(bracket: str, stack: list[str], kinds: dict[str, PairCount]) -> None:
+    """Count one bracket. Brackets still open inside a pair that is closed count as never closed."""
     if bracket in kinds:
         kinds[bracket].opened += 1
         stack.append(bracket)

@@ -1,6 +1,6 @@
-"""The processes of one run: alone, or started by torchrun, each with its share of the streams.
+"""The processes of a run: one, or several started by torchrun, each with its part of the streams.
 
-Only what the trainer needs from torch.distributed is here; alone, every call is free.
+A thin layer on torch.distributed; with one process every method returns at once.
 """
 
 from __future__ import annotations
@@ -17,26 +17,32 @@ from ..errors import CharLMError
 
 
 class Ranks:
-    """rank: number of this process; size: how many there are; device: where it computes."""
+    """The processes of a run.
+
+    Attributes:
+        rank: number of this process
+        size: number of processes
+        device: that this process computes on
+    """
 
     def __init__(self, device: str = "auto"):
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         self.device = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if self.size > 1 and not dist.is_initialized():
-            # Functions of this module have the group of the time of import as a default, and keep it alive for good;
-            # DistributedDataParallel imports it.
+            # Import it before the group exists: its functions take the group of the time of import as a default
+            # argument and would keep it alive. DistributedDataParallel imports it later.
             import torch.distributed.nn  # noqa: F401
 
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and reports."""
+    def is_first(self) -> bool:
+        """True in the process that writes files and reports."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The module to call: gradients are averaged over the processes."""
+        """The module to call in training: it averages gradients over the processes."""
         return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
 
     def sum(self, values: Tensor) -> Tensor:
@@ -48,20 +54,20 @@ class Ranks:
     def mean(self, values: Tensor) -> Tensor:
         return self.sum(values).div_(self.size) if self.size > 1 else values
 
-    def join(self, part: Tensor, dim: int) -> Tensor:
-        """The parts of all processes, in order of rank, end to end."""
+    def gather(self, part: Tensor, dim: int) -> Tensor:
+        """The parts of all processes, concatenated along `dim` in order of rank."""
         if self.size == 1:
             return part
         parts = [torch.empty_like(part) for _ in range(self.size)]
         dist.all_gather(parts, part.contiguous())
         return torch.cat(parts, dim)
 
-    def share(self, whole: Tensor, dim: int) -> Tensor:
-        """This process's part of what `join` made."""
+    def own_part(self, whole: Tensor, dim: int) -> Tensor:
+        """This process's part of a result of `gather`."""
         return whole.tensor_split(self.size, dim)[self.rank].contiguous()
 
-    def agree(self, what: str, value: Any) -> None:
-        """Every process must hold the same value; each of them names the ones that do not."""
+    def check_equal(self, what: str, value: Any) -> None:
+        """Raises CharLMError in every process if `value` is not the same in all. what: its name in the message."""
         if self.size == 1:
             return
         values: list[Any] = [None] * self.size
@@ -72,21 +78,20 @@ class Ranks:
                 f"rank {odd[0]} has another {what} than rank 0: {values[odd[0]]} and {values[0]}; give all the same"
             )
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
 
-    def lost(self, error: RuntimeError) -> bool:
-        """Whether an error says that another process is gone."""
+    def is_peer_failure(self, error: RuntimeError) -> bool:
+        """True if an error comes from a lost connection to another process."""
         text = f"{type(error).__name__} {error}".lower()
         return self.size > 1 and any(word in text for word in ("gloo", "nccl", "distbackend", "distnetwork", "peer"))
 
     def close(self) -> None:
-        """Ends the group and its threads; nothing may refer to a wrapped module any more.
+        """Destroy the process group and its threads. No reference to a wrapped module may exist any more.
 
-        A thread of gloo's that is left drops its last tensor when it gets to run. Where Python has ended by then, that
-        is `terminate called without an active exception`, after a run in which all went well. The threads end with the
-        group's last reference.
+        The threads of gloo end with the last reference to the group. A thread that releases its last tensor after Python
+        has finalised aborts the process: `terminate called without an active exception`.
         """
         if self.size > 1 and dist.is_initialized():
             gc.collect()

@@ -1,4 +1,4 @@
-"""Files that grow line by line beside a checkpoint (log.jsonl, samples.jsonl) and can be cut back to its length."""
+"""JSON Lines files of a run (log.jsonl, samples.jsonl). A resumed run truncates them to the checkpoint's length."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from ..errors import CharLMError
 
 
 class JsonLines:
-    """One JSON object a line, appended.
+    """Appends JSON objects to a file, one a line.
 
-    path: the file; keep: bytes of it to keep, the rest is what a killed run wrote after its last checkpoint.
+    Args:
+        path: of the file
+        keep: bytes to keep; the rest was written after the last checkpoint of a killed run
+
+    Raises:
+        CharLMError: the file cannot be written or is shorter than `keep`.
     """
 
     def __init__(self, path: Path, keep: int = 0):
@@ -39,7 +44,7 @@ class JsonLines:
         self.size += len(line)
 
     def sync(self) -> None:
-        """On disk before the checkpoint that counts its bytes."""
+        """fsync the file; called before a checkpoint that refers to its length is written."""
         with self._explained():
             os.fsync(self._stream.fileno())
 
@@ -56,7 +61,7 @@ class JsonLines:
         self._stream.close()
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a file; a last line that is not whole (a run that was killed) is left out."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a file, without an incomplete last line (of a killed run)."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a silent reporter, and one for the terminal."""
+"""Reporters: they receive the events of a run. `Reporter` ignores them, `Terminal` shows them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NATS_PER_BIT = math.log(2)
 
 
 class Reporter:
-    """Hears what happens in a run; this one says nothing."""
+    """Receives the events of a run; the base class ignores them."""
 
     def begin(self, run: Run) -> None: ...
 
@@ -34,8 +34,8 @@ class Reporter:
     def end(self, run: Run) -> None: ...
 
 
-class Several(Reporter):
-    """Passes everything on to several reporters."""
+class Reporters(Reporter):
+    """Passes all events to several reporters."""
 
     def __init__(self, *reporters: Reporter):
         self.reporters = reporters
@@ -62,27 +62,29 @@ class Several(Reporter):
 
 
 def clock(seconds: float) -> str:
-    """`1:05` or `2:03:10`."""
+    """Seconds as `1:05` or `2:03:10`."""
     minutes, seconds = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class Terminal(Reporter):
-    """A live bar (loss in nats and bits, characters a second, time left) with evaluations scrolling above it.
+    """Shows a progress bar (loss, characters a second, time left), and above it a line for each evaluation.
 
-    sample_lines: lines of a kept sample that are shown.
+    Args:
+        console: to print on
+        sample_lines: lines to show of each logged sample
     """
 
-    row_seconds = 2.0  # evaluations are shown no more often than this; all of them are in the log
+    row_seconds = 2.0  # least time between two evaluations that are shown; the log has all of them
 
     def __init__(self, console: Console, sample_lines: int = 4):
         self.console, self.sample_lines = console, sample_lines
         self.live: Live | None = None
-        self._shown = -math.inf
-        self._headed = False
+        self._shown_at = -math.inf
+        self._header_shown = False
         self._rate = 0.0  # iterations a second, smoothed
-        self._last = (0, 0.0)
+        self._last_report = (0, 0.0)
 
     def begin(self, run: Run) -> None:
         config, device = run.config, run.ranks.device
@@ -94,7 +96,7 @@ class Terminal(Reporter):
         self.console.print(Text.assemble(("corpus  ", "dim"), (name, "bold"), rest), soft_wrap=True)
         self.console.print(Text.assemble(("model   ", "dim"), shape), soft_wrap=True)
         self.console.print(Text.assemble(("run     ", "dim"), str(run.folder)), soft_wrap=True)
-        self._last = (run.progress.iteration, run.progress.seconds)
+        self._last_report = (run.progress.iteration, run.progress.seconds)
         if run.progress.iteration:
             self.note(f"resumed at iteration {run.progress.iteration:,}")
         if self.console.is_terminal:
@@ -103,21 +105,21 @@ class Terminal(Reporter):
 
     def row(self, run: Run, row: dict[str, Any]) -> None:
         iteration, seconds = run.progress.iteration, run.progress.seconds
-        if seconds > self._last[1]:
-            rate = (iteration - self._last[0]) / (seconds - self._last[1])
+        if seconds > self._last_report[1]:
+            rate = (iteration - self._last_report[0]) / (seconds - self._last_report[1])
             self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
-            self._last = (iteration, seconds)
-        last = iteration >= run.total or run.stopping
-        if "val_nats" in row and (last or time.monotonic() - self._shown >= self.row_seconds):
-            self._shown = time.monotonic()
+            self._last_report = (iteration, seconds)
+        last = iteration >= run.total_iterations or run.stop_reason
+        if "val_nats" in row and (last or time.monotonic() - self._shown_at >= self.row_seconds):
+            self._shown_at = time.monotonic()
             self._evaluation(run, row)
         if self.live is not None:
             self.live.update(self._bar(run, row))
 
     def _evaluation(self, run: Run, row: dict[str, Any]) -> None:
-        if not self._headed:
+        if not self._header_shown:
             self.console.print(Text("  epoch  iteration   train     val    bits   chars/s", "dim"))
-            self._headed = True
+            self._header_shown = True
         val = row["val_nats"]
         best = "  best" if run.progress.stale == 0 else ""
         self.console.print(
@@ -132,7 +134,7 @@ class Terminal(Reporter):
     def _bar(self, run: Run, row: dict[str, Any]) -> Table:
         progress, loss, width = run.progress, row["train_nats"], self.console.width
         grid = Table.grid(padding=(0, 2))
-        done, left = min(1.0, run.done), self._left(run)
+        done, left = min(1.0, run.fraction_done), self._seconds_left(run)
         cells = [
             ProgressBar(total=1.0, completed=done, width=max(8, min(28, width - 82))),
             Text(f"{done:4.0%}"),
@@ -147,9 +149,9 @@ class Terminal(Reporter):
         grid.add_row(*cells)
         return grid
 
-    def _left(self, run: Run) -> float | None:
+    def _seconds_left(self, run: Run) -> float | None:
         progress, config = run.progress, run.config
-        by_iterations = (run.total - progress.iteration) / self._rate if self._rate else None
+        by_iterations = (run.total_iterations - progress.iteration) / self._rate if self._rate else None
         if not config.max_time:
             return by_iterations
         by_time = config.max_time - progress.seconds
@@ -168,7 +170,7 @@ class Terminal(Reporter):
         self.stop()
 
     def stop(self) -> None:
-        """Take the bar away; also after an error."""
+        """Remove the bar; also called after an error."""
         if self.live is not None:
             self.live.stop()
             self.live = None

@@ -1,4 +1,4 @@
-"""A run as one checkpoint: weights, optimiser, generators, hidden state, cursor, schedule, length of its records."""
+"""Saves and restores a run: weights, optimiser, random generators, hidden state, counters, length of its logs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _model(run: Run, metrics: dict[str, Any]) -> Checkpoint:
 
 
 def save_model(run: Run, path: Path) -> None:
-    """The model alone, with what it takes to use it. Same weights, same file: it holds no time."""
+    """Write the model without the state of its run. The file has no time stamp: equal weights give equal bytes."""
     progress = run.progress
     metrics = {
         "iteration": progress.iteration,
@@ -39,19 +39,19 @@ def save_model(run: Run, path: Path) -> None:
 
 
 def save_run(run: Run, path: Path) -> None:
-    """Everything a resumed run needs. Every process takes part, the first one writes."""
+    """Write all state of a run. All processes must call it; the first one writes."""
     ranks, progress = run.ranks, run.progress
     h, c = run.state
     train = {
-        "h": ranks.join(h, 1),
-        "c": ranks.join(c, 1),
-        "loss_sum": ranks.join(run.loss_sum.reshape(1), 0),
-        "generator": ranks.join(torch.get_rng_state().to(ranks.device)[None], 0),
+        "h": ranks.gather(h, 1),
+        "c": ranks.gather(c, 1),
+        "loss_sum": ranks.gather(run.loss_sum.reshape(1), 0),
+        "generator": ranks.gather(torch.get_rng_state().to(ranks.device)[None], 0),
         **{f"optimiser.{name}": value for name, value in run.optimiser.state().items()},
     }
     if ranks.device.type == "cuda":
-        train["generator.cuda"] = ranks.join(torch.cuda.get_rng_state().to(ranks.device)[None], 0)
-    if not ranks.first:
+        train["generator.cuda"] = ranks.gather(torch.cuda.get_rng_state().to(ranks.device)[None], 0)
+    if not ranks.is_first:
         return
     for record in (run.log, run.samples):
         record.sync()
@@ -63,13 +63,13 @@ def save_run(run: Run, path: Path) -> None:
 
 
 def restore(run: Run, saved: Checkpoint, reporter: Reporter) -> None:
-    """Puts a fresh run where a saved run stood."""
+    """Set a new run to the state of a saved one. reporter: is told if the number of processes differs."""
     ranks, train = run.ranks, saved.train
     run.progress = Progress(**saved.run["progress"])
     run.model.load_state_dict(saved.weights)  # copies into the flat vector's views
     prefix = "optimiser."
     run.optimiser.load({name[len(prefix) :]: value for name, value in train.items() if name.startswith(prefix)})
-    run.state = tuple(ranks.share(train[name], 1).to(ranks.device) for name in ("h", "c"))
+    run.state = tuple(ranks.own_part(train[name], 1).to(ranks.device) for name in ("h", "c"))
     if saved.run["processes"] != ranks.size:
         reporter.note(
             f"the run was saved by {saved.run['processes']} processes and goes on with {ranks.size}: "
@@ -84,7 +84,7 @@ def restore(run: Run, saved: Checkpoint, reporter: Reporter) -> None:
 
 
 def check_corpus(saved: Checkpoint, corpus: Corpus) -> None:
-    """A run goes on with the corpus it began with."""
+    """Raises CharLMError if a corpus is not the one that the saved run began with."""
     was, now = saved.corpus, corpus_record(corpus)
     if (was["sha256"], was["symbols"]) != (now["sha256"], now["symbols"]) or saved.vocab != corpus.vocab:
         raise CharLMError(

@@ -1,4 +1,4 @@
-"""Starting and resuming a run: corpus, folder, signals, and the one call that does it all."""
+"""`train`: starts or resumes a run, with its corpus, its folder and its signal handlers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .. import config as configs
 from ..checkpoint import Checkpoint
 from ..config import TrainConfig
 from ..data import corpora
-from ..data.corpus import Reading, find, load
+from ..data.corpus import CorpusOptions, find, load
 from ..errors import CharLMError, command
 from ..lm import CharLM
 from .distributed import Ranks
@@ -27,12 +27,22 @@ from .trainer import Trainer
 
 
 class Interrupted(CharLMError):  # noqa: N818 (no error: the run is saved)
-    """A signal stopped the run, after it was saved."""
+    """A signal stopped the run. It was saved before."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. nats: the best validation loss, a character or byte (`unit`); reason: why it stopped."""
+    """Result of a run.
+
+    Attributes:
+        folder: of the run
+        best, last: checkpoints of the best and of the last iteration
+        iteration: number of iterations
+        nats: best validation loss per `unit`
+        seconds: of training
+        reason: why the run stopped
+        unit: `character` or `byte`
+    """
 
     folder: Path
     best: Path
@@ -62,21 +72,30 @@ def train(
 ) -> TrainResult:
     """Train a character model.
 
-    corpus: file, folder or built-in name; None with `resume` takes the run's own. checkpoint_dir: the run's folder,
-    `runs/NAME` by default. overwrite: throw away a run that is there. init_from: start with this checkpoint's weights.
-    device: auto, cpu, cuda. reporter: hears what happens, None for silence. options: fields of `config.TrainConfig`.
+    Args:
+        corpus: file, folder or name of a corpus; None with `resume` for the run's own
+        checkpoint_dir: folder of the run; by default `runs/NAME`
+        preset: key of `config.PRESETS`
+        resume: continue the run in `checkpoint_dir`
+        overwrite: delete a run that is in `checkpoint_dir`
+        init_from: checkpoint to take the initial weights from
+        device: `auto`, `cpu` or `cuda`
+        reporter: receives the events of the run; None for no output
+        options: fields of `config.TrainConfig`
 
-    Raises CharLMError for anything the caller can mend, Interrupted after a signal (the run is saved).
+    Raises:
+        CharLMError: an argument is wrong, the corpus cannot be read, the disk is full, or the loss diverges.
+        Interrupted: a signal stopped the run; it is saved.
     """
     ranks = Ranks(device)
-    reporter = reporter if reporter is not None and ranks.first else Reporter()
+    reporter = reporter if reporter is not None and ranks.is_first else Reporter()
     trainer = None
     try:
-        trainer = _ready(ranks, reporter, corpus, checkpoint_dir, preset, resume, overwrite, init_from, options)
-        with _signals(trainer):
+        trainer = _make_trainer(ranks, reporter, corpus, checkpoint_dir, preset, resume, overwrite, init_from, options)
+        with _stop_on_signal(trainer):
             reason = trainer.run()
     except RuntimeError as error:
-        if not ranks.lost(error):
+        if not ranks.is_peer_failure(error):
             raise
         traceback.clear_frames(error.__traceback__)
         raise CharLMError(
@@ -90,7 +109,7 @@ def train(
     return _result(trainer, reason)
 
 
-def _ready(
+def _make_trainer(
     ranks: Ranks,
     reporter: Reporter,
     corpus: str | None,
@@ -101,32 +120,32 @@ def _ready(
     init_from: str | None,
     options: dict[str, Any],
 ) -> Trainer:
-    """A run where it begins or goes on, its text read and its folder made. Arguments as of `train`."""
+    """A trainer at the start or at the saved iteration of a run; reads the corpus, makes the folder. Arguments as `train`."""
     folder = _folder(corpus, checkpoint_dir, resume)
     saved = _saved_run(folder) if resume else None
-    config, name = _settle(corpus, preset, options, saved)
+    config, name = _config_and_corpus(corpus, preset, options, saved)
     start = checkpoint.read(checkpoint.locate(init_from)) if init_from and saved is None else None
     if start is not None:
-        config = _with_sizes(config, start, options)
-    reading = Reading(config.encoding, config.bytes, config.lines, unique=config.split == "lines")
-    found = find(name, reading)  # before there is a folder for the run, which may bear the corpus's name
-    ranks.wait()  # nobody looks for a run there after the first process has begun one
-    _prepare(folder, resume, overwrite, ranks)
-    text = load(name, reading, start.vocab if start else None, folder, found)
-    ranks.agree("corpus", text.sha256)
-    ranks.agree("configuration", configs.to_json(config))
+        config = _with_sizes_of(config, start, options)
+    corpus_options = CorpusOptions(config.encoding, config.bytes, config.lines, unique=config.split == "lines")
+    # Resolve the name before the folder of the run exists, because it may have the name of the corpus.
+    source_and_note = find(name, corpus_options)
+    ranks.barrier()  # all processes have looked for a saved run before the first one makes the folder
+    _prepare_folder(folder, resume, overwrite, ranks)
+    text = load(name, corpus_options, start.vocab if start else None, folder, source_and_note)
+    ranks.check_equal("corpus", text.sha256)
+    ranks.check_equal("configuration", configs.to_json(config))
     for note in text.notes:
         reporter.note(note)
     trainer = Trainer(config, text, folder, ranks, reporter, start.weights if start else None)
     if saved is not None:
         check_corpus(saved, text)
         restore(trainer, saved, reporter)
-        if trainer.progress.iteration >= trainer.total:
+        if trainer.progress.iteration >= trainer.total_iterations:
             epochs = config.max_epochs
             reporter.note(f"all {epochs} epochs are done: for more, --max-epochs with a number above {epochs}")
-    return (
-        trainer  # `saved` and `start` go: their tensors are views of the file, whose space is free again without them
-    )
+    # `saved` and `start` must not outlive this function: their tensors map the old file and keep its disk space in use.
+    return trainer
 
 
 def _result(trainer: Trainer, reason: str) -> TrainResult:
@@ -169,7 +188,7 @@ def _saved_run(folder: Path) -> Checkpoint:
     return saved
 
 
-def _settle(
+def _config_and_corpus(
     corpus: str | None, preset: str, options: dict[str, Any], saved: Checkpoint | None
 ) -> tuple[TrainConfig, str]:
     """The configuration and the name of the corpus."""
@@ -177,14 +196,14 @@ def _settle(
         if corpus is None:
             raise CharLMError(f"name a corpus to learn: a file, a folder or one of {', '.join(corpora.BUILTIN)}")
         config = configs.make(preset, **options)
-        return config.settle(corpora.is_list(corpus)), corpus
+        return config.settle(corpora.is_line_corpus(corpus)), corpus
     given = {**configs.PRESETS.get(preset, {}), **options}
     config = configs.check_resumed(configs.from_json(saved.config), given)
     return config, corpus or saved.corpus["name"]
 
 
-def _with_sizes(config: TrainConfig, start: Checkpoint, options: dict[str, Any]) -> TrainConfig:
-    """The configuration with the sizes of the weights it starts from."""
+def _with_sizes_of(config: TrainConfig, start: Checkpoint, options: dict[str, Any]) -> TrainConfig:
+    """A copy of the configuration with the sizes of the checkpoint that the weights come from."""
     sizes = {name: start.config[name] for name in ("hidden_size", "num_layers", "embedding_dim", "bytes")}
     for name, value in sizes.items():
         if options.get(name, value) != value:
@@ -193,16 +212,16 @@ def _with_sizes(config: TrainConfig, start: Checkpoint, options: dict[str, Any])
     return configs.replace(config, **sizes)
 
 
-def _prepare(folder: Path, resume: bool, overwrite: bool, ranks: Ranks) -> None:
+def _prepare_folder(folder: Path, resume: bool, overwrite: bool, ranks: Ranks) -> None:
     if (folder / "last.safetensors").exists() and not resume and not overwrite:
         raise CharLMError(
             f"{folder} already holds a run: go on with it by --resume, choose another --checkpoint-dir, or throw it "
             "away with --overwrite"
         )
-    ranks.wait()
+    ranks.barrier()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if overwrite and not resume and ranks.first:
+        if overwrite and not resume and ranks.is_first:
             for name in ("last.safetensors", "best.safetensors", "log.jsonl", "samples.jsonl"):
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:
@@ -212,10 +231,10 @@ def _prepare(folder: Path, resume: bool, overwrite: bool, ranks: Ranks) -> None:
 
 
 @contextmanager
-def _signals(trainer: Trainer):
-    """The first interrupt or termination lets the iteration finish and saves; a second one ends at once.
+def _stop_on_signal(trainer: Trainer):
+    """Handle SIGINT and SIGTERM: the first lets the iteration finish and saves the run, a second one stops at once.
 
-    Under torchrun a signal comes from the terminal and from torchrun, so there the second one changes nothing.
+    With several processes a second signal is ignored: each gets one from the terminal and one from torchrun.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -223,9 +242,9 @@ def _signals(trainer: Trainer):
     before: dict[int, Callable | int | None] = {}
 
     def handle(number, frame) -> None:
-        if trainer.signalled and trainer.ranks.size == 1:
+        if trainer.stop_requested and trainer.ranks.size == 1:
             raise KeyboardInterrupt
-        trainer.signalled = True
+        trainer.stop_requested = True
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, handle)

@@ -50,11 +50,11 @@ class Run(Protocol):
     progress: Progress
     log: JsonLines
     samples: JsonLines
-    total: int  # iterations of the whole run
-    stopping: str  # why the run stops after this iteration, empty while it goes on
+    total_iterations: int  # iterations of the whole run
+    stop_reason: str  # why the run stops after this iteration, empty while it goes on
 
     @property
     def epoch(self) -> float: ...
 
     @property
-    def done(self) -> float: ...
+    def fraction_done(self) -> float: ...

@@ -1,4 +1,4 @@
-"""Loss curves and samples for TensorBoard (`pip install tensorboard`)."""
+"""A reporter that writes loss curves and samples for TensorBoard (`pip install tensorboard`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .state import Run
 
 
 class TensorBoard(Reporter):
-    """Writes event files into the folder of the run."""
+    """Writes event files to the folder of the run. Raises CharLMError without the package tensorboard."""
 
     def __init__(self) -> None:
         try:

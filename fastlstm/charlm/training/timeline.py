@@ -1,6 +1,7 @@
-"""How a model's text grew: the samples a run kept, with what a reader would notice at each point.
+"""The samples that a run logged, measured, and an HTML page of them.
 
-The article's order: first spaces, then quotes and full stops, then short words, then spelling.
+The measures follow the order in which a model learns, as Karpathy's article describes it: spaces, quotes and full
+stops, short words, spelling.
 """
 
 from __future__ import annotations
@@ -22,11 +23,17 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 @dataclass(frozen=True)
-class Point:
-    """One sample and its measures; shares are None where the text has nothing to judge by.
+class SamplePoint:
+    """One sample and its measures, 0 to 1; None if the text has nothing to measure.
 
-    known: share of words that the corpus has; short: the same for words of up to three letters; doubled: spaces that
-    follow a space, per space; quotes: share of quotation marks that have a partner in their paragraph.
+    Attributes:
+        iteration, epoch: when it was sampled
+        nats: training loss then
+        text: of the sample
+        known: share of words that occur in the corpus
+        short: the same for words of at most three letters
+        doubled: share of spaces that follow a space
+        quotes: share of quotation marks that are paired in their paragraph
     """
 
     iteration: int
@@ -48,8 +55,8 @@ def words(text: str) -> list[str]:
 
 def measure(text: str, vocabulary: set[str]) -> dict[str, float | None]:
     """The measures of a text. vocabulary: the words of the corpus."""
-    found = words(text)[1:-1]  # the ends may be cut
-    short = [word for word in found if len(word) <= 3]
+    inner = words(text)[1:-1]  # the ends may be cut
+    short = [word for word in inner if len(word) <= 3]
     spaces = text.count(" ")
     marks = paired = 0
     for paragraph in re.split(r"\n\s*\n", text):
@@ -60,34 +67,36 @@ def measure(text: str, vocabulary: set[str]) -> dict[str, float | None]:
         return sum(word in vocabulary for word in group) / len(group) if group else None
 
     return {
-        "known": share(found),
+        "known": share(inner),
         "short": share(short),
         "doubled": len(re.findall("(?<= ) ", text)) / spaces if spaces else None,
         "quotes": paired / marks if marks else None,
     }
 
 
-def points(folder: Path) -> list[Point]:
-    """The samples of a run, measured."""
+def points(folder: Path) -> list[SamplePoint]:
+    """The samples of a run with their measures. Raises CharLMError if there are none."""
     if not folder.is_dir():
         raise CharLMError(f"there is no run {folder}: expected the folder of a run that kept samples")
     path = folder / "samples.jsonl"
-    rows = jsonl.rows(path) if path.is_file() else []
+    rows = jsonl.read_rows(path) if path.is_file() else []
     if not rows:
         raise CharLMError(f"{folder} has no samples: train with --sample-every N to keep some")
     lm = CharLM.load(checkpoint.locate(str(folder)))
     vocabulary = set(words(lm.vocab.to_text(lm.corpus().text())))
     losses = _losses(folder)
     return [
-        Point(row["iteration"], row["epoch"], losses(row["iteration"]), row["text"], **measure(row["text"], vocabulary))
+        SamplePoint(
+            row["iteration"], row["epoch"], losses(row["iteration"]), row["text"], **measure(row["text"], vocabulary)
+        )
         for row in rows
     ]
 
 
 def _losses(folder: Path) -> Any:
-    """The training loss as of an iteration."""
+    """A function from an iteration to the last logged training loss, in nats."""
     path = folder / "log.jsonl"
-    log = [(row["iteration"], row["train_nats"]) for row in jsonl.rows(path)] if path.is_file() else []
+    log = [(row["iteration"], row["train_nats"]) for row in jsonl.read_rows(path)] if path.is_file() else []
 
     def at(iteration: int) -> float | None:
         before = [nats for when, nats in log if when <= iteration]
@@ -122,7 +131,7 @@ $samples
 
 
 def _chart(name: str, values: Iterable[float | None]) -> str:
-    """A line from 0 to 100 %, one step a sample."""
+    """A line chart as SVG, 0 to 100 %, one step a sample; empty without values."""
     seen = [(i, value) for i, value in enumerate(values) if value is not None]
     if not seen:
         return ""
@@ -135,23 +144,23 @@ def _chart(name: str, values: Iterable[float | None]) -> str:
     )
 
 
-def page(title: str, found: list[Point]) -> str:
-    """One self-contained page: the measures as lines, and every sample."""
-    charts = "".join(_chart(label, (getattr(point, name) for point in found)) for name, label in MEASURES.items())
-    samples = []
-    for point in found:
+def page(title: str, samples: list[SamplePoint]) -> str:
+    """A self-contained HTML page: charts of the measures, and every sample."""
+    charts = "".join(_chart(label, (getattr(point, name) for point in samples)) for name, label in MEASURES.items())
+    sections = []
+    for point in samples:
         facts = [f"{label} {percent(getattr(point, name))}" for name, label in MEASURES.items()]
         if point.nats is not None:
             facts.insert(0, f"loss {point.nats:.3f} nats")
-        samples.append(
+        sections.append(
             f"<h2>iteration {point.iteration:,} · epoch {point.epoch:.2f}</h2>"
             f'<div class="m">{" · ".join(facts)}</div><pre>{html.escape(visible(point.text))}</pre>'
         )
-    return _PAGE.substitute(title=html.escape(title), charts=charts, samples="\n".join(samples))
+    return _PAGE.substitute(title=html.escape(title), charts=charts, samples="\n".join(sections))
 
 
 def visible(text: str) -> str:
-    """The text with control characters as their pictures, so that a terminal or a page shows rather than obeys them."""
+    """The text with control characters replaced by control pictures (U+2400 …), so that they have no effect."""
     return "".join(
         chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else "\u2421" if c == "\x7f" else c for c in text
     )

@@ -18,22 +18,31 @@ from ..data.splits import divide
 from ..errors import CharLMError
 from ..evaluate import total_nats
 from ..model import CharModel, initialise
-from ..sampling.sample import Drawing, draw
+from ..sampling.sample import Sampling, sample_texts
 from .distributed import Ranks
 from .jsonl import JsonLines
-from .optim import Flat, Optimiser, learning_rate
+from .optim import FlatParameters, Optimiser, learning_rate
 from .progress import Reporter
 from .resume import save_model, save_run
 from .state import Progress
 
-TIME_UP = "time is up"
-SAVE_SECONDS = 5.0  # evaluations save last.safetensors no more often than this, unless --checkpoint-every says when
+TIME_IS_UP = "time is up"
+SAVE_SECONDS = 5.0  # least time between saves of last.safetensors at evaluations, without --checkpoint-every
 
 
 class Trainer:
-    """One run, in one of its processes.
+    """Trains a model; one instance in each process of a run.
 
-    folder: where checkpoints and records go; start: weights to begin with (fine-tuning), None for fresh ones.
+    Args:
+        config: options of the run
+        corpus: to train on
+        folder: for checkpoints and logs
+        ranks: the processes of the run
+        reporter: receives events
+        start: initial weights (fine-tuning); None for random ones
+
+    Raises:
+        CharLMError: the batch cannot be split over the processes, or the corpus is too short.
     """
 
     def __init__(
@@ -50,69 +59,70 @@ class Trainer:
             raise CharLMError(f"--batch-size {config.batch_size} cannot be split evenly over {ranks.size} processes")
         data = divide(corpus, config.split, config.val_frac, config.batch_size, config.seq_length, config.seed)
         self.train, self.val = data.train.share(ranks.rank, ranks.size), data.val.share(ranks.rank, ranks.size)
-        self.total = config.max_epochs * self.train.batches
+        self.total_iterations = config.max_epochs * self.train.batches
         self.eval_every = config.eval_every or self.train.batches
-        self.model = _fresh_model(config, len(corpus.vocab), start).to(ranks.device)
+        self.model = _initial_model(config, len(corpus.vocab), start).to(ranks.device)
         torch.manual_seed(config.seed + ranks.rank)  # each process draws its own dropout masks
-        self.flat = Flat(self.model)
+        self.flat = FlatParameters(self.model)
         self.optimiser = Optimiser(self.flat, config)
         self.net = ranks.wrap(self.model)
         self.state = self.model.zero_state(config.batch_size // ranks.size)
         self.loss_sum = torch.zeros((), device=ranks.device)
         self.progress = Progress()
-        self.signalled = False  # a handler sets this; the run stops, saved, after the iteration under way
-        self.stopping = ""
+        self.stop_requested = False  # set by a signal handler; the run is saved and stops after the current iteration
+        self.stop_reason = ""
         self._saved_at = self._clock = time.monotonic()
-        self._mark = (0, 0.0)  # iteration and seconds at the last line of the log
+        self._last_logged = (0, 0.0)  # iteration and seconds at the last line of the log
         self._speed = 0  # characters a second, as of then
         self._changed: list[Path] = []
 
     def run(self) -> str:
-        """Train to the end or to an interrupt; returns why it stopped."""
+        """Train until the run ends or a signal stops it; returns the reason."""
         progress, config = self.progress, self.config
-        if self.ranks.first:
+        if self.ranks.is_first:
             self.log = JsonLines(self.folder / "log.jsonl", progress.log_size)
             self.samples = JsonLines(self.folder / "samples.jsonl", progress.samples_size)
         self.reporter.begin(self)
         self.model.train()
-        self._clock, self._mark = time.monotonic(), (progress.iteration, progress.seconds)
-        self._decide(reported=False)
-        while not self.stopping:
+        self._clock, self._last_logged = time.monotonic(), (progress.iteration, progress.seconds)
+        self._update_stop_reason(reported=False)
+        while not self.stop_reason:
             self.step()
             i = progress.iteration
-            evaluate = i % self.eval_every == 0 or i >= self.total
+            evaluate = i % self.eval_every == 0 or i >= self.total_iterations
             report = evaluate or i == 1 or i % config.log_every == 0
             if report:
                 self._report(evaluate)
             if config.sample_every and i % config.sample_every == 0:
-                with self._off_the_clock():
-                    self._keep_sample()
-            self._decide(report)
-            if self.stopping == TIME_UP and not evaluate:
+                with self._untimed():
+                    self._log_sample()
+            self._update_stop_reason(report)
+            if self.stop_reason == TIME_IS_UP and not evaluate:
                 self._report(evaluate=True)
             self._save_if_due(evaluate)
         self.reporter.end(self)
-        return self.stopping
+        return self.stop_reason
 
     def step(self) -> None:
-        """One iteration: forward, backward, clip, update. Nothing here waits for the device."""
+        """One iteration: forward, backward, clip, update. It does not synchronise with the device."""
         progress = self.progress
         epoch, k = divmod(progress.iteration, self.train.batches)
         x, y = (torch.from_numpy(ids).to(self.ranks.device, non_blocking=True) for ids in self.train.batch(epoch, k))
-        scores, state = self.net(x, self.state, self._fresh_starts(x))
+        scores, state = self.net(x, self.state, self._item_resets(x))
         loss = nn.functional.cross_entropy(scores.flatten(0, 1), y.flatten())
         loss.backward()
-        self.optimiser.step(learning_rate(self.config, progress.iteration, epoch, self.done))
+        self.optimiser.step(learning_rate(self.config, progress.iteration, epoch, self.fraction_done))
         self.state = (state[0].detach(), state[1].detach())
         self.loss_sum += loss.detach()
         progress.loss_count += 1
         progress.iteration += 1
 
-    def _fresh_starts(self, x: Tensor) -> Tensor | None:
-        """Where the state begins anew, (T, B) bool: before half of the items of a list, drawn at random.
+    def _item_resets(self, x: Tensor) -> Tensor | None:
+        """Steps before which the state is set to zero, (T, B) bool; None unless the corpus has one item a line.
 
-        A list is sampled and scored item by item from a zero state, which training would otherwise never show again
-        after its first step: names then began with small letters. The other half keeps lists readable as one text.
+        Half of the items, chosen at random, start from a zero state, because items are sampled and scored from a zero
+        state one by one; without resets sampled names began with lower-case letters. The other half continue the state,
+        so that the model also reads a list as one text.
         """
         if not self.config.lines:
             return None
@@ -124,61 +134,62 @@ class Trainer:
         return self.progress.iteration / self.train.batches
 
     @property
-    def done(self) -> float:
-        """Share of the run behind it: of the iterations or, with max_time, of the seconds (as last reported)."""
-        share = self.progress.iteration / self.total
+    def fraction_done(self) -> float:
+        """Completed fraction of the run: of the iterations or, with max_time, of the seconds (as last reported)."""
+        share = self.progress.iteration / self.total_iterations
         return max(share, self.progress.seconds / self.config.max_time) if self.config.max_time else share
 
-    def _decide(self, reported: bool) -> None:
-        """Sets why the run stops here, if it does. A signal counts where the processes have just exchanged it."""
+    def _update_stop_reason(self, reported: bool) -> None:
+        """Set `stop_reason` if the run ends here. With several processes a signal counts once they have exchanged it."""
         progress, config = self.progress, self.config
-        if self.signalled and (reported or self.ranks.size == 1):
-            self.stopping = "interrupted"
-        elif progress.iteration >= self.total:
-            self.stopping = "all epochs done"
+        if self.stop_requested and (reported or self.ranks.size == 1):
+            self.stop_reason = "interrupted"
+        elif progress.iteration >= self.total_iterations:
+            self.stop_reason = "all epochs done"
         elif config.max_time and progress.seconds >= config.max_time:
-            self.stopping = TIME_UP
+            self.stop_reason = TIME_IS_UP
         elif config.patience and progress.stale >= config.patience:
-            self.stopping = f"no better evaluation in {config.patience}"
+            self.stop_reason = f"no better evaluation in {config.patience}"
 
-    def _tick(self) -> float:
-        """Seconds of training since the last tick."""
+    def _seconds_since_last_call(self) -> float:
+        """Seconds of training since the last call."""
         now = time.monotonic()
         passed, self._clock = now - self._clock, now
         return passed
 
     @contextmanager
-    def _off_the_clock(self) -> Iterator[None]:
-        """What is done inside is no training time."""
+    def _untimed(self) -> Iterator[None]:
+        """Time inside this context is not counted as training."""
         started = time.monotonic()
         yield
         self._clock += time.monotonic() - started
 
     def _report(self, evaluate: bool) -> None:
-        """A line of the log, evaluated or not, and a look at whether the loss still makes sense."""
+        """Add a line to the log, with the validation loss if `evaluate`, and check the training loss."""
         progress = self.progress
         loss = float(self.loss_sum) / progress.loss_count if progress.loss_count else progress.train_nats
-        shared = torch.tensor([loss, self._tick(), float(self.signalled)], dtype=torch.float64)
+        shared = torch.tensor([loss, self._seconds_since_last_call(), float(self.stop_requested)], dtype=torch.float64)
         loss, passed, signals = self.ranks.mean(shared.to(self.ranks.device)).tolist()
         progress.seconds += passed
-        self.signalled = signals > 0
+        self.stop_requested = signals > 0
         self.loss_sum.zero_()
         progress.loss_count, progress.train_nats = 0, loss
         self._check_loss(loss)
-        since, seconds = progress.iteration - self._mark[0], progress.seconds - self._mark[1]
-        self._mark = (progress.iteration, progress.seconds)
+        since, seconds = progress.iteration - self._last_logged[0], progress.seconds - self._last_logged[1]
+        self._last_logged = (progress.iteration, progress.seconds)
         row: dict[str, Any] = {"iteration": progress.iteration, "epoch": round(self.epoch, 4), "train_nats": loss}
         if evaluate:
-            with self._off_the_clock():
+            with self._untimed():
                 row["val_nats"] = self._evaluate()
         if since:
             self._speed = round(since * self.config.batch_size * self.config.seq_length / max(seconds, 1e-9))
         row["chars_per_s"] = self._speed
-        if self.ranks.first:
+        if self.ranks.is_first:
             self.log.add(row)
         self.reporter.row(self, row)
 
     def _check_loss(self, loss: float) -> None:
+        """Raises CharLMError if the loss is not finite or over three times the first one."""
         progress = self.progress
         if progress.first_loss is None:
             progress.first_loss = loss
@@ -190,22 +201,22 @@ class Trainer:
             )
 
     def _evaluate(self) -> float:
-        """Validation loss; the model is kept if none was better."""
+        """Validation loss in nats a symbol; saves the model if it is the best so far."""
         progress = self.progress
         sums = torch.tensor(total_nats(self.model, self.val), dtype=torch.float64, device=self.ranks.device)
         nats, scored = self.ranks.sum(sums).tolist()
         progress.val_nats = nats / scored
         if progress.best_nats is None or progress.val_nats < progress.best_nats:
             progress.best_nats, progress.stale = progress.val_nats, 0
-            if self.ranks.first:
+            if self.ranks.is_first:
                 save_model(self, self.folder / "best.safetensors")
         else:
             progress.stale += 1
-        self._notice_changes()
+        self._note_changed_files()
         return progress.val_nats
 
-    def _notice_changes(self) -> None:
-        if self.ranks.first and (changed := self.corpus.changed()) and changed != self._changed:
+    def _note_changed_files(self) -> None:
+        if self.ranks.is_first and (changed := self.corpus.changed()) and changed != self._changed:
             self._changed = changed
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             self.reporter.note(
@@ -213,28 +224,28 @@ class Trainer:
                 "but cannot be resumed with the changed one"
             )
 
-    def _keep_sample(self) -> None:
-        if self.ranks.first:
-            drawing = Drawing(length=self.config.sample_length, seed=self.config.seed)
-            (text,) = draw(self.model, self.corpus.vocab, drawing)
+    def _log_sample(self) -> None:
+        if self.ranks.is_first:
+            sampling = Sampling(length=self.config.sample_length, seed=self.config.seed)
+            (text,) = sample_texts(self.model, self.corpus.vocab, sampling)
             self.samples.add({"iteration": self.progress.iteration, "epoch": round(self.epoch, 4), "text": text})
             self.reporter.sampled(self, text)
 
     def _save_if_due(self, evaluate: bool) -> None:
         every = self.config.checkpoint_every
-        due = self.progress.iteration % every == 0 if every else evaluate and self._rested()
-        if due or self.stopping:
-            with self._off_the_clock():
+        due = self.progress.iteration % every == 0 if every else evaluate and self._save_interval_over()
+        if due or self.stop_reason:
+            with self._untimed():
                 save_run(self, self.folder / "last.safetensors")
             self._saved_at = time.monotonic()
 
-    def _rested(self) -> bool:
-        """Whether the last save is long enough ago; the first process decides for all."""
-        rested = torch.tensor(float(self.ranks.first and time.monotonic() - self._saved_at > SAVE_SECONDS))
+    def _save_interval_over(self) -> bool:
+        """True if the last save is more than SAVE_SECONDS ago; the first process decides for all."""
+        rested = torch.tensor(float(self.ranks.is_first and time.monotonic() - self._saved_at > SAVE_SECONDS))
         return bool(self.ranks.sum(rested.to(self.ranks.device)) > 0)
 
 
-def _fresh_model(config: TrainConfig, symbols: int, start: dict[str, Tensor] | None) -> CharModel:
+def _initial_model(config: TrainConfig, symbols: int, start: dict[str, Tensor] | None) -> CharModel:
     torch.manual_seed(config.seed)
     sizes = (symbols, config.hidden_size, config.num_layers, config.embedding_dim)
     model = CharModel(*sizes, config.dropout, config.locked_dropout, config.weight_drop)

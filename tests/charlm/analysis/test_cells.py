@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastlstm.charlm import CharLMError, find_cells, trace
-from fastlstm.charlm.analysis.cells import _Board
+from fastlstm.charlm.analysis.cells import _CellSearch
 from fastlstm.charlm.analysis.excerpt import of_text
 from fastlstm.charlm.analysis.labels import labels
 from tests.charlm.planted import quoted_prose, untrained, with_quote_cell
@@ -52,8 +52,8 @@ def test_the_second_half_chooses_nothing():
     fleeting[half:] = rng.normal(size=len(TEXT) - half)
     c = np.stack([fleeting, steady], 1)
     signals = np.concatenate([c, np.zeros_like(c)], 1).astype(np.float16)
-    board = _Board(piece, signals, (1, 2, 2), [quoted], 40, 0)
-    row = board.rows["inside quotes"]
+    search = _CellSearch(piece, signals, (1, 2, 2), [quoted], 40, 0)
+    row = search.rows["inside quotes"]
     assert (row.unit, row.status, row.passing) == (0, "none", 1)
     assert row.fit > 0.999
     assert row.held_out == pytest.approx(0.5, abs=0.05)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastlstm.charlm import trace
-from fastlstm.charlm.analysis.clamp import Clamps, clamped, held_at
+from fastlstm.charlm.analysis.clamp import ClampTest, clamped, clamped_state
 from fastlstm.charlm.analysis.labels import labels
 from tests.charlm.planted import quoted_prose, untrained, with_quote_cell
 
@@ -21,7 +21,7 @@ def test_a_clamped_cell_keeps_its_value():
         model = clamped(lm.model, layer, 4)
         ids = torch.from_numpy(lm.vocab.encode(TEXT[:300]).astype(np.int64))[:, None]
         with torch.no_grad():
-            _, _, cells = model.rnn(ids, held_at(model, layer, 4, -0.7), return_cell_states=True)
+            _, _, cells = model.rnn(ids, clamped_state(model, layer, 4, -0.7), return_cell_states=True)
         np.testing.assert_allclose(cells[layer][:, 0, 4].numpy(), -0.7, atol=1e-6)
         assert cells[1 - layer][:, 0, 4].std() > 1e-3
     assert not torch.equal(lm.model.rnn.lstm.weight_ih_l0, clamped(lm.model, 0, 4).rnn.lstm.weight_ih_l0)
@@ -37,7 +37,7 @@ def test_clamping_shows_what_the_model_uses():
     ids = lm.vocab.encode(TEXT)
     quoted = next(label for label in labels(TEXT) if label.name == "inside quotes").values
     c = trace(lm, TEXT).c[1, :, 5]
-    effects = Clamps(lm, ids)(1, 5, c, quoted, True)
+    effects = ClampTest(lm, ids)(1, 5, c, quoted, True)
     assert effects.value == pytest.approx(-1, abs=0.02)
     assert abs(effects.other_nats) < 1e-3
     p_in, p_out = (np.exp(x) / (np.exp(x) + len(SYMBOLS) - 1) for x in (2 * np.tanh(1), -2 * np.tanh(1)))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastlstm.charlm import CharLM, CharLMError, Trace, pieces, trace
-from fastlstm.charlm.analysis.tracing import STEPS, nats
+from fastlstm.charlm.analysis.tracing import STEPS_PER_CALL, nats
 from fastlstm.charlm.model import CharModel
 from tests.charlm.planted import quoted_prose, untrained, with_quote_cell
 from tests.judge import check
@@ -89,7 +89,7 @@ MODELS = {
 def test_a_trace_is_what_the_formula_says(kind):
     """Over seams of batches, however long the model remembers."""
     lm = MODELS[kind]()
-    text = quoted_prose(STEPS + 17)
+    text = quoted_prose(STEPS_PER_CALL + 17)
     found = trace(lm, "".join(c if c in lm.vocab else "\n" for c in text), ALL)
     judged(found, lm.model, kind)
 

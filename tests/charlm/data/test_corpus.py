@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fastlstm.charlm.data import corpus as corpus_module
-from fastlstm.charlm.data.corpus import Reading, load
+from fastlstm.charlm.data.corpus import CorpusOptions, load
 from fastlstm.charlm.data.vocab import Vocabulary
 from fastlstm.charlm.errors import CharLMError
 
@@ -23,7 +23,7 @@ def test_text_round_trips_and_has_the_hash_of_its_bytes(tmp_path):
     content = "Grüße, 世界 🙂\nagain\n"
     path = tmp_path / "a.txt"
     path.write_text(content, encoding="utf-8")
-    corpus = load(str(path), Reading())
+    corpus = load(str(path), CorpusOptions())
     assert corpus.text() == content
     assert corpus.sha256 == hashlib.sha256(content.encode()).hexdigest()
     assert corpus.vocab.symbols == "".join(sorted(set(content)))
@@ -36,13 +36,13 @@ def test_other_encodings(tmp_path, encoding):
     content = "café\n" if encoding == "latin-1" else "漢字かな\n"
     path = tmp_path / "a.txt"
     path.write_bytes(content.encode(encoding))
-    assert load(str(path), Reading(encoding=encoding)).text() == content
+    assert load(str(path), CorpusOptions(encoding=encoding)).text() == content
 
 
 def test_thousands_of_characters_take_two_bytes(tmp_path):
     content = "".join(chr(0x4E00 + i) for i in range(3000)) * 2
     (tmp_path / "zh.txt").write_text(content)
-    corpus = load("zh.txt", Reading())
+    corpus = load("zh.txt", CorpusOptions())
     assert len(corpus.vocab) == 3000
     assert corpus.ids.dtype == np.uint16
     assert corpus.text() == content
@@ -50,32 +50,32 @@ def test_thousands_of_characters_take_two_bytes(tmp_path):
 
 def test_line_ends_and_byte_order_mark(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
-    assert load("a.txt", Reading()).text() == "one\ntwo\nthree\n"
-    assert load("a.txt", Reading(bytes=True)).text() == "\xef\xbb\xbfone\r\ntwo\rthree\n"
+    assert load("a.txt", CorpusOptions()).text() == "one\ntwo\nthree\n"
+    assert load("a.txt", CorpusOptions(bytes=True)).text() == "\xef\xbb\xbfone\r\ntwo\rthree\n"
 
 
 def test_chunk_borders_change_nothing(tmp_path, monkeypatch):
     content = "aé世🙂\r\nb\n" * 50
     (tmp_path / "a.txt").write_bytes(content.encode())
-    whole = load("a.txt", Reading()).text()
-    lines = load("a.txt", Reading(lines=True)).text()
+    whole = load("a.txt", CorpusOptions()).text()
+    lines = load("a.txt", CorpusOptions(lines=True)).text()
     monkeypatch.setattr("fastlstm.charlm.data.text_source.CHUNK", 3)
-    assert load("a.txt", Reading()).text() == whole == content.replace("\r\n", "\n")
-    assert load("a.txt", Reading(lines=True)).text() == lines == "aé世🙂\nb\n" * 50
+    assert load("a.txt", CorpusOptions()).text() == whole == content.replace("\r\n", "\n")
+    assert load("a.txt", CorpusOptions(lines=True)).text() == lines == "aé世🙂\nb\n" * 50
 
 
 def test_lines_are_stripped_and_unique_on_demand(tmp_path):
     (tmp_path / "a.txt").write_text("  Ann \n\nBob\nAnn\nCid")
-    every = load("a.txt", Reading(lines=True))
+    every = load("a.txt", CorpusOptions(lines=True))
     assert [every.item(k) for k in range(len(every.starts) - 1)] == ["Ann", "Bob", "Ann", "Cid"]
-    unique = load("a.txt", Reading(lines=True, unique=True))
+    unique = load("a.txt", CorpusOptions(lines=True, unique=True))
     assert [unique.item(k) for k in range(len(unique.starts) - 1)] == ["Ann", "Bob", "Cid"]
 
 
 def test_a_large_text_is_mapped(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("abc\n" * 1000)
     monkeypatch.setattr(corpus_module, "MAPPED", 1000)
-    corpus = load("a.txt", Reading(), folder=tmp_path)
+    corpus = load("a.txt", CorpusOptions(), folder=tmp_path)
     assert isinstance(corpus.ids, np.memmap)
     assert corpus.text() == "abc\n" * 1000
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]  # the store has no name
@@ -85,7 +85,7 @@ def test_no_room_for_a_large_text(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("abc\n" * 1000)
     monkeypatch.setattr(corpus_module, "MAPPED", 1000)
     with pytest.raises(CharLMError, match=r"cannot keep the encoded corpus in .*void: No such file"):
-        load("a.txt", Reading(), folder=tmp_path / "void")
+        load("a.txt", CorpusOptions(), folder=tmp_path / "void")
 
     def full(*args, **kwargs):
         return open("/dev/full", "wb", buffering=0)
@@ -93,7 +93,7 @@ def test_no_room_for_a_large_text(tmp_path, monkeypatch):
     if os.path.exists("/dev/full"):
         monkeypatch.setattr("tempfile.TemporaryFile", full)
         with pytest.raises(CharLMError, match=r"cannot keep the encoded corpus in .*: No space left"):
-            load("a.txt", Reading(), folder=tmp_path)
+            load("a.txt", CorpusOptions(), folder=tmp_path)
 
 
 def test_a_folder_is_its_text_files_in_order(tmp_path):
@@ -101,13 +101,13 @@ def test_a_folder_is_its_text_files_in_order(tmp_path):
         (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "d" / name).write_text(content)
     (tmp_path / "d" / "picture").write_bytes(b"\x89PNG\0\0")
-    assert load("d", Reading()).text() == "onetwothree"
+    assert load("d", CorpusOptions()).text() == "onetwothree"
 
 
 def test_changes_are_noticed(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("abcabc")
-    corpus = load("a.txt", Reading())
+    corpus = load("a.txt", CorpusOptions())
     assert corpus.changed() == []
     path.write_text("abcabcd")
     assert [str(file) for file in corpus.changed()] == ["a.txt"]
@@ -118,11 +118,11 @@ def test_changes_are_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reading", "message"),
     [
-        (None, Reading(), "no file or folder 'a.txt'.*names, python, shakespeare"),
-        (b"", Reading(), "a.txt is empty"),
-        (b" \n\n", Reading(lines=True), "a.txt is empty"),
-        (b"ok \xe9t\xe9", Reading(), r"a.txt is not utf-8: byte 0xe9 at offset 3; .*--encoding.*--bytes"),
-        (b"x", Reading(encoding="klingon"), "no encoding 'klingon'"),
+        (None, CorpusOptions(), "no file or folder 'a.txt'.*names, python, shakespeare"),
+        (b"", CorpusOptions(), "a.txt is empty"),
+        (b" \n\n", CorpusOptions(lines=True), "a.txt is empty"),
+        (b"ok \xe9t\xe9", CorpusOptions(), r"a.txt is not utf-8: byte 0xe9 at offset 3; .*--encoding.*--bytes"),
+        (b"x", CorpusOptions(encoding="klingon"), "no encoding 'klingon'"),
     ],
 )
 def test_bad_files(tmp_path, content, reading, message):
@@ -136,14 +136,14 @@ def test_the_offset_of_a_bad_byte_counts_the_whole_file(tmp_path):
     at = (3 << 20) + 7
     (tmp_path / "a.txt").write_bytes(b"a" * at + b"\xff" + b"a" * 10)
     with pytest.raises(CharLMError, match=f"offset {at:,};"):
-        load("a.txt", Reading())
+        load("a.txt", CorpusOptions())
 
 
 def test_a_given_vocabulary_must_know_every_character(tmp_path):
     (tmp_path / "a.txt").write_text("abc")
-    assert load("a.txt", Reading(), Vocabulary("cbax")).ids.tolist() == [2, 1, 0]
+    assert load("a.txt", CorpusOptions(), Vocabulary("cbax")).ids.tolist() == [2, 1, 0]
     with pytest.raises(CharLMError, match=r"a.txt has 2 characters that the model never saw: 'a' 'c'"):
-        load("a.txt", Reading(), Vocabulary("b"))
+        load("a.txt", CorpusOptions(), Vocabulary("b"))
 
 
 def test_preprocessing_is_quick(tmp_path):
@@ -151,7 +151,7 @@ def test_preprocessing_is_quick(tmp_path):
     content = ("The quick brown fox jumps over the lazy dog. Grüße!\n" * 4000).encode()
     (tmp_path / "a.txt").write_bytes(content * 40)
     start = time.process_time()
-    corpus = load("a.txt", Reading())
+    corpus = load("a.txt", CorpusOptions())
     assert corpus.size / (time.process_time() - start) > 20e6
 
 
@@ -169,7 +169,7 @@ fastlstm.TokenLSTM(4, None, 8)(torch.zeros(3, 2, dtype=torch.int64))[0].sum().ba
 before = peak()
 name, lines = sys.argv[1], sys.argv[2] == "lines"
 start = time.perf_counter()
-read = corpus.load(name, corpus.Reading(lines=lines, unique=lines))
+read = corpus.load(name, corpus.CorpusOptions(lines=lines, unique=lines))
 rate = read.size / (time.perf_counter() - start)
 assert hasattr(read.ids, "filename"), "not mapped"
 del read

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastlstm.charlm.data.corpus import Reading, load
+from fastlstm.charlm.data.corpus import CorpusOptions, load
 from fastlstm.charlm.data.splits import WARM_UP, divide, held_out
 from fastlstm.charlm.errors import CharLMError
 from tests.charlm.babbling import babble
@@ -14,13 +14,13 @@ from tests.charlm.babbling import babble
 @pytest.fixture
 def corpus(tmp_path):
     (tmp_path / "a.txt").write_text(babble(10_000))
-    return load("a.txt", Reading())
+    return load("a.txt", CorpusOptions())
 
 
 @pytest.fixture
 def items(tmp_path):
     (tmp_path / "l.txt").write_text("\n".join(f"item {n:04}" for n in range(1000)))
-    return load("l.txt", Reading(lines=True, unique=True))
+    return load("l.txt", CorpusOptions(lines=True, unique=True))
 
 
 def test_streams_are_char_rnns(corpus):

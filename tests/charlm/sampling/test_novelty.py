@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlstm.charlm.sampling.novelty import Known, edit_distances
+from fastlstm.charlm.sampling.novelty import TrainingLines, edit_distances
 
 
 @given(st.text("abc", max_size=6), st.lists(st.text("abc", min_size=1, max_size=7), min_size=1, max_size=5))
@@ -19,23 +19,25 @@ def test_edit_distance(line, others):
             row = new
         return row[-1]
 
-    known = Known(others, [])
-    lines = known.lines
-    assert edit_distances(line, known._codes, known._lengths).tolist() == [plain(line, other) for other in lines]
+    training_lines = TrainingLines(others, [])
+    lines = training_lines.lines
+    assert edit_distances(line, training_lines._codes, training_lines._lengths).tolist() == [
+        plain(line, other) for other in lines
+    ]
 
 
 def test_novelty():
-    known = Known(["Anna", "Bert", "Carla"], ["Dora", "Anna"])
-    assert [known.kind(name) for name in ("Anna", "Dora", "Emil")] == ["train", "val", "new"]
-    verdict = known.judge("Carl")
-    assert (verdict.kind, verdict.nearest, verdict.distance) == ("new", "Carla", 1)
-    assert known.judge("Anna").distance == 0
+    training_lines = TrainingLines(["Anna", "Bert", "Carla"], ["Dora", "Anna"])
+    assert [training_lines.origin(name) for name in ("Anna", "Dora", "Emil")] == ["train", "val", "new"]
+    novelty = training_lines.novelty("Carl")
+    assert (novelty.origin, novelty.nearest, novelty.distance) == ("new", "Carla", 1)
+    assert training_lines.novelty("Anna").distance == 0
 
 
 def test_what_a_model_knows_is_its_split(lines_run, lm):
     for model in (lines_run.load(), lm):
         corpus = model.corpus()
-        known = Known.of(corpus, model.divide(corpus))
-        assert known.train
-        assert known.val
-        assert len(known.val) < 0.2 * len(known.train)
+        training_lines = TrainingLines.of_split(corpus, model.divide(corpus))
+        assert training_lines.train
+        assert training_lines.val
+        assert len(training_lines.val) < 0.2 * len(training_lines.train)

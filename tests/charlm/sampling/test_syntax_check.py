@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastlstm.charlm.sampling.syntax_check import balance
+from fastlstm.charlm.sampling.syntax_check import check_syntax
 
 
 def tally(text):
-    return {one.name: (one.opened, one.closed, one.stray) for one in balance(text)}
+    return {one.name: (one.opened, one.closed, one.stray) for one in check_syntax(text)}
 
 
 def test_balance_of_python():
@@ -37,4 +37,4 @@ def test_the_standard_library_is_balanced():
     import textwrap
 
     with open(textwrap.__file__) as stream:
-        assert all(one.share == 1 for one in balance(stream.read()))
+        assert all(one.share == 1 for one in check_syntax(stream.read()))

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastlstm.charlm import CharLMError, checkpoint, config, train
-from fastlstm.charlm.data.corpus import Reading, load
+from fastlstm.charlm.data.corpus import CorpusOptions, load
 from fastlstm.charlm.training.distributed import Ranks
 from fastlstm.charlm.training.progress import Reporter
 from fastlstm.charlm.training.trainer import Trainer
@@ -181,7 +181,7 @@ def test_a_batch_that_cannot_be_split(text, tmp_path):
     ranks.size = 2
     settings = config.make(**OPTIONS | {"batch_size": 5}).settle(False)
     with pytest.raises(CharLMError, match="--batch-size 5 cannot be split evenly over 2 processes"):
-        Trainer(settings, load(str(text), Reading()), tmp_path, ranks, Reporter())
+        Trainer(settings, load(str(text), CorpusOptions()), tmp_path, ranks, Reporter())
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 
 from fastlstm.charlm import config
 from fastlstm.charlm.model import CharModel, initialise
-from fastlstm.charlm.training.optim import Flat, Optimiser, learning_rate
+from fastlstm.charlm.training.optim import FlatParameters, Optimiser, learning_rate
 
 
 def steps(model, step, n=5):
@@ -36,7 +36,7 @@ def pair():
 def test_same_as_torch(kind, clip):
     settings = config.make(optimizer=kind, weight_decay=0.1 if kind == "adamw" else 0.0, **clip)
     one, two = pair()
-    mine = Optimiser(Flat(one), settings)
+    mine = Optimiser(FlatParameters(one), settings)
     matrices = [p for p in two.parameters() if p.dim() >= 2]
     rest = [p for p in two.parameters() if p.dim() < 2]
     other = {
@@ -64,7 +64,7 @@ def test_same_as_torch(kind, clip):
 def test_parameters_stay_the_modules_own():
     one, _ = pair()
     before = {name: value.clone() for name, value in one.state_dict().items()}
-    flat = Flat(one)
+    flat = FlatParameters(one)
     assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
     with torch.no_grad():
         flat.vector.zero_()

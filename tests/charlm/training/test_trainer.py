@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastlstm.charlm import CharLM, CharLMError, config, train
-from fastlstm.charlm.data.corpus import Reading, load
+from fastlstm.charlm.data.corpus import CorpusOptions, load
 from fastlstm.charlm.training.distributed import Ranks
 from fastlstm.charlm.training.progress import Reporter
 from fastlstm.charlm.training.trainer import Trainer
@@ -48,7 +48,7 @@ def test_the_loop_is_char_rnns_written_out(text, tmp_path, embedding):
     """Forty iterations of nn.LSTM, torch's RMSprop and value clipping, the state carried: the same losses."""
     given = {**SMALL, "embedding_dim": embedding, "grad_clip": 0.01, "learning_rate": 0.01}
     settings = config.make(**given).settle(False)
-    corpus = load(str(text), Reading())
+    corpus = load(str(text), CorpusOptions())
     trainer = Trainer(settings, corpus, tmp_path, Ranks("cpu"), Reporter())
     plain = Plain(len(corpus.vocab), 12, 2, embedding)
     plain.load_state_dict({name.replace("rnn.", ""): value for name, value in trainer.model.state_dict().items()})
@@ -73,7 +73,7 @@ def test_the_loop_is_char_rnns_written_out(text, tmp_path, embedding):
 def test_regularisers_reach_the_layers(text, tmp_path):
     """In training each batch has one mask for all steps; weights drop; in evaluation neither does anything."""
     settings = config.make(**SMALL, locked_dropout=0.5, weight_drop=0.25).settle(False)
-    model = Trainer(settings, load(str(text), Reading()), tmp_path, Ranks("cpu"), Reporter()).model
+    model = Trainer(settings, load(str(text), CorpusOptions()), tmp_path, Ranks("cpu"), Reporter()).model
     assert (model.rnn.lstm.locked_dropout, model.rnn.lstm.weight_drop) == (0.5, 0.25)
     ids = torch.zeros(30, 3, dtype=torch.int64)
     model.out = nn.Identity()
@@ -92,10 +92,12 @@ def test_items_of_a_list_begin_anew(tmp_path):
     path = tmp_path / "items.txt"
     path.write_text("\n".join(babble(20, seed).replace("\n", " ") for seed in range(300)))
     settings = config.make(**SMALL, lines=True).settle(False)
-    trainer = Trainer(settings, load(str(path), Reading(lines=True, unique=True)), tmp_path, Ranks("cpu"), Reporter())
+    trainer = Trainer(
+        settings, load(str(path), CorpusOptions(lines=True, unique=True)), tmp_path, Ranks("cpu"), Reporter()
+    )
     seen, x = [], torch.from_numpy(trainer.train.batch(0, 0)[0])
     for _ in range(100):
-        seen.append(trainer._fresh_starts(x))
+        seen.append(trainer._item_resets(x))
     mask, newline = torch.stack(seen), x == trainer.corpus.vocab.symbols.index("\n")
     assert not mask[:, ~newline].any()
     assert mask[:, newline].float().mean() == pytest.approx(0.5, abs=0.1)
@@ -104,9 +106,9 @@ def test_items_of_a_list_begin_anew(tmp_path):
     trainer.step()
     assert calls[0][2].any()
     running = Trainer(
-        config.make(**SMALL).settle(False), load(str(path), Reading()), tmp_path, Ranks("cpu"), Reporter()
+        config.make(**SMALL).settle(False), load(str(path), CorpusOptions()), tmp_path, Ranks("cpu"), Reporter()
     )
-    assert running._fresh_starts(x) is None
+    assert running._item_resets(x) is None
 
 
 def test_a_list_is_sampled_as_it_was_learned(tmp_path):
