@@ -13,7 +13,7 @@ from tests.charlm.babbling import SMALL, babble
 from tests.charlm.plain import nats_alone
 
 
-def test_evaluating_a_file_is_reading_it(lm, tmp_path):
+def test_evaluate_scores_a_file_as_one_stream(lm, tmp_path):
     """A short file is scored as one stream from a newline."""
     text = babble(400, 5)
     (tmp_path / "other.txt").write_text(text)
@@ -53,7 +53,7 @@ def test_evaluate_refuses_unknown_characters_and_other_texts(lm, text, tmp_path)
         lm.evaluate()
 
 
-def test_the_text_it_learned_is_known_under_another_name(lm, text, lines_run, tmp_path):
+def test_own_corpus_is_recognised_under_another_name(lm, text, lines_run, tmp_path):
     (tmp_path / "copy.txt").write_bytes(text.read_bytes())
     assert lm.evaluate("copy.txt") == lm.evaluate()
     assert lm.evaluate("copy.txt", "all").characters > 10 * lm.evaluate().characters

@@ -113,7 +113,7 @@ def test_the_same_training_on_nn_lstm(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["captions", "reverse"])
-def test_the_others_start(name):
+def test_other_examples_start(name):
     module = example(name)
     model = module.train(iterations=3, B=4)
     share, pairs = module.accuracy(model, number=20)
@@ -123,7 +123,7 @@ def test_the_others_start(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["captions", "reverse"])
-def test_the_others_learn(name):
+def test_other_examples_learn(name):
     torch.set_num_threads(2)
     module = example(name)
     share, pairs = module.accuracy(module.train())

@@ -26,7 +26,7 @@ from .ranking import Scores, effect, score, threshold
 from .tracing import pieces
 
 MIN_EFFECT = {True: 0.8, False: 0.7}  # by `binary`: 2 AUC - 1 at AUC 0.9; rank correlation
-FDR = 0.05  # false-discovery rate
+FDR = 0.05  # greatest false-discovery rate
 SHIFTS = 40
 MIN_SPANS = 5  # of a label in each half of the text; labels with fewer are not scored
 STATES = ("c", "h")
@@ -231,10 +231,10 @@ class _CellSearch:
 
     def clamp(self, model: CharLM) -> None:
         """Clamp the cell of each label that was found, on the second half of the text."""
-        found = [row for row in self.rows.values() if row.status == "found"]
+        found_rows = [row for row in self.rows.values() if row.status == "found"]
         half = len(self.piece) // 2
-        clamps = ClampTest(model, self.piece.ids[half:]) if found else None
-        for row in found:
+        clamps = ClampTest(model, self.piece.ids[half:]) if found_rows else None
+        for row in found_rows:
             label = self.labels[row.label]
             trace = self.signals[half:].reshape(-1, *self.shape)[:, row.layer, 0, row.unit]
             values = label.values[half:] if label.where is None else np.where(label.where, label.values, 0)[half:]

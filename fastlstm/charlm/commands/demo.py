@@ -19,13 +19,13 @@ from ..training.progress import NATS_PER_BIT, Terminal, clock
 from ..training.runs import TrainResult, train
 from ..training.state import Run
 
-SHOW_AT = (0.0, 0.01, 0.03, 0.08, 0.16, 0.3, 0.42)  # shares of the run after which it shows what it writes by then
+SHOW_AT = (0.0, 0.01, 0.03, 0.08, 0.16, 0.3, 0.42)  # fractions of the run after which samples are shown
 NAMES = 50
 SEED = 1
 
 
 class _Demo(Terminal):
-    """The terminal's bar; above it one line at each of a few points: time, loss, and what the model writes by then."""
+    """The terminal's progress bar; above it a line at each point of SHOW_AT: time, loss and a few samples."""
 
     row_seconds = 0.0
 
@@ -61,7 +61,7 @@ def demo(
 
 
 def run_demo(folder: Path, seconds: float, console: Console) -> None:
-    """Train the `names` model and show what it makes up. folder: of the run; seconds: of training at most."""
+    """Train the `names` model and print new names. folder: of the run; seconds: limit of training."""
     reporter = _Demo(console)
     try:
         result = train("names", folder, preset="names", max_time=seconds, overwrite=True, reporter=reporter)
@@ -90,16 +90,16 @@ def _facts(result: TrainResult, share: float, path: Path) -> dict[str, str]:
     }
 
 
-def new_names(lm: CharLM, wanted: int) -> tuple[list[str], float]:
-    """Different names that are in neither set, and the share of those among all that were drawn for them."""
+def new_names(lm: CharLM, num: int) -> tuple[list[str], float]:
+    """`num` distinct sampled names that are in neither set, and the share of such names among all samples."""
     training_lines = TrainingLines.of_split(corpus := lm.corpus(), lm.divide(corpus))
-    found: dict[str, None] = {}
-    drawn = new = 0
-    for name in lm.sample(num=20 * wanted, seed=SEED):
-        drawn += 1
+    distinct: dict[str, None] = {}
+    samples = new = 0
+    for name in lm.sample(num=20 * num, seed=SEED):
+        samples += 1
         if name and training_lines.origin(name) == "new":
             new += 1
-            found[name] = None
-        if len(found) == wanted:
+            distinct[name] = None
+        if len(distinct) == num:
             break
-    return list(found), new / drawn
+    return list(distinct), new / samples

@@ -1,4 +1,4 @@
-"""`fastlstm sample`: text from a model, and how new or how well-formed it is."""
+"""`fastlstm sample`: samples text from a model; reports its novelty and its syntax."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sample(
     ] = False,
     balance: Annotated[bool, typer.Option("--balance", help="report brackets, quotes and comments left open")] = False,
 ) -> None:
-    """Draw text from a model, shown as it is drawn."""
+    """Sample text from a model, shown as it is generated."""
     if stop == "":
         raise CharLMError("--stop is empty, expected the text to end at")
     lm = CharLM.load(model)
@@ -68,9 +68,8 @@ def sample(
         argmax=argmax,
     )
     check_sampling(lm.vocab, sampling)  # before anything is shown
-    training_lines = TrainingLines.of_split(corpus := lm.corpus(), lm.divide(corpus)) if unique else None
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    texts = _sweep(lm, sampling, _temperatures(temperature), prime, training_lines, messages)
+    texts = _sweep(lm, sampling, _temperatures(temperature), prime, unique, messages)
     if seed is None and not argmax:
         messages.print(f"[dim]seed {sampling.seed}[/]")
     if balance:
@@ -78,24 +77,20 @@ def sample(
 
 
 def _sweep(
-    lm: CharLM,
-    sampling: Sampling,
-    temperatures: list[float],
-    prime: str,
-    training_lines: TrainingLines | None,
-    messages: Console,
+    lm: CharLM, sampling: Sampling, temperatures: list[float], prime: str, unique: bool, messages: Console
 ) -> list[str]:
-    """Draws at one temperature after another, shows what is drawn, and returns it. training_lines: to report how new it is."""
+    """Sample at each temperature, print the texts and return them. unique: report their novelty instead."""
+    training_lines = TrainingLines.of_split(corpus := lm.corpus(), lm.divide(corpus)) if unique else None
     texts: list[str] = []
     for value in temperatures:
-        one = replace(sampling, temperature=value)
+        at_temperature = replace(sampling, temperature=value)
         if len(temperatures) > 1:
             messages.rule(Text(f"temperature {value:g}"), align="left", style="dim")
-        drawn = _show(lm, one, echo=prime, quiet=training_lines is not None)
+        samples = _show(lm, at_temperature, echo=prime, quiet=training_lines is not None)
         if training_lines is not None:
-            lines = [line for text in drawn for line in (prime + text).splitlines()]
+            lines = [line for text in samples for line in (prime + text).splitlines()]
             _report_novelty([training_lines.novelty(line) for line in lines if line.strip()])
-        texts += drawn
+        texts += samples
     return texts
 
 
@@ -107,7 +102,7 @@ def _temperatures(text: str) -> list[float]:
 
 
 def _prime(prime: str, file: Path | None, encoding: str) -> str:
-    """The prime as it is given on the line or in a file."""
+    """The prime, given as an option or in a file."""
     if file is None:
         return prime
     if prime:
@@ -116,7 +111,7 @@ def _prime(prime: str, file: Path | None, encoding: str) -> str:
 
 
 def _show(lm: CharLM, sampling: Sampling, echo: str, quiet: bool) -> list[str]:
-    """Draws and, unless `quiet`, prints; one stream appears as it grows. echo: the prime, shown before each text."""
+    """Sample and, unless `quiet`, print; a single text appears as it is generated. echo: prime, printed before each text."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if sampling.num > 1 or quiet:
         texts = sample_texts(lm.model, lm.vocab, sampling)
@@ -140,12 +135,14 @@ def _report_novelty(novelties: list[LineNovelty]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("line", "is", "nearest in training", "edits"):
         table.add_column(name, justify="right" if name == "edits" else "left", overflow="fold")
-    for one in novelties:
-        near = (one.nearest, str(one.distance)) if one.distance else ("", "")
-        table.add_row(Text(one.line), Text(one.origin, COLOURS[one.origin]), *(Text(part, "dim") for part in near))
+    for novelty in novelties:
+        near = (novelty.nearest, str(novelty.distance)) if novelty.distance else ("", "")
+        table.add_row(
+            Text(novelty.line), Text(novelty.origin, COLOURS[novelty.origin]), *(Text(part, "dim") for part in near)
+        )
     console.print(table)
-    new = sum(one.origin == "new" for one in novelties)
-    val = sum(one.origin == "val" for one in novelties)
+    new = sum(novelty.origin == "new" for novelty in novelties)
+    val = sum(novelty.origin == "val" for novelty in novelties)
     seen = len(novelties) - new - val
     console.print(
         f"[bold green]{new / max(1, len(novelties)):.0%} new[/] ({new} of {len(novelties)}; {val} in the validation set, "
@@ -158,10 +155,10 @@ def _report_balance(console: Console, text: str) -> None:
     table.add_column("")
     for name in ("opened", "closed", "stray", "share"):
         table.add_column(name, justify="right")
-    for tally in check_syntax(text):
-        colour = "green" if tally.share > 0.95 else "yellow" if tally.share > 0.8 else "red"
-        share = Text(f"{tally.share:.1%}", colour) if tally.opened + tally.stray else Text("–", "dim")
-        row = (f"{tally.opened:,}", f"{tally.closed:,}", f"{tally.stray:,}", share)
-        table.add_row(Text(tally.name), *row)
+    for pair in check_syntax(text):
+        colour = "green" if pair.share > 0.95 else "yellow" if pair.share > 0.8 else "red"
+        share = Text(f"{pair.share:.1%}", colour) if pair.opened + pair.stray else Text("–", "dim")
+        row = (f"{pair.opened:,}", f"{pair.closed:,}", f"{pair.stray:,}", share)
+        table.add_row(Text(pair.name), *row)
     console.print(table)
     console.print("[dim]stray: closed without having been opened; share: closed ones among all of them[/]")

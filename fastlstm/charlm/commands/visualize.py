@@ -13,7 +13,7 @@ from .. import checkpoint
 from ..analysis import excerpt
 from ..errors import count
 from ..lm import CharLM
-from ..page import visualize as making
+from ..page.visualize import page as render_page
 from .common import ModelName, Start, TextName
 
 
@@ -35,7 +35,7 @@ def visualize(
     folder = checkpoint.locate(model).parent
     name = Path(model).resolve().name if Path(model).exists() else model
     with Console(stderr=True).status(f"reading {count(len(long), lm.vocab.unit)}, looking for what cells track"):
-        html = making.page(lm, shown, long, folder, f"{name} · reading {shown.name}", color_blind)
+        html = render_page(lm, shown, long, folder, f"{name} · reading {shown.name}", color_blind)
     checkpoint.write_atomic(output, html.encode(), "--output")
     console, size = Console(highlight=False), output.stat().st_size / 1e6
     what = f"  {count(len(shown), lm.vocab.unit)}, {size:.1f} MB"

@@ -43,7 +43,7 @@ def test_an_untrained_model_has_no_cells(seed, scale):
     assert len(found.rows) == len(labels("x"))
 
 
-def test_the_second_half_chooses_nothing():
+def test_unit_is_chosen_on_the_first_half_alone():
     """A unit that is perfect on the first half and noise on the second is the row's, and fails; another one passes."""
     piece = of_text(untrained(SYMBOLS), TEXT)
     quoted = next(label for label in labels(TEXT) if label.name == "inside quotes")

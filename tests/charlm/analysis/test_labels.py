@@ -89,7 +89,7 @@ def test_prose_quotes_end_with_the_paragraph():
     assert "1" not in marks(text, "inside a comment")
 
 
-def test_a_piece_that_begins_in_a_docstring():
+def test_labels_of_a_piece_that_begins_in_a_docstring():
     inside = 'words of a docstring.\n    """\n    return 1\n\n' + CODE.replace("f(", "g(") * 3
     found = marks(inside, "inside quotes")
     assert found[0] == "1"

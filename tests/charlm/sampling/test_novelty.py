@@ -34,7 +34,7 @@ def test_novelty():
     assert training_lines.novelty("Anna").distance == 0
 
 
-def test_what_a_model_knows_is_its_split(lines_run, lm):
+def test_training_lines_of_a_model_are_its_split(lines_run, lm):
     for model in (lines_run.load(), lm):
         corpus = model.corpus()
         training_lines = TrainingLines.of_split(corpus, model.divide(corpus))

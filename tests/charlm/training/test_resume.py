@@ -83,7 +83,7 @@ def test_resumed_after_crashes_anywhere(corpus, tmp_path, monkeypatch, kind):
     assert outcome(folder) == expected
 
 
-def test_a_run_whose_end_is_moved_goes_on(corpus, tmp_path):
+def test_resumed_run_with_more_epochs_goes_on(corpus, tmp_path):
     train(corpus, tmp_path / "whole", **{**GIVEN, "max_epochs": 2})
     train(corpus, tmp_path / "run", **GIVEN)
     train(None, tmp_path / "run", resume=True, max_epochs=2)
@@ -216,7 +216,7 @@ def test_death_between_write_fsync_and_rename(corpus, tmp_path, monkeypatch, mom
     assert outcome(folder) == expected
 
 
-def test_what_cannot_be_resumed(corpus, tmp_path):
+def test_resume_refuses_other_runs(corpus, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(CharLMError, match=r"no run to resume in .*it holds no last.safetensors"):
         train(corpus, folder, resume=True)

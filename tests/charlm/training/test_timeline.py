@@ -33,7 +33,7 @@ def test_timeline_of_a_run(text, tmp_path):
         points(tmp_path)
 
 
-def test_the_page_shows_text_as_text(text, tmp_path):
+def test_timeline_page_escapes_text(text, tmp_path):
     result = train(str(text), tmp_path / "run", **{**SMALL, "sample_every": 200})
     (point,) = points(result.folder)
     evil = point.__class__(**{**vars(point), "text": "<script>alert(1)</script>\x1b[31m & \u202e"})

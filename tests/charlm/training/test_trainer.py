@@ -44,7 +44,7 @@ class Plain(nn.Module):
 
 
 @pytest.mark.parametrize("embedding", [0, 5])
-def test_the_loop_is_char_rnns_written_out(text, tmp_path, embedding):
+def test_training_loop_is_char_rnns(text, tmp_path, embedding):
     """Forty iterations of nn.LSTM, torch's RMSprop and value clipping, the state carried: the same losses."""
     given = {**SMALL, "embedding_dim": embedding, "grad_clip": 0.01, "learning_rate": 0.01}
     settings = config.make(**given).settle(False)
@@ -87,7 +87,7 @@ def test_regularisers_reach_the_layers(text, tmp_path):
     assert torch.equal(model.eval()(ids)[0], plain)
 
 
-def test_items_of_a_list_begin_anew(tmp_path):
+def test_items_of_a_list_start_from_a_zero_state(tmp_path):
     """Half of the newlines reset the state, nothing else does; running text never does."""
     path = tmp_path / "items.txt"
     path.write_text("\n".join(babble(20, seed).replace("\n", " ") for seed in range(300)))
