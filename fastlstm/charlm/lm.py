@@ -135,18 +135,18 @@ class CharLM:
         corpus_options = CorpusOptions(config.encoding, config.bytes, config.lines, unique=config.split == "lines")
         if name is not None:
             text = load(name, replace(corpus_options, unique=False), self.vocab)
-            own = corpus_options.unique and self.learned(text)
+            own = corpus_options.unique and self.is_own_corpus(text)
             return load(name, corpus_options, self.vocab) if own else text
         was = self.saved.corpus
         text = load(was["name"], corpus_options, self.vocab)
-        if not self.learned(text):
+        if not self.is_own_corpus(text):
             raise CharLMError(
                 f"{was['name']} is not the text this model learned: it changed since; put that text back, or name "
                 "another where one can be named"
             )
         return text
 
-    def learned(self, corpus: Corpus) -> bool:
+    def is_own_corpus(self, corpus: Corpus) -> bool:
         """True if a corpus is the one that the model was trained on, by its SHA-256."""
         return corpus.sha256 == self.saved.corpus["sha256"]
 
@@ -158,13 +158,13 @@ class CharLM:
     def eval_text(self, corpus: Corpus, part: str) -> EvalText:
         """The part of a corpus to evaluate on: `all` or, of the model's own corpus, `val` or `train`."""
         if part == "all":
-            return self._everything(corpus.ids)
+            return self._all_text(corpus.ids)
         data = self.divide(corpus)
         if part == "val":
             return data.val
-        return self._everything(np.concatenate([corpus.ids[start:stop] for start, stop in data.train_spans]))
+        return self._all_text(np.concatenate([corpus.ids[start:stop] for start, stop in data.train_spans]))
 
-    def _everything(self, ids: np.ndarray) -> EvalText:
+    def _all_text(self, ids: np.ndarray) -> EvalText:
         """All of a text; its first character is predicted from a newline if the vocabulary has one."""
         if "\n" not in self.vocab:
             return splits.held_out(ids, 0, EVAL_STREAMS)
@@ -182,7 +182,7 @@ class CharLM:
             CharLMError: as for `corpus`.
         """
         corpus = self.corpus(name)
-        part = part or ("val" if self.learned(corpus) else "all")
+        part = part or ("val" if self.is_own_corpus(corpus) else "all")
         return evaluate(self.model, self.vocab, self.eval_text(corpus, part))
 
     def baseline(self, eval_text: EvalText, orders: int = 6) -> list[float]:

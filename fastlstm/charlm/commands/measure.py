@@ -39,7 +39,7 @@ def evaluate(
     """How well a model predicts a text: nats, bits, perplexity, beside n-grams of the same training text."""
     lm = CharLM.load(model)
     corpus = lm.corpus(text)
-    own = lm.learned(corpus)
+    own = lm.is_own_corpus(corpus)
     part = _part(split, own)
     console = Console(highlight=False)
     eval_text = lm.eval_text(corpus, part)
