@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import fastlstm
 from benchmarks.workload import Run, Workload, chosen_by_dispatch, fastlstm_contenders, same_weights
+from fastlstm.charlm.data.vocab import Vocabulary
 from fastlstm.charlm.model import CharModel
-from fastlstm.charlm.sample import Drawing, symbols
-from fastlstm.charlm.vocab import Vocabulary
+from fastlstm.charlm.sampling.sample import Sampling, sample_ids
 
 V = 65  # symbols of tinyshakespeare
 TEMPERATURE = 1.0
@@ -136,7 +136,7 @@ def charlm_loop(model: CharModel, num: int, length: int) -> Loop:
 
     def loop(argmax: bool) -> list[Tensor]:
         pieces = list(
-            symbols(model, vocabulary, Drawing(num=num, length=length, temperature=TEMPERATURE, argmax=argmax))
+            sample_ids(model, vocabulary, Sampling(num=num, length=length, temperature=TEMPERATURE, argmax=argmax))
         )
         return [torch.from_numpy(np.concatenate(pieces))]
 

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from fastlstm.charlm import config
-from fastlstm.charlm.corpus import Reading, load
-from fastlstm.charlm.progress import Reporter
-from fastlstm.charlm.ranks import Ranks
-from fastlstm.charlm.trainer import Trainer
+from fastlstm.charlm.data.corpus import CorpusOptions, load
+from fastlstm.charlm.training.distributed import Ranks
+from fastlstm.charlm.training.progress import Reporter
+from fastlstm.charlm.training.trainer import Trainer
 
 TURN = 50  # iterations
 
@@ -61,7 +61,7 @@ def timed(step):
 
 def main(corpus, seconds):
     with tempfile.TemporaryDirectory() as folder:
-        text = load(corpus, Reading())
+        text = load(corpus, CorpusOptions())
         ours = Trainer(config.make().settle(False), text, Path(folder), Ranks("cpu"), Reporter())
         theirs, times, start = Plain(ours), {"fastlstm": [], "nn.LSTM": []}, time.perf_counter()
         while time.perf_counter() - start < seconds:

@@ -14,10 +14,9 @@ from rich.text import Text
 
 import fastlstm
 
-from .charlm.commands import train as train_command
-from .charlm.commands import use as use_commands
+from .charlm.commands import register
 from .charlm.errors import CharLMError, command
-from .charlm.runs import Interrupted
+from .charlm.training.runs import Interrupted
 
 app = typer.Typer(
     help="Character models on fused LSTM kernels: train one, sample from it, see what this machine can run.",
@@ -26,8 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train_command.register(app)
-use_commands.register(app)
+register(app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -7,14 +7,23 @@
     model.evaluate().nats_per_char
     trace(model, text).c, find_cells(model, text).rows         # what goes on inside
 
-Read the sources in this order: corpus.py, splits.py, model.py, optim.py, trainer.py, sample.py; the rest stands around.
+Subpackages, in the order in which data meets them; each imports only from those before it:
+
+    data       text sources, corpora, vocabulary, splits       config.py, model.py, checkpoint.py use it
+    sampling   text from a model, its novelty, its syntax      evaluate.py, ngram.py, lm.py (CharLM) are above it
+    analysis   traces, labels, the search for cells
+    training   the loop, optimiser, processes, resuming, logs
+    page       the HTML page of `fastlstm visualize`
+    commands   the command line
+
+To read the whole: data/corpus.py, data/splits.py, model.py, training/optim.py, training/trainer.py, sampling/sample.py.
 """
 
-from .cells import Findings, find_cells
+from .analysis.cells import Findings, find_cells
+from .analysis.tracing import Trace, pieces, trace
 from .errors import CharLMError
 from .lm import CharLM
-from .runs import Interrupted, TrainResult, train
-from .tracing import Trace, pieces, trace
+from .training.runs import Interrupted, TrainResult, train
 
 __all__ = [
     "CharLM",

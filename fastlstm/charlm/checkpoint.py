@@ -1,14 +1,14 @@
-"""Checkpoints: one safetensors file, written so that a crash at any moment leaves the old one or the new one, whole.
+"""Checkpoints: one safetensors file each, replaced atomically: after a crash either the old or the new one is there.
 
-Tensors carry the model's own parameter names; those of a run that can be resumed (optimiser, generators, hidden state)
-start with `train/`. The metadata has one key, `charlm`, with a JSON object:
+Tensors have the names of the model's parameters. Tensors of a resumable run (optimiser, random generators, hidden
+state) start with `train/`. The metadata has one key, `charlm`, with a JSON object:
 
     version     of this format
     config      the options of the run
     vocabulary  {"symbols": "…", "bytes": false}
     corpus      {"name", "sha256", "size", "symbols"}
     metrics     iteration, epoch, val_nats, best_nats, …
-    run         what else a resumed run needs (only in last.safetensors)
+    run         further state of a resumable run (only in last.safetensors)
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .data.vocab import Vocabulary
 from .errors import CharLMError
-from .vocab import Vocabulary
 
 VERSION = 1
 KEY = "charlm"
@@ -34,7 +34,7 @@ TRAIN = "train/"
 
 @dataclass
 class Checkpoint:
-    """What a file holds. weights: the model's tensors; train: a run's other tensors, without their prefix."""
+    """Content of a file. weights: the model's tensors; train: those of a resumable run, without their prefix."""
 
     config: dict[str, Any]
     vocab: Vocabulary
@@ -46,7 +46,7 @@ class Checkpoint:
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint in place of the file at `path`, atomically and durably."""
+    """Write a checkpoint to `path`, atomically and durably. Raises CharLMError."""
     record = {
         "version": VERSION,
         "config": checkpoint.config,
@@ -57,11 +57,20 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     }
     tensors = {**checkpoint.weights, **{TRAIN + name: value for name, value in checkpoint.train.items()}}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    replace(path, save(tensors, {KEY: json.dumps(record, ensure_ascii=True)}))
+    write_atomic(path, save(tensors, {KEY: json.dumps(record, ensure_ascii=True)}))
 
 
-def replace(path: Path, content: bytes, option: str = "--checkpoint-dir") -> None:
-    """Write, fsync, rename, fsync the folder: the old file stays whole until the new one is. option: what chose the path."""
+def write_atomic(path: Path, content: bytes, option: str = "--checkpoint-dir") -> None:
+    """Replace a file atomically: write a temporary one, fsync, rename, fsync the folder.
+
+    Args:
+        path: of the file
+        content: its bytes
+        option: the command line option that chose the path, for the error message
+
+    Raises:
+        CharLMError: the file cannot be written; the old one is unchanged.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as stream:
@@ -91,7 +100,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read(path: Path, with_train: bool = False) -> Checkpoint:
-    """Load a checkpoint into main memory. with_train: also what a resumed run needs."""
+    """Load a checkpoint into main memory.
+
+    Args:
+        path: of the file
+        with_train: also load the tensors of a resumable run
+
+    Raises:
+        CharLMError: there is no such file, it is damaged, or another program wrote it.
+    """
     if not path.is_file():
         raise CharLMError(f"there is no checkpoint {path}")
     try:
@@ -130,7 +147,7 @@ def _record(path: Path, text: str | None) -> dict[str, Any]:
 
 
 def _unpack(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
-    """The parts of a file, each of the kind that it should be."""
+    """Check the types of a file's parts and put them into a `Checkpoint`."""
     weights = {name: value for name, value in tensors.items() if not name.startswith(TRAIN)}
     try:
         for part in ("config", "vocabulary", "corpus", "metrics", "run"):
@@ -164,12 +181,12 @@ def _unpack(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> C
 
 
 def locate(name: str) -> Path:
-    """The checkpoint a user means: a file, a run's folder (its best), or a model that comes with the package."""
+    """Resolve a name to a checkpoint: a file, the best of a run's folder, or a model in models/. Raises CharLMError."""
     path = Path(name)
     for file in ("best.safetensors", "last.safetensors"):
         if (path / file).is_file():
             return path / file
-    shipped = {file.stem: file for file in (Path(__file__).parent / "data").glob("*.safetensors")}
+    shipped = {file.stem: file for file in (Path(__file__).parent / "models").glob("*.safetensors")}
     if name in shipped and not path.is_file():
         return shipped[name]  # also beside a folder of that name that holds no run
     if path.is_dir():

@@ -1,16 +1,16 @@
-"""Every option of a training run, once: command line, Python API and checkpoint are all made from this class."""
+"""Options of a training run. The command line, the Python API and the checkpoint are all made from `TrainConfig`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from .data.splits import SPLITS
 from .errors import CharLMError
-from .splits import SPLITS
 
 
 def option(default: Any, panel: str, text: str, *aliases: str) -> Any:
-    """A field with what the command line needs to show it. aliases: other flags for it (char-rnn's, torch-rnn's)."""
+    """A dataclass field with its help for the command line. aliases: further flags (char-rnn's, torch-rnn's)."""
     return field(default=default, metadata={"panel": panel, "help": text, "aliases": aliases})
 
 
@@ -73,7 +73,7 @@ class TrainConfig:
                 raise CharLMError(f"--{name} is {value!r}, expected {', '.join(filter(None, choices))}")
 
     def settle(self, lines_by_default: bool) -> TrainConfig:
-        """The same with what depends on the corpus filled in."""
+        """A copy with `lines` and `split` set. lines_by_default: the corpus has one item a line."""
         lines = self.lines or lines_by_default or self.split == "lines"
         if lines and self.bytes:
             raise CharLMError("--bytes and --lines do not go together: lines are text")
@@ -124,7 +124,7 @@ def _range(low: float, high: float) -> str:
 
 
 def _plain(number: float) -> str:
-    """Without an exponent: 16,777,216 and 0.000001."""
+    """A number without an exponent: 16,777,216 and 0.000001."""
     return f"{number:,}" if isinstance(number, int) else f"{number:,.6f}".rstrip("0").rstrip(".")
 
 
@@ -155,12 +155,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# What a resumed run may change: how long it goes on and what it writes, never what it computes.
+# Options that a resumed run may change: its length and what it writes, not what it computes.
 FREE_ON_RESUME = {"max_epochs", "max_time", "patience", "checkpoint_every"}
 
 
 def make(preset: str = "char-rnn", **given: Any) -> TrainConfig:
-    """A configuration from a preset and what was given beside it."""
+    """A configuration from a preset and the options that override it. Raises CharLMError for unknown or bad ones."""
     if preset not in PRESETS:
         raise CharLMError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
     unknown = set(given) - {item.name for item in fields(TrainConfig)}
@@ -170,7 +170,7 @@ def make(preset: str = "char-rnn", **given: Any) -> TrainConfig:
 
 
 def from_json(record: dict[str, Any]) -> TrainConfig:
-    """The configuration in a checkpoint."""
+    """The configuration of a checkpoint."""
     return make(**record)
 
 
@@ -179,7 +179,15 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 
 
 def check_resumed(saved: TrainConfig, given: dict[str, Any]) -> TrainConfig:
-    """The configuration a resumed run goes on with. given: options named now, which must not contradict the run's."""
+    """The configuration of a resumed run.
+
+    Args:
+        saved: of the run
+        given: options given now; only those of FREE_ON_RESUME may differ
+
+    Raises:
+        CharLMError: an option that may not change is different.
+    """
     for name, value in given.items():
         was = getattr(saved, name)
         fixed = name not in FREE_ON_RESUME or (name in ("max_epochs", "max_time") and saved.schedule == "cosine")

@@ -1,4 +1,4 @@
-"""The one exception of the character-model tool: a single clear line for the person at the keyboard."""
+"""The exception of the character-model tool, and helpers that word its messages."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import sys
 
 
 class CharLMError(Exception):
-    """Something the user can mend: names the thing, what was expected and what to do. The command exits with 2."""
+    """An error that the user can fix. The message names the value, what was expected and what to do; exit code 2."""
 
 
 def count(number: int, noun: str) -> str:
-    """`3 lines`, `1 line`: the number with thousands separators and the noun's plural."""
+    """The number with thousands separators, and the noun in singular or plural: `3 lines`, `1 line`."""
     if number != 1:
         noun = noun[:-1] + "ies" if noun.endswith("y") else noun + ("es" if noun.endswith("ch") else "s")
     return f"{number:,} {noun}"
 
 
 def shown(text: str, limit: int = 8) -> str:
-    """The first `limit` distinct characters of a text, quoted so that a terminal shows them: 'é' 'ü' '\\t' …"""
+    """The first `limit` distinct characters of a text, each as its repr: 'é' 'ü' '\\t' …"""
     distinct = sorted(set(text))
     return " ".join(map(repr, distinct[:limit])) + (" …" if len(distinct) > limit else "")
 
 
 def command() -> str:
-    """`fastlstm` as it was called, so that what a message suggests can be typed as it stands."""
+    """The command as the user called it (`fastlstm`, `python -m fastlstm` or a path), for suggestions in messages."""
     called = sys.argv[0]
     if os.path.basename(called) == "__main__.py":
         return "python -m fastlstm"

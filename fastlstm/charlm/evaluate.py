@@ -1,4 +1,4 @@
-"""How well a model predicts a text: the loss of every character, their sum, and what that means in the usual units."""
+"""The loss of a model on a text: of every character, in total, and in the usual units."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from .data.splits import EvalText
+from .data.vocab import Vocabulary
 from .model import CharModel
-from .splits import Held
-from .vocab import Vocabulary
 
-STEPS = 256  # steps per call: bounds memory, changes no result
+STEPS_PER_CALL = 256  # bounds memory; the result does not depend on it
 
 
 @torch.no_grad()
-def losses(model: CharModel, held: Held) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields (-log p (T, S) in nats, which of them count (T, S) bool), on the model's device; its mode must be eval."""
+def losses(model: CharModel, eval_text: EvalText) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields (-log p (T, S) in nats, scored (T, S) bool) on the model's device; the model must be in eval mode."""
     device = model.out.weight.device
-    state = model.zero_state(len(held.origins))
-    for x, y, counted in held.chunks(STEPS):
+    state = model.zero_state(len(eval_text.origins))
+    for x, y, counted in eval_text.chunks(STEPS_PER_CALL):
         scores, state = model(torch.from_numpy(x).to(device), state)
         nats = nn.functional.cross_entropy(
             scores.flatten(0, 1), torch.from_numpy(y).to(device).flatten(), reduction="none"
@@ -30,24 +30,24 @@ def losses(model: CharModel, held: Held) -> Iterator[tuple[torch.Tensor, torch.T
         yield nats.view(y.shape), torch.from_numpy(counted).to(device)
 
 
-def total_nats(model: CharModel, held: Held) -> tuple[float, int]:
-    """The sum of -log p over the predictions that count, and their number. Leaves the model in its mode."""
+def total_nats(model: CharModel, eval_text: EvalText) -> tuple[float, int]:
+    """The sum of -log p over the scored predictions, in nats, and their number. The model keeps its mode."""
     was_training = model.training
     model.eval()
     total = 0.0
-    for nats, counted in losses(model, held):
+    for nats, counted in losses(model, eval_text):
         total += float(nats.mul(counted).sum(dtype=torch.float64))
     model.train(was_training)
-    return total, len(held)
+    return total, len(eval_text)
 
 
-def nats_by_position(model: CharModel, held: Held) -> np.ndarray:
-    """-log p of each character that counts, by its position in held.ids, (len(held.ids),) float32; else NaN."""
-    out = np.full(len(held.ids), np.nan, np.float32)
+def nats_by_position(model: CharModel, eval_text: EvalText) -> np.ndarray:
+    """-log p of each character of `eval_text.ids`, (N,) float32 in nats; NaN where it is not scored."""
+    out = np.full(len(eval_text.ids), np.nan, np.float32)
     first = 0
-    for nats, counted in losses(model, held):
+    for nats, counted in losses(model, eval_text):
         steps = np.arange(first, first + len(nats))[:, None]
-        positions = (steps + held.origins + 1) % len(held.ids)
+        positions = (steps + eval_text.origins + 1) % len(eval_text.ids)
         chosen = counted.cpu().numpy()
         out[positions[chosen]] = nats.cpu().numpy()[chosen]
         first += len(nats)
@@ -56,9 +56,14 @@ def nats_by_position(model: CharModel, held: Held) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The loss on a text. nats: of all of it together; characters, bytes (in UTF-8): how many it has.
+    """The loss on a text.
 
-    A byte model's loss is that of characters too, so that it can be held beside other models.
+    The units are comparable between models: a byte model's loss is also given per character.
+
+    Attributes:
+        nats: total loss
+        characters: length of the text
+        bytes: its length in UTF-8
     """
 
     nats: float
@@ -79,23 +84,23 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """How many equally likely characters the next one is drawn from, so to speak."""
+        """exp of the loss per character."""
         return math.exp(self.nats_per_char)
 
 
-def targets(held: Held) -> np.ndarray:
-    """Positions in held.ids of every prediction that counts, (len(held),), stream by stream."""
+def targets(eval_text: EvalText) -> np.ndarray:
+    """Positions in `eval_text.ids` of all scored characters, (len(eval_text),), stream by stream."""
     spans = [
         np.arange(origin + skip + 1, origin + length + 1)
-        for origin, skip, length in zip(held.origins, held.skip, held.length, strict=True)
+        for origin, skip, length in zip(eval_text.origins, eval_text.skip, eval_text.length, strict=True)
     ]
-    return np.concatenate(spans) % len(held.ids)
+    return np.concatenate(spans) % len(eval_text.ids)
 
 
-def evaluate(model: CharModel, vocab: Vocabulary, held: Held) -> Evaluation:
-    """The model's loss on what is held."""
-    nats, symbols = total_nats(model, held)
-    text = vocab.decode(held.ids[targets(held)])
+def evaluate(model: CharModel, vocab: Vocabulary, eval_text: EvalText) -> Evaluation:
+    """The model's loss on a text."""
+    nats, symbols = total_nats(model, eval_text)
+    text = vocab.decode(eval_text.ids[targets(eval_text)])
     if vocab.bytes:
         begun = sum(byte & 0xC0 != 0x80 for byte in text.encode("latin-1"))  # bytes that begin a character in UTF-8
         return Evaluation(nats, begun or symbols, symbols)

@@ -1,4 +1,4 @@
-"""A trained model, as a Python object: sample, evaluate, score."""
+"""`CharLM`: a trained model with its vocabulary, to sample from, to evaluate and to score text with."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import checkpoint, splits
+from . import checkpoint
 from . import config as configs
 from .checkpoint import Checkpoint
 from .config import TrainConfig
-from .corpus import Corpus, Reading, load
+from .data import splits
+from .data.corpus import Corpus, CorpusOptions, load
+from .data.splits import CorpusSplit, EvalText
 from .errors import CharLMError
 from .evaluate import Evaluation, evaluate, nats_by_position, targets
 from .model import CharModel
 from .ngram import NGrams
-from .sample import Drawing, draw
-from .splits import Data, Held
+from .sampling.sample import Sampling, sample_texts
 
-STREAMS = 64  # streams that a text is scored in, side by side
+EVAL_STREAMS = 64  # streams side by side that a text is evaluated in
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One line of text and what the model made of it. nats: -log p of each character and of the newline after it."""
+    """One scored line. nats: -log p of each character and of the newline after it, (len + 1,) float32."""
 
     line: str
     nats: np.ndarray
@@ -42,9 +43,11 @@ class Scored:
 
 
 class CharLM:
-    """A character model and its vocabulary.
+    """A trained character model.
 
-    model: the torch module, in eval mode; saved: the checkpoint it came from.
+    Args:
+        model: the torch module, in eval mode
+        saved: the checkpoint it was loaded from
     """
 
     def __init__(self, model: CharModel, saved: Checkpoint):
@@ -54,7 +57,15 @@ class CharLM:
 
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu") -> CharLM:
-        """The model in a checkpoint. name: a file, the folder of a run, or a model that comes along (`names`)."""
+        """Load a model.
+
+        Args:
+            name: a checkpoint, the folder of a run, or a model of the package (`names`)
+            device: of the weights
+
+        Raises:
+            CharLMError: there is no such checkpoint, or it is damaged.
+        """
         path = checkpoint.locate(str(name))
         saved = checkpoint.read(path)
         try:
@@ -70,94 +81,119 @@ class CharLM:
         return cls(model.eval().to(torch.device(device)), saved)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the model alone into a checkpoint, in torch.float16 for half the size. Raises CharLMError."""
+        """Write the model, without the state of its run, to a checkpoint.
+
+        Args:
+            path: of the file
+            dtype: of the weights; torch.float16 halves the file
+
+        Raises:
+            CharLMError: the file cannot be written.
+        """
         weights = {name: value.to(dtype) for name, value in self.model.state_dict().items()}
         checkpoint.write(Path(path), replace(self.saved, weights=weights, train={}, run={}))
 
     @property
     def of_lines(self) -> bool:
-        """Whether it learned items, one a line."""
+        """True if the model was trained on one item a line."""
         return self.config.lines
 
-    def drawing(self, **options: Any) -> Drawing:
-        """How to draw from this model: one item from a model of lines unless a length or a stop is given."""
+    def sampling(self, **options: Any) -> Sampling:
+        """Sampling options with this model's defaults: one item of a model of lines, unless length or stop is given."""
         if self.of_lines and options.get("length") is None and options.get("stop") is None:
             options.update(length=1000, stop="\n")
-        return Drawing(**{name: value for name, value in options.items() if value is not None})
+        return Sampling(**{name: value for name, value in options.items() if value is not None})
 
     def sample(self, num: int | None = None, **options: Any) -> str | list[str]:
-        """Draw text; the prime, if there is one, is part of it.
+        """Sample text from the model.
 
-        num: how many at once, None for one string; options: those of `sample.Drawing` (length, temperature, prime, …).
+        Args:
+            num: number of samples; None for a single string
+            options: fields of `sampling.sample.Sampling`: length, temperature, top_k, top_p, prime, stop, seed, …
+
+        Returns:
+            The text, prime included, or a list of `num` texts.
+
+        Raises:
+            CharLMError: an option is out of range, or the prime has characters outside the vocabulary.
         """
-        drawing = self.drawing(num=num, **options)
-        texts = [drawing.prime + text for text in draw(self.model, self.vocab, drawing)]
+        sampling = self.sampling(num=num, **options)
+        texts = [sampling.prime + text for text in sample_texts(self.model, self.vocab, sampling)]
         return texts[0] if num is None else texts
 
     def corpus(self, name: str | None = None) -> Corpus:
-        """A text read as this model's own was. name: None for that text itself, which must be what it was.
+        """Read a text with the options of the model's own corpus; in other lists repeated items stay.
 
-        Of another list every item counts, also one that came before.
+        Args:
+            name: file, folder or name of a corpus; None for the model's own
+
+        Raises:
+            CharLMError: the text cannot be read, has characters outside the vocabulary, or is no longer the text that
+                the model was trained on (name None).
         """
         config = self.config
-        reading = Reading(config.encoding, config.bytes, config.lines, unique=config.split == "lines")
+        corpus_options = CorpusOptions(config.encoding, config.bytes, config.lines, unique=config.split == "lines")
         if name is not None:
-            text = load(name, replace(reading, unique=False), self.vocab)
-            own = reading.unique and self.learned(text)
-            return load(name, reading, self.vocab) if own else text
+            text = load(name, replace(corpus_options, unique=False), self.vocab)
+            own = corpus_options.unique and self.is_own_corpus(text)
+            return load(name, corpus_options, self.vocab) if own else text
         was = self.saved.corpus
-        text = load(was["name"], reading, self.vocab)
-        if not self.learned(text):
+        text = load(was["name"], corpus_options, self.vocab)
+        if not self.is_own_corpus(text):
             raise CharLMError(
                 f"{was['name']} is not the text this model learned: it changed since; put that text back, or name "
                 "another where one can be named"
             )
         return text
 
-    def learned(self, corpus: Corpus) -> bool:
-        """Whether a text is the one that this model learned, by its bytes."""
+    def is_own_corpus(self, corpus: Corpus) -> bool:
+        """True if a corpus is the one that the model was trained on, by its SHA-256."""
         return corpus.sha256 == self.saved.corpus["sha256"]
 
-    def divide(self, corpus: Corpus) -> Data:
-        """The model's corpus, divided as it was in training."""
+    def divide(self, corpus: Corpus) -> CorpusSplit:
+        """Divide the model's corpus as in training."""
         config = self.config
         return splits.divide(corpus, config.split, config.val_frac, config.batch_size, config.seq_length, config.seed)
 
-    def held(self, corpus: Corpus, part: str) -> Held:
-        """What is scored of a text: `all` of it or, of the model's own corpus, the `val` or `train` part."""
+    def eval_text(self, corpus: Corpus, part: str) -> EvalText:
+        """The part of a corpus to evaluate on: `all` or, of the model's own corpus, `val` or `train`."""
         if part == "all":
-            return self._everything(corpus.ids)
+            return self._all_text(corpus.ids)
         data = self.divide(corpus)
         if part == "val":
             return data.val
-        return self._everything(np.concatenate([corpus.ids[start:stop] for start, stop in data.train_spans]))
+        return self._all_text(np.concatenate([corpus.ids[start:stop] for start, stop in data.train_spans]))
 
-    def _everything(self, ids: np.ndarray) -> Held:
-        """All of a text, the first character predicted from a newline where there is one."""
+    def _all_text(self, ids: np.ndarray) -> EvalText:
+        """All of a text; its first character is predicted from a newline if the vocabulary has one."""
         if "\n" not in self.vocab:
-            return splits.held_out(ids, 0, STREAMS)
+            return splits.held_out(ids, 0, EVAL_STREAMS)
         newline = self.vocab.encode("\n")
-        return splits.held_out(np.concatenate([newline, ids]), 1, STREAMS)
+        return splits.held_out(np.concatenate([newline, ids]), 1, EVAL_STREAMS)
 
     def evaluate(self, name: str | None = None, part: str | None = None) -> Evaluation:
-        """The loss on a file, folder or built-in corpus.
+        """The loss on a text.
 
-        name: None for the model's own corpus; part: all, train or val; by default val of its own, whatever its name, and
-        all of another.
+        Args:
+            name: file, folder or name of a corpus; None for the model's own
+            part: `all`, `train` or `val`; by default `val` of the model's own corpus and `all` of any other
+
+        Raises:
+            CharLMError: as for `corpus`.
         """
         corpus = self.corpus(name)
-        part = part or ("val" if self.learned(corpus) else "all")
-        return evaluate(self.model, self.vocab, self.held(corpus, part))
+        part = part or ("val" if self.is_own_corpus(corpus) else "all")
+        return evaluate(self.model, self.vocab, self.eval_text(corpus, part))
 
-    def baseline(self, held: Held, orders: int = 6) -> list[float]:
-        """Nats a character of n-grams counted on the model's training text, n = 1 … orders, for what is held."""
+    def baseline(self, eval_text: EvalText, orders: int = 6) -> list[float]:
+        """Loss of n-grams counted on the model's training text, in nats a character, for n = 1 … orders."""
         corpus = self.corpus()
         train = np.concatenate([corpus.ids[start:stop] for start, stop in self.divide(corpus).train_spans])
-        positions = targets(held)
-        return [nats / len(positions) for nats in NGrams(train, len(self.vocab), orders).nats(held.ids, positions)]
+        positions = targets(eval_text)
+        return [nats / len(positions) for nats in NGrams(train, len(self.vocab), orders).nats(eval_text.ids, positions)]
 
     def score(self, lines: Iterable[str]) -> list[Scored]:
-        """Each line's log-probability: of a model of lines each by itself, of others read one after another."""
+        """Log-probability of each line; a model of lines scores each by itself, others read them as one text."""
         lines = list(lines)
         text = self.vocab.from_text("\n" + "\n".join(lines) + "\n")
         ids = self.vocab.encode(text, "the text")
@@ -166,9 +202,9 @@ class CharLM:
         nats = np.empty(len(ids), np.float32)
         if self.of_lines:
             for group in np.array_split(np.argsort(lengths, kind="stable"), -(-len(lines) // 256)):
-                alone = Held(ids, starts[group], np.zeros_like(group), lengths[group])
-                where = targets(alone)
-                nats[where] = nats_by_position(self.model, alone)[where]
+                line_by_line = EvalText(ids, starts[group], np.zeros_like(group), lengths[group])
+                where = targets(line_by_line)
+                nats[where] = nats_by_position(self.model, line_by_line)[where]
         else:
             nats = nats_by_position(self.model, splits.held_out(ids, 1, 1))
         return [Scored(line, nats[s + 1 : s + 1 + n]) for line, s, n in zip(lines, starts, lengths, strict=True)]

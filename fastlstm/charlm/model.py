@@ -1,4 +1,4 @@
-"""The model: characters → LSTM layers → scores of the next character."""
+"""The model: character ids → LSTM layers → scores (logits) of the next character."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ State = tuple[Tensor, Tensor]  # h and c, (layers, B, H) each
 
 
 class CharModel(nn.Module):
-    """Scores of the next character after every character.
+    """An LSTM that predicts the next character.
 
-    symbols: V; hidden_size: H; num_layers: L; embedding_dim: 0 for one-hot input; dropout: after every layer;
-    locked_dropout: the same with one mask for all steps of a call; weight_drop: on the recurrent weights.
+    Args:
+        symbols: V, size of the vocabulary
+        hidden_size: H
+        num_layers: L
+        embedding_dim: of the input; 0 for one-hot
+        dropout: after every layer
+        locked_dropout: after every layer, one mask for all steps of a call (variational dropout)
+        weight_drop: of the recurrent weights (DropConnect)
     """
 
     def __init__(
@@ -35,7 +41,16 @@ class CharModel(nn.Module):
         self.out = nn.Linear(hidden_size, symbols)
 
     def forward(self, ids: Tensor, state: State | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """ids: (T, B) int64; reset: (T, B) bool, where the state begins anew → scores (T, B, V) and the last state."""
+        """Predict the next character after every character.
+
+        Args:
+            ids: (T, B) int64
+            state: h and c, (L, B, H) each; None for zero
+            reset: (T, B) bool, steps before which the state is set to zero
+
+        Returns:
+            Scores (T, B, V) and the last state.
+        """
         h, state = self.rnn(ids, state, reset=reset)
         h = self.drop(h)
         if self.training and self.locked.p:
@@ -49,7 +64,7 @@ class CharModel(nn.Module):
 
 
 def initialise(model: CharModel, scale: float) -> None:
-    """char-rnn's start: every parameter uniform in ±scale (0: as the layers drew it), forget gates open (bias 1)."""
+    """char-rnn's initialisation: parameters uniform in ±scale (0: keep the layers' own), bias of the forget gates 1."""
     with torch.no_grad():
         if scale:
             for parameter in model.parameters():

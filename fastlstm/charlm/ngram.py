@@ -1,7 +1,7 @@
-"""The baseline: interpolated Kneser-Ney n-grams of characters, orders 1 to 6, counted with sorting.
+"""The baseline of `fastlstm evaluate`: interpolated Kneser-Ney n-grams of characters, orders 1 to 6.
 
-A k-gram is the pair (number of its first k - 1 characters among the (k - 1)-grams, last character): one 64-bit key,
-whatever the size of the vocabulary. Method: Kneser and Ney (1995), interpolated as in Chen and Goodman (1999), one
+A k-gram is stored as one 64-bit key, (index of its first k - 1 characters among the (k - 1)-grams, last character),
+which is sorted and counted. Method: Kneser and Ney (1995), interpolated as in Chen and Goodman (1999), one
 discount D = n1 / (n1 + 2 n2) for each order.
 """
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-COUNTED = 10_000_000  # characters that are counted at most: bounds time and memory
+MAX_COUNTED = 10_000_000  # characters that are counted: bounds time and memory
 
 
 @dataclass
 class _Order:
-    """All k-grams. keys: sorted, (G,) int64; weights by context number, (contexts,)."""
+    """All G k-grams of one order. keys: (G,) int64, sorted."""
 
     keys: np.ndarray
     raw: _Counts
@@ -24,7 +24,7 @@ class _Order:
 
 
 class _Counts:
-    """Counts of k-grams, ready to be discounted. counts: (G,); context: (G,) number of each one's context."""
+    """Discounted probabilities of k-grams. counts: (G,); context: (G,) index of each one's context."""
 
     def __init__(self, counts: np.ndarray, context: np.ndarray, contexts: int):
         once, twice = (counts == 1).sum(), (counts == 2).sum()
@@ -36,16 +36,21 @@ class _Counts:
         self.backoff = np.where(total > 0, self.discount * kinds / safe, 1.0)
 
     def interpolate(self, gram: np.ndarray, context: np.ndarray, lower: np.ndarray) -> np.ndarray:
-        """p of each character. gram, context: their numbers, -1 where never seen; lower: p by the order below."""
+        """p of each character, (N,).
+
+        Args:
+            gram, context: (N,) indices of k-gram and context, -1 if not in the counts
+            lower: (N,) p by the next lower order
+        """
         share = np.where(gram >= 0, self.shares[gram], 0.0)
         return np.where(context >= 0, share + self.backoff[context] * lower, lower)
 
 
 class NGrams:
-    """Counts of a text. ids: (N,) integers below `symbols`; orders: the longest n-gram."""
+    """N-gram models of orders 1 to `orders`, counted on a text. ids: (N,) integers below `symbols`."""
 
     def __init__(self, ids: np.ndarray, symbols: int, orders: int = 6):
-        ids = np.asarray(ids[:COUNTED], np.int64)
+        ids = np.asarray(ids[:MAX_COUNTED], np.int64)
         self.symbols, self.orders = symbols, [self._first(ids)]
         grams, contexts = ids, 1  # number of the k-gram that ends at each position
         grams = np.searchsorted(self.orders[0].keys, ids)
@@ -68,7 +73,7 @@ class NGrams:
         return _Order(keys, _Counts(counts, np.zeros_like(keys), 1))
 
     def nats(self, ids: np.ndarray, positions: np.ndarray) -> list[float]:
-        """-log p summed over some positions of a text, by every order from 1 up."""
+        """The loss of every order from 1 up, in nats, summed over some positions of a text."""
         ids = np.asarray(ids, np.int64)
         lower = np.full(len(ids), 1.0 / self.symbols)
         context = np.zeros(len(ids), np.int64)

@@ -1,0 +1,1 @@
+"""Tests of the character-model tool, laid out as fastlstm/charlm is."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from babbling import SMALL, babble
 
 from fastlstm.charlm import TrainResult, config, train
+from tests.charlm.babbling import SMALL, babble
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +44,15 @@ def small_run(text, tmp_path) -> TrainResult:
 @pytest.fixture
 def small_config() -> config.TrainConfig:
     return config.make(**SMALL).settle(False)
+
+
+@pytest.fixture
+def lm(small_run):
+    return small_run.load()
+
+
+@pytest.fixture
+def lines_run(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(babble(30, seed).replace("\n", "").strip() for seed in range(700)))
+    return train(str(path), tmp_path / "lines_run", lines=True, **SMALL)

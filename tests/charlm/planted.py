@@ -7,8 +7,8 @@ import random
 import torch
 
 from fastlstm.charlm import CharLM, checkpoint, config
+from fastlstm.charlm.data.vocab import Vocabulary
 from fastlstm.charlm.model import CharModel, initialise
-from fastlstm.charlm.vocab import Vocabulary
 
 
 def untrained(symbols: str, hidden_size: int = 24, num_layers: int = 2, seed: int = 0, scale: float = 0.0) -> CharLM:

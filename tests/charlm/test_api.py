@@ -38,7 +38,7 @@ def test_only_the_public_api(path):
     "line",
     ["import fastlstm.ops", "from fastlstm import ops", "from ..nn import LSTM", "fastlstm._C", "from ... import x"],
 )
-def test_the_rule_bites(line):
+def test_foreign_imports_are_found(line):
     assert foreign_imports(ast.parse(line), 0)
 
 
@@ -50,3 +50,12 @@ def test_used_names_are_public():
                 used.add(node.attr)
     assert "TokenLSTM" in used
     assert all(hasattr(fastlstm, name) and not name.startswith("_") for name in used)
+
+
+def test_used_names_are_listed_in_all():
+    used = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fastlstm":
+                used.add(node.attr)
+    assert used <= set(fastlstm.__all__)

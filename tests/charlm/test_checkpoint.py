@@ -28,7 +28,7 @@ def rewrite(path, change):
     save_file(load_file(path), path, {"charlm": json.dumps(record)})
 
 
-def test_what_a_checkpoint_holds(small_run):
+def test_checkpoint_content(small_run):
     best, last = small_run.best, small_run.last
     saved = checkpoint.read(best)
     assert set(saved.weights) == {
@@ -150,7 +150,7 @@ def test_weights_of_another_kind(small_run, tmp_path):
         CharLM.load(tmp_path / "integers.safetensors")
 
 
-def test_where_a_model_is_looked_for(small_run, tmp_path):
+def test_locate_checkpoint(small_run, tmp_path):
     assert checkpoint.locate(str(small_run.folder)) == small_run.best
     with pytest.raises(CharLMError, match=r"there is no checkpoint nowhere: expected a .safetensors file"):
         checkpoint.locate("nowhere")
@@ -159,10 +159,10 @@ def test_where_a_model_is_looked_for(small_run, tmp_path):
         checkpoint.locate(str(tmp_path / "void"))
 
 
-def test_a_shipped_model_and_what_is_named_alike(small_run, tmp_path):
+def test_shipped_model_beside_paths_of_that_name(small_run, tmp_path):
     """A run's folder or a file of that name wins; a folder that holds no run does not."""
     shipped = checkpoint.locate("names")
-    assert shipped.parent.name == "data"
+    assert shipped.parent.name == "models"
     (tmp_path / "names").mkdir(exist_ok=True)
     assert checkpoint.locate("names") == shipped
     (tmp_path / "names/best.safetensors").write_bytes(small_run.best.read_bytes())

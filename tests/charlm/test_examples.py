@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from babbling import SMALL, babble
 from torch import nn
 
 import fastlstm
 from fastlstm.charlm import config
-from fastlstm.charlm.corpus import Reading, load
-from fastlstm.charlm.progress import Reporter
-from fastlstm.charlm.ranks import Ranks
-from fastlstm.charlm.trainer import Trainer
+from fastlstm.charlm.data.corpus import CorpusOptions, load
+from fastlstm.charlm.training.distributed import Ranks
+from fastlstm.charlm.training.progress import Reporter
+from fastlstm.charlm.training.trainer import Trainer
+from tests.charlm.babbling import SMALL, babble
 
 FOLDER = Path(__file__).parents[2] / "examples"
 
@@ -102,7 +102,7 @@ def test_the_same_training_on_nn_lstm(tmp_path, capsys, monkeypatch):
     (tmp_path / "a.txt").write_text(babble(60_000))
     module.main(str(tmp_path / "a.txt"), 0.2)
     assert "times as fast" in capsys.readouterr().out
-    text = load(str(tmp_path / "a.txt"), Reading())
+    text = load(str(tmp_path / "a.txt"), CorpusOptions())
     ours = Trainer(config.make(**SMALL).settle(False), text, tmp_path, Ranks("cpu"), Reporter())
     theirs = module.Plain(ours)
     for _ in range(30):
@@ -113,7 +113,7 @@ def test_the_same_training_on_nn_lstm(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["captions", "reverse"])
-def test_the_others_start(name):
+def test_other_examples_start(name):
     module = example(name)
     model = module.train(iterations=3, B=4)
     share, pairs = module.accuracy(model, number=20)
@@ -123,7 +123,7 @@ def test_the_others_start(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["captions", "reverse"])
-def test_the_others_learn(name):
+def test_other_examples_learn(name):
     torch.set_num_threads(2)
     module = example(name)
     share, pairs = module.accuracy(module.train())

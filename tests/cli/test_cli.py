@@ -118,7 +118,7 @@ def test_the_shipped_model(run):
     assert sum(bool(re.fullmatch("[A-Z][a-z]+", name)) for name in names) > 190
     assert len(set(names)) > 150
     assert (code, out, err) == run("sample", "names", "--num", 200, "--seed", 1)
-    path = Path(cli.__file__).parent / "charlm/data/names.safetensors"
+    path = Path(cli.__file__).parent / "charlm/models/names.safetensors"
     assert path.stat().st_size < 1_000_000
     assert "float16" in run("inspect", "names")[1]
 

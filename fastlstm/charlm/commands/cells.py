@@ -11,22 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import excerpt
-from ..cells import FLOOR, RATE, SHIFTS, Findings, Row, find_cells
-from ..checkpoint import replace
+from ..analysis import excerpt
+from ..analysis.cells import FDR, MIN_EFFECT, SHIFTS, CellFinding, Findings, find_cells
+from ..checkpoint import write_atomic
 from ..errors import count
 from ..lm import CharLM
-from .use import ModelName
+from .common import ModelName, Start, TextName
 
-TextName = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="TEXT",
-        help="a file, folder or built-in corpus [dim]\\[what validated the model][/]",
-        show_default=False,
-    ),
-]
-Start = Annotated[int, typer.Option(help="skip this many characters of the text")]
 WIDTH = 132  # columns that the table needs; a narrower terminal wraps its lines, nothing is cut off
 _STATUS = {
     "found": ("yes", "bold green"),
@@ -52,23 +43,23 @@ def cells(
     lm = CharLM.load(model)
     piece = excerpt.read(lm, text, start, length)
     with Console(stderr=True).status(f"reading {count(len(piece), lm.vocab.unit)}, looking for what cells track"):
-        found = find_cells(lm, piece, clamp=clamp, seed=seed)
-    content = json.dumps(found.as_json(), indent=1)
+        findings = find_cells(lm, piece, clamp=clamp, seed=seed)
+    content = json.dumps(findings.as_json(), indent=1)
     if output:
-        replace(output, content.encode(), "--output")
+        write_atomic(output, content.encode(), "--output")
     if as_json:
         print(content)
     else:
-        show(Console(highlight=False, width=max(WIDTH, Console().width)), lm, found)
+        show(Console(highlight=False, width=max(WIDTH, Console().width)), lm, findings)
 
 
-def show(console: Console, lm: CharLM, found: Findings) -> None:
+def show(console: Console, lm: CharLM, findings: Findings) -> None:
     """The findings as a table."""
-    half = found.characters // 2
+    half = findings.characters // 2
     console.print(
         Text.assemble(
-            (found.text, "bold"),
-            f": {count(found.characters, lm.vocab.unit)}, cells chosen on {half:,}, scored on the rest",
+            (findings.text, "bold"),
+            f": {count(findings.characters, lm.vocab.unit)}, cells chosen on {half:,}, scored on the rest",
         )
     )
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
@@ -76,11 +67,13 @@ def show(console: Console, lm: CharLM, found: Findings) -> None:
         table.add_column(name, justify=side, no_wrap=True)
     for name in ("fit", "held out", "needed", "control", "last two", "cells", "clamp: label", "other"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in found.rows:
+    for row in findings.rows:
         word, style = _STATUS[row.status]
         table.add_row(row.label, f"{row.share:.1%}", word, *_numbers(row), style=style)
     console.print(table)
-    shifts = f"control: best of the same with labels shifted, in 19 of 20 shifts; {SHIFTS} keep chance finds under {RATE:.0%}"
+    shifts = (
+        f"control: best of the same with labels shifted, in 19 of 20 shifts; {SHIFTS} keep chance finds under {FDR:.0%}"
+    )
     console.print(
         Text(
             f"AUC, ρ: rank correlation. {shifts}\nlast two: what the last two characters tell; a cell no better is an "
@@ -88,16 +81,16 @@ def show(console: Console, lm: CharLM, found: Findings) -> None:
             "dim",
         )
     )
-    n = found.passes.size
-    rule = f"AUC ≥ {(1 + FLOOR[True]) / 2:g} or ρ ≥ {FLOOR[False]:g} on both parts, above the control and the last two"
+    n = findings.passes.size
+    rule = f"AUC ≥ {(1 + MIN_EFFECT[True]) / 2:g} or ρ ≥ {MIN_EFFECT[False]:g} on both parts, above the control and the last two"
     console.print(
-        Text.assemble((f"{int(found.passes.sum())} of {n:,} cells pass ({found.share:.1%})", "bold"), f": {rule}")
+        Text.assemble((f"{int(findings.passes.sum())} of {n:,} cells pass ({findings.share:.1%})", "bold"), f": {rule}")
     )
-    for note in found.notes:
+    for note in findings.notes:
         console.print(Text(note, "yellow"), soft_wrap=True)
 
 
-def _numbers(row: Row) -> list[str]:
+def _numbers(row: CellFinding) -> list[str]:
     if row.layer is None:
         return ["–"] * 10
     measure = "AUC" if row.measure == "AUC" else "ρ"

@@ -1,12 +1,53 @@
-"""`fastlstm demo`."""
+"""`fastlstm demo`: about a minute of training on given names, then fifty names that are in no training set."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.columns import Columns
 from rich.console import Console
+from rich.text import Text
+
+from .. import checkpoint
+from ..errors import command
+from ..lm import CharLM
+from ..sampling.novelty import TrainingLines
+from ..sampling.sample import Sampling, sample_texts
+from ..training.progress import NATS_PER_BIT, Terminal, clock
+from ..training.runs import TrainResult, train
+from ..training.state import Run
+
+SHOW_AT = (0.0, 0.01, 0.03, 0.08, 0.16, 0.3, 0.42)  # fractions of the run after which samples are shown
+NAMES = 50
+SEED = 1
+
+
+class _Demo(Terminal):
+    """The terminal's progress bar; above it a line at each point of SHOW_AT: time, loss and a few samples."""
+
+    row_seconds = 0.0
+
+    def __init__(self, console: Console):
+        super().__init__(console)
+        self.points = list(SHOW_AT)
+
+    def begin(self, run: Run) -> None:
+        items = len(run.corpus.starts) - 1
+        self.console.print(
+            Text(f"Reading {items:,} given names, letter by letter, until it can make up its own.", "bold")
+        )
+        super().begin(run)
+        self.console.print(Text("\n   time    loss  writes", "dim"))
+
+    def _evaluation(self, run: Run, row: dict[str, Any]) -> None:
+        if not self.points or run.fraction_done < self.points[0]:
+            return
+        self.points = [point for point in self.points if point > run.fraction_done]
+        names = sample_texts(run.model, run.corpus.vocab, Sampling(length=24, stop="\n", num=7, seed=SEED))
+        facts = f"{clock(run.progress.seconds):>7}  {row['val_nats']:6.3f}  "
+        self.console.print(Text.assemble(facts, ("  ".join(names), "cyan")), no_wrap=True, overflow="ellipsis")
 
 
 def demo(
@@ -16,6 +57,49 @@ def demo(
     seconds: Annotated[float, typer.Option(help="of training at most, on a slow or busy machine")] = 300.0,
 ) -> None:
     """Train on given names, about a minute on two cores, and make up fifty new ones."""
-    from ..demo import demo as run
+    run_demo(checkpoint_dir, seconds, Console(highlight=False))
 
-    run(checkpoint_dir, seconds, Console(highlight=False))
+
+def run_demo(folder: Path, seconds: float, console: Console) -> None:
+    """Train the `names` model and print new names. folder: of the run; seconds: limit of training."""
+    reporter = _Demo(console)
+    try:
+        result = train("names", folder, preset="names", max_time=seconds, overwrite=True, reporter=reporter)
+    finally:
+        reporter.stop()
+    lm = result.load()
+    names, share = new_names(lm, NAMES)
+    path = folder / "names.txt"
+    checkpoint.write_atomic(path, "".join(name + "\n" for name in names).encode())
+    console.print()
+    console.print(Text(f"{len(names)} names that are not in the training data", "bold"))
+    console.print(Columns([Text(name, "green") for name in sorted(names)], padding=(0, 2), column_first=True))
+    console.print()
+    for name, value in _facts(result, share, path).items():
+        console.print(Text.assemble((f"{name:8}", "dim"), value), soft_wrap=True)
+
+
+def _facts(result: TrainResult, share: float, path: Path) -> dict[str, str]:
+    return {
+        "new": f"{share:.0%} of the names it draws are in neither the training nor the validation set",
+        "loss": f"{result.nats:.4f} nats ({result.nats / NATS_PER_BIT:.4f} bits) a character, the best validation loss",
+        "time": f"{clock(result.seconds)} of training, {result.iteration:,} iterations: {result.reason}",
+        "model": str(result.best),
+        "names": str(path),
+        "more": f"{command()} sample {result.folder} --num 20",
+    }
+
+
+def new_names(lm: CharLM, num: int) -> tuple[list[str], float]:
+    """`num` distinct sampled names that are in neither set, and the share of such names among all samples."""
+    training_lines = TrainingLines.of_split(corpus := lm.corpus(), lm.divide(corpus))
+    distinct: dict[str, None] = {}
+    samples = new = 0
+    for name in lm.sample(num=20 * num, seed=SEED):
+        samples += 1
+        if name and training_lines.origin(name) == "new":
+            new += 1
+            distinct[name] = None
+        if len(distinct) == num:
+            break
+    return list(distinct), new / samples

@@ -13,7 +13,7 @@ from rich.text import Text
 from .. import checkpoint
 from .. import config as configs
 from ..errors import shown
-from .use import ModelName
+from .common import ModelName
 
 
 def inspect_model(model: ModelName) -> None:

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..data.text_source import small_text
 from ..errors import CharLMError, count
 from ..evaluate import evaluate as measure
 from ..lm import CharLM, Scored
-from ..reading import small_text
-from .use import ModelName
+from .common import ModelName
 
 PARTS = ("val", "train", "all")
 
@@ -39,14 +39,14 @@ def evaluate(
     """How well a model predicts a text: nats, bits, perplexity, beside n-grams of the same training text."""
     lm = CharLM.load(model)
     corpus = lm.corpus(text)
-    own = lm.learned(corpus)
+    own = lm.is_own_corpus(corpus)
     part = _part(split, own)
     console = Console(highlight=False)
-    held = lm.held(corpus, part)
-    result = measure(lm.model, lm.vocab, held)
+    eval_text = lm.eval_text(corpus, part)
+    result = measure(lm.model, lm.vocab, eval_text)
     named = f"{text or lm.saved.corpus['name']}, {part} ({lm.config.split} split)" if own else text
     console.print(Text.assemble((named, "bold"), f": {count(result.characters, 'character')}"))
-    share = len(held) / result.characters  # predictions a character, above 1 for a byte model
+    share = len(eval_text) / result.characters  # predictions a character, above 1 for a byte model
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     for name in ("nats/char", "bits/char", "bits/byte", "perplexity"):
@@ -61,7 +61,7 @@ def evaluate(
     note = ""
     if orders > 0:
         try:
-            for n, nats in enumerate(lm.baseline(held, orders), 1):
+            for n, nats in enumerate(lm.baseline(eval_text, orders), 1):
                 row(f"{n}-gram", nats * share)
         except CharLMError as error:
             note = f"no n-gram baseline: {error}"
@@ -80,12 +80,12 @@ def score(
     lines = [line for line in _lines(text, lm.config.encoding) if line.strip()]
     if not lines:
         raise CharLMError(f"{text} has no line to score")
-    scored = sorted(lm.score(lines), key=lambda one: -one.mean)
+    scored = sorted(lm.score(lines), key=lambda line: -line.mean)
     console = Console(highlight=False)
     console.print(Text(f"nats/{'byte' if lm.vocab.bytes else 'char'}  log p   line", "dim"))
-    for one in scored[: num or None]:
-        console.print(Text.assemble(f"{one.mean:9.3f} {-one.total:7.2f}  ", coloured(lm, one)), soft_wrap=True)
-    mean = sum(one.total for one in scored) / sum(len(one.nats) for one in scored)
+    for line in scored[: num or None]:
+        console.print(Text.assemble(f"{line.mean:9.3f} {-line.total:7.2f}  ", coloured(lm, line)), soft_wrap=True)
+    mean = sum(line.total for line in scored) / sum(len(line.nats) for line in scored)
     legend = [(f" {low} ", _colour(-math.log(low))) for low in (0.9, 0.5, 0.2, 0.05, 0.01, 0.001)]
     console.print(
         Text.assemble(f"{count(len(lines), 'line')}, {mean:.4f} nats a {lm.vocab.unit}; p", *legend, style="dim")
@@ -97,7 +97,7 @@ def _lines(path: Path, encoding: str) -> list[str]:
 
 
 def _part(split: str | None, own: bool) -> str:
-    """Which part is scored. own: the text is what the model learned."""
+    """The part to score. own: the text is the model's own corpus."""
     if split not in (None, *PARTS):
         raise CharLMError(f"--split is {split!r}, expected {', '.join(PARTS)}")
     if not own and split not in (None, "all"):
@@ -106,17 +106,17 @@ def _part(split: str | None, own: bool) -> str:
 
 
 def _colour(nats: float) -> str:
-    """Green for what the model expected, through yellow to red for what it did not."""
+    """A colour from green (nats 0) through yellow to red (6 nats and more)."""
     level = min(1.0, nats / 6)  # 6 nats: p = 0.0025
     red, green = int(255 * min(1.0, 2 * level)), int(200 * min(1.0, 2 - 2 * level))
     return f"#{red:02x}{green:02x}40"
 
 
-def coloured(lm: CharLM, one: Scored) -> Text:
-    """A line in the colours of its characters' probabilities; of a byte model a character's bytes count together."""
+def coloured(lm: CharLM, scored: Scored) -> Text:
+    """A line with each character coloured by its loss; for a byte model by the sum over its bytes."""
     text, at = Text(), 0
-    for symbol in one.line:
+    for symbol in scored.line:
         width = len(lm.vocab.from_text(symbol))
-        text.append(symbol, _colour(float(one.nats[at : at + width].sum())))
+        text.append(symbol, _colour(float(scored.nats[at : at + width].sum())))
         at += width
-    return text.append("⏎", _colour(float(one.nats[at])))
+    return text.append("⏎", _colour(float(scored.nats[at])))

@@ -1,4 +1,4 @@
-"""`fastlstm sample`: text from a model, and how new or how well-formed it is."""
+"""`fastlstm sample`: samples text from a model; reports its novelty and its syntax."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import sample as sampling
-from ..balance import balance as balances
+from ..data.text_source import small_text
 from ..errors import CharLMError
 from ..lm import CharLM
-from ..novelty import Known, Verdict
-from ..reading import small_text
-from ..sample import Drawing
-from .use import ModelName
+from ..sampling.novelty import LineNovelty, TrainingLines
+from ..sampling.sample import Sampling, check_sampling, sample_chunks, sample_texts
+from ..sampling.syntax_check import check_syntax
+from .common import ModelName
 
 COLOURS = {"new": "green", "val": "yellow", "train": "dim"}
 
@@ -54,11 +53,11 @@ def sample(
     ] = False,
     balance: Annotated[bool, typer.Option("--balance", help="report brackets, quotes and comments left open")] = False,
 ) -> None:
-    """Draw text from a model, shown as it is drawn."""
+    """Sample text from a model, shown as it is generated."""
     if stop == "":
         raise CharLMError("--stop is empty, expected the text to end at")
     lm = CharLM.load(model)
-    drawing = lm.drawing(
+    sampling = lm.sampling(
         top_k=top_k,
         top_p=top_p,
         prime=_prime(prime, prime_file, lm.config.encoding),
@@ -68,30 +67,30 @@ def sample(
         seed=secrets.randbelow(1 << 32) if seed is None else seed,
         argmax=argmax,
     )
-    sampling.check(lm.vocab, drawing)  # before anything is shown
-    known = Known.of(corpus := lm.corpus(), lm.divide(corpus)) if unique else None
+    check_sampling(lm.vocab, sampling)  # before anything is shown
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    texts = _sweep(lm, drawing, _temperatures(temperature), prime, known, messages)
+    texts = _sweep(lm, sampling, _temperatures(temperature), prime, unique, messages)
     if seed is None and not argmax:
-        messages.print(f"[dim]seed {drawing.seed}[/]")
+        messages.print(f"[dim]seed {sampling.seed}[/]")
     if balance:
         _report_balance(messages, "\n".join(texts))
 
 
 def _sweep(
-    lm: CharLM, drawing: Drawing, temperatures: list[float], prime: str, known: Known | None, messages: Console
+    lm: CharLM, sampling: Sampling, temperatures: list[float], prime: str, unique: bool, messages: Console
 ) -> list[str]:
-    """Draws at one temperature after another, shows what is drawn, and returns it. known: to report how new it is."""
+    """Sample at each temperature, print the texts and return them. unique: report their novelty instead."""
+    training_lines = TrainingLines.of_split(corpus := lm.corpus(), lm.divide(corpus)) if unique else None
     texts: list[str] = []
     for value in temperatures:
-        one = replace(drawing, temperature=value)
+        at_temperature = replace(sampling, temperature=value)
         if len(temperatures) > 1:
             messages.rule(Text(f"temperature {value:g}"), align="left", style="dim")
-        drawn = _show(lm, one, echo=prime, quiet=known is not None)
-        if known is not None:
-            lines = [line for text in drawn for line in (prime + text).splitlines()]
-            _report_novelty([known.judge(line) for line in lines if line.strip()])
-        texts += drawn
+        samples = _show(lm, at_temperature, echo=prime, quiet=training_lines is not None)
+        if training_lines is not None:
+            lines = [line for text in samples for line in (prime + text).splitlines()]
+            _report_novelty([training_lines.novelty(line) for line in lines if line.strip()])
+        texts += samples
     return texts
 
 
@@ -103,7 +102,7 @@ def _temperatures(text: str) -> list[float]:
 
 
 def _prime(prime: str, file: Path | None, encoding: str) -> str:
-    """The prime as it is given on the line or in a file."""
+    """The prime, given as an option or in a file."""
     if file is None:
         return prime
     if prime:
@@ -111,19 +110,19 @@ def _prime(prime: str, file: Path | None, encoding: str) -> str:
     return small_text(file, encoding)
 
 
-def _show(lm: CharLM, drawing: Drawing, echo: str, quiet: bool) -> list[str]:
-    """Draws and, unless `quiet`, prints; one stream appears as it grows. echo: the prime, shown before each text."""
+def _show(lm: CharLM, sampling: Sampling, echo: str, quiet: bool) -> list[str]:
+    """Sample and, unless `quiet`, print; a single text appears as it is generated. echo: prime, printed before each text."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    if drawing.num > 1 or quiet:
-        texts = sampling.draw(lm.model, lm.vocab, drawing)
+    if sampling.num > 1 or quiet:
+        texts = sample_texts(lm.model, lm.vocab, sampling)
         for number, text in enumerate(texts if not quiet else [], 1):
-            if drawing.stop != "\n":
+            if sampling.stop != "\n":
                 console.rule(Text(str(number)), align="left", style="dim")
             console.print(Text.assemble((echo, "bold"), text))
         return texts
     console.print(Text(echo, "bold"), end="")
     pieces = []
-    for (piece,) in sampling.stream(lm.model, lm.vocab, drawing):
+    for (piece,) in sample_chunks(lm.model, lm.vocab, sampling):
         pieces.append(piece)
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -131,20 +130,22 @@ def _show(lm: CharLM, drawing: Drawing, echo: str, quiet: bool) -> list[str]:
     return ["".join(pieces)]
 
 
-def _report_novelty(verdicts: list[Verdict]) -> None:
+def _report_novelty(novelties: list[LineNovelty]) -> None:
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("line", "is", "nearest in training", "edits"):
         table.add_column(name, justify="right" if name == "edits" else "left", overflow="fold")
-    for one in verdicts:
-        near = (one.nearest, str(one.distance)) if one.distance else ("", "")
-        table.add_row(Text(one.line), Text(one.kind, COLOURS[one.kind]), *(Text(part, "dim") for part in near))
+    for novelty in novelties:
+        near = (novelty.nearest, str(novelty.distance)) if novelty.distance else ("", "")
+        table.add_row(
+            Text(novelty.line), Text(novelty.origin, COLOURS[novelty.origin]), *(Text(part, "dim") for part in near)
+        )
     console.print(table)
-    new = sum(one.kind == "new" for one in verdicts)
-    val = sum(one.kind == "val" for one in verdicts)
-    seen = len(verdicts) - new - val
+    new = sum(novelty.origin == "new" for novelty in novelties)
+    val = sum(novelty.origin == "val" for novelty in novelties)
+    seen = len(novelties) - new - val
     console.print(
-        f"[bold green]{new / max(1, len(verdicts)):.0%} new[/] ({new} of {len(verdicts)}; {val} in the validation set, "
+        f"[bold green]{new / max(1, len(novelties)):.0%} new[/] ({new} of {len(novelties)}; {val} in the validation set, "
         f"{seen} in the training set)"
     )
 
@@ -154,10 +155,10 @@ def _report_balance(console: Console, text: str) -> None:
     table.add_column("")
     for name in ("opened", "closed", "stray", "share"):
         table.add_column(name, justify="right")
-    for tally in balances(text):
-        colour = "green" if tally.share > 0.95 else "yellow" if tally.share > 0.8 else "red"
-        share = Text(f"{tally.share:.1%}", colour) if tally.opened + tally.stray else Text("–", "dim")
-        row = (f"{tally.opened:,}", f"{tally.closed:,}", f"{tally.stray:,}", share)
-        table.add_row(Text(tally.name), *row)
+    for pair in check_syntax(text):
+        colour = "green" if pair.share > 0.95 else "yellow" if pair.share > 0.8 else "red"
+        share = Text(f"{pair.share:.1%}", colour) if pair.opened + pair.stray else Text("–", "dim")
+        row = (f"{pair.opened:,}", f"{pair.closed:,}", f"{pair.stray:,}", share)
+        table.add_row(Text(pair.name), *row)
     console.print(table)
     console.print("[dim]stray: closed without having been opened; share: closed ones among all of them[/]")

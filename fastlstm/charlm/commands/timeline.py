@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import timeline as growth
-from ..checkpoint import replace
+from ..checkpoint import write_atomic
+from ..training.timeline import MEASURES, page, percent, points, visible
 
 
 def timeline(
@@ -22,24 +22,24 @@ def timeline(
     lines: Annotated[int, typer.Option(help="lines of each sample to show here")] = 3,
 ) -> None:
     """How the text of a model grew while it was trained, here and as one page."""
-    found = growth.points(run)
+    samples = points(run)
     console = Console(highlight=False)
-    for point in found:
+    for point in samples:
         loss = "" if point.nats is None else f"  {point.nats:.3f} nats"
         console.print(
             Text.assemble((f"iteration {point.iteration:,}", "bold"), (f"  epoch {point.epoch:.2f}{loss}", "dim"))
         )
-        shown = [line for line in growth.visible(point.text).split("\n") if line.strip()][:lines]
+        shown = [line for line in visible(point.text).split("\n") if line.strip()][:lines]
         console.print(Text("\n".join(f"    {line}" for line in shown), "cyan"), soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("iteration", "nats", *growth.MEASURES.values()):
+    for name in ("iteration", "nats", *MEASURES.values()):
         table.add_column(name, justify="right")
-    for point in found:
+    for point in samples:
         nats = "–" if point.nats is None else f"{point.nats:.3f}"
-        measures = (growth.percent(getattr(point, name)) for name in growth.MEASURES)
+        measures = (percent(getattr(point, name)) for name in MEASURES)
         table.add_row(f"{point.iteration:,}", nats, *measures)
     console.print()
     console.print(table)
     path = output or run / "timeline.html"
-    replace(path, growth.page(f"How {run.resolve().name} learned to write", found).encode(), "--output")
+    write_atomic(path, page(f"How {run.resolve().name} learned to write", samples).encode(), "--output")
     console.print(Text(str(path), "dim"), soft_wrap=True)

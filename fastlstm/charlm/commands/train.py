@@ -14,6 +14,9 @@ from rich.text import Text
 
 from ..config import PRESETS, TrainConfig
 from ..errors import command
+from ..training.progress import NATS_PER_BIT, Reporter, Reporters, Terminal
+from ..training.runs import train as run
+from ..training.tensorboard import TensorBoard
 
 _TYPES = {"str": str, "bool": bool, "int": int, "float": float}
 
@@ -71,21 +74,15 @@ def train(corpus: str | None = None, **given: Any) -> None:
 
     Writes best.safetensors, last.safetensors and log.jsonl into the folder of the run.
     """
-    from ..progress import NATS_PER_BIT, Reporter, Several, Terminal
-    from ..runs import train as run
-
-    console = Console(
-        highlight=False, quiet=os.environ.get("RANK", "0") != "0"
-    )  # of several processes the first speaks
+    # Of several processes only the first one prints.
+    console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")
     terminal = Terminal(console)
     options = {name: value for name, value in given.items() if value is not None}
     reporters: list[Reporter] = [terminal]
     if options.pop("tensorboard", False):
-        from ..tensorboard import TensorBoard
-
         reporters.append(TensorBoard())
     try:
-        result = run(corpus, reporter=Several(*reporters), **options)
+        result = run(corpus, reporter=Reporters(*reporters), **options)
     finally:
         terminal.stop()
     console.print(
@@ -103,7 +100,3 @@ def train(corpus: str | None = None, **given: Any) -> None:
 
 
 train.__signature__ = _signature()  # type: ignore[attr-defined]
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(train)

@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from .. import checkpoint, excerpt
-from .. import visualize as making
+from .. import checkpoint
+from ..analysis import excerpt
 from ..errors import count
 from ..lm import CharLM
-from .cells import Start, TextName
-from .use import ModelName
+from ..page.visualize import page as render_page
+from .common import ModelName, Start, TextName
 
 
 def visualize(
@@ -35,8 +35,8 @@ def visualize(
     folder = checkpoint.locate(model).parent
     name = Path(model).resolve().name if Path(model).exists() else model
     with Console(stderr=True).status(f"reading {count(len(long), lm.vocab.unit)}, looking for what cells track"):
-        html = making.page(lm, shown, long, folder, f"{name} · reading {shown.name}", color_blind)
-    checkpoint.replace(output, html.encode(), "--output")
+        html = render_page(lm, shown, long, folder, f"{name} · reading {shown.name}", color_blind)
+    checkpoint.write_atomic(output, html.encode(), "--output")
     console, size = Console(highlight=False), output.stat().st_size / 1e6
     what = f"  {count(len(shown), lm.vocab.unit)}, {size:.1f} MB"
     console.print(Text.assemble((str(output), "bold"), what), soft_wrap=True)

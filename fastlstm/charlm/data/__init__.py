@@ -1,0 +1,1 @@
+"""Text and its ids: corpora by name, text sources, vocabulary, splits into training and validation batches."""

@@ -1,0 +1,158 @@
+"""Reads files and folders as text in chunks, with decoding and a hash.
+
+A `TextSource` can be read more than once (encoding a corpus takes two passes) and holds one chunk in memory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import CharLMError
+
+CHUNK = 1 << 22  # characters in memory at a time
+_CHECKPOINTS = {"best.safetensors", "last.safetensors"}
+_RECORDS = {"log.jsonl", "samples.jsonl", "timeline.html"}
+
+
+class _Tee(io.RawIOBase):
+    """A binary file that updates a hash with every byte that is read."""
+
+    def __init__(self, raw: io.RawIOBase, digest):
+        self.raw, self.digest, self.total = raw, digest, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        n = self.raw.readinto(buffer)
+        self.digest.update(memoryview(buffer)[:n])
+        self.total += n
+        return n
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+@dataclass
+class TextSource:
+    """Text in files; it can be read more than once.
+
+    Attributes:
+        files: paths in order
+        encoding: of all files; None for bytes, which are decoded as latin-1
+        transform: maps the text of one whole file to the text of the corpus (built-in corpora); None for no change
+        encoding_of: encoding by file (Python sources declare their own)
+        sha256: of all bytes in order, set when `chunks` has run to its end
+        stamps: size and modification time of each file, set likewise
+    """
+
+    files: list[Path]
+    encoding: str | None = "utf-8"
+    transform: Callable[[str], str] | None = None
+    encoding_of: Callable[[Path], str] | None = None
+    sha256: str = field(default="", init=False)  # of all bytes in order, after chunks() has run to its end
+    stamps: list[tuple[int, int]] = field(default_factory=list, init=False)  # size and mtime when last read
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.files)
+
+    def chunks(self) -> Iterator[str]:
+        """Yields the text in strings of at most CHUNK characters; nothing is inserted between files."""
+        digest = hashlib.sha256()
+        stamps = []
+        for path in self.files:
+            try:
+                with open(path, "rb", buffering=0) as raw:
+                    stat = os.fstat(raw.fileno())
+                    stamps.append((stat.st_size, stat.st_mtime_ns))
+                    yield from self._read(path, _Tee(raw, digest))
+            except OSError as error:
+                raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
+        self.sha256, self.stamps = digest.hexdigest(), stamps
+
+    def _read(self, path: Path, tee: _Tee) -> Iterator[str]:
+        encoding = self.encoding_of(path) if self.encoding_of else self.encoding or "latin-1"
+        if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+            encoding = "utf-8-sig"  # drops a byte order mark
+        newline = "" if self.encoding is None else None  # bytes stay as they are; text gets \n for every line end
+        try:
+            with io.TextIOWrapper(io.BufferedReader(tee, 1 << 20), encoding, newline=newline) as stream:
+                if self.transform is not None:
+                    yield self.transform(stream.read())
+                    return
+                while chunk := stream.read(CHUNK):
+                    yield chunk
+        except UnicodeDecodeError as error:
+            at = tee.total - len(error.object) + error.start
+            raise CharLMError(
+                f"{path} is not {self.encoding}: byte 0x{error.object[error.start]:02x} at offset {at:,}; "
+                "convert it, or train with --encoding (latin-1, gb18030, …) or on raw bytes with --bytes"
+            ) from error
+        except LookupError as error:
+            raise CharLMError(f"there is no encoding {encoding!r}; try utf-8, latin-1, gb18030, …") from error
+
+    def changed(self) -> list[Path]:
+        """Files whose size or modification time differs from when they were read."""
+        now = []
+        for path in self.files:
+            try:
+                stat = path.stat()
+                now.append((stat.st_size, stat.st_mtime_ns))
+            except OSError:
+                now.append((-1, -1))
+        return [path for path, old, new in zip(self.files, self.stamps, now, strict=True) if old != new]
+
+
+def files_under(folder: Path, suffix: str = "", without: Set[str] = frozenset()) -> list[Path]:
+    """Text files under a folder, recursively, in order of path.
+
+    Hidden files, files with a NUL byte in their first 4,096 bytes and the logs of a run are left out.
+
+    Args:
+        folder: where to look
+        suffix: that file names end with
+        without: names of folders to skip
+    """
+    paths = []
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__pycache__" and n not in without)
+        records = _RECORDS if _CHECKPOINTS & set(names) else set()
+        visible = (name for name in sorted(set(names) - records) if not name.startswith("."))
+        paths += [Path(here, name) for name in visible if name.endswith(suffix)]
+    return [path for path in paths if path.is_file() and not _binary(path)]
+
+
+def _binary(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return b"\0" in stream.read(4096)
+
+
+def small_text(path: Path, encoding: str) -> str:
+    """The text of a small file. encoding: that of the model's text. Raises CharLMError."""
+    try:
+        return path.read_text(encoding)
+    except OSError as error:
+        raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise CharLMError(
+            f"{path} is not {encoding}, as the model's text is: byte {error.start:,}; convert it"
+        ) from error
+
+
+def source_of_path(path: Path, encoding: str | None) -> TextSource:
+    """A source for a file or for the text files of a folder. Raises CharLMError for a folder without text."""
+    if path.is_dir():
+        files = files_under(path)
+        if not files:
+            raise CharLMError(f"the folder {path} holds no text file")
+    else:
+        files = [path]
+    return TextSource(files, encoding)

@@ -1,0 +1,1 @@
+"""The HTML page of `fastlstm visualize`: its data and its templates."""

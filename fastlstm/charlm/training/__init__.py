@@ -1,0 +1,1 @@
+"""The training loop: optimiser, progress, distributed processes, resuming, and the records that a run keeps."""

@@ -1,0 +1,54 @@
+"""Effects are AUC and rank correlation; chance finds do not pass the threshold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastlstm.charlm.analysis.ranking import effect, midranks, score, threshold
+
+values = st.lists(st.integers(-4, 4), min_size=4, max_size=60)
+
+
+def plain_ranks(x):
+    return np.array([(x < v).sum() + (x == v).sum() / 2 - len(x) / 2 for v in x])
+
+
+@settings(max_examples=50, deadline=None)
+@given(values, st.data())
+def test_effects_are_auc_and_rank_correlation(signal, data):
+    x = np.array(signal, float)
+    y = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(x), max_size=len(x))))
+    np.testing.assert_array_equal(midranks(x[:, None])[:, 0], plain_ranks(x))
+    yes = y > 1
+    if yes.any() and not yes.all():
+        auc = ((x[yes][:, None] > x[~yes]) + 0.5 * (x[yes][:, None] == x[~yes])).mean()
+        assert effect(x, yes, True) == pytest.approx(2 * auc - 1, abs=1e-5)
+    if len(set(x)) > 1 and len(set(y)) > 1:
+        rho = np.corrcoef(plain_ranks(x), plain_ranks(y))[0, 1]
+        assert effect(x, y, False) == pytest.approx(rho, abs=1e-5)
+
+
+def test_smooth_noise_is_no_find():
+    """Slow noise and a label in long runs correlate, as the shifted labels show; a naive permutation would not."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(8000, 200))
+    for t in range(1, len(noise)):
+        noise[t] += 0.99 * noise[t - 1]
+    label = np.repeat(rng.integers(0, 2, 80), 100)
+    found = score(noise.astype(np.float16), label[None], np.array([True]), 40)
+    assert (found.both >= 0.2).sum() > 3
+    assert threshold(found.both[0], found.control[:, 0], 0.2, 0.05)[0] == np.inf
+    naive = np.stack([np.abs([effect(noise[:, u], rng.permutation(label), True) for u in range(20)])])
+    assert naive.max() < 0.1
+
+
+def test_the_threshold_rises_with_chance():
+    both, control = np.array([0.95, 0.9, 0.85, 0.2]), np.zeros((40, 4))
+    assert threshold(both, control, 0.8, 0.05) == (0.85, pytest.approx(1 / 40 / 3))
+    control[:8, 0] = 0.87
+    assert threshold(both, control, 0.8, 0.05) == (0.9, pytest.approx(1 / 40 / 2))
+    control[:, 0] = 0.99
+    assert threshold(both, control, 0.8, 0.05) == (np.inf, 1.0)

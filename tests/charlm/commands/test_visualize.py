@@ -1,0 +1,38 @@
+"""`fastlstm visualize`: its options, its answers, its errors."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fastlstm import cli
+from tests.charlm.page.test_visualize import data_of
+
+
+def test_visualize_command(small_run, text, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["visualize", str(small_run.folder), str(text), "-o", "page.html", "--length", "700", "--start", "30"])
+    assert ended.value.code in (0, None)
+    data = data_of((tmp_path / "page.html").read_text())
+    assert data["n"] == 700
+    assert data["training"]
+    assert "700 characters" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["visualize", str(small_run.folder), str(text), "--start", "9999999"])
+    assert ended.value.code == 2
+    assert "nothing at 9,999,999" in capsys.readouterr().err
+
+
+def test_visualize_options_and_errors(small_run, text, tmp_path, capsys):
+    """Colours that all can tell apart from the start; what could not be written names the option that chose it."""
+    for flags, chosen in (([], "article"), (["--color-blind"], "safe")):
+        with pytest.raises(SystemExit):
+            cli.main(["visualize", str(small_run.folder), str(text), "--length", "150", *flags])
+        selected = re.findall(r'<option value="(\w+)" selected>', (tmp_path / "page.html").read_text())
+        assert selected == [chosen]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.main(["visualize", str(small_run.folder), str(text), "--length", "150", "-o", "nowhere/page.html"])
+    assert end.value.code == 2
+    assert "make room or choose another --output" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Tests of fastlstm/charlm/page."""

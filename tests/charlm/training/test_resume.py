@@ -1,0 +1,287 @@
+"""A run that is stopped, killed or fails, and resumed, ends as if it had run through."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastlstm.charlm import CharLMError, Interrupted, checkpoint, train
+from fastlstm.charlm.training.progress import Reporter
+from fastlstm.charlm.training.trainer import Trainer
+from tests.charlm.babbling import SMALL, babble
+
+GIVEN = {**SMALL, "dropout": 0.3, "checkpoint_every": 17, "sample_every": 40, "sample_length": 50, "log_every": 7}
+KINDS = [
+    {},
+    {"optimizer": "adamw", "schedule": "cosine", "warmup": 30},
+    {"dropout": 0.0, "locked_dropout": 0.3, "weight_drop": 0.2},
+    {"lines": True, "patience": 50, "max_epochs": 3},
+]
+
+
+class CrashError(Exception):
+    pass
+
+
+def outcome(folder: Path) -> dict:
+    """All that a run leaves, without what tells the time."""
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for row in log:
+        row.pop("chars_per_s")
+    last = checkpoint.read(folder / "last.safetensors", with_train=True)
+    run = {name: value for name, value in last.run["progress"].items() if name not in ("seconds", "log_size")}
+    return {
+        "best": (folder / "best.safetensors").read_bytes(),
+        "tensors": {name: value.numpy().tobytes() for name, value in load_file(folder / "last.safetensors").items()},
+        "run": run,
+        "metrics": last.metrics,
+        "log": log,
+        "samples": (folder / "samples.jsonl").read_bytes(),
+    }
+
+
+def crash_at(monkeypatch, iteration: int) -> None:
+    real = Trainer.step
+
+    def step(self):
+        if self.progress.iteration == iteration:
+            raise CrashError
+        real(self)
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "babble.txt"
+    path.write_text("\n".join(babble(40, seed).replace("\n", " ").strip() for seed in range(600)))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_after_crashes_anywhere(corpus, tmp_path, monkeypatch, kind):
+    given = {**GIVEN, **kind}
+    expected = outcome(train(corpus, tmp_path / "whole", **given).folder)
+    folder = tmp_path / "run"
+    for number, iteration in enumerate((20, 34, 52, 120, 238)):
+        with monkeypatch.context() as patch:
+            crash_at(patch, iteration)
+            with pytest.raises(CrashError):
+                train(corpus, folder, resume=number > 0, **given)
+        torch.manual_seed(number)  # whatever the generator holds, the run has its own
+    train(None, folder, resume=True)
+    assert outcome(folder) == expected
+
+
+def test_resumed_run_with_more_epochs_goes_on(corpus, tmp_path):
+    train(corpus, tmp_path / "whole", **{**GIVEN, "max_epochs": 2})
+    train(corpus, tmp_path / "run", **GIVEN)
+    train(None, tmp_path / "run", resume=True, max_epochs=2)
+    one, two = outcome(tmp_path / "whole"), outcome(tmp_path / "run")
+    assert one["tensors"] == two["tensors"]
+    assert one["log"] == two["log"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(corpus, tmp_path, number):
+    class Signals(Reporter):
+        def row(self, trainer, row):
+            if row["iteration"] == 70:
+                os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)  # a shell that starts jobs in the background has SIGINT ignored
+    expected = outcome(train(corpus, tmp_path / "whole", **GIVEN).folder)
+    folder = tmp_path / "my run"
+    how = r"interrupted at iteration 70, saved .* --resume --checkpoint-dir '.*my run'"
+    with pytest.raises(Interrupted, match=how):
+        train(corpus, folder, reporter=Signals(), **GIVEN)
+    assert signal.getsignal(number) is before
+    train(None, folder, resume=True)
+    assert outcome(folder) == expected
+
+
+def test_a_second_interrupt_ends_at_once_and_loses_nothing(corpus, tmp_path):
+    class Twice(Reporter):
+        def row(self, trainer, row):
+            if row["iteration"] == 70:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+
+    expected = outcome(train(corpus, tmp_path / "whole", **GIVEN).folder)
+    with pytest.raises(KeyboardInterrupt):
+        train(corpus, tmp_path / "run", reporter=Twice(), **GIVEN)
+    train(None, tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fills_up(corpus, tmp_path, monkeypatch, call):
+    """The fifth save fails; the fourth is there, and from it the run ends as it would have."""
+    expected = outcome(train(corpus, tmp_path / "whole", **GIVEN).folder)
+    real, calls = getattr(os, call), []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == 9:
+            raise OSError(28, "No space left on device")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(CharLMError, match="No space left"):
+            train(corpus, tmp_path / "run", **GIVEN)
+    train(None, tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == expected
+
+
+class DeathError(BaseException):
+    """What nothing catches: the process is gone."""
+
+
+class HalfWritten:
+    """A file whose writer dies in the middle."""
+
+    def __init__(self, *args):
+        self.stream = open(*args)  # noqa: SIM115
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.stream.close()
+
+    def write(self, content):
+        self.stream.write(content[: len(content) // 2])
+        raise DeathError
+
+
+def die_at(patch, moment: str, count: int) -> None:
+    """Death at a moment of the save with this number (of best or last)."""
+    seen = []
+    replace, fsync = os.replace, os.fsync
+
+    def due() -> bool:
+        seen.append(None)
+        return len(seen) == count
+
+    def opened(*args):
+        return HalfWritten(*args) if due() else open(*args)
+
+    def renamed(source, target):
+        hit = due()
+        if hit and moment == "before rename":
+            raise DeathError
+        replace(source, target)
+        if hit:
+            raise DeathError
+
+    def synced(handle):
+        if due():
+            raise DeathError
+        fsync(handle)
+
+    if moment == "in write":
+        patch.setattr(checkpoint, "open", opened, raising=False)
+    elif moment == "in fsync":
+        patch.setattr(os, "fsync", synced)
+    else:
+        patch.setattr(os, "replace", renamed)
+
+
+@pytest.mark.parametrize("moment", ["in write", "in fsync", "before rename", "after rename"])
+def test_death_between_write_fsync_and_rename(corpus, tmp_path, monkeypatch, moment):
+    """Wherever it strikes, some whole checkpoint is there, and from it the run ends as it would have."""
+    expected = outcome(train(corpus, tmp_path / "whole", **GIVEN).folder)
+    folder = tmp_path / "run"
+    for count in (3, 1, 4, 2, 5):
+        resume = (folder / "last.safetensors").exists()
+        with monkeypatch.context() as patch:
+            die_at(patch, moment, count)
+            with pytest.raises(DeathError):
+                train(corpus, folder, resume=resume, **GIVEN)
+        if (folder / "last.safetensors").exists():
+            checkpoint.read(folder / "last.safetensors", with_train=True)
+    train(None, folder, resume=True)
+    assert outcome(folder) == expected
+
+
+def test_resume_refuses_other_runs(corpus, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(CharLMError, match=r"no run to resume in .*it holds no last.safetensors"):
+        train(corpus, folder, resume=True)
+    done = train(corpus, folder, **GIVEN)
+    with pytest.raises(CharLMError, match="started with --hidden-size 12 and cannot be resumed with --hidden-size 64"):
+        train(corpus, folder, resume=True, hidden_size=64)
+    with pytest.raises(CharLMError, match="name a corpus to learn"):
+        train(None, tmp_path / "new")
+    other = tmp_path / "other.txt"
+    other.write_text(babble(20_000, 9))
+    with pytest.raises(CharLMError, match=r"other.txt is not the corpus this run began with .*babble.txt: 2.*sha256"):
+        train(str(other), folder, resume=True)
+    log = folder / "log.jsonl"
+    log.write_bytes(log.read_bytes()[:100])
+    with pytest.raises(CharLMError, match=r"log.jsonl is shorter than its checkpoint says"):
+        train(corpus, folder, resume=True)
+    done.last.write_bytes(done.best.read_bytes())
+    with pytest.raises(CharLMError, match="holds a model but no run: use it with --init-from"):
+        train(corpus, folder, resume=True)
+
+
+PROGRAM = """
+import sys, torch
+torch.set_num_threads(1)
+from fastlstm.charlm import train
+corpus, folder, resume = sys.argv[1:]
+print("go", flush=True)
+train(corpus, folder, resume=resume == "yes", hidden_size=12, num_layers=2, batch_size=4, seq_length=20, max_epochs=25,
+      dropout=0.3, checkpoint_every=25, sample_every=300, sample_length=50, log_every=7)
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills(corpus, tmp_path):
+    """SIGKILL at twenty random moments, each seen to hit a live process; then the run is let through."""
+
+    def start(folder, resume):
+        command = [sys.executable, "-c", PROGRAM, corpus, str(folder), "yes" if resume else "no"]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, env=env)
+
+    begin = time.monotonic()
+    whole = start(tmp_path / "whole", False)
+    whole.stdout.readline()
+    loaded = time.monotonic()
+    assert whole.wait() == 0
+    training = time.monotonic() - loaded
+    rng = random.Random(1)
+    folder, kills, states = tmp_path / "run", 0, set()
+    while kills < 20:
+        assert time.monotonic() - begin < 900
+        process = start(folder, (folder / "last.safetensors").exists())
+        process.stdout.readline()
+        time.sleep(rng.random() * training / 4)
+        if process.poll() is not None:  # it ended before it could be killed: begin anew, so that all kills hit
+            assert process.returncode == 0
+            assert outcome(folder) == outcome(tmp_path / "whole")
+            for path in folder.iterdir():
+                path.unlink()
+            continue
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        kills += 1
+        if (folder / "last.safetensors").exists():
+            states.add(checkpoint.read(folder / "last.safetensors").metrics["iteration"])
+    assert len(states) >= 5  # they hit at different points
+    assert start(folder, (folder / "last.safetensors").exists()).wait() == 0
+    assert outcome(folder) == outcome(tmp_path / "whole")
