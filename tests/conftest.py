@@ -7,6 +7,7 @@ import sys
 from importlib import util
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # `benchmarks`, `tools` a
 if util.find_spec("triton") is not None:
     # Triton reads TRITON_INTERPRET when it is first imported, and torch's test tools import it too: before any of them
     from tests.backends.triton import interpreter  # noqa: F401
+
+
+hypothesis.settings.register_profile("fastlstm", deadline=None)  # no test has a clock: machines are shared
+hypothesis.settings.load_profile("fastlstm")
 
 
 def pytest_configure(config: pytest.Config) -> None:
