@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends.base import Backend
 from fastlstm.ops import reference, validation
-from fastlstm.ops.arguments import Grads, OpInputs, Saved
-from fastlstm.testing.cases import Case, Inputs, make, make_grads
+from fastlstm.ops.arguments import OpInputs, Saved
+from fastlstm.testing.cases import Case, Inputs, make, make_grads, rounded
 
 LEAVES = ("x", "w_x", "bias", "w_hh", "w_hr", "h0", "c0")
 OP_OUTPUTS = ("h", "c", "h_n", "c_n", "dxg", "d_hr", "dh0", "dc0")
@@ -122,7 +122,7 @@ def _run(
     inputs = Inputs(*(None if v is None else v if case.noncontiguous else v.contiguous() for v in inputs))
     checked = validation.checked_inputs(OpInputs(*inputs, case.reverse, save))
     h, c, gates, h_n, c_n = backend.forward(checked)
-    grads = Grads(*make_grads(case, dtype, seed + 1, device=device))
+    grads = make_grads(case, dtype, seed + 1, device=device)
     found = backend.backward(checked, *validation.checked_gradients(checked, Saved(h, c, gates), grads))
     got = dict(zip(OP_OUTPUTS, (h, c, h_n, c_n, *found), strict=True))
     if not case.projection:
@@ -139,7 +139,7 @@ def expected(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor 
     Keys: h, c, h_n, c_n, dxg, d_hr, dh0, dc0, and d + leaf for every leaf (dx, dw_x, dbias, dw_hh, dw_hr).
     """
     inputs = _leaves(make(case, dtype, seed).to(torch.float64))
-    grads = make_grads(case, dtype, seed + 1).to(torch.float64)
+    grads = rounded(make_grads(case, dtype, seed + 1), torch.float64)
     h, c, gates, h_n, c_n = reference.forward(*inputs, case.reverse, 1)
     _backward([h, c, h_n, c_n], list(grads))
     with torch.no_grad():

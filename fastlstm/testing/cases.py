@@ -16,7 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-HALF_TYPES = (torch.bfloat16, torch.float16)
+from fastlstm.ops.arguments import Grads
+from fastlstm.ops.reference import cell_type
+
 _CANARY_ID = -(2**40)
 _PAD = 64  # scalars of canary on either side
 
@@ -88,22 +90,10 @@ class Inputs(NamedTuple):
         return Inputs(**cast)
 
 
-class Grads(NamedTuple):
-    """Gradients that flow into the op's outputs h, c, h_n, c_n."""
-
-    dh: Tensor
-    dc: Tensor
-    dh_n: Tensor
-    dc_n: Tensor
-
-    def to(self, dtype: torch.dtype) -> Grads:
-        cell = cell_type(dtype)
-        return Grads(self.dh.to(dtype), self.dc.to(cell), self.dh_n.to(dtype), self.dc_n.to(cell))
-
-
-def cell_type(dtype: torch.dtype) -> torch.dtype:
-    """The type of cell states: float32 for half types, else the type itself."""
-    return torch.float32 if dtype in HALF_TYPES else dtype
+def rounded(grads: Grads, dtype: torch.dtype) -> Grads:
+    """Gradients in a type; those of c and c_n in its cell type."""
+    cell = cell_type(dtype)
+    return Grads(grads.dh.to(dtype), grads.dc.to(cell), grads.dh_n.to(dtype), grads.dc_n.to(cell))
 
 
 def make(
@@ -141,7 +131,7 @@ def make_grads(case: Case, dtype: torch.dtype, seed: int = 1, *, device: str | t
     rows = (case.N,) if case.packed else (case.T, case.B)
     shapes = ((*rows, case.P), (*rows, case.H), (case.B, case.P), (case.B, case.H))
     drawn = (torch.randn(shape, generator=gen, dtype=torch.float64).to(dtype).to(device) for shape in shapes)
-    return Grads(*drawn).to(dtype)
+    return rounded(Grads(*drawn), dtype)
 
 
 def _place(value: Tensor, noncontiguous: bool, canary: bool) -> Tensor:
