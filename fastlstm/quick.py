@@ -1,7 +1,7 @@
 """The short way for small calls: a module call without gradients that never comes back to Python in between.
 
 For one step of a small LSTM the checks and the dispatch of the general path cost more than the kernels; here they are in
-C++ (csrc/short_call.cpp), which looks at every tensor anew in every call. Whatever is not plain goes the general way,
+C++ (csrc/bindings/small_call.cpp), which looks at every tensor anew in every call. Whatever is not plain goes the general way,
 which also says what is wrong with bad arguments. Applies to T · B up to 4, float32 on the CPU, no projection, one
 direction, no mask to draw, nothing that wants to see torch operations go by (tracing, transforms, modes, autocast).
 """
@@ -57,4 +57,4 @@ def _short_call() -> Callable | None:
         "plan": PLAN,
     }
     module = native.load()
-    return module.short_call if module.set_up_short_call(capsule, found) else None
+    return module.small_call if module.set_up_small_call(capsule, found) else None

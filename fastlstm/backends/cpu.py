@@ -46,9 +46,15 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _shape(T: int, h0: Tensor, H: int, batch_sizes, reset, reverse: bool, dtype) -> tuple:
-    threads = torch.get_num_threads()
-    return (T, h0.shape[0], H, h0.shape[1], _address(batch_sizes), _address(reset), reverse, _ROUNDING[dtype], threads)
+def _shape(T: int, h0: Tensor, H: int, batch_sizes, reset, reverse: bool, dtype) -> dict[str, int]:
+    """The fields of Shape (csrc/kernels.h) and whether the real type is double."""
+    B, P = h0.shape
+    return {
+        "double": dtype == torch.float64,
+        **{"T": T, "B": B, "H": H, "P": P},
+        **{"batch_sizes": _address(batch_sizes), "reset": _address(reset)},
+        **{"reverse": reverse, "rounding": _ROUNDING[dtype], "threads": torch.get_num_threads()},
+    }
 
 
 def _steps(source: Tensor, batch_sizes: Tensor | None) -> int:
@@ -87,11 +93,24 @@ def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, 
     if save == 1:
         gates = torch.empty((*rows, 4 * H), dtype=real)
     h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
-    kept = (h, c if save else None, gates if save == 1 else None, h_n, c_n)
-    table, w_x = (None, w_x) if ids is None else (w_x, None)
-    pointers = [_address(v) for v in (*kept, table, ids, bias, w_hh, w_hr, h0, c0, x, w_x)]
-    shape = _shape(_steps(source, batch_sizes), h0, H, batch_sizes, reset, reverse, dtype)
-    native.load().forward(shape, pointers, 0 if x is None else x.shape[-1], real == torch.float64)
+    native.load().lstm_forward(
+        **_shape(_steps(source, batch_sizes), h0, H, batch_sizes, reset, reverse, dtype),
+        h=_address(h),
+        c=_address(c if save else None),
+        gates=_address(gates if save == 1 else None),
+        h_n=_address(h_n),
+        c_n=_address(c_n),
+        xg=_address(None if ids is None else w_x),
+        ids=_address(ids),
+        bias=_address(bias),
+        w_hh=_address(w_hh),
+        w_hr=_address(w_hr),
+        h0=_address(h0),
+        c0=_address(c0),
+        x=_address(x),
+        w_x=_address(w_x if ids is None else None),
+        I=0 if x is None else x.shape[-1],
+    )
     return _stored(h, dtype), c, _stored(gates, dtype), _stored(h_n, dtype), c_n
 
 
@@ -101,7 +120,7 @@ def backward(
     """Run the backward recurrence; arguments and returns as in `fastlstm.reference.backward`."""
     inputs = (x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save)
     dxg = torch.empty((*h.shape[:-1], w_hh.shape[0]), dtype=_real_type(w_hh))
-    d_hr, dh0, dc0 = _backward((dh, dc, dh_n, dc_n), inputs, (h, c, gates), dxg, (None,) * 10, (0, 0))
+    d_hr, dh0, dc0 = _backward((dh, dc, dh_n, dc_n), inputs, (h, c, gates), dxg, {})
     return dxg.to(w_hh.dtype), d_hr.to(w_hh.dtype), dh0.to(w_hh.dtype), dc0
 
 
@@ -122,8 +141,12 @@ def gradients(wanted: tuple[bool, ...], grads: tuple, inputs: tuple, outputs: tu
     x, w_x, h, h0 = (_real(v, real) for v in (x, w_x, h, h0))
     ids = None if ids is None else ids.contiguous()
     outs = (dx, made[0], dbias, *made[1:])
-    sizes = (w_x.shape[1] if ids is None else 0, 0 if ids is None else w_x.shape[0])
-    _, dh0, dc0 = _backward(grads, inputs, outputs, None, (*outs, x, ids, w_x, h, h0), sizes)
+    products = {
+        **dict(zip(("dx", "dw_x", "dbias", "dw_hh", "dw_hr"), map(_address, outs), strict=True)),
+        **{"x": _address(x), "ids": _address(ids), "w_x": _address(w_x), "h": _address(h), "h0": _address(h0)},
+        **{"I": w_x.shape[1] if ids is None else 0, "V": 0 if ids is None else w_x.shape[0]},
+    }
+    _, dh0, dc0 = _backward(grads, inputs, outputs, None, products)
     dx, dw_x, dbias, dw_hh, dw_hr = (None if v is None else _stored(v, dtype) for v in outs)
     return dx, None, dw_x, dbias, dw_hh, dw_hr, _stored(dh0, dtype), dc0
 
@@ -133,23 +156,37 @@ def _real_type(w: Tensor) -> torch.dtype:
 
 
 def _backward(
-    grads: tuple, inputs: tuple, outputs: tuple, dxg: Tensor | None, products: tuple, sizes: tuple[int, int]
+    grads: tuple, inputs: tuple, outputs: tuple, dxg: Tensor | None, products: dict[str, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The native call: d_hr, dh0, dc0 in the real type; dxg (or None) and the outputs in `products` are written to.
 
-    d_hr is there with projection and dxg.
+    products: the fields of Products (csrc/kernels.h). d_hr is there with projection and dxg.
     """
     x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, _ = inputs
     h, c, gates = outputs
-    real = _real_type(w_hh)
+    dtype, real = w_hh.dtype, _real_type(w_hh)
     if gates.numel() == 0 and c.numel() > 0:
         gates = recompute_gates(x, ids, w_x, bias, w_hh, h0, batch_sizes, offsets, reset, reverse, h)
-    read = [_real(v, real) for v in (*grads, gates, c, c0, w_hh, w_hr)]
+    dh, dc, dh_n, dc_n, gates, c, c0, w_hh, w_hr = (_real(v, real) for v in (*grads, gates, c, c0, w_hh, w_hr))
     batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
     reset = None if reset is None else reset.contiguous()
     d_hr = None if w_hr is None or dxg is None else torch.empty(h.shape, dtype=real)
     dh0, dc0 = torch.empty(h0.shape, dtype=real), torch.empty(c0.shape, dtype=real)
-    pointers = [_address(v) for v in (dxg, d_hr, dh0, dc0, *read)]
-    shape = _shape(_steps(h, batch_sizes), h0, w_hh.shape[0] // 4, batch_sizes, reset, reverse, w_hh.dtype)
-    native.load().backward(shape, pointers, [_address(v) for v in products], *sizes, real == torch.float64)
+    native.load().lstm_backward(
+        **_shape(_steps(h, batch_sizes), h0, w_hh.shape[0] // 4, batch_sizes, reset, reverse, dtype),
+        dxg=_address(dxg),
+        d_hr=_address(d_hr),
+        dh0=_address(dh0),
+        dc0=_address(dc0),
+        dh=_address(dh),
+        dc=_address(dc),
+        dh_n=_address(dh_n),
+        dc_n=_address(dc_n),
+        gates=_address(gates),
+        c=_address(c),
+        c0=_address(c0),
+        w_hh=_address(w_hh),
+        w_hr=_address(w_hr),
+        **products,
+    )
     return torch.empty(0, dtype=real) if d_hr is None else d_hr, dh0, dc0
