@@ -2,7 +2,8 @@
 //
 // An entry point takes addresses, sizes and flags by name only: lib.lstm_forward(h=..., c=..., T=...). A name that is
 // missing, unknown or of the wrong type raises TypeError, and nothing has run. Only what is read with a default may be
-// left out. Reading 30 arguments this way takes 0.3 µs; a pybind11 class with 30 properties takes 4 µs.
+// left out. A call with 25 names takes 0.5 µs (a tuple and a list of unnamed numbers took 0.85); a dict spread by **
+// adds 1.4 µs.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -75,7 +76,7 @@ class Arguments {
     copies.reserve(size_t(PyList_GET_SIZE(value)));
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(value); ++i) {
       const py::handle item = PyList_GET_ITEM(value, i);
-      if (!py::isinstance<T>(item)) fail_type(name, "a list of the layer class");
+      if (!py::isinstance<T>(item)) fail_type(name, "a list of StepLayer");
       copies.push_back(item.cast<const T&>());
     }
     return copies;

@@ -23,13 +23,13 @@ Shape shape_of(Arguments& a) {
 
 template <class R>
 Forward<R> forward_of(Arguments& a) {
-  const bool dense = a.given("x"), table = a.given("ids");
+  const bool dense = a.given("x");
   return {.h = a.address<R>("h"),
           .c = a.optional_address<R>("c"),
           .gates = a.optional_address<R>("gates"),
           .h_n = a.address<R>("h_n"),
           .c_n = a.address<R>("c_n"),
-          .xg = a.address_if<R>(table, "xg"),
+          .xg = a.address_if<R>(!dense, "xg"),
           .ids = a.optional_address<const int64_t>("ids"),
           .bias = a.optional_address<R>("bias"),
           .w_hh = a.address<R>("w_hh"),

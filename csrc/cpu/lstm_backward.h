@@ -14,8 +14,6 @@
 
 namespace FASTLSTM_ISA {
 
-using fastlstm::LstmCell;
-
 template <class R>
 class BackwardPass {
  public:
@@ -39,13 +37,12 @@ class BackwardPass {
         private_chunks(partition.by_rows &&
                        WeightGradients<R>::private_sums(s, schedule, args.products, partition.threads)),
         chunk_rows(private_chunks ? private_chunk_rows<R>(s.H) : shared_chunk_rows<R>(s.H)),
-        most_rows(std::min(schedule.rows(), chunk_rows + s.B)),
+        max_rows(std::min(schedule.rows(), chunk_rows + s.B)),
         input(args.products.dx, args.products.w_x, args.products.I, s.H),
-        weights(s, schedule, args.products, private_chunks ? 0 : most_rows),
-        shared(args.dxg || private_chunks ? 0 : most_rows, s.H, s.P, args.products),
+        weights(s, schedule, args.products, private_chunks ? 0 : max_rows),
+        shared(args.dxg || private_chunks ? 0 : max_rows, s.H, s.P, args.products),
         partial(size_t(partition.threads)),
-        prefetch_weights(w.matrix_size() * int64_t(sizeof(R)) / (partition.by_rows ? 1 : partition.threads) >
-                         kL2Weights) {
+        prefetch_weights(w.matrix_size() * int64_t(sizeof(R)) / partition.unit_threads() > kL2Weights) {
     w.data = w_data.get();
     proj.data = proj_data.get();
     const size_t rows = size_t(schedule.rows()) * sizeof(R);
@@ -96,10 +93,10 @@ class BackwardPass {
   // Thread 0 sums into the outputs, the others into private sums that are added at the end.
   void run_private_chunks(const ThreadSlice& slice) {
     const int i = slice.rank.index;
-    const ChunkMemory<R> memory(most_rows, s.H, s.P, a.products);  // of one size for all batches: the cache has it
+    const ChunkMemory<R> memory(max_rows, s.H, s.P, a.products);  // of one size for all batches: the cache has it
     Buffer<R> sums(i > 0 ? WeightGradients<R>::count(a.products, s.H, s.P) : 0);
     const Products<R> to = i > 0 ? WeightGradients<R>::redirect(a.products, sums.get(), s.H, s.P) : a.products;
-    WeightGradients<R> mine(s, schedule, to, most_rows);
+    WeightGradients<R> mine(s, schedule, to, max_rows);
     bool first = true;
     mine.clear(kOnlyThread, false);
     for (int64_t k = 0; k < s.T;) {
@@ -246,7 +243,7 @@ class BackwardPass {
       c_prev = Vec<R>::template load_some<whole>(from + u, n);
     }
     const Vec<R> c = Vec<R>::template load_some<whole>(a.c + row * H + u, n);
-    LstmCell::backward<Math>(gate, c_prev, c, dh, dc, dz, dc_prev);
+    fastlstm::LstmCell::backward<Math>(gate, c_prev, c, dh, dc, dz, dc_prev);
     if (out.y) (gate[3] * Math::tanh(c)).template store_some<whole>(out.y + (row - out.first) * H + u, n);
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) dz[g].template store_some<whole>(out.dxg + (row - out.first) * 4 * H + g * H + u, n);
@@ -286,7 +283,7 @@ class BackwardPass {
   Partition partition;
   Barrier barrier;
   bool private_chunks;
-  int64_t chunk_rows, most_rows;
+  int64_t chunk_rows, max_rows;
   InputGradient<R> input;
   WeightGradients<R> weights;
   ChunkMemory<R> shared;

@@ -12,8 +12,6 @@
 
 namespace FASTLSTM_ISA {
 
-using fastlstm::LstmCell;
-
 // Gates of more bytes than this are stored non-temporally; fewer are still in a cache when backward reads them.
 constexpr int64_t kNontemporalGates = int64_t(4) << 20;
 
@@ -43,10 +41,9 @@ class ForwardPass {
         partition(make_partition(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
         barrier(partition.threads),
         chunk_rows(partition.by_rows ? private_chunk_rows<R>(s.H) : shared_chunk_rows<R>(s.H)),
-        most_rows(std::min(schedule.rows(), chunk_rows + s.B)),
-        shared_xg(a.x && !xg_in_gates && !partition.by_rows ? most_rows * 4 * s.H : 0),
-        prefetch_weights(4 * w.matrix_size() * int64_t(sizeof(R)) / (partition.by_rows ? 1 : partition.threads) >
-                         kL2Weights) {
+        max_rows(std::min(schedule.rows(), chunk_rows + s.B)),
+        shared_xg(a.x && !xg_in_gates && !partition.by_rows ? max_rows * 4 * s.H : 0),
+        prefetch_weights(4 * w.matrix_size() * int64_t(sizeof(R)) / partition.unit_threads() > kL2Weights) {
     w.data = w_data.get();
     proj.data = proj_data.get();
     const size_t rows = size_t(schedule.rows()) * sizeof(R);
@@ -69,7 +66,7 @@ class ForwardPass {
     const Range own = partition.by_rows ? rows : unit_rank.split(s.B);
     for (int64_t b = own.from; b < own.to; ++b) load_state(b);
     sync();
-    Buffer<R> private_xg(a.x && !xg_in_gates && partition.by_rows ? most_rows * 4 * s.H : 0);
+    Buffer<R> private_xg(a.x && !xg_in_gates && partition.by_rows ? max_rows * 4 * s.H : 0);
     for (int64_t k = 0; k < s.T;) {
       const Chunk chunk =
           a.x ? Chunk(schedule, rows, k, chunk_rows, [this](int64_t n) { return schedule.time(n); }) : Chunk(s.T);
@@ -111,14 +108,12 @@ class ForwardPass {
   // The four gates of a block of units are adjacent panels.
   void pack(ThreadRank thread) {
     input.pack(thread);
-    const Range blocks = thread.split(w.blocks());
+    const Range blocks = thread.split(w.blocks()), proj_blocks = thread.split(proj.blocks());
     for (int64_t j = blocks.from; j < blocks.to; ++j)
       for (int g = 0; g < 4; ++g) {
         Packed<R> gate{w.data + (3 * j + g) * w.panel_size(), w.K, w.columns};
         gate.pack_panel(j, a.w_hh + g * s.H * s.P, s.P, 1);
       }
-    if (!a.w_hr) return;
-    const Range proj_blocks = thread.split(proj.blocks());
     for (int64_t j = proj_blocks.from; j < proj_blocks.to; ++j) proj.pack_panel(j, a.w_hr, s.H, 1);
   }
 
@@ -223,7 +218,7 @@ class ForwardPass {
 #pragma GCC unroll 4
         for (int g = 0; g < 4; ++g) gate[g].vec[i] += Vec<R>::load(at[0].bias + g * H + i % V * width);
     }
-    LstmCell::forward<Math>(gate, c_prev, c, h);
+    fastlstm::LstmCell::forward<Math>(gate, c_prev, c, h);
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
       const int u = i % V * width;
@@ -254,7 +249,7 @@ class ForwardPass {
       gate[g] = Vec<R>::load(z + g * gate_stride) + Vec<R>::load(at.x + g * H, n);
       if (at.bias) gate[g] += Vec<R>::load(at.bias + g * H, n);
     }
-    LstmCell::forward<Math>(gate, Vec<R>::load(at.c_state, n), c, h);
+    fastlstm::LstmCell::forward<Math>(gate, Vec<R>::load(at.c_state, n), c, h);
     c.store(at.c_state, n);
     if (at.h_out) {
       h = round_stored(h, s.rounding);
@@ -296,7 +291,7 @@ class ForwardPass {
   bool nontemporal_gates, xg_in_gates, separate_gates;
   Partition partition;
   Barrier barrier;
-  int64_t chunk_rows, most_rows;
+  int64_t chunk_rows, max_rows;
   Buffer<R> shared_xg;
   bool prefetch_weights;
 };

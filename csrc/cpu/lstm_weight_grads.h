@@ -37,14 +37,14 @@ class WeightGradients {
   using Block = GemmBlock<R>;
 
  public:
-  WeightGradients(const Shape& shape, const Schedule& schedule, const Products<R>& products, int64_t most_rows)
+  WeightGradients(const Shape& shape, const Schedule& schedule, const Products<R>& products, int64_t max_rows)
       : s(shape),
         schedule_(schedule),
         p(products),
         W(4 * shape.H),
-        x_(p.dw_x && p.V == 0 ? Block::packed_size(p.I, most_rows) : 0),
-        h_(p.dw_hh ? Block::packed_size(s.P, most_rows) : 0),
-        y_(p.dw_hr ? Block::packed_size(s.H, most_rows) : 0) {}
+        x_(p.dw_x && p.V == 0 ? Block::packed_size(p.I, max_rows) : 0),
+        h_(p.dw_hh ? Block::packed_size(s.P, max_rows) : 0),
+        y_(p.dw_hr ? Block::packed_size(s.H, max_rows) : 0) {}
 
   // True if threads that partition the rows may keep private sums, which are added at the end. These take memory, and
   // the gradient of a large token table would be larger than the rows that are added to it.

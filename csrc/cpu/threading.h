@@ -62,6 +62,7 @@ struct Partition {
   int threads;
   bool by_rows;
   ThreadRank rank(int thread) const { return {thread, threads}; }
+  int unit_threads() const { return by_rows ? 1 : threads; }  // that share a row
   // The thread's rank among those that share its rows
   ThreadRank unit_rank(int thread) const { return by_rows ? kOnlyThread : rank(thread); }
 };
