@@ -2,7 +2,7 @@
 //
 // A kernel (csrc/cpu, csrc/cuda) brings the pre-activations of one unit, or of a SIMD register of units, and calls
 // the policy below. `V` is float, double or a vector type with + - * operators; `Math` supplies sigmoid(V) and tanh(V).
-// A GRU or Elman cell comes in as another policy with the same three members.
+// A GRU or Elman cell is another policy with the same three members.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -32,7 +32,7 @@ struct LstmCell {
   }
 
   // In: activated gates, the states around the step, dh and dc = gradients that arrive at h and c.
-  // Out: dz[] = gradients at the pre-activations; dc_prev = what goes on to the step before.
+  // Out: dz[] = gradients at the pre-activations; dc_prev = gradient at c of the step before.
   template <class Math, class V>
   static FASTLSTM_FN void backward(const V (&gate)[gates], V c_prev, V c, V dh, V dc, V (&dz)[gates], V& dc_prev) {
     const V one = V(1.0f);

@@ -13,8 +13,8 @@ enum class Rounding : int { none = 0, bfloat16 = 1, float16 = 2 };
 
 struct Shape {
   int64_t T, B, H, P;
-  const int64_t* batch_sizes;  // (T,) rows alive at each step, not increasing; null: B at every step
-  const uint8_t* reset;        // (N,) 1 = the state that comes into this step is zero; null: never
+  const int64_t* batch_sizes;  // (T,) active rows of each step, not increasing; null: B at every step
+  const uint8_t* reset;        // (N,) 1 = the state before this step is zero; null: never
   bool reverse;                // steps run T-1 ... 0
   Rounding rounding;
   int threads;  // upper limit
@@ -41,8 +41,7 @@ struct Forward {
   int64_t I;
 };
 
-// What follows from the gradients at the pre-activations, by products over chunks of steps. A null output is not
-// wanted.
+// Gradients that follow from those at the pre-activations by matrix products. Null outputs are not computed.
 template <class R>
 struct Products {
   // outputs
@@ -63,9 +62,9 @@ struct Products {
 template <class R>
 struct Backward {
   // outputs
-  R* dxg;   // (N, 4H) gradient at the pre-activations; may be the same memory as gates; null: not kept. With it no
-            // products.
-  R* d_hr;  // (N, P) total gradient at the projected h; null without projection, and where dxg is not kept
+  R* dxg;   // (N, 4H) gradient at the pre-activations; may be the same memory as gates. Null: `products` are computed
+            // instead.
+  R* d_hr;  // (N, P) total gradient at the projected h; null without projection or without dxg
   R* dh0;   // (B, P)
   R* dc0;   // (B, H)
   // inputs; a null gradient is zero
@@ -81,41 +80,55 @@ struct Backward {
   Products<R> products;
 };
 
-// One layer of a stack for `stack`: torch's own parameters, read where they lie. Biases may be null.
-struct StackLayer {
-  const float *w_ih, *w_hh, *b_ih, *b_hh;
+// One layer of a small call: torch's own parameters. Biases may be null.
+struct PlainLayer {
+  const float *w_ih, *w_hh, *b_ih, *b_hh;  // (4H, I), (4H, H), (4H,), (4H,); I is H from the second layer on
 };
 
-// Inference for small T * B: every layer in one call, weights read unpacked (row-dot products).
-struct Stack {
+// Inference for small T * B: all layers in one call, weights read unpacked (row-dot products).
+struct SmallCall {
   float* out;            // (T, B, H)
   float *h_n, *c_n;      // (L, B, H)
   const float* x;        // (T, B, I)
   const float *h0, *c0;  // (L, B, H) or null: zero
-  const StackLayer* layers;
+  const PlainLayer* layers;
   int64_t L, T, B, I, H;
   int threads;
 };
 
-// One layer of a stream. A block is 16 units: for every k (first x, then h) their gates i, f, g, o, 16 numbers each;
-// the last block is filled up with zeros. Weights are float, or bfloat16 as its 16 bits.
-inline constexpr int kStreamLanes = 16;
-struct StreamLayer {
-  const void* w;      // (blocks of H, I + P, 4, 16)
-  const float* bias;  // (blocks of H, 4, 16), b_ih + b_hh
-  const void* w_hr;   // (blocks of P, H, 16) or null
-  int64_t I;          // width of what this layer reads
+// Packed weights come in blocks of this many units, the last filled up with zeros. Weights are float, or bfloat16 as
+// its 16 bits.
+inline constexpr int64_t kUnitBlock = 16;
+
+// Packs `count` groups of `gates` matrices, each of `units` rows of I + P numbers. With four gates a block is 16 units:
+// for every k (first I, then P) their gates i, f, g, o, 16 numbers each. With one gate a block is 64 units, the last a
+// smaller multiple of 16.
+struct Pack {
+  void* out;         // count * gates * (units rounded up to 16) * (I + P) floats or bfloat16
+  const float* w_x;  // (count * gates * units, I)
+  const float* w_h;  // (count * gates * units, P)
+  int64_t count, gates, units, I, P;
+  int threads;
 };
 
-// One step of every layer. H_padded and P_padded are H and P rounded up to 16.
-struct StreamStep {
+// One layer of a single step, packed by `Pack`. H_up is H rounded up to 16.
+struct StepLayer {
+  const float*
+      start;      // (H_up / 16, 4, 16) the bias; in the first layer of a token model the table, (V, H_up / 16, 4, 16)
+  const void* w;  // (H_up / 16, I + P, 4, 16)
+  const void* w_hr;  // (P, H) packed with one gate, or null
+  int64_t I;         // width of what the layer reads; 0 in the first layer of a token model
+};
+
+// One step of all layers. H_up and P_up are H and P rounded up to 16.
+struct StepArgs {
   float* out;      // (B, P)
+  float* h;        // (2, L, B, P_up): side `side` is read, the other written
+  float* c;        // (L, B, H_up), in place
+  float* y;        // (B, H_up) scratch with projection, or null
   const float* x;  // (B, I)
-  float* h;        // (2, L, B, P_padded): side `side` is read, the other written
-  float* c;        // (L, B, H_padded), in place
-  float* y;        // (B, H_padded) scratch with projection, or null
-  const StreamLayer* layers;
-  int64_t L, B, H, P, H_padded, P_padded;
+  const StepLayer* layers;
+  int64_t L, B, H, P;
   int side;
   int threads;
 };
@@ -144,49 +157,32 @@ struct Gemm {
   const int64_t *c_at = nullptr, *a_at = nullptr;
 };
 
-// Weights into the blocks of cpu/blocks.h: `gates` matrices of `units` rows, each row its I and then its P numbers.
-// With one gate a block is 64 rows (the last a smaller multiple of 16), with four it is 16 rows of each; rows past the
-// last are 0.
-struct Pack {
-  void* out;       // gates * units rounded up to 16 * (I + P) floats, or bfloat16 as their 16 bits
-  const float* x;  // (gates * units, I)
-  const float* h;  // (gates * units, P)
-  int64_t gates, units, I, P;
-  int threads;
-};
-
-// How a number is drawn. The draw of row known + t is number position + t of its stream.
-struct Drawing {
+// How an id is drawn. The draw of row known + t is number position + t of its stream.
+struct SamplingOptions {
   double temperature;  // 0: the largest score
   int64_t top_k;       // 0: all
   double top_p;        // 1: all
   uint64_t seed, position;
 };
 
-// One layer of a decoder, packed by `Pack`. H_up is H rounded up to 16.
-struct DecodeLayer {
-  const float* start;  // first layer: the table (V, H_up / 16, 4, 16); others: the bias (H_up / 16, 4, 16)
-  const void* w;       // blocks of (I + P) x 4 gates x 16 units; I is 0 in the first layer, else P
-  const void* w_hr;    // blocks of H x 64 projected units, or null
-};
-
-// Sampling: the known rows of ids from `fed` on are fed, then T more are drawn, each fed in turn but the last.
-struct Decode {
-  int64_t* ids;      // (known + T, B); rows from `known` on hold -1; -2: there was nothing to draw
-  float* log_probs;  // (T, B) log softmax of the scores at what was drawn, or null
+// The sampling loop: feeds the rows of ids from `fed` to `known`, then draws T more; each is fed in turn but the last.
+struct SampleArgs {
+  int64_t* ids;      // (known + T, B) in: the first `known` rows, and -1 below; out: all; -2: nothing could be drawn
+  float* log_probs;  // (T, B) log softmax of the scores at the drawn ids, or null
   float *h, *c;      // (L, B, P), (L, B, H), in place
-  uint8_t* ended;    // (B,) in place: 1 = nothing is drawn for this stream (any more)
+  uint8_t* ended;    // (B,) in place: 1 = nothing (more) is drawn for this stream
   int32_t* states;   // (B,) in place: states of the automaton, or null
-  const DecodeLayer* layers;
-  const void* w_out;         // blocks of P x 64 numbers
-  const float* b_out;        // (V rounded up to 16,)
-  const int32_t* follows;    // (states, V): the state after each number, below 0 where it is forbidden; or null
-  const int64_t* stops;      // sequences that end a stream, one after another
-  const int64_t* stop_ends;  // (stop_count,) where each ends in `stops`
-  int64_t stop_count, L, B, H, P, V, known, T;
+  const StepLayer* layers;
+  const void* w_out;           // (V, P) packed with one gate
+  const float* b_out;          // (V rounded up to 16,)
+  const int32_t* transitions;  // (states, V): the state after each id, below 0 where the id is forbidden; or null
+  const int64_t* stops;        // sequences that end a stream, one after another
+  const int64_t* stop_ends;    // (stop_count,) where each ends in `stops`
+  int64_t stop_count, L, B, H, P, V;
+  int64_t known, T;
   int64_t fed;    // rows of ids that the state has seen; below known
   int64_t drawn;  // first row of ids that was drawn, here or before: a stop sequence lies in these
-  Drawing drawing;
+  SamplingOptions options;
   int threads;
 };
 
@@ -197,13 +193,13 @@ struct Kernels {
   void (*forward_f64)(const Shape&, const Forward<double>&);
   void (*backward_f32)(const Shape&, const Backward<float>&);
   void (*backward_f64)(const Shape&, const Backward<double>&);
-  void (*stack_f32)(const Stack&);
-  void (*stream_f32)(const StreamStep&);
-  void (*stream_bf16)(const StreamStep&);
+  void (*small_call_f32)(const SmallCall&);
+  void (*step_f32)(const StepArgs&);
+  void (*step_bf16)(const StepArgs&);
   void (*pack_f32)(const Pack&);
   void (*pack_bf16)(const Pack&);
-  void (*decode_f32)(const Decode&);
-  void (*decode_bf16)(const Decode&);
+  void (*sample_f32)(const SampleArgs&);
+  void (*sample_bf16)(const SampleArgs&);
   void (*gumbel)(double* noise, int64_t n, uint64_t seed, uint64_t position, uint64_t stream);  // n: a multiple of 8
   void (*gemm_f32)(const Gemm<float>&);
   void (*gemm_f64)(const Gemm<double>&);

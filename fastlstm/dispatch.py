@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +27,6 @@ from fastlstm.backends import native
 from fastlstm.backends.base import Backend, BackendError, UnfitError
 from fastlstm.ops.arguments import SAVE_ALL, Grads, OpInputs, Saved, Spec
 
-_Result = TypeVar("_Result")
 requested_name: ContextVar[str | None] = ContextVar("fastlstm_backend", default=None)
 last_call: ContextVar[tuple[Backend, Spec] | str] = ContextVar("fastlstm_last_plan", default="nothing has run yet")
 
@@ -183,31 +181,31 @@ def compiled_prefers_torch(device: torch.device, dtype: torch.dtype, hidden_size
     return prefers_torch(Spec(device, dtype, *sizes, False, False, bool(proj_size), False, False, SAVE_ALL))
 
 
-def _run(spec: Spec, call: Callable[[Backend], _Result]) -> _Result:
-    """Call the chosen backend. One that learns at its launch that it cannot run the call is not asked again."""
-    chosen = backends.load(choose(spec))
-    last_call.set((chosen, spec))
-    try:
-        return call(chosen)
-    except UnfitError:
-        if requested_backend() is not None or chosen.unsupported_reason(spec) is None:
-            raise
-    return _run(spec, call)
+def _run(spec: Spec, method: str, *args: object) -> tuple | None:
+    """Call a method of the chosen backend. One that learns at its launch that it cannot run the call is not asked again."""
+    while True:
+        chosen = backends.load(choose(spec))
+        last_call.set((chosen, spec))
+        try:
+            return getattr(chosen, method)(*args)
+        except UnfitError:
+            if requested_backend() is not None or chosen.unsupported_reason(spec) is None:
+                raise
 
 
 def forward(inputs: OpInputs) -> tuple[Tensor, ...]:
     """Run the op's forward on the chosen backend; returns as `fastlstm.ops.reference.forward`."""
-    return _run(inputs.spec(), lambda chosen: chosen.forward(inputs))
+    return _run(inputs.spec(), "forward", inputs)
 
 
 def backward(inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
     """Run the op's backward on the chosen backend; returns as `fastlstm.ops.reference.backward`."""
-    return _run(inputs.spec(), lambda chosen: chosen.backward(inputs, saved, grads))
+    return _run(inputs.spec(), "backward", inputs, saved, grads)
 
 
 def gradients(wanted: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads) -> tuple | None:
     """All gradients of a call in one, where the chosen backend has that; see `Backend.gradients`."""
-    return _run(inputs.spec(), lambda chosen: chosen.gradients(wanted, inputs, saved, grads))
+    return _run(inputs.spec(), "gradients", wanted, inputs, saved, grads)
 
 
 def describe(spec: Spec) -> str:

@@ -4,10 +4,11 @@
 // stays in the first-level cache, a block of A in the second. Torch's BLAS keeps to AVX2 on some processors: on a Zen 5
 // it runs at 96 GFLOP/s a core where this runs at 110 (AVX2) and 215 (AVX-512).
 //
-// Threads split C into rectangles and never meet. Every sum over k runs in one fixed order, whatever the split.
+// Threads split C into rectangles, without barriers. Every sum over k has one fixed order, whatever the split.
 #pragma once
-#include "product.h"
-#include "team.h"
+#include "panel.h"
+#include "threading.h"
+#include "workspace.h"
 
 namespace FASTLSTM_ISA {
 
@@ -41,8 +42,8 @@ class GemmBlock {
     });
   }
 
-  // What follows is for whoever packs A as well: blocks of kBlockRows rows of A, of which `pack_columns` packs one
-  // where rows lie side by side (A is a matrix read by its columns), and `block` multiplies it.
+  // For callers that pack A as well: `pack_columns` packs a block of kBlockRows rows of A that is read by columns
+  // (rows are adjacent in memory), `block` multiplies it.
   static constexpr int64_t kBlockRows = 16 * rows;  // kept in the second-level cache
   static void pack_columns(const R* from, int64_t stride, int64_t n, int64_t depth, R* to) {
     const int64_t whole = n / rows * rows;
@@ -85,8 +86,8 @@ class GemmBlock {
       for (int64_t j = n.from; j < n.to; ++j) row_of_c(g, i)[j] = 0;
   }
 
-  // The share of k ... k + depth in the rows m and the columns n, whose part of B is in b, or is packed there first.
-  // Rows of A that are contiguous in k are read where they are; columns are packed.
+  // The contribution of k ... k + depth to the rows m and the columns n. b: this part of B, packed here if `fill`.
+  // Rows of A that are contiguous in k are read in place; columns are packed.
   static void slab(const Gemm<R>& g, Range m, Range n, int64_t k, int depth, R* a, R* b, bool fill) {
     const bool add = g.accumulate || k > 0, direct = g.a_column == 1;
     for (int64_t i = m.from; i < m.to; i += kBlockRows) {
@@ -96,7 +97,7 @@ class GemmBlock {
       else if (!direct)
         for (int64_t r = i; r < block.to; r += rows)
           pack_a(g, r, block.to - r < rows ? block.to - r : rows, k, depth, a + (r - i) * depth);
-      // Past the last row the first stands once more; what it gives is not stored.
+      // Rows past the last repeat the first; their sums are not stored.
       R* c[kBlockRows];
       const R* from[kBlockRows];
       for (int64_t r = 0; r < kBlockRows; ++r) {
@@ -156,11 +157,12 @@ class GemmBlock {
           : tile<packed, false>(a, b, depth, c, j, m_count, n_count, add);
   }
 
-  // One tile of C, whose rows begin at c[m] + j. packed: A is a[0][k][rows]; else a[m][k]. whole: as it is counted.
+  // One tile of C, whose rows begin at c[m] + j. packed: A is a[0][k][rows]; else a[m][k]. whole: no row or column of
+  // the tile is past the last.
   template <bool packed, bool whole>
   static __attribute__((noinline)) void tile(const R* const* a, const R* b, int64_t depth, R* const* c, int64_t j,
                                              int m_count, int64_t n_count, bool add) {
-    // Rows of C lie far apart, often in memory afar: asked for now, they are there when k has run.
+    // Rows of C are far apart and often not in a cache: they are fetched while k runs.
 #pragma GCC unroll 16
     for (int m = 0; m < rows; ++m) {
       __builtin_prefetch(c[m] + j, 1, 3);
@@ -231,17 +233,17 @@ template <class R>
 void gemm(const Gemm<R>& g) {
   constexpr int units = Panel<R>::units;
   const bool alone = g.threads < 2 || omp_in_parallel() || g.M * g.N * g.K < (1 << 18);
-  const GemmSplit split = split_gemm(g.M, g.N, g.K, alone ? 1 : g.threads, kMaxRows, units);
+  const GemmSplit grid = split_gemm(g.M, g.N, g.K, alone ? 1 : g.threads, kMaxRows, units);
   auto piece = [](int64_t n, int64_t unit, int64_t i, int64_t parts) {
-    const Range blocks = share((n + unit - 1) / unit, int(i), int(parts));
+    const Range blocks = split((n + unit - 1) / unit, int(i), int(parts));
     return Range{blocks.from * unit, blocks.to * unit < n ? blocks.to * unit : n};
   };
-  const int64_t pieces = split.down * split.across;
-  if (!g.accumulate) want_large_pages(g.c, size_t(g.M * g.c_row) * sizeof(R));
+  const int64_t pieces = grid.down * grid.across;
+  if (!g.accumulate) advise_hugepages(g.c, size_t(g.M * g.c_row) * sizeof(R));
 #pragma omp parallel for num_threads(int(pieces)) schedule(static) if (pieces > 1)
   for (int64_t i = 0; i < pieces; ++i)
-    GemmBlock<R>::run(g, piece(g.M, kMaxRows, i / split.across, split.down),
-                      piece(g.N, units, i % split.across, split.across));
+    GemmBlock<R>::run(g, piece(g.M, kMaxRows, i / grid.across, grid.down),
+                      piece(g.N, units, i % grid.across, grid.across));
 }
 
 }  // namespace FASTLSTM_ISA

@@ -1,12 +1,12 @@
 // Compiled once per instruction set (CMakeLists.txt sets FASTLSTM_ISA, FASTLSTM_ISA_NAME and the vector's bytes).
 #include "../kernels.h"
 
-#include "backward.h"
-#include "decode.h"
-#include "forward.h"
 #include "gemm.h"
-#include "stack.h"
-#include "stream.h"
+#include "lstm_backward.h"
+#include "lstm_forward.h"
+#include "lstm_small_call.h"
+#include "lstm_step.h"
+#include "sampling.h"
 
 namespace FASTLSTM_ISA {
 
@@ -20,25 +20,20 @@ static void backward(const Shape& shape, const fastlstm::cpu::Backward<R>& args)
   BackwardPass<R>(shape, args).run();
 }
 
-static void stack(const Stack& args) { StackPass(args).run(); }
+static void small_call(const SmallCall& args) { SmallCallPass(args).run(); }
 
 template <class W>
-static void stream(const StreamStep& args) {
-  StreamPass<W>(args).run();
+static void sample(const SampleArgs& args) {
+  SamplingLoop<W>(args).run();
 }
 
-template <class W>
-static void decode(const Decode& args) {
-  DecodePass<W>(args).run();
-}
-
-// The gradient of a table of token rows. Columns are shared out, so every sum runs in the order of the rows.
+// The gradient of a token table. Each thread owns columns, so every sum runs in the order of the rows.
 template <class R>
 static void sum_by_id(const fastlstm::cpu::SumById<R>& a) {
   const int threads = a.N * a.width < (1 << 16) || omp_in_parallel() ? 1 : a.threads;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int part = 0; part < threads; ++part) {
-    const Range columns = share(a.width, part, threads);
+    const Range columns = split(a.width, part, threads);
     for (int64_t n = 0; n < a.N; ++n) {
       R* to = a.out + a.ids[n] * a.width;
       const R* from = a.rows + n * a.width;
@@ -69,13 +64,13 @@ extern const Kernels FASTLSTM_JOIN(kernels_, FASTLSTM_ISA) = {
     ::FASTLSTM_ISA::forward<double>,
     ::FASTLSTM_ISA::backward<float>,
     ::FASTLSTM_ISA::backward<double>,
-    ::FASTLSTM_ISA::stack,
-    ::FASTLSTM_ISA::stream<float>,
-    ::FASTLSTM_ISA::stream<uint16_t>,
+    ::FASTLSTM_ISA::small_call,
+    ::FASTLSTM_ISA::lstm_step<float>,
+    ::FASTLSTM_ISA::lstm_step<uint16_t>,
     ::FASTLSTM_ISA::pack<float>,
     ::FASTLSTM_ISA::pack<uint16_t>,
-    ::FASTLSTM_ISA::decode<float>,
-    ::FASTLSTM_ISA::decode<uint16_t>,
+    ::FASTLSTM_ISA::sample<float>,
+    ::FASTLSTM_ISA::sample<uint16_t>,
     ::FASTLSTM_ISA::gumbel,
     ::FASTLSTM_ISA::gemm<float>,
     ::FASTLSTM_ISA::gemm<double>,

@@ -1,6 +1,6 @@
 // sigmoid and tanh for SIMD registers, and rounding to the half types.
 //
-// Both rest on expm1: y = n ln2 + r with |r| <= ln2 / 2, expm1(y) = 2^n expm1(r) + (2^n - 1), expm1(r) by its series.
+// Both use expm1: y = n ln2 + r with |r| <= ln2 / 2, expm1(y) = 2^n expm1(r) + (2^n - 1), expm1(r) by its series.
 //   sigmoid(x) = 1 / (1 + exp(-x)),   tanh(x) = e / (e + 2) with e = expm1(2x)
 // so that tanh keeps its relative accuracy near zero. Largest error in units of the last place, |x| <= 80: float32
 // sigmoid 1.2, tanh 1.6; float64 sigmoid 2.5, tanh 1. NaN gives NaN; at +-inf: sigmoid 1 and below 1e-37, tanh +-1.
@@ -46,7 +46,7 @@ FASTLSTM_INLINE V exp_tail(const V& r) {
   }
 }
 
-// y = n ln2 + r: sets scale = 2^n and returns expm1(r). V: a register, or a lot of them.
+// y = n ln2 + r: sets scale = 2^n and returns expm1(r). V: Vec or VecArray.
 template <class V>
 FASTLSTM_INLINE V reduced_expm1(const V& y, V& scale) {
   using R = typename V::Real;
@@ -54,7 +54,7 @@ FASTLSTM_INLINE V reduced_expm1(const V& y, V& scale) {
   const V shifted = y * V(R(1.4426950408889634)) + V(C::magic);
   const V n = shifted - V(C::magic);
   const V r = (y - n * V(C::ln2_hi)) - n * V(C::ln2_lo);
-  scale = each(shifted, [](const Vec<R>& v) FASTLSTM_INLINE_LAMBDA {
+  scale = map(shifted, [](const Vec<R>& v) FASTLSTM_INLINE_LAMBDA {
     using Int = typename Vec<R>::Int;
     const Int bits = (((Int)v.v) << C::mantissa) + C::one_bits;
     return Vec<R>((typename Vec<R>::Raw)bits);
@@ -79,7 +79,7 @@ struct Math {
     const V e = p * scale + (scale - one);
     const V q = e / (e + two);
     if constexpr (sizeof(R) == 4) return q;
-    // float64 is the judge of everything else: what the sums and the quotient rounded away is put back.
+    // float64 is the reference for the other types: the rounding errors of the sums and the quotient are added back.
     const V a = p * scale, s1 = scale - one, sum = a + s1, from_a = sum - s1;
     const V e_low = (a - from_a) + (s1 - (sum - from_a));
     const V d = sum + two, from_sum = d - two, d_low = (sum - from_sum) + (two - (d - from_sum)) + e_low;
@@ -91,12 +91,13 @@ struct Math {
   template <class V>
   static FASTLSTM_INLINE V limited(const V& x, typename V::Real limit) {
     using R = typename V::Real;
-    return each(x, [limit](const Vec<R>& v) FASTLSTM_INLINE_LAMBDA { return clamp(v, limit); });
+    return map(x, [limit](const Vec<R>& v) FASTLSTM_INLINE_LAMBDA { return clamp(v, limit); });
   }
   template <class R, int N>
-  static FASTLSTM_INLINE Lot<R, N> multiply_subtract(const Lot<R, N>& a, const Lot<R, N>& b, const Lot<R, N>& c) {
-    Lot<R, N> y;
-    for (int i = 0; i < N; ++i) y.part[i] = multiply_subtract(a.part[i], b.part[i], c.part[i]);
+  static FASTLSTM_INLINE VecArray<R, N> multiply_subtract(const VecArray<R, N>& a, const VecArray<R, N>& b,
+                                                          const VecArray<R, N>& c) {
+    VecArray<R, N> y;
+    for (int i = 0; i < N; ++i) y.vec[i] = multiply_subtract(a.vec[i], b.vec[i], c.vec[i]);
     return y;
   }
   // c - a * b, rounded once

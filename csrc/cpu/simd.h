@@ -1,4 +1,4 @@
-// A register of reals, by the compiler's vector extensions: one text for every instruction set.
+// A register of reals, by the compiler's vector extensions: one source for every instruction set.
 // Compiled once per instruction set (FASTLSTM_VECTOR_BYTES 16, 32 or 64) inside a namespace of its own.
 #pragma once
 #include <cstdint>
@@ -45,8 +45,8 @@ struct Vec {
     return r;
   }
   FASTLSTM_INLINE void store(R* p) const { std::memcpy(p, &v, sizeof(v)); }
-  // Past the caches: for memory that is not read again soon. p must be aligned to the register.
-  FASTLSTM_INLINE void stream(R* p) const {
+  // Bypasses the caches: for memory that is not read again soon. p must be aligned to the register.
+  FASTLSTM_INLINE void store_nontemporal(R* p) const {
 #if FASTLSTM_VECTOR_BYTES == 64
     _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
 #elif FASTLSTM_VECTOR_BYTES == 32
@@ -68,7 +68,7 @@ struct Vec {
     store(lanes);
     for (int64_t k = 0; k < n; ++k) p[k] = lanes[k];
   }
-  // Known at compile time to be whole, or not
+  // `whole`: all lanes exist, known at compile time
   template <bool whole>
   static FASTLSTM_INLINE Vec load_some(const R* p, int64_t n) {
     return whole ? load(p) : load(p, n);
@@ -87,47 +87,47 @@ struct Vec {
   }
 };
 
-// After `stream`, before another thread may read it
-FASTLSTM_INLINE void stream_fence() {
+// After `store_nontemporal`, before another thread reads that memory
+FASTLSTM_INLINE void nontemporal_fence() {
 #if FASTLSTM_VECTOR_BYTES > 16
   _mm_sfence();
 #endif
 }
 
-// N registers that go through the same operations side by side: the chain of one sigmoid leaves most of a core waiting,
-// four of them fill it (a cell in 14 ns instead of 23 with AVX2 on a Zen 4).
+// N registers that take the same operations side by side. One sigmoid is a chain of dependent operations and leaves
+// most of a core idle; four chains fill it (a cell takes 14 ns instead of 23 with AVX2 on a Zen 4).
 template <class R, int N>
-struct Lot {
+struct VecArray {
   using Real = R;
-  Vec<R> part[N];
-  Lot() = default;
-  FASTLSTM_INLINE explicit Lot(R x) {
+  Vec<R> vec[N];
+  VecArray() = default;
+  FASTLSTM_INLINE explicit VecArray(R x) {
 #pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) part[i] = Vec<R>(x);
+    for (int i = 0; i < N; ++i) vec[i] = Vec<R>(x);
   }
-#define FASTLSTM_LOT(op)                                                                    \
-  friend FASTLSTM_INLINE Lot operator op(const Lot& a, const Lot& b) {                      \
-    Lot y;                                                                                  \
-    _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i) y.part[i] = a.part[i] op b.part[i]; \
-    return y;                                                                               \
+#define FASTLSTM_VEC_ARRAY(op)                                                           \
+  friend FASTLSTM_INLINE VecArray operator op(const VecArray& a, const VecArray& b) {    \
+    VecArray y;                                                                          \
+    _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i) y.vec[i] = a.vec[i] op b.vec[i]; \
+    return y;                                                                            \
   }
-  FASTLSTM_LOT(+)
-  FASTLSTM_LOT(-)
-  FASTLSTM_LOT(*)
-  FASTLSTM_LOT(/)
-#undef FASTLSTM_LOT
+  FASTLSTM_VEC_ARRAY(+)
+  FASTLSTM_VEC_ARRAY(-)
+  FASTLSTM_VEC_ARRAY(*)
+  FASTLSTM_VEC_ARRAY(/)
+#undef FASTLSTM_VEC_ARRAY
 };
 
-// f(register) of one register, or of each of a lot
+// f applied to a register, or to each register of an array
 template <class R, class F>
-FASTLSTM_INLINE Vec<R> each(const Vec<R>& x, F f) {
+FASTLSTM_INLINE Vec<R> map(const Vec<R>& x, F f) {
   return f(x);
 }
 template <class R, int N, class F>
-FASTLSTM_INLINE Lot<R, N> each(const Lot<R, N>& x, F f) {
-  Lot<R, N> y;
+FASTLSTM_INLINE VecArray<R, N> map(const VecArray<R, N>& x, F f) {
+  VecArray<R, N> y;
 #pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) y.part[i] = f(x.part[i]);
+  for (int i = 0; i < N; ++i) y.vec[i] = f(x.vec[i]);
   return y;
 }
 

@@ -19,8 +19,8 @@ from fastlstm._torch_compat import dynamo_skip
 # lists). A build with FASTLSTM_CPU=off has no CPU kernels and says so in `no_cpu`.
 _NAMES = ("plan",)
 _CPU_NAMES = (
-    *("any_outside", "array", "backward", "decode", "forward", "gemm", "isa", "isa_names", "pack", "set_isa"),
-    *("set_up_short_call", "short_call", "stream", "sum_by_id"),
+    *("StepLayer", "any_outside", "array", "gemm", "isa", "isa_names", "lstm_backward", "lstm_forward", "lstm_step"),
+    *("pack", "sample", "set_isa", "set_up_small_call", "small_call", "sum_by_id"),
 )
 
 

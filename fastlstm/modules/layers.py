@@ -51,55 +51,51 @@ def run_torch(call: Call) -> Results:
 
 
 def run_layers(call: Call) -> Results:
-    """All layers and directions on the op."""
+    """All layers and directions on the op; nothing follows autocast below this point."""
     with own_types(call.weights[1]):
-        return _run_layers(call)
-
-
-def _run_layers(call: Call) -> Results:
-    stack, masks, directions = call.stack, call.masks, call.stack.directions
-    rows = call.rows
-    starts = None if call.batch_sizes is None else offsets.of(call.batch_sizes, rows.device)
-    resets, save = _resets(call, starts), _save(call)
-    tables = token_tables(stack, call.weights, call.tokens.embedding) if call.tokens else None
-    h0, c0 = call.hx[0].unbind(0), call.hx[1].to(cell_type(call.hx[0].dtype)).unbind(0)
-    last, cells, gates = [], [], []
-    for layer in range(stack.layers):
-        if tables is None or layer:
-            rows = _locked_dropout(masks.locked_dropout if layer else masks.input_dropout, rows, call, starts)
-        outputs = []
-        for d in range(directions):
-            k = layer * directions + d
-            own = stack.layer(call.weights, k)
-            on_ids = tables is not None and layer == 0
-            inputs = OpInputs(
-                x=None if on_ids else rows,
-                ids=rows if on_ids else None,
-                w_x=tables[d] if on_ids else own.w_ih,
-                bias=None if on_ids else own.bias,
-                w_hh=F.dropout(own.w_hh, masks.weight_drop, training=True) if masks.weight_drop else own.w_hh,
-                w_hr=own.w_hr,
-                h0=h0[k],
-                c0=c0[k],
-                batch_sizes=call.batch_sizes,
-                offsets=starts,
-                reset=resets[d],
-                reverse=d == 1,
-                save=save,
-            )
-            outputs.append(run_forward(inputs))
-        h, c, g, h_n, c_n = zip(*outputs, strict=True)
-        last += zip(h_n, c_n, strict=True)
-        out, c, g = (v[0] if directions == 1 else torch.cat(v, -1) for v in (h, c, g))
-        if call.cells:
-            cells.append(c.to(out.dtype))
-        if call.gates:
-            gates.append(g.detach())
-        if masks.dropout and layer < stack.layers - 1:
-            out = F.dropout(out, masks.dropout, training=True)
-        rows = out
-    h_n, c_n = (_stacked(states, out.dtype) for states in zip(*last, strict=True))
-    return Results(out, h_n, c_n, cells, gates)
+        stack, masks, directions = call.stack, call.masks, call.stack.directions
+        rows = call.rows
+        starts = None if call.batch_sizes is None else offsets.of(call.batch_sizes, rows.device)
+        resets, save = _resets(call, starts), _save(call)
+        tables = token_tables(stack, call.weights, call.tokens.embedding) if call.tokens else None
+        h0, c0 = call.hx[0].unbind(0), call.hx[1].to(cell_type(call.hx[0].dtype)).unbind(0)
+        last, cells, gates = [], [], []
+        for layer in range(stack.layers):
+            if tables is None or layer:
+                rows = _locked_dropout(masks.locked_dropout if layer else masks.input_dropout, rows, call, starts)
+            outputs = []
+            for d in range(directions):
+                k = layer * directions + d
+                own = stack.layer(call.weights, k)
+                on_ids = tables is not None and layer == 0
+                inputs = OpInputs(
+                    x=None if on_ids else rows,
+                    ids=rows if on_ids else None,
+                    w_x=tables[d] if on_ids else own.w_ih,
+                    bias=None if on_ids else own.bias,
+                    w_hh=F.dropout(own.w_hh, masks.weight_drop, training=True) if masks.weight_drop else own.w_hh,
+                    w_hr=own.w_hr,
+                    h0=h0[k],
+                    c0=c0[k],
+                    batch_sizes=call.batch_sizes,
+                    offsets=starts,
+                    reset=resets[d],
+                    reverse=d == 1,
+                    save=save,
+                )
+                outputs.append(run_forward(inputs))
+            h, c, g, h_n, c_n = zip(*outputs, strict=True)
+            last += zip(h_n, c_n, strict=True)
+            out, c, g = (v[0] if directions == 1 else torch.cat(v, -1) for v in (h, c, g))
+            if call.cells:
+                cells.append(c.to(out.dtype))
+            if call.gates:
+                gates.append(g.detach())
+            if masks.dropout and layer < stack.layers - 1:
+                out = F.dropout(out, masks.dropout, training=True)
+            rows = out
+        h_n, c_n = (_stacked(states, out.dtype) for states in zip(*last, strict=True))
+        return Results(out, h_n, c_n, cells, gates)
 
 
 def token_tables(stack: Stack, weights: list[Tensor], embedding: Tensor | None) -> list[Tensor]:

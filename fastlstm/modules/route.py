@@ -63,13 +63,6 @@ def _compiled_route(call: Call) -> str:
     return TORCH if prefers else OP
 
 
-def run(call: Call, way: str) -> Results:
-    """Run a call the way that `route` returned."""
-    if way == FUSED_CPU:
-        return _run_fused(call)
-    return run_torch(call) if way == TORCH else run_layers(call)
-
-
 def first_spec(call: Call) -> Spec:
     """The op's call of the first layer, forward direction, as a backend is asked about it."""
     packed, tokens, w_hh = call.batch_sizes is not None, call.tokens is not None, call.weights[1]
@@ -141,7 +134,7 @@ def _packing_fits(call: Call) -> bool:
     return bool(falling and sizes[0] == call.B and sum(sizes) == call.rows.shape[0])
 
 
-def _run_fused(call: Call) -> Results:
+def run_fused(call: Call) -> Results:
     rows, tokens = call.rows.contiguous(), call.tokens
     h0, c0 = (v.contiguous() for v in call.hx)
     if tokens is not None and function.any_outside(rows, tokens.V):
@@ -168,5 +161,5 @@ def _through_ops(
     return run_layers(call)[:3]
 
 
-for _function in (_run_fused, _fuses):
-    dynamo_skip(_function)
+WAYS = {FUSED_CPU: dynamo_skip(run_fused), OP: run_layers, TORCH: run_torch}  # what runs a call
+dynamo_skip(_fuses)

@@ -1,7 +1,7 @@
 """`lstm.stream(batch_size)`: step by step inference with weights packed once, the state kept between steps.
 
 Weights are read once a step and that is all the work, so they are laid out in the order in which the kernel reads them
-(csrc/cpu/stream.h), and may be bfloat16: half the bytes, sums in float32. Dropout plays no part in inference.
+(csrc/cpu/lstm_step.h), and may be bfloat16: half the bytes, sums in float32. Dropout plays no part in inference.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends import native
+from fastlstm.backends.packing import pack, padded
 
-_LANES = 16  # kStreamLanes in csrc/kernels.h
 _STORED = (torch.float32, torch.bfloat16)
 
 
@@ -36,17 +36,19 @@ class Stream:
         each = len(weights) // lstm.num_layers
         layers = [weights[k : k + each] for k in range(0, len(weights), each)]
         self._native = self.device.type == "cpu" and native.unavailable() is None
-        pack = _packed if self._native else _plain
+        store = _packed if self._native else _plain
         with torch.no_grad():
-            self._layers = [pack(layer, lstm.bias, bool(lstm.proj_size), dtype) for layer in layers]
+            self._layers = [store(layer, lstm.bias, bool(lstm.proj_size), dtype) for layer in layers]
         B, H, P = self._sizes
         zero = {"dtype": torch.float32, "device": self.device}
-        self._h = torch.zeros(2, lstm.num_layers, B, _up(P), **zero)
-        self._c = torch.zeros(lstm.num_layers, B, _up(H), **zero)
-        self._y = torch.empty(B, _up(H), **zero)
+        self._h = torch.zeros(2, lstm.num_layers, B, padded(P), **zero)
+        self._c = torch.zeros(lstm.num_layers, B, padded(H), **zero)
+        self._y = torch.empty(B, padded(H), **zero)
         if self._native:
-            widths = [lstm.input_size, *[P] * (lstm.num_layers - 1)]
-            self._addresses = [a for layer, I in zip(self._layers, widths, strict=True) for a in (*map(_at, layer), I)]
+            self._step_layers = [
+                native.load().StepLayer(start=_at(bias), w=_at(w), w_hr=_at(w_hr), I=P if k else lstm.input_size)
+                for k, (w, bias, w_hr) in enumerate(self._layers)
+            ]
 
     def step(self, x: Tensor) -> Tensor:
         """Take one step: x (B, I) in; the last layer's h out, (B, P), fresh, in the type of x. Gradients are not kept.
@@ -63,10 +65,22 @@ class Stream:
             return out.to(x.dtype)
 
     def _step(self, x: Tensor) -> Tensor:
-        out = torch.empty(self.batch_size, self._sizes[2])
-        pointers = [v.data_ptr() for v in (out, x, self._h, self._c, self._y)]
-        half, threads = self.dtype is torch.bfloat16, torch.get_num_threads()
-        native.load().stream(pointers, self._addresses, self._sizes, self._side, half, threads)
+        B, H, P = self._sizes
+        out = torch.empty(B, P)
+        native.load().lstm_step(
+            bfloat16=self.dtype is torch.bfloat16,
+            layers=self._step_layers,
+            out=out.data_ptr(),
+            h=self._h.data_ptr(),
+            c=self._c.data_ptr(),
+            y=self._y.data_ptr(),
+            x=x.data_ptr(),
+            B=B,
+            H=H,
+            P=P,
+            side=self._side,
+            threads=torch.get_num_threads(),
+        )
         return out
 
     def _plain_step(self, x: Tensor) -> Tensor:
@@ -120,10 +134,6 @@ def _check(lstm: nn.RNNBase, batch_size: int, dtype: torch.dtype) -> None:
         raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.bfloat16; pass one as stream(B, dtype)")
 
 
-def _up(n: int) -> int:
-    return (n + _LANES - 1) // _LANES * _LANES
-
-
 def _at(value: Tensor | None) -> int:
     return 0 if value is None else value.data_ptr()
 
@@ -136,17 +146,11 @@ def _plain(weights: list[Tensor], bias: bool, projected: bool, dtype: torch.dtyp
 
 
 def _packed(weights: list[Tensor], bias: bool, projected: bool, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-    """`_plain` in the kernel's order: blocks of 16 units, k after k, the gates of a block side by side."""
-    w, b, w_hr = _plain(weights, bias, projected, dtype)
-    w_hr = None if w_hr is None else _blocks(w_hr[None])
-    return _blocks(w.unflatten(0, (4, w.shape[0] // 4))), _blocks(b.view(4, b.shape[0] // 4, 1)), w_hr
-
-
-def _blocks(w: Tensor) -> Tensor:
-    """(gates, units, K) to (blocks, K, gates, 16), the last block filled up with zeros."""
-    gates, units, K = w.shape
-    w = F.pad(w, (0, 0, 0, _up(units) - units)).view(gates, _up(units) // _LANES, _LANES, K)
-    return w.permute(1, 3, 0, 2).contiguous()
+    """`_plain` in the blocks of the step engine."""
+    w_ih, w_hh, *rest = (w.detach() for w in weights)
+    b = rest[0].float() + rest[1].float() if bias else torch.zeros(w_hh.shape[0])
+    w_hr = pack(rest[-1], dtype=dtype) if projected else None
+    return pack(w_hh, w_ih, gates=4, dtype=dtype), pack(b[:, None], gates=4), w_hr
 
 
 dynamo_skip(__name__)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm.modules.call import State, Tokens, normalise
 from fastlstm.modules.layers import token_tables
 from fastlstm.modules.lstm import LSTM
-from fastlstm.modules.route import TORCH, route, run
+from fastlstm.modules.route import TORCH, WAYS, route
 from fastlstm.ops.cell import Stack
 
 
@@ -99,7 +99,7 @@ class TokenLSTM(nn.Module):
         way = route(call)
         if way == TORCH:
             return self._vectors_through(input, hx, reset, return_cell_states, return_gates)
-        return call.returned(run(call, way))
+        return call.returned(WAYS[way](call))
 
     def _vectors_through(
         self,

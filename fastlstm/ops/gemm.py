@@ -30,11 +30,23 @@ def matmul(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
 def native_matmul(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
     """`matmul` by the native GEMM, for plain tensors that it `takes`; any strides."""
     out = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype) if add_to is None else add_to
-    sizes = (a.shape[0], b.shape[1], a.shape[1])
-    strides = (out.stride(0), *a.stride(), *b.stride())
-    pointers = (out.data_ptr(), a.data_ptr(), b.data_ptr())
-    double = a.dtype == torch.float64
-    native.load().gemm(pointers, sizes, strides, add_to is not None, double, torch.get_num_threads())
+    (a_row, a_column), (b_row, b_column) = a.stride(), b.stride()
+    native.load().gemm(
+        double=a.dtype == torch.float64,
+        c=out.data_ptr(),
+        a=a.data_ptr(),
+        b=b.data_ptr(),
+        M=a.shape[0],
+        N=b.shape[1],
+        K=a.shape[1],
+        c_row=out.stride(0),
+        a_row=a_row,
+        a_column=a_column,
+        b_row=b_row,
+        b_column=b_column,
+        accumulate=add_to is not None,
+        threads=torch.get_num_threads(),
+    )
     return out
 
 

@@ -88,9 +88,16 @@ def _sum_by_id_cpu(rows: Tensor, ids: Tensor, V: int) -> Tensor:
     if native.unavailable() is not None:
         return torch.ops.aten.embedding_dense_backward(rows, ids, V, -1, False)
     out = torch.zeros(V, rows.shape[1], dtype=rows.dtype)
-    sizes, threads = (rows.shape[0], V, rows.shape[1]), torch.get_num_threads()
-    double = rows.dtype == torch.float64
-    native.load().sum_by_id(out.data_ptr(), rows.data_ptr(), ids.data_ptr(), sizes, double, threads)
+    native.load().sum_by_id(
+        double=rows.dtype == torch.float64,
+        out=out.data_ptr(),
+        rows=rows.data_ptr(),
+        ids=ids.data_ptr(),
+        N=rows.shape[0],
+        V=V,
+        width=rows.shape[1],
+        threads=torch.get_num_threads(),
+    )
     return out
 
 

@@ -1,6 +1,6 @@
 """`fastlstm.decode`: ids drawn from a TokenLSTM and an output layer, one after another, for one or many streams at once.
 
-On the CPU the whole loop is one native call (csrc/cpu/decode.h); `plain.py` is the same in torch operations, and the
+On the CPU the whole loop is one native call (csrc/cpu/sampling.h); `plain.py` is the same in torch operations, and the
 definition. Noise comes from a counter-based generator, so a stream is the same text for the same seed whatever the number
 of threads, of streams beside it, or of calls that it is drawn in.
 

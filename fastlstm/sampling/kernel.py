@@ -8,10 +8,9 @@ from torch import Tensor
 from fastlstm import dispatch
 from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends import native
+from fastlstm.backends.packing import pack, padded
 from fastlstm.sampling.options import Options, Streams
 from fastlstm.sampling.weights import Weights
-
-_LANES = 16  # units of a block, kLaneBlock in csrc/cpu/blocks.h
 
 
 def unsupported_reason(weights: Weights) -> str | None:
@@ -24,27 +23,17 @@ def unsupported_reason(weights: Weights) -> str | None:
 
 
 class Native:
-    """Draws with csrc/cpu/decode.h."""
+    """Draws with csrc/cpu/sampling.h."""
 
     def __init__(self, weights: Weights) -> None:
-        self.weights, self._half = weights, weights.stored is torch.bfloat16
-        _, H, _, V = weights.sizes
+        self.weights, dtype, V = weights, weights.stored, weights.sizes.V
         self._layers = []
         for start, w_ih, w_hh, w_hr in weights.layers:
-            begin = _blocks(start.view(-1, 4, H))
-            projection = None if w_hr is None else self._packed(1, None, w_hr)
-            self._layers.append((begin, self._packed(4, w_ih, w_hh), projection))
-        self._out = self._packed(1, None, weights.w_out)
-        self._bias = torch.nn.functional.pad(weights.b_out, (0, _up(V) - V))
-
-    def _packed(self, gates: int, w_ih: Tensor | None, w_hh: Tensor) -> Tensor:
-        """`gates` matrices side by side in blocks, each row that of w_ih (if any) and then of w_hh."""
-        units, I, P = w_hh.shape[0] // gates, 0 if w_ih is None else w_ih.shape[1], w_hh.shape[1]
-        out = torch.empty(gates * _up(units) * (I + P), dtype=self.weights.stored)
-        w_hh, w_ih = w_hh.contiguous(), None if w_ih is None else w_ih.contiguous()
-        sizes, threads = (gates, units, I, P), torch.get_num_threads()
-        native.load().pack((out.data_ptr(), _at(w_ih), w_hh.data_ptr()), sizes, self._half, threads)
-        return out
+            begin = pack(start.view(-1, 1), gates=4, count=start.numel() // w_hh.shape[0])
+            projection = None if w_hr is None else pack(w_hr, dtype=dtype)
+            self._layers.append((begin, pack(w_hh, w_ih, gates=4, dtype=dtype), projection))
+        self._out = pack(weights.w_out, dtype=dtype)
+        self._bias = torch.nn.functional.pad(weights.b_out, (0, padded(V) - V))
 
     def run(self, streams: Streams, options: Options, ids: Tensor, log_probs: Tensor | None) -> None:
         """Feed the rows of `ids` that `streams` has not fed yet and draw the others, for every stream that has not ended."""
@@ -53,29 +42,46 @@ class Native:
         stops = torch.tensor([v for one in options.stop for v in one], dtype=torch.int64)
         ends = torch.tensor([len(one) for one in options.stop], dtype=torch.int64).cumsum(0)
         follows = None if streams.states is None else options.follows
-        held = (ids, log_probs, streams.h, streams.c, streams.ended, streams.states, self._out, self._bias)
-        layers = [tuple(map(_at, layer)) for layer in self._layers]
-        sizes = (len(options.stop), B, H, P, V, known, len(ids) - known, streams.fed, streams.before)
-        position = options.position + streams.steps
-        drawing = (options.temperature, options.top_k, options.top_p, options.seed, position)
-        pointers = tuple(map(_at, (*held, follows, stops, ends)))
-        native.load().decode(pointers, layers, sizes, drawing, self._half, torch.get_num_threads())
+        engine = native.load()
+        layers = [
+            engine.StepLayer(start=_at(start), w=_at(w), w_hr=_at(w_hr), I=P if k else 0)
+            for k, (start, w, w_hr) in enumerate(self._layers)
+        ]
+        engine.sample(
+            bfloat16=self.weights.stored is torch.bfloat16,
+            stop_count=len(options.stop),
+            layers=layers,
+            ids=_at(ids),
+            log_probs=_at(log_probs),
+            h=_at(streams.h),
+            c=_at(streams.c),
+            ended=_at(streams.ended),
+            states=_at(streams.states),
+            w_out=_at(self._out),
+            b_out=_at(self._bias),
+            transitions=_at(follows),
+            stops=_at(stops),
+            stop_ends=_at(ends),
+            B=B,
+            H=H,
+            P=P,
+            V=V,
+            known=known,
+            T=len(ids) - known,
+            fed=streams.fed,
+            drawn=streams.before,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+            position=options.position + streams.steps,
+            threads=torch.get_num_threads(),
+        )
         dispatch.record_plan(f"cpu: decode, {B} streams, {native.load().isa()}")
-
-
-def _up(n: int) -> int:
-    return (n + _LANES - 1) // _LANES * _LANES
 
 
 def _at(value: Tensor | None) -> int:
     return 0 if value is None else value.data_ptr()
-
-
-def _blocks(start: Tensor) -> Tensor:
-    """(rows, 4, H) to (rows, blocks of H, 4, 16), the last block filled up with zeros."""
-    rows, _, H = start.shape
-    wide = torch.nn.functional.pad(start, (0, _up(H) - H))
-    return wide.view(rows, 4, -1, _LANES).transpose(1, 2).contiguous()
 
 
 dynamo_skip(__name__)

@@ -37,10 +37,14 @@ class FusedCall(NamedTuple):
     threads: int
     through_ops: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
-    def shape(self, reverse: bool) -> tuple:
-        """The shape argument of a native call."""
+    def shape(self, reverse: bool) -> dict[str, int]:
+        """The fields of Shape (csrc/kernels.h) and whether the real type is double."""
         sizes = 0 if self.batch_sizes is None else self.batch_sizes.data_ptr()
-        return self.T, self.B, self.stack.hidden_size, self.stack.P, sizes, 0, reverse, 0, self.threads
+        return {
+            "double": self.dtype == torch.float64,
+            **{"T": self.T, "B": self.B, "H": self.stack.hidden_size, "P": self.stack.P},
+            **{"batch_sizes": sizes, "reset": 0, "reverse": reverse, "rounding": 0, "threads": self.threads},
+        }
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -105,11 +109,24 @@ def _direction(
     c = _kept((*rows, H), dtype) if keep else None
     gates = _kept((*rows, 4 * H), dtype) if keep else None
     h_n, c_n, h0, c0 = states
-    table, dense = ((w_ih, x), (None, None)) if ids else ((None, None), (x, w_ih))
-    made, given, read = ([_address(v) for v in part] for part in ((h, c, gates), (*table, bias, w_hh, w_hr), dense))
-    pointers = [*made, h_n, c_n, *given, h0, c0, *read]
-    shape = call.shape(reverse=k % call.stack.directions == 1)
-    native.load().forward(shape, pointers, 0 if ids else x.shape[-1], dtype == torch.float64)
+    native.load().lstm_forward(
+        **call.shape(reverse=k % call.stack.directions == 1),
+        h=h.data_ptr(),
+        c=_address(c),
+        gates=_address(gates),
+        h_n=h_n,
+        c_n=c_n,
+        xg=w_ih.data_ptr() if ids else 0,
+        ids=x.data_ptr() if ids else 0,
+        bias=_address(bias),
+        w_hh=w_hh.data_ptr(),
+        w_hr=_address(w_hr),
+        h0=h0,
+        c0=c0,
+        x=0 if ids else x.data_ptr(),
+        w_x=0 if ids else w_ih.data_ptr(),
+        I=0 if ids else x.shape[-1],
+    )
     return h, c, gates
 
 
@@ -198,12 +215,31 @@ class _Backward:
         dw_hr = torch.empty_like(rest[-1]) if call.stack.proj_size and wanted[-1] else None
         dh0, dc0, dh_n, dc_n, c0, h0 = _addresses(k, self.dh0, self.dc0, self.dh_n, self.dc_n, self.c0, self.h0)
         w_hr = rest[-1] if call.stack.proj_size else None
-        saved = [_address(v) for v in (gates, c)]
-        arrays = [0, 0, dh0, dc0, _address(dh), 0, dh_n, dc_n, *saved, c0, _address(w_hh), _address(w_hr)]
-        made = (dx, d_in, dbias, dw_hh, dw_hr, None if ids else x, x if ids else None, None if ids else w_ih, h)
-        products = [*(_address(v) for v in made), h0]
-        sizes = (0, call.V) if ids else (w_ih.shape[1], 0)
-        native.load().backward(call.shape(d == 1), arrays, products, *sizes, call.dtype == torch.float64)
+        native.load().lstm_backward(
+            **call.shape(reverse=d == 1),
+            dh0=dh0,
+            dc0=dc0,
+            dh=_address(dh),
+            dh_n=dh_n,
+            dc_n=dc_n,
+            gates=gates.data_ptr(),
+            c=c.data_ptr(),
+            c0=c0,
+            w_hh=w_hh.data_ptr(),
+            w_hr=_address(w_hr),
+            dx=_address(dx),
+            dw_x=_address(d_in),
+            dbias=_address(dbias),
+            dw_hh=_address(dw_hh),
+            dw_hr=_address(dw_hr),
+            x=0 if ids else x.data_ptr(),
+            ids=x.data_ptr() if ids else 0,
+            w_x=0 if ids else w_ih.data_ptr(),
+            h=h.data_ptr(),
+            h0=h0,
+            I=0 if ids else w_ih.shape[1],
+            V=call.V if ids else 0,
+        )
         if ids:
             d_embedding, d_in, dbias = native_gradients(d_in, self.embedding, w_ih, of_table)
             self.d_embedding = d_embedding if self.d_embedding is None else self.d_embedding.add_(d_embedding)

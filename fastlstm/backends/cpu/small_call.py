@@ -61,7 +61,7 @@ def prepared(lstm_class: type, requested: ContextVar, last_call: ContextVar) -> 
         "plan": PLAN,
     }
     module = native.load()
-    return module.short_call if module.set_up_short_call(capsule, names) else None
+    return module.small_call if module.set_up_small_call(capsule, names) else None
 
 
 dynamo_skip(__name__)

@@ -1,4 +1,4 @@
-"""Arrays that wait for the next training step (csrc/arrays.cpp). The Function itself: tests/test_direct.py."""
+"""Arrays that wait for the next training step (csrc/bindings/array_cache.cpp). The Function itself: tests/test_direct.py."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def test_a_freed_array_is_used_again(double: bool) -> None:
     assert first.is_contiguous()
     assert first.dtype == (torch.float64 if double else torch.float32)
     first.fill_(1)
-    place, before = first.data_ptr(), native.load().waiting_bytes()
+    place, before = first.data_ptr(), native.load().cached_bytes()
     del first
     size = 3 * 7 * 129 * (8 if double else 4)
-    assert before + size <= native.load().waiting_bytes() <= before + size * 9 / 8 + 4096
+    assert before + size <= native.load().cached_bytes() <= before + size * 9 / 8 + 4096
     assert _array(shape, double).data_ptr() == place
 
 
@@ -54,20 +54,20 @@ def test_arrays_of_nearly_the_same_size_are_one_for_the_other() -> None:
 
 
 def test_a_capsule_that_nobody_takes_gives_its_array_back() -> None:
-    before = native.load().waiting_bytes()
+    before = native.load().cached_bytes()
     capsule = native.load().array((PAGE,), False)
     del capsule
-    assert native.load().waiting_bytes() in (before, before + 4 * PAGE)
+    assert native.load().cached_bytes() in (before, before + 4 * PAGE)
     assert _array((PAGE,)).numel() == PAGE
 
 
 def test_what_nobody_asks_for_goes_back_to_the_system() -> None:
     del_me = [_array((9 * PAGE,)) for _ in range(2)]
     del_me.clear()
-    most = native.load().waiting_bytes()
+    most = native.load().cached_bytes()
     for _ in range(300):
         _array((1,))
-    assert native.load().waiting_bytes() <= most - 2 * 4 * 9 * PAGE + PAGE
+    assert native.load().cached_bytes() <= most - 2 * 4 * 9 * PAGE + PAGE
 
 
 def test_freed_by_another_thread() -> None:

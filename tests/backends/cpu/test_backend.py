@@ -133,8 +133,8 @@ def test_fork_after_use_does_not_hang() -> None:
         # the plain kernel call: torch's own operations, even torch.zeros, may hang after a fork
         h, h_n, c_n, xg = (v.data_ptr() for v in made)
         w_hh, h0, c0 = (args[k].data_ptr() for k in (4, 6, 7))
-        pointers = [h, 0, 0, h_n, c_n, xg, 0, 0, w_hh, 0, h0, c0, 0, 0]
-        native.load().forward((20, 64, 128, 128, 0, 0, False, 0, 2), pointers, 0, False)
+        sizes = {"T": 20, "B": 64, "H": 128, "P": 128, "reverse": False, "double": False, "threads": 2}
+        native.load().lstm_forward(**sizes, h=h, h_n=h_n, c_n=c_n, xg=xg, w_hh=w_hh, h0=h0, c0=c0)
         os.write(writing, b"done")
         os._exit(0)
     os.close(writing)

@@ -1,4 +1,4 @@
-// The parts of DLPack that are used here (DLPack 1.x, https://dmlc.github.io/dlpack): capsules that hand a tensor over,
+// The parts of DLPack that are used here (DLPack 1.x, https://dmlc.github.io/dlpack): capsules that export a tensor,
 // and the table of functions that a tensor class offers in its `__dlpack_c_exchange_api__`. The standard fixes layouts.
 #pragma once
 #include <cstdint>

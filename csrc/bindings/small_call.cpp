@@ -1,10 +1,9 @@
-// The short way of a module call, from Python objects to the kernel and back: few rows, no gradients
-// (fastlstm/quick.py).
+// Fast path of small-batch inference: T·B <= 4, float32 CPU, no gradients (fastlstm/quick.py). Checks and all layers
+// run in one C++ call from Python objects to the kernel and back; anything else returns None, with nothing done.
 //
-// The checks of such a call took longer in Python than its work: 16 of 40 µs for one step of 2 layers of 128 units.
-// Tensors are looked at through the DLPack C exchange API (torch 2.10 and later): address, sizes, strides, type and
-// device, without a header of torch. Everything is looked at anew in every call; only torch's own functions are kept.
-// Whatever is not plain, in size, type or place, makes `short_call` return None, and the general way takes the call.
+// In Python the checks took longer than the work: 16 of 40 µs for one step of 2 layers of 128 units. Tensors are read
+// through the DLPack C exchange API (torch 2.10 and later): address, sizes, strides, type and device, without a header
+// of torch. Every call checks everything; only torch's functions are stored.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -22,17 +21,17 @@ namespace py = pybind11;
 
 namespace {
 
-constexpr int64_t kMostRows = 4;  // T · B up to which reading W_hh unpacked beats packing it
+constexpr int64_t kMaxRows = 4;  // T · B up to which reading W_hh unpacked beats packing it
 
 using Ref = py::object;  // owns one reference, or none
 Ref owned(PyObject* fresh) { return py::reinterpret_steal<py::object>(fresh); }
 
-// Set once, and never freed: module class, tensor classes, torch's functions, the context variables of the dispatch.
+// Set once and never freed: the module class, tensor classes, torch's functions, context variables of the dispatch.
 struct Torch {
   const dlpack::ExchangeApi* api = nullptr;
   PyObject *lstm = nullptr, *tensor = nullptr, *parameter = nullptr;
   PyObject *is_neg = nullptr, *contiguous = nullptr, *new_empty = nullptr, *threads = nullptr;
-  PyObject* watchers = nullptr;    // tuple of functions: what they return is false while nobody looks at operations
+  PyObject* watchers = nullptr;    // tuple of functions; each is false while torch's operations are not observed
   PyObject* forward_ad = nullptr;  // the namespace of torch.autograd.forward_ad
   PyObject *forced = nullptr, *last = nullptr, *plan = nullptr;
 } torch_;
@@ -51,7 +50,7 @@ const Names& names() {
   return all;
 }
 
-// A tensor's memory as the exchange API tells it; `object` is borrowed.
+// A tensor's memory as the exchange API describes it; `object` is borrowed.
 struct View {
   PyObject* object = nullptr;
   dlpack::Tensor t{};
@@ -74,7 +73,7 @@ bool is_false(PyObject* value) {
   return truth == 0;
 }
 
-// A plain float32 tensor in the memory of the CPU, with numbers in it, none of them yet to be negated.
+// True for a plain float32 CPU tensor that has elements and is not a lazily negated view; fills `view`.
 bool look(PyObject* object, View& view) {
   if (!object || (Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(torch_.tensor) &&
                   Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(torch_.parameter)))
@@ -90,8 +89,9 @@ bool look(PyObject* object, View& view) {
   return is_false(owned(PyObject_Vectorcall(torch_.is_neg, &object, 1, nullptr)).ptr());
 }
 
-// Whether nothing wants to see torch's operations go by, no gradients are wanted and no other backend is forced.
-bool undisturbed() {
+// True if no functorch transform, mode, tracer, autocast, autograd or forward AD is active, and no other backend is
+// requested.
+bool bypass_allowed() {
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(torch_.watchers); ++k)
     if (!is_false(owned(PyObject_CallNoArgs(PyTuple_GET_ITEM(torch_.watchers, k))).ptr())) return false;
   PyObject* level = PyDict_GetItemWithError(torch_.forward_ad, names().level);
@@ -108,9 +108,9 @@ bool undisturbed() {
 
 int64_t whole_number(PyObject* fields, PyObject* key) {
   PyObject* value = PyDict_GetItemWithError(fields, key);
-  const int64_t found = value && PyLong_CheckExact(value) ? PyLong_AsLongLong(value) : -1;
+  const int64_t number = value && PyLong_CheckExact(value) ? PyLong_AsLongLong(value) : -1;
   PyErr_Clear();
-  return found;
+  return number;
 }
 
 // 0 or 1; -1 for anything else
@@ -120,12 +120,12 @@ int flag(PyObject* fields, PyObject* key) {
   return value == Py_True ? 1 : value == Py_False ? 0 : -1;
 }
 
-// One call: sizes from the module, what it reads, and what it makes.
-class ShortCall {
+// One call: sizes of the module, inputs, outputs.
+class SmallModuleCall {
  public:
-  ShortCall(PyObject* module, PyObject* x, PyObject* hx) : module_(module), x_given_(x), hx_(hx) {}
+  SmallModuleCall(PyObject* module, PyObject* x, PyObject* hx) : module_(module), x_given_(x), hx_(hx) {}
 
-  // (out, (h_n, c_n)), or None with nothing done; null with an exception only where memory ran out.
+  // (out, (h_n, c_n)), or None with nothing done; null with an exception if memory runs out.
   PyObject* run() {
     if (!sizes() || !input() || !state() || !weights() || !outputs()) return Py_NewRef(Py_None);
     if (!compute()) return PyErr_NoMemory();
@@ -155,8 +155,8 @@ class ShortCall {
     batched_ = x_.t.ndim == 3;
     if ((x_.t.ndim != 2 && !batched_) || x_.t.shape[x_.t.ndim - 1] != I) return false;
     T = x_.t.shape[batched_ && batch_first_ ? 1 : 0], B = batched_ ? x_.t.shape[batch_first_ ? 0 : 1] : 1;
-    if (T < 1 || B < 1 || T > kMostRows || B > kMostRows || T * B > kMostRows) return false;
-    if (batch_first_ && T > 1 && B > 1) return false;  // else (B, T, I) lies in memory as (T, B, I)
+    if (T < 1 || B < 1 || T > kMaxRows || B > kMaxRows || T * B > kMaxRows) return false;
+    if (batch_first_ && T > 1 && B > 1) return false;  // otherwise (B, T, I) and (T, B, I) are the same memory
     if (x_.contiguous()) return true;
     x_copy_ = owned(PyObject_Vectorcall(torch_.contiguous, &x_given_, 1, nullptr));
     if (!x_copy_) PyErr_Clear();
@@ -177,19 +177,19 @@ class ShortCall {
     return py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(fields_.ptr(), key));
   }
 
-  // The parameters as they are now. References are kept: torch's functions and the kernel let other threads run.
+  // The current parameters. References are held, since torch's functions and the kernel release the GIL.
   bool weights() {
     const Ref parameters = field(names().parameters), order = field(names().order);
-    const int each = bias_ ? 4 : 2;
+    const int per_layer = bias_ ? 4 : 2;
     if (!parameters || !order || !PyDict_Check(parameters.ptr()) || !PyList_CheckExact(order.ptr()))
       return PyErr_Clear(), false;
-    if (PyList_GET_SIZE(order.ptr()) != L * each) return false;
+    if (PyList_GET_SIZE(order.ptr()) != L * per_layer) return false;
     layers_.resize(size_t(L));
-    held_.reserve(size_t(L * each));
+    held_.reserve(size_t(L * per_layer));
     for (int64_t l = 0; l < L; ++l) {
       const float* at[4] = {nullptr, nullptr, nullptr, nullptr};
-      for (int k = 0; k < each; ++k) {
-        PyObject* key = PyList_GetItem(order.ptr(), l * each + k);
+      for (int k = 0; k < per_layer; ++k) {
+        PyObject* key = PyList_GetItem(order.ptr(), l * per_layer + k);
         PyObject* weight = key ? PyDict_GetItemWithError(parameters.ptr(), key) : nullptr;
         held_.push_back(py::reinterpret_borrow<py::object>(weight));
         View view;
@@ -227,23 +227,23 @@ class ShortCall {
     Ref count = owned(PyObject_CallNoArgs(torch_.threads));
     const long threads = count ? PyLong_AsLong(count.ptr()) : 1;
     PyErr_Clear();
-    const fastlstm::cpu::Stack stack{out_view_.data(),
-                                     h_view_.data(),
-                                     c_view_.data(),
-                                     x_.data(),
-                                     h0_.data(),
-                                     c0_.data(),
-                                     layers_.data(),
-                                     L,
-                                     T,
-                                     B,
-                                     I,
-                                     H,
-                                     usable(threads < 1 ? 1 : int(threads))};
+    const fastlstm::cpu::SmallCall call{out_view_.data(),
+                                        h_view_.data(),
+                                        c_view_.data(),
+                                        x_.data(),
+                                        h0_.data(),
+                                        c0_.data(),
+                                        layers_.data(),
+                                        L,
+                                        T,
+                                        B,
+                                        I,
+                                        H,
+                                        usable_threads(threads < 1 ? 1 : threads)};
     bool enough = true;
     Py_BEGIN_ALLOW_THREADS;
     try {
-      kernels().stack_f32(stack);
+      kernels().small_call_f32(call);
     } catch (const std::bad_alloc&) {
       enough = false;
     }
@@ -258,24 +258,24 @@ class ShortCall {
   bool batched_ = false;
   View x_, h0_, c0_, out_view_, h_view_, c_view_;
   std::vector<Ref> held_;
-  std::vector<fastlstm::cpu::StackLayer> layers_;
+  std::vector<fastlstm::cpu::PlainLayer> layers_;
 };
 
-PyObject* short_call(PyObject*, PyObject* const* args, Py_ssize_t n) {
+PyObject* small_call(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 3) {
-    PyErr_SetString(PyExc_TypeError, "short_call takes a module, x and hx");
+    PyErr_SetString(PyExc_TypeError, "small_call takes a module, x and hx");
     return nullptr;
   }
-  if (!torch_.api || !undisturbed()) Py_RETURN_NONE;
-  return ShortCall(args[0], args[1], args[2]).run();
+  if (!torch_.api || !bypass_allowed()) Py_RETURN_NONE;
+  return SmallModuleCall(args[0], args[1], args[2]).run();
 }
 
-// Takes the objects of fastlstm/quick.py; false where this torch has no exchange API of a version known here.
-bool set_up_short_call(py::object capsule, const py::dict& found) {
+// Takes the objects of fastlstm/quick.py; false if this torch has no exchange API of a known version.
+bool set_up_small_call(py::object capsule, const py::dict& objects) {
   if (!PyCapsule_IsValid(capsule.ptr(), dlpack::kCapsule)) return false;
   const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsule));
   if (api->major != dlpack::kMajor || !api->look) return false;
-  const auto keep = [&](const char* key) { return py::object(found[key]).release().ptr(); };
+  const auto keep = [&](const char* key) { return py::object(objects[key]).release().ptr(); };
   torch_ = {nullptr,          keep("lstm"),       keep("tensor"),    keep("parameter"),
             keep("is_neg"),   keep("contiguous"), keep("new_empty"), keep("get_num_threads"),
             keep("watchers"), keep("forward_ad"), keep("forced"),    keep("last"),
@@ -284,12 +284,12 @@ bool set_up_short_call(py::object capsule, const py::dict& found) {
   return true;
 }
 
-PyMethodDef short_call_method = {"short_call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(short_call)),
+PyMethodDef small_call_method = {"small_call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(small_call)),
                                  METH_FASTCALL, "(out, (h_n, c_n)) of a small module call, or None."};
 
 }  // namespace
 
-void bind_short_call(py::module_& m) {
-  m.def("set_up_short_call", &set_up_short_call);
-  m.attr("short_call") = py::reinterpret_steal<py::object>(PyCFunction_New(&short_call_method, nullptr));
+void bind_small_call(py::module_& m) {
+  m.def("set_up_small_call", &set_up_small_call);
+  m.attr("small_call") = py::reinterpret_steal<py::object>(PyCFunction_New(&small_call_method, nullptr));
 }

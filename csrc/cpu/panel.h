@@ -1,8 +1,8 @@
 // The matrix product inside the recurrence: a few rows times a packed panel of weights.
 //
 // A panel holds `Panel::units` columns for every k, one after the other: b[k][units]. The kernel keeps MR rows x units
-// sums in registers (6 x 16 floats with AVX2, 12 x 32 with AVX-512). For few rows that would leave the multipliers
-// waiting for each other's result, so NG independent panels ("groups") run side by side.
+// sums in registers (6 x 16 floats with AVX2, 12 x 32 with AVX-512). With few rows there are too few independent sums
+// to hide the latency of a multiply-add, so NG independent panels ("groups") run side by side.
 #pragma once
 #include "simd.h"
 
@@ -20,14 +20,14 @@ struct Panel {
   static constexpr int units = vectors * Vec<R>::width;
 };
 
-// Asks the second-level cache for the lines of one block of units, ahead of their use by a tile. (Rows lie 16 H bytes
-// apart, which often puts them into few sets of the first-level cache: there they would evict each other.)
+// Prefetches the lines of one block of units into the second-level cache before a tile uses them. (Rows lie 16 H bytes
+// apart, which often maps them to few sets of the first-level cache: there they would evict each other.)
 template <class R>
-FASTLSTM_INLINE void fetch_units(const R* p) {
+FASTLSTM_INLINE void prefetch_units(const R* p) {
   for (int i = 0; i < Panel<R>::units; i += 64 / int(sizeof(R))) __builtin_prefetch(p + i, 0, 2);
 }
 template <class R>
-FASTLSTM_INLINE void fetch_units_to_write(R* p) {
+FASTLSTM_INLINE void prefetch_units_for_write(R* p) {
   for (int i = 0; i < Panel<R>::units; i += 64 / int(sizeof(R))) __builtin_prefetch(p + i, 1, 2);
 }
 
@@ -106,24 +106,24 @@ constexpr int kTileRows = 48;
 template <class R>
 constexpr int64_t kDepth = (FASTLSTM_VECTOR_BYTES == 64 ? 24576 : 16384) / (Panel<R>::units * int64_t(sizeof(R)));
 
-// Weights of more bytes than this do not stay in a thread's second-level cache from one step to the next, nor close
-// behind it: the next piece of the panels is fetched while the rows pass over this one (H = 1024 gains a quarter;
-// with smaller weights the requests only cost, 5 % at H = 256).
-constexpr int64_t kFarWeights = int64_t(6) << 20;
+// Weights of more bytes than this are not in a thread's second-level cache, nor quickly read, in the next step. The
+// next piece of the panels is then prefetched while the rows pass over the current one: H = 1024 gains a quarter. With
+// smaller weights the prefetches only cost: 5 % at H = 256.
+constexpr int64_t kL2Weights = int64_t(6) << 20;
 
-// For a product whose rows need nothing else
-constexpr auto kNothing = [](int, int) {};
+// For a product whose epilogue needs no prefetch
+constexpr auto kNoPrefetch = [](int, int) {};
 
-// z[m][:] = a[m] @ panel for the rows of a tile. far: the weights come from afar; what lies behind the panel is next.
-// before(m, n): runs before the first product of the rows m ... m + n, to ask for what they will need.
+// z[m][:] = a[m] @ panel for the rows of a tile. prefetch_weights: also fetches what follows the panel in memory.
+// before(m, n): called before the first product of the rows m ... m + n; prefetches what their epilogue needs.
 template <class R, class Before>
-FASTLSTM_INLINE void tile_product(int rows, const R* a, int64_t lda, const R* panel, int64_t K, R* z, bool far,
-                                  Before before) {
+FASTLSTM_INLINE void tile_product(int rows, const R* a, int64_t lda, const R* panel, int64_t K, R* z,
+                                  bool prefetch_weights, Before before) {
   constexpr int units = Panel<R>::units;
   const int64_t depth = rows <= kMaxRows ? K : kDepth<R>;
   for_pieces(0, K, depth, [&](int64_t k, int count) {
     const R* next = panel + (k + count) * units;
-    const int64_t ahead = far && rows > kMaxRows ? int64_t(count) * units : 0;
+    const int64_t ahead = prefetch_weights && rows > kMaxRows ? int64_t(count) * units : 0;
     for_pieces(0, rows, kMaxRows, [&](int64_t m, int n) {
       constexpr int64_t line = 64 / int64_t(sizeof(R));
       if (k == 0) before(int(m), n);
@@ -134,15 +134,15 @@ FASTLSTM_INLINE void tile_product(int rows, const R* a, int64_t lda, const R* pa
   });
 }
 
-// The same for four panels, `panel_size` apart: z[g * z_gate + m * units + :]
+// tile_product for four panels, `panel_size` apart: z[g * z_gate + m * units + :]
 template <class R, class Before>
 FASTLSTM_INLINE void tile_product4(int rows, const R* a, int64_t lda, const R* panels, int64_t panel_size, int64_t K,
-                                   R* z, int64_t z_gate, bool far, Before before) {
+                                   R* z, int64_t z_gate, bool prefetch_weights, Before before) {
   const int together = rows <= kMaxRows ? groups(rows) : 1;
   if (together == 1) {
-    tile_product<R>(rows, a, lda, panels, K, z, far, before);
+    tile_product<R>(rows, a, lda, panels, K, z, prefetch_weights, before);
     for (int g = 1; g < 4; ++g)
-      tile_product<R>(rows, a, lda, panels + g * panel_size, K, z + g * z_gate, far, kNothing);
+      tile_product<R>(rows, a, lda, panels + g * panel_size, K, z + g * z_gate, prefetch_weights, kNoPrefetch);
     return;
   }
   before(0, rows);
@@ -150,13 +150,13 @@ FASTLSTM_INLINE void tile_product4(int rows, const R* a, int64_t lda, const R* p
     product_for<R>(rows, true)(a, lda, 0, panels + g * panel_size, panel_size, K, z + g * z_gate, z_gate, false);
 }
 
-// The same as tile_product for a long K (a multiple of 4): with few rows its quarters run side by side, then are added.
+// tile_product for a long K (a multiple of 4): with few rows its quarters run side by side, and are added at the end.
 template <class R, class Before>
-FASTLSTM_INLINE void tile_product_deep(int rows, const R* a, int64_t lda, const R* panel, int64_t K, R* z, bool far,
-                                       Before before) {
+FASTLSTM_INLINE void tile_product_deep(int rows, const R* a, int64_t lda, const R* panel, int64_t K, R* z,
+                                       bool prefetch_weights, Before before) {
   constexpr int units = Panel<R>::units;
   const int pieces = rows <= kMaxRows && K % 4 == 0 ? groups(rows) : 1;
-  if (pieces == 1) return tile_product<R>(rows, a, lda, panel, K, z, far, before);
+  if (pieces == 1) return tile_product<R>(rows, a, lda, panel, K, z, prefetch_weights, before);
   const int64_t size = rows * units, part = K / pieces;
   before(0, rows);
   product_for<R>(rows, true)(a, lda, part, panel, part * units, part, z, size, false);

@@ -1,9 +1,9 @@
 // One draw from a row of scores: temperature, top-k, top-p, and Gumbel-max with a counter-based generator.
 //
-// The noise of a number v of stream b at its n-th draw is a function of (seed, b, n, v) alone: Philox4x32-10 (Salmon et
-// al. 2011), key = seed, counter = (v / 4, n, b, n >> 32), word v % 4. So a text depends neither on the number of
-// threads nor on the other streams. The number with the largest score / temperature + noise, noise = -log(-log(u)), is
-// a draw from the softmax (Gumbel 1954).
+// The noise of id v of stream b at its n-th draw is a function of (seed, b, n, v) alone: Philox4x32-10 (Salmon et al.
+// 2011), key = seed, counter = (v / 4, n, b, n >> 32), word v % 4. A text depends neither on the number of threads nor
+// on the other streams. The id with the largest score / temperature + noise, noise = -log(-log(u)), is a draw from the
+// softmax (Gumbel 1954).
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -15,7 +15,7 @@
 
 namespace FASTLSTM_ISA {
 
-using fastlstm::cpu::Drawing;
+using fastlstm::cpu::SamplingOptions;
 
 struct Words {
   uint32_t at[4];
@@ -66,33 +66,33 @@ inline void gumbel(double* noise, int64_t n, uint64_t seed, uint64_t position, u
   }
 }
 
-// Draws for one thread: scratch of V numbers.
-class Drawer {
+// Draws for one thread; holds scratch of V numbers.
+class Sampler {
  public:
   static constexpr int64_t kFailed = -2;  // no finite score is left, or one is NaN
 
-  Drawer(const Drawing& drawing, int64_t symbols)
-      : d(drawing), V(symbols), key(size_t(V)), noise(size_t(V + 7) / 8 * 8), kept(size_t(V)) {}
+  Sampler(const SamplingOptions& options, int64_t vocabulary)
+      : o(options), V(vocabulary), key(size_t(V)), noise(size_t(V + 7) / 8 * 8), kept(size_t(V)) {}
 
-  // Returns a number below V, or kFailed. follows: (V,), below 0 where forbidden, or null.
-  int64_t draw(const float* scores, const int32_t* follows, uint64_t position, uint64_t stream) {
+  // Returns an id below V, or kFailed. transitions: (V,), below 0 where an id is forbidden, or null.
+  int64_t draw(const float* scores, const int32_t* transitions, uint64_t position, uint64_t stream) {
     float top = -std::numeric_limits<float>::infinity();
     bool finite = true;
     for (int64_t v = 0; v < V; ++v) {
       finite = finite && scores[v] < std::numeric_limits<float>::infinity();  // NaN: false
-      const float x = follows && follows[v] < 0 ? -std::numeric_limits<float>::infinity() : scores[v];
+      const float x = transitions && transitions[v] < 0 ? -std::numeric_limits<float>::infinity() : scores[v];
       key[size_t(v)] = x;
       top = x > top ? x : top;
     }
     if (!finite || top == -std::numeric_limits<float>::infinity()) return kFailed;
-    if (d.temperature == 0) return std::find(key.begin(), key.end(), double(top)) - key.begin();
-    for (double& k : key) k = (k - double(top)) / d.temperature;
-    gumbel(noise.data(), V, d.seed, position, stream);
-    if ((d.top_k == 0 || d.top_k >= V) && d.top_p >= 1) return best_of_all();
+    if (o.temperature == 0) return std::find(key.begin(), key.end(), double(top)) - key.begin();
+    for (double& k : key) k = (k - double(top)) / o.temperature;
+    gumbel(noise.data(), V, o.seed, position, stream);
+    if ((o.top_k == 0 || o.top_k >= V) && o.top_p >= 1) return best_of_all();
     return best_of(truncate());
   }
 
-  // log softmax of the scores themselves at one number
+  // log softmax of the scores (temperature 1, nothing forbidden) at one id
   float log_probability(const float* scores, int64_t id) const {
     const double top = *std::max_element(scores, scores + V);
     double sum = 0;
@@ -117,31 +117,31 @@ class Drawer {
     return best;
   }
 
-  // Leaves in kept[returned … last) what top-k and, of those, top-p keep. Of equals the lower number goes first.
+  // Leaves in kept[returned … last) the ids that top-k and, of those, top-p keep. Among equal scores the lower id wins.
   size_t truncate() {
     const auto before = [&](int64_t a, int64_t b) {
       return key[size_t(a)] > key[size_t(b)] || (key[size_t(a)] == key[size_t(b)] && a < b);
     };
     for (int64_t v = 0; v < V; ++v) kept[size_t(v)] = v;
     last = size_t(V);
-    if (d.top_k > 0 && d.top_k < V) {
-      last = size_t(d.top_k);
+    if (o.top_k > 0 && o.top_k < V) {
+      last = size_t(o.top_k);
       std::nth_element(kept.begin(), kept.begin() + std::ptrdiff_t(last), kept.end(), before);
     }
-    if (d.top_p >= 1) return 0;
+    if (o.top_p >= 1) return 0;
     double total = 0, sum = 0;
     for (size_t i = 0; i < last; ++i) total += std::exp(key[size_t(kept[i])]);
     const auto less = [&](int64_t a, int64_t b) { return before(b, a); };
     std::make_heap(kept.begin(), kept.begin() + std::ptrdiff_t(last), less);
-    size_t from = last;  // the largest moves to the end, one after another; the one that crosses the line stays
-    while (from > 0 && (from == last || sum < d.top_p * total)) {
+    size_t from = last;  // the largest move to the end, one by one; the one that crosses top_p is kept
+    while (from > 0 && (from == last || sum < o.top_p * total)) {
       std::pop_heap(kept.begin(), kept.begin() + std::ptrdiff_t(from), less);
       sum += std::exp(key[size_t(kept[--from])]);
     }
     return from;
   }
 
-  const Drawing& d;
+  const SamplingOptions& o;
   int64_t V;
   size_t last = 0;
   std::vector<double> key, noise;

@@ -1,0 +1,109 @@
+// Tensors of a training step, whose memory the next step uses again.
+//
+// malloc returns arrays beyond 32 MB to the system when they are freed, and smaller ones if they are at the end of its
+// heap; the next step then pays for fresh, zeroed pages: up to a fifth of a step. Here a freed array stays in a cache
+// until a request of its size class. Arrays that kMaxIdleRequests requests passed by are freed, and the cache never
+// exceeds kMaxBytes. Arrays go to torch as DLPack capsules; any thread may free a tensor.
+//
+// The free list is the one of the kernels' workspace (cpu/block_cache.h). The two caches stay apart: the workspace
+// needs no lock, and its threads allocate at the same time.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "dlpack.h"
+#define FASTLSTM_ISA array_cache
+#include "../cpu/block_cache.h"
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr size_t kMaxBytes = size_t(1) << 30;
+constexpr int64_t kMaxIdleRequests = 256;
+
+// `bytes` rounded up by at most an eighth, so that batches of nearly the same size share arrays; whole huge pages from
+// there on.
+size_t size_class(size_t bytes) {
+  size_t unit = 4096;
+  while (bytes > 8 * unit && unit < array_cache::kHugePage) unit *= 2;
+  while (bytes > 32 * unit) unit *= 2;
+  return (bytes + unit - 1) / unit * unit;
+}
+
+// Never blocks: in a forked child the mutex may stay locked by a thread that does not exist there.
+class CachingAllocator {
+ public:
+  void* allocate(size_t bytes) {
+    if (const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock.owns_lock())
+      if (void* data = cache_.reuse(bytes)) return data;
+    return array_cache::BlockCache::new_block(bytes, 4096, array_cache::kHugePage);
+  }
+  void free(void* data, size_t bytes) noexcept {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    lock.owns_lock() ? cache_.release(data, bytes) : std::free(data);
+  }
+  size_t cached_bytes() {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    return lock.owns_lock() ? cache_.cached_bytes() : 0;
+  }
+
+ private:
+  std::mutex mutex_;
+  array_cache::BlockCache cache_{{kMaxBytes, std::numeric_limits<size_t>::max(), kMaxIdleRequests}};
+};
+
+CachingAllocator& allocator() {
+  static auto* instance = new CachingAllocator;  // tensors may be freed after static objects are destroyed
+  return *instance;
+}
+
+struct Owner {
+  dlpack::Managed managed;
+  std::vector<int64_t> shape;
+  size_t bytes;
+};
+
+void release(dlpack::Managed* managed) {
+  Owner* owner = static_cast<Owner*>(managed->context);
+  allocator().free(managed->tensor.data, owner->bytes);
+  delete owner;
+}
+
+// Destructor of a capsule. Torch renames a capsule that it takes over, and calls the deleter itself.
+void release_unused(PyObject* capsule) {
+  if (!PyCapsule_IsValid(capsule, dlpack::kTensorCapsule)) return;
+  auto* managed = static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule, dlpack::kTensorCapsule));
+  managed->deleter(managed);
+}
+
+py::object array(std::vector<int64_t> shape, bool is_double) {
+  auto owner = std::make_unique<Owner>();
+  owner->shape = std::move(shape);
+  size_t count = 1;
+  for (int64_t n : owner->shape) count *= size_t(n);
+  owner->bytes = size_class(count * (is_double ? 8 : 4));
+  void* data = allocator().allocate(owner->bytes);
+  owner->managed = {{data, dlpack::kCpu, 0, int32_t(owner->shape.size()), dlpack::kFloat, uint8_t(is_double ? 64 : 32),
+                     1, owner->shape.data(), nullptr, 0},
+                    owner.get(),
+                    &release};
+  PyObject* capsule = PyCapsule_New(&owner->managed, dlpack::kTensorCapsule, &release_unused);
+  if (!capsule) {
+    allocator().free(data, owner->bytes);
+    throw py::error_already_set();
+  }
+  owner.release();
+  return py::reinterpret_steal<py::object>(capsule);
+}
+
+}  // namespace
+
+void bind_array_cache(py::module_& m) {
+  m.def("array", &array, py::arg("shape"), py::arg("double"), "An array that is not initialised, as a DLPack capsule.");
+  m.def("cached_bytes", [] { return allocator().cached_bytes(); }, "Bytes of freed arrays in the cache.");
+}

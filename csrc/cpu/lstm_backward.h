@@ -1,0 +1,294 @@
+// Backward recurrence of one layer in one direction: from the gradients at h, c, h_n, c_n to those at the
+// pre-activations (dxg) and the initial state, and from dxg to the gradients of the weights and the input.
+//
+// Per step, from the last processed to the first:
+//   dh = dh_out[t] + dz[t+1] @ W_hh;  (dz, dc)[t] = the cell's backward (cell.h) of dh and dc[t+1];  dxg[t] = dz[t]
+// With projection, dh passes through W_hr before the cell. dz alternates between two padded buffers; a row is zero
+// where no gradient passes (ended sequences, resets). dc is updated in dc0. The products that follow from dxg are
+// computed per chunk of steps (chunks.h), and dxg is saved only if the caller asks for it.
+#pragma once
+#include "../cell.h"
+#include "lstm_weight_grads.h"
+#include "math.h"
+#include "panel.h"
+
+namespace FASTLSTM_ISA {
+
+template <class R>
+class BackwardPass {
+ public:
+  using Args = fastlstm::cpu::Backward<R>;
+  static constexpr int units = Panel<R>::units, width = Vec<R>::width;
+
+  BackwardPass(const Shape& shape, const Args& args)
+      : s(shape),
+        a(args),
+        schedule(shape),
+        w{nullptr, 4 * s.H, s.P},
+        proj{nullptr, s.P, args.w_hr ? s.H : 0},
+        stride(4 * s.H + 16 + width),
+        dh_stride(s.P + 16 + width),
+        w_data(w.matrix_size()),
+        proj_data(args.w_hr ? proj.matrix_size() : 0),
+        carry_data(2 * s.B * stride),
+        dh_data(args.w_hr ? s.B * dh_stride : 0),
+        partition(make_partition(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
+        barrier(partition.threads),
+        private_chunks(partition.by_rows &&
+                       WeightGradients<R>::private_sums(s, schedule, args.products, partition.threads)),
+        chunk_rows(private_chunks ? private_chunk_rows<R>(s.H) : shared_chunk_rows<R>(s.H)),
+        max_rows(std::min(schedule.rows(), chunk_rows + s.B)),
+        input(args.products.dx, args.products.w_x, args.products.I, s.H),
+        weights(s, schedule, args.products, private_chunks ? 0 : max_rows),
+        shared(args.dxg || private_chunks ? 0 : max_rows, s.H, s.P, args.products),
+        partial(size_t(partition.threads)),
+        prefetch_weights(w.matrix_size() * int64_t(sizeof(R)) / partition.unit_threads() > kL2Weights) {
+    w.data = w_data.get();
+    proj.data = proj_data.get();
+    const size_t rows = size_t(schedule.rows()) * sizeof(R);
+    advise_hugepages(a.dxg, rows * size_t(4 * s.H));
+    advise_hugepages(a.d_hr, rows * size_t(s.P));
+  }
+
+  void run() {
+    parallel_region(partition, barrier, [this](int i) { run_thread(i); });
+  }
+
+ private:
+  void run_thread(int i) {
+    const ThreadRank rank = partition.rank(i), unit_rank = partition.unit_rank(i);
+    const Range rows = partition.by_rows ? schedule.rows_of(rank) : Range{0, s.B};
+    const Range own = partition.by_rows ? rows : unit_rank.split(s.B);
+    pack(rank);
+    for (int64_t b = own.from; b < own.to; ++b) load_state(b);
+    barrier.wait();
+    const ThreadSlice slice{rows, unit_rank.split(w.blocks()), unit_rank.split(proj.blocks()), rank};
+    if (a.dxg)
+      run_steps(Chunk(s.T), slice, {a.dxg, a.d_hr, nullptr, 0});
+    else if (private_chunks)
+      run_private_chunks(slice);
+    else
+      run_shared_chunks(slice);
+  }
+
+  // A thread's part of every step: rows, panels of W_hh (over P) and, with projection, panels of W_hr (over H).
+  struct ThreadSlice {
+    Range rows, blocks, proj_blocks;
+    ThreadRank rank;
+  };
+
+  void run_shared_chunks(const ThreadSlice& slice) {
+    weights.clear(slice.rank, schedule.rows() == 0);
+    for (int64_t k = 0; k < s.T;) {
+      const Chunk chunk(schedule, {0, s.B}, k, chunk_rows, [this](int64_t n) { return time(n); });
+      run_steps(chunk, slice, shared.rows());
+      barrier.wait();
+      weights.add(chunk, shared.rows(), k == 0, slice.rank, [this] { barrier.wait(); });
+      input.run(chunk, shared.rows().dxg, slice.rank);
+      barrier.wait();
+      k = chunk.to;
+    }
+  }
+
+  // Thread 0 sums into the outputs, the others into private sums that are added at the end.
+  void run_private_chunks(const ThreadSlice& slice) {
+    const int i = slice.rank.index;
+    const ChunkMemory<R> memory(max_rows, s.H, s.P, a.products);  // of one size for all batches: the cache has it
+    Buffer<R> sums(i > 0 ? WeightGradients<R>::count(a.products, s.H, s.P) : 0);
+    const Products<R> to = i > 0 ? WeightGradients<R>::redirect(a.products, sums.get(), s.H, s.P) : a.products;
+    WeightGradients<R> mine(s, schedule, to, max_rows);
+    bool first = true;
+    mine.clear(kOnlyThread, false);
+    for (int64_t k = 0; k < s.T;) {
+      const Chunk chunk(schedule, slice.rows, k, chunk_rows, [this](int64_t n) { return time(n); });
+      run_steps(chunk, slice, memory.rows());
+      k = chunk.to;
+      if (chunk.size() == 0) continue;
+      mine.add(chunk, memory.rows(), first, kOnlyThread, [] {});
+      input.run(chunk, memory.rows().dxg, kOnlyThread);
+      first = false;
+    }
+    if (first) mine.clear(kOnlyThread, true);
+    partial[size_t(i)] = to;
+    barrier.wait();
+    for (size_t other = 1; other < size_t(partition.threads); ++other) weights.add(partial[other], slice.rank);
+    barrier.wait();  // before the private sums are released
+  }
+
+  void run_steps(const Chunk& chunk, const ThreadSlice& slice, ChunkRows<R> out) {
+    for (int64_t k = chunk.from; k < chunk.to; ++k) {
+      const int64_t t = time(k);
+      const Range rows{slice.rows.from, std::min(slice.rows.to, schedule.active(t))};
+      if (!a.dxg) out.first = chunk.first(t);
+      step(t, k, rows, slice, out);
+      sync();
+      store_dh0(t, k, rows, slice.blocks);
+    }
+  }
+
+  int64_t time(int64_t k) const { return schedule.time(s.T - 1 - k); }  // of the k-th step processed here
+
+  void sync() {
+    if (!partition.by_rows) barrier.wait();
+  }
+
+  void pack(ThreadRank thread) {
+    input.pack(thread);
+    const Range blocks = thread.split(w.blocks()), proj_blocks = thread.split(proj.blocks());
+    for (int64_t j = blocks.from; j < blocks.to; ++j) w.pack_panel(j, a.w_hh, 1, s.P);
+    for (int64_t j = proj_blocks.from; j < proj_blocks.to; ++j) proj.pack_panel(j, a.w_hr, 1, s.H);
+  }
+
+  // dz of row b as the k-th step processed here reads it
+  R* carried(int64_t k, int64_t b) { return carry_data.get() + ((k & 1) * s.B + b) * stride; }
+
+  void load_state(int64_t b) {
+    for (int side = 0; side < 2; ++side) std::memset(carried(side, b), 0, size_t(4 * s.H) * sizeof(R));
+    const size_t c_bytes = size_t(s.H) * sizeof(R), h_bytes = size_t(s.P) * sizeof(R);
+    if (a.dc_n)
+      std::memcpy(a.dc0 + b * s.H, a.dc_n + b * s.H, c_bytes);
+    else
+      std::memset(a.dc0 + b * s.H, 0, c_bytes);
+    if (a.dh_n && schedule.length[size_t(b)] == 0)
+      std::memcpy(a.dh0 + b * s.P, a.dh_n + b * s.P, h_bytes);
+    else
+      std::memset(a.dh0 + b * s.P, 0, h_bytes);
+  }
+
+  void step(int64_t t, int64_t k, Range rows, const ThreadSlice& slice, ChunkRows<R> out) {
+    alignas(64) R z[4 * kTileRows * units];
+    for (int64_t j = slice.blocks.from; j < slice.blocks.to; ++j)
+      for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
+        const auto before = [&](int m, int count) FASTLSTM_INLINE_LAMBDA {
+          for (int e = m; e < m + count; ++e) prefetch_cell(t, b + e, j * units, out);
+        };
+        tile_product_deep<R>(n, carried(k, b), stride, w.data + j * w.panel_size(), 4 * s.H, z, prefetch_weights,
+                             before);
+        if ((j + 1) * units <= s.P)
+          for (int m = 0; m < n; ++m) add_dh<true>(t, k, b + m, j * units, z + m * units, out);
+        else
+          for (int m = 0; m < n; ++m) add_dh<false>(t, k, b + m, j * units, z + m * units, out);
+      });
+    if (!a.w_hr) return;
+    sync();
+    for (int64_t j = slice.proj_blocks.from; j < slice.proj_blocks.to; ++j)
+      for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
+        const auto before = [&](int m, int count) FASTLSTM_INLINE_LAMBDA {
+          for (int e = m; e < m + count; ++e) prefetch_cell_backward(t, b + e, j * units, out);
+        };
+        tile_product_deep<R>(n, dh_data.get() + b * dh_stride, dh_stride, proj.data + j * proj.panel_size(), s.P, z,
+                             false, before);
+        const bool whole = (j + 1) * units <= s.H;
+        for (int m = 0; m < n; ++m)
+          for (int u = 0; u < units && j * units + u < s.H; u += width) {
+            const Vec<R> dh = Vec<R>::load(z + m * units + u);
+            whole ? cell<true>(t, k, b + m, j * units + u, dh, out) : cell<false>(t, k, b + m, j * units + u, dh, out);
+          }
+      });
+  }
+
+  // Prefetches what `add_dh` reads and writes, while the product runs: otherwise a core stalls a third of the time.
+  FASTLSTM_INLINE void prefetch_cell(int64_t t, int64_t b, int64_t u0, ChunkRows<R> out) const {
+    if (a.dh) prefetch_units(a.dh + schedule.row(t, b) * s.P + u0);
+    if (out.d_hr) prefetch_units_for_write(out.d_hr + (schedule.row(t, b) - out.first) * s.P + u0);
+    if (!a.w_hr) prefetch_cell_backward(t, b, u0, out);
+  }
+  FASTLSTM_INLINE void prefetch_cell_backward(int64_t t, int64_t b, int64_t u0, ChunkRows<R> out) const {
+    const int64_t row = schedule.row(t, b), H = s.H;
+    if (a.dc) prefetch_units(a.dc + row * H + u0);
+    prefetch_units(a.c + row * H + u0);
+    if (!schedule.is_first(t, b)) prefetch_units(a.c + schedule.previous_row(t, b) * H + u0);
+    for (int g = 0; g < 4; ++g) {
+      prefetch_units(a.gates + row * 4 * H + g * H + u0);
+      prefetch_units_for_write(out.dxg + (row - out.first) * 4 * H + g * H + u0);
+    }
+  }
+
+  // z + the gradients that arrive at h from outside: one row, one block of columns. Without projection the cell
+  // follows.
+  template <bool whole>
+  FASTLSTM_INLINE void add_dh(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z, ChunkRows<R> out) {
+    const int64_t row = schedule.row(t, b);
+    const bool last = a.dh_n && schedule.is_last(t, b);
+#pragma GCC unroll 2
+    for (int v = 0; v < Panel<R>::vectors; ++v) {
+      const int64_t u = u0 + v * width, n = s.P - u;
+      if (!whole && n <= 0) return;
+      Vec<R> dh = Vec<R>::load(z + v * width);
+      if (a.dh) dh += Vec<R>::template load_some<whole>(a.dh + row * s.P + u, n);
+      if (last) dh += Vec<R>::template load_some<whole>(a.dh_n + b * s.P + u, n);
+      if (a.w_hr) {
+        if (out.d_hr) dh.template store_some<whole>(out.d_hr + (row - out.first) * s.P + u, n);
+        dh.template store_some<whole>(dh_data.get() + b * dh_stride + u, n);
+      } else {
+        cell<whole>(t, k, b, u, dh, out);
+      }
+    }
+  }
+
+  // One row, one register of units from u on.
+  template <bool whole>
+  FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u, Vec<R> dh, ChunkRows<R> out) {
+    const int64_t row = schedule.row(t, b), H = s.H, n = H - u;
+    const bool reset = schedule.resets(t, b);
+    Vec<R> gate[4], dz[4], dc_prev;
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) gate[g] = Vec<R>::template load_some<whole>(a.gates + row * 4 * H + g * H + u, n);
+    R* dc_state = a.dc0 + b * H + u;
+    Vec<R> dc = Vec<R>::template load_some<whole>(dc_state, n);
+    if (a.dc) dc += Vec<R>::template load_some<whole>(a.dc + row * H + u, n);
+    Vec<R> c_prev(R(0));
+    if (!reset) {
+      const R* from = schedule.is_first(t, b) ? a.c0 + b * H : a.c + schedule.previous_row(t, b) * H;
+      c_prev = Vec<R>::template load_some<whole>(from + u, n);
+    }
+    const Vec<R> c = Vec<R>::template load_some<whole>(a.c + row * H + u, n);
+    fastlstm::LstmCell::backward<Math>(gate, c_prev, c, dh, dc, dz, dc_prev);
+    if (out.y) (gate[3] * Math::tanh(c)).template store_some<whole>(out.y + (row - out.first) * H + u, n);
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) dz[g].template store_some<whole>(out.dxg + (row - out.first) * 4 * H + g * H + u, n);
+    R* carry = carried(k + 1, b) + u;
+    if (reset) {
+      const Vec<R> zero(R(0));
+      for (int g = 0; g < 4; ++g) zero.template store_some<whole>(carry + g * H, n);
+      return zero.template store_some<whole>(dc_state, n);
+    }
+    dc_prev.template store_some<whole>(dc_state, n);
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) dz[g].template store_some<whole>(carry + g * H, n);
+  }
+
+  // dh0 = dz @ W_hh for the rows whose first step this was.
+  void store_dh0(int64_t t, int64_t k, Range rows, Range blocks) {
+    const int64_t next_active = s.reverse && t + 1 < s.T ? schedule.active(t + 1) : 0;
+    if (s.reverse ? rows.to <= next_active : t != 0) return;
+    if (s.reverse && rows.from < next_active) rows.from = next_active;
+    alignas(64) R z[4 * kTileRows * units];
+    for (int64_t j = blocks.from; j < blocks.to; ++j)
+      for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
+        tile_product_deep<R>(n, carried(k + 1, b), stride, w.data + j * w.panel_size(), 4 * s.H, z, prefetch_weights,
+                             kNoPrefetch);
+        for (int m = 0; m < n; ++m)
+          for (int u = 0; u < units && j * units + u < s.P; u += width)
+            Vec<R>::load(z + m * units + u).store(a.dh0 + (b + m) * s.P + j * units + u, s.P - j * units - u);
+      });
+  }
+
+  const Shape& s;
+  const Args& a;
+  Schedule schedule;
+  Packed<R> w, proj;
+  int64_t stride, dh_stride;
+  Buffer<R> w_data, proj_data, carry_data, dh_data;
+  Partition partition;
+  Barrier barrier;
+  bool private_chunks;
+  int64_t chunk_rows, max_rows;
+  InputGradient<R> input;
+  WeightGradients<R> weights;
+  ChunkMemory<R> shared;
+  std::vector<Products<R>> partial;  // of each thread
+  bool prefetch_weights;
+};
+
+}  // namespace FASTLSTM_ISA

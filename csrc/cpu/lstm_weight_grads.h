@@ -1,0 +1,213 @@
+// Gradients of the weights and the bias, summed over chunks of steps (chunks.h) while dxg is in the caches.
+#pragma once
+#include "chunks.h"
+
+namespace FASTLSTM_ISA {
+
+using fastlstm::cpu::Products;
+
+// Limit in bytes of the threads' private sums.
+constexpr int64_t kMaxSumBytes = int64_t(64) << 20;
+
+// What the backward recurrence writes for the rows of a chunk: row n of the sequence is row n - first of each array.
+template <class R>
+struct ChunkRows {
+  R* dxg;   // (rows, 4H) gradients at the pre-activations
+  R* d_hr;  // (rows, P) gradients at the projected h, or null
+  R* y;     // (rows, H) o tanh(c), which is projected to h, or null
+  int64_t first;
+};
+
+// Memory for them; d_hr and y only if dw_hr is wanted.
+template <class R>
+class ChunkMemory {
+ public:
+  ChunkMemory(int64_t rows, int64_t H, int64_t P, const Products<R>& p)
+      : dxg_(rows * 4 * H), d_hr_(p.dw_hr ? rows * P : 0), y_(p.dw_hr ? rows * H : 0) {}
+  ChunkRows<R> rows() const { return {dxg_.get(), d_hr_.get(), y_.get(), 0}; }
+
+ private:
+  Buffer<R> dxg_, d_hr_, y_;
+};
+
+// dw_x, dbias, dw_hh and dw_hr, summed over the chunks that `add` is called with. Threads that share an object all call
+// every function, each with its rank.
+template <class R>
+class WeightGradients {
+  using Block = GemmBlock<R>;
+
+ public:
+  WeightGradients(const Shape& shape, const Schedule& schedule, const Products<R>& products, int64_t max_rows)
+      : s(shape),
+        schedule_(schedule),
+        p(products),
+        W(4 * shape.H),
+        x_(p.dw_x && p.V == 0 ? Block::packed_size(p.I, max_rows) : 0),
+        h_(p.dw_hh ? Block::packed_size(s.P, max_rows) : 0),
+        y_(p.dw_hr ? Block::packed_size(s.H, max_rows) : 0) {}
+
+  // True if threads that partition the rows may keep private sums, which are added at the end. These take memory, and
+  // the gradient of a large token table would be larger than the rows that are added to it.
+  static bool private_sums(const Shape& s, const Schedule& schedule, const Products<R>& p, int64_t threads) {
+    const int64_t N = schedule.rows(), bytes = (threads - 1) * count(p, s.H, s.P) * int64_t(sizeof(R));
+    return threads == 1 || (N >= 256 * threads && N >= 4 * p.V && bytes <= kMaxSumBytes);
+  }
+
+  // Numbers in the wanted ones of dw_x, dw_hh and dw_hr, and in dbias
+  static int64_t count(const Products<R>& p, int64_t H, int64_t P) {
+    return count_x(p, H) + count_h(p, H, P) + count_y(p, H, P) + 4 * H;
+  }
+  // `p` with its weight gradients in `sums`
+  static Products<R> redirect(Products<R> p, R* sums, int64_t H, int64_t P) {
+    const int64_t x = count_x(p, H), h = count_h(p, H, P), y = count_y(p, H, P);
+    if (p.dw_x) p.dw_x = sums;
+    if (p.dw_hh) p.dw_hh = sums + x;
+    if (p.dw_hr) p.dw_hr = sums + x + h;
+    if (p.dbias) p.dbias = sums + x + h + y;
+    return p;
+  }
+
+  // Before the first chunk. none: no chunk will have rows.
+  void clear(ThreadRank thread, bool none) {
+    zero(p.dbias, thread.split(W));
+    if (none || p.V > 0) zero(p.dw_x, thread.split(count_x(p, s.H)));
+    if (none) zero(p.dw_hh, thread.split(W * s.P));
+    if (none) zero(p.dw_hr, thread.split(s.P * s.H));
+  }
+
+  // first: no chunk was added before. sync(): the barrier of the threads that share this object.
+  template <class Sync>
+  void add(const Chunk& chunk, const ChunkRows<R>& rows, bool first, ThreadRank thread, Sync sync) {
+    if (x_.get())
+      pack_rows(thread.split(Block::panels(p.I)), p.I, x_.get(), chunk.size(),
+                [&](int64_t n) { return p.x + chunk.row[size_t(n)] * p.I; });
+    if (h_.get()) pack_previous(chunk, thread.split(Block::panels(s.P)));
+    if (y_.get())
+      pack_rows(thread.split(Block::panels(s.H)), s.H, y_.get(), chunk.size(),
+                [&](int64_t n) { return rows.y + n * s.H; });
+    sync();
+    products(chunk.size(), rows, thread, first);
+    if (p.dw_x && p.V > 0) {
+      const Range columns = thread.split(W);
+      for (int64_t n = 0; n < chunk.size(); ++n)
+        sum(p.dw_x + p.ids[chunk.row[size_t(n)]] * W, rows.dxg + n * W, columns);
+    }
+  }
+
+  // Adds the sums of another thread.
+  void add(const Products<R>& other, ThreadRank thread) {
+    if (p.dbias) sum(p.dbias, other.dbias, thread.split(W));
+    if (p.dw_x) sum(p.dw_x, other.dw_x, thread.split(count_x(p, s.H)));
+    if (p.dw_hh) sum(p.dw_hh, other.dw_hh, thread.split(W * s.P));
+    if (p.dw_hr) sum(p.dw_hr, other.dw_hr, thread.split(s.P * s.H));
+  }
+
+ private:
+  static constexpr int64_t kOnePassBytes = 640 << 10;  // of packed right sides that one pass over dxg may read
+
+  static int64_t count_x(const Products<R>& p, int64_t H) { return p.dw_x ? 4 * H * (p.V > 0 ? p.V : p.I) : 0; }
+  static int64_t count_h(const Products<R>& p, int64_t H, int64_t P) { return p.dw_hh ? 4 * H * P : 0; }
+  static int64_t count_y(const Products<R>& p, int64_t H, int64_t P) { return p.dw_hr ? P * H : 0; }
+
+  static void zero(R* to, Range range) {
+    if (to) std::memset(to + range.from, 0, size_t(range.to - range.from) * sizeof(R));
+  }
+  static void sum(R* to, const R* from, Range columns) {
+    for (int64_t k = columns.from; k < columns.to; ++k) to[k] += from[k];
+  }
+
+  // The panels `which` of a right side whose row n begins at row(n); null: a row of zeros.
+  template <class Row>
+  static void pack_rows(Range which, int64_t width, R* packed, int64_t N, Row row) {
+    constexpr int units = Panel<R>::units;
+    const int64_t all = Block::panels(width) * units;
+    for_pieces(0, N, kDepth<R>, [&](int64_t k, int depth) {
+      for (int64_t j = which.from; j < which.to; ++j) {
+        const int64_t u = j * units, count = width - u < units ? width - u : units;
+        R* to = packed + k * all + u * depth;
+        for (int64_t n = 0; n < depth; ++n, to += units) {
+          const R* from = row(k + n);
+          if (from && count == units)
+            std::memcpy(to, from + u, units * sizeof(R));
+          else
+            for (int64_t e = 0; e < units; ++e) to[e] = from && e < count ? from[u + e] : R(0);
+        }
+      }
+    });
+  }
+
+  // h_prev of each row: h of the step before, h0, or zero after a reset
+  void pack_previous(const Chunk& chunk, Range which) {
+    std::vector<const R*> from;
+    from.reserve(size_t(chunk.size()));
+    for (int64_t t = chunk.times.from; t < chunk.times.to; ++t) {
+      const int64_t base = schedule_.row(t, 0);
+      for (size_t n = from.size(); n < chunk.row.size() && chunk.row[n] < base + schedule_.active(t); ++n) {
+        const int64_t b = chunk.row[n] - base;
+        const R* h = schedule_.is_first(t, b) ? p.h0 + b * s.P : p.h + schedule_.previous_row(t, b) * s.P;
+        from.push_back(schedule_.resets(t, b) ? nullptr : h);
+      }
+    }
+    pack_rows(which, s.P, h_.get(), chunk.size(), [&](int64_t n) { return from[size_t(n)]; });
+  }
+
+  // out = left^T @ right, with the right side packed
+  struct Right {
+    const R* packed;
+    int64_t columns;
+    R* out;
+  };
+
+  // The thread's rows of dw_x = dxg^T x, dw_hh = dxg^T h_prev, dbias = sum of dxg, dw_hr = d_hr^T y. One pass over dxg
+  // computes the first two if both packed right sides fit into the second-level cache.
+  void products(int64_t N, const ChunkRows<R>& rows, ThreadRank thread, bool first) {
+    const Range columns = thread.split(W, kMaxRows);
+    const Right x{x_.get(), p.I, p.dw_x}, h{h_.get(), s.P, p.dw_hh}, y{y_.get(), s.H, p.dw_hr}, none{};
+    const int64_t bytes = (p.I + s.P) * kDepth<R> * int64_t(sizeof(R));
+    const bool two_passes = x.packed && h.packed && bytes > kOnePassBytes;
+    pass(N, rows.dxg, W, columns, first, x, two_passes ? none : h, p.dbias);
+    if (two_passes) pass(N, rows.dxg, W, columns, first, h, none, nullptr);
+    if (y.packed) pass(N, rows.d_hr, s.P, thread.split(s.P, kMaxRows), first, y, none, nullptr);
+  }
+  // The `columns` of left (N, width), transposed, times the right sides; and the sum of each column
+  void pass(int64_t N, const R* left, int64_t width, Range columns, bool first, Right x, Right h, R* sum_of_left) {
+    constexpr int64_t max_rows = Block::kBlockRows;
+    Buffer<R> a(x.packed || h.packed ? kDepth<R> * max_rows : 0);
+    const auto multiply = [&](const Right& right, int64_t k, int depth, int64_t m, int64_t n) {
+      const int64_t packed_columns = Block::panels(right.columns) * Panel<R>::units;
+      Block::block(a.get(), n, depth, right.packed + k * packed_columns, right.columns, right.out + m * right.columns,
+                   right.columns, !first || k > 0);
+    };
+    for_pieces(0, N, kDepth<R>, [&](int64_t k, int depth) {
+      for (int64_t m = columns.from; m < columns.to; m += max_rows) {
+        const int64_t n = m + max_rows < columns.to ? max_rows : columns.to - m;
+        const R* from = left + k * width + m;
+        if (a.get()) Block::pack_columns(from, width, n, depth, a.get());
+        if (x.packed) multiply(x, k, depth, m, n);
+        if (h.packed) multiply(h, k, depth, m, n);
+        if (sum_of_left) add_bias(from, depth, n, sum_of_left + m);
+      }
+    });
+  }
+  // to[u] += sum over n of from[n * W + u], in groups of 32 rows: a plain sum of thousands of rows rounds too much.
+  void add_bias(const R* from, int64_t N, int64_t count, R* to) {
+    constexpr int width = Vec<R>::width;
+    for (int64_t u = 0; u < count; u += width) {
+      Vec<R> all(R(0));
+      for (int64_t n = 0; n < N; n += 32) {
+        Vec<R> group(R(0));
+        for (int64_t m = n; m < n + 32 && m < N; ++m) group += Vec<R>::load(from + m * W + u, count - u);
+        all += group;
+      }
+      (Vec<R>::load(to + u, count - u) + all).store(to + u, count - u);
+    }
+  }
+
+  const Shape& s;
+  const Schedule& schedule_;
+  const Products<R> p;
+  int64_t W;
+  Buffer<R> x_, h_, y_;
+};
+
+}  // namespace FASTLSTM_ISA
