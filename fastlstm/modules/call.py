@@ -147,48 +147,37 @@ def normalise(
     data, batch_sizes, order, back = input if packed else (input, None, None, None)
     batched = packed or _is_batched(data, tokens)
     stack, weights = Stack.of(lstm), lstm._weights()
-    batch_dim = 0 if lstm.batch_first else 1
-    given = data if batched else data.unsqueeze(batch_dim)  # laid out as batch_first says
     like = weights[1] if tokens else data
-    if packed:
-        hx = _packed_state(lstm, stack, like, hx, batch_sizes, order, tokens)
-    else:
-        hx = _dense_state(lstm, stack, like, hx, given, batched, tokens)
     mask = _reset_mask(reset, data.shape[:1] if packed else data.shape if tokens else data.shape[:-1])
-    if not batched:
-        mask = None if mask is None else mask.unsqueeze(batch_dim)
-    if not packed and lstm.batch_first:
-        given, mask = given.transpose(0, 1), None if mask is None else mask.transpose(0, 1)
-    own_functions = not (torch.compiler.is_compiling() or mask is not None or cells or gates) and any(
-        map(has_own_functions, weights)
-    )
+    if packed:
+        rows, hx = data, _packed_state(lstm, stack, like, hx, batch_sizes, order, tokens)
+    else:
+        hx = _dense_state(lstm, stack, like, hx, data, batched, tokens)
+        rows, mask = (_time_first(v, batched, lstm.batch_first) for v in (data, mask))
+    compiling, extra = torch.compiler.is_compiling(), mask is not None or cells or gates
+    own_functions = not (compiling or extra) and any(map(has_own_functions, weights))
     before = None
     if not own_functions:
         _check_weights(lstm, stack, weights)
         if casts(like, packed):
-            before = (given, hx, weights)
-            given, hx, weights = _autocast(given, hx, weights)
+            before = (rows, hx, weights)
+            rows, hx, weights = _autocast(*before)
     return Call(
-        stack=stack,
-        rows=given,
-        tokens=tokens,
-        batch_sizes=batch_sizes,
-        hx=hx,
-        weights=weights,
-        reset=mask,
-        cells=bool(cells),
-        gates=bool(gates),
-        training=lstm.training,
-        masks=Masks.of(lstm),
-        recompute=lstm.recompute,
-        before_autocast=before,
-        eager=not torch.compiler.is_compiling() and is_plain_eager(),
-        own_functions=own_functions,
-        batch_first=lstm.batch_first,
-        batched=batched,
-        sorted_indices=order,
-        unsorted_indices=back,
+        *(stack, rows, tokens, batch_sizes, hx, weights),
+        **{"reset": mask, "cells": bool(cells), "gates": bool(gates)},
+        **{"training": lstm.training, "masks": Masks.of(lstm), "recompute": lstm.recompute},
+        **{"before_autocast": before, "eager": not compiling and is_plain_eager(), "own_functions": own_functions},
+        **{"batch_first": lstm.batch_first, "batched": batched, "sorted_indices": order, "unsorted_indices": back},
     )
+
+
+def _time_first(value: Tensor | None, batched: bool, batch_first: bool) -> Tensor | None:
+    """A value with one row a step, laid out as the module's input, as (T, B, …)."""
+    if value is None:
+        return None
+    if not batched:
+        return value.unsqueeze(1)
+    return value.transpose(0, 1) if batch_first else value
 
 
 def permuted(hx: State, permutation: Tensor | None) -> State:
@@ -215,10 +204,11 @@ def _is_batched(data: Tensor, tokens: Tokens | None) -> bool:
 
 
 def _dense_state(
-    lstm: nn.RNNBase, stack: Stack, like: Tensor, hx: State | None, given: Tensor, batched: bool, tokens: Tokens | None
+    lstm: nn.RNNBase, stack: Stack, like: Tensor, hx: State | None, data: Tensor, batched: bool, tokens: Tokens | None
 ) -> State:
     """The initial state of a dense call, with a batch dimension; checked, for vectors by torch's own checks."""
     batch_dim = 0 if lstm.batch_first else 1
+    given = data if batched else data.unsqueeze(batch_dim)  # as torch's checks know it
     B = given.size(batch_dim)
     hx = zero_state(stack, B, like) if hx is None else _with_batch(hx, batched)
     if tokens is None:

@@ -214,7 +214,6 @@ class _Backward:
         dbias = torch.empty_like(rest[0]) if of_bias and not ids else None
         dw_hr = torch.empty_like(rest[-1]) if call.stack.proj_size and wanted[-1] else None
         dh0, dc0, dh_n, dc_n, c0, h0 = _addresses(k, self.dh0, self.dc0, self.dh_n, self.dc_n, self.c0, self.h0)
-        w_hr = rest[-1] if call.stack.proj_size else None
         native.load().lstm_backward(
             **call.shape(reverse=d == 1),
             dh0=dh0,
@@ -226,7 +225,7 @@ class _Backward:
             c=c.data_ptr(),
             c0=c0,
             w_hh=w_hh.data_ptr(),
-            w_hr=_address(w_hr),
+            w_hr=_address(rest[-1] if call.stack.proj_size else None),
             dx=_address(dx),
             dw_x=_address(d_in),
             dbias=_address(dbias),
