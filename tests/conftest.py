@@ -16,6 +16,8 @@ if util.find_spec("triton") is not None:
     # Triton reads TRITON_INTERPRET when it is first imported, and torch's test tools import it too: before any of them
     from tests.backends.triton import interpreter  # noqa: F401
 
+from tests.hostsim import backend  # noqa: F401  registers the backend `hostsim`
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Share the cores between the workers of pytest-xdist instead of giving all of them to each."""

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm.backends.base import Backend
 from fastlstm.ops import reference
 from fastlstm.ops.arguments import Grads, OpInputs, Saved
+from fastlstm.ops.validation import checked_gradients, checked_inputs
 from fastlstm.testing.cases import Case, Inputs, make, make_grads
 
 LEAVES = ("x", "w_x", "bias", "w_hh", "w_hr", "h0", "c0")
@@ -120,10 +121,10 @@ def _run(
 ) -> dict[str, Tensor]:
     inputs = make(case, dtype, seed, device=device, canary=True)
     inputs = Inputs(*(None if v is None else v if case.noncontiguous else v.contiguous() for v in inputs))
-    op_inputs = OpInputs(*inputs, case.reverse, save)
+    op_inputs = checked_inputs(OpInputs(*inputs, case.reverse, save))
     h, c, gates, h_n, c_n = backend.forward(op_inputs)
-    grads = make_grads(case, dtype, seed + 1, device=device)
-    found = backend.backward(op_inputs, Saved(h, c, gates), Grads(*grads))
+    grads = Grads(*make_grads(case, dtype, seed + 1, device=device))
+    found = backend.backward(op_inputs, *checked_gradients(op_inputs, Saved(h, c, gates), grads))
     got = dict(zip(OP_OUTPUTS, (h, c, h_n, c_n, *found), strict=True))
     if not case.projection:
         assert got.pop("d_hr").shape == (0,)

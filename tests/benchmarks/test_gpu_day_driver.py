@@ -82,7 +82,7 @@ def test_trouble_tells_where():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+@pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
 def test_the_whole_rehearsal(tmp_path):
     done = day(tmp_path)
     assert done.returncode == 0, done.stdout + (tmp_path / "log.txt").read_text()[-4000:]

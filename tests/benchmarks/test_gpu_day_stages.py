@@ -80,7 +80,7 @@ def test_nn_lstm_under_autocast_is_judged_as_float16():
     assert [layers.cudnn_algorithm(cell, True) for cell in cells] == ["PERSIST_STATIC"] * 3 + ["STANDARD"]
 
 
-@pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+@pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
 @pytest.mark.parametrize("spoil", [lambda h: h * 0, lambda h: -h, lambda h: h.flip(1)])
 def test_a_wrong_character_model_is_seen(monkeypatch, spoil):
     """Which no loss at the beginning of training shows: every h gives almost the same there."""
@@ -92,7 +92,7 @@ def test_a_wrong_character_model_is_seen(monkeypatch, spoil):
     assert not any(row["wrong"] for row in characters.run(here, item))
 
 
-@pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+@pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
 def test_the_sweep_judges_the_planners_pick_too(monkeypatch):
     here, real = rehearsal(stage="sweep"), place.Rehearsal.forward
     item = sweep.items(here, "f32")[0]
@@ -161,8 +161,8 @@ def test_what_it_takes_from_the_backend_is_there():
     """None of this runs here without a GPU, so a name that is gone would show on one first."""
     for name in ("not_built", "_wrong_device", "_gpu", "_on", "_forced"):
         assert hasattr(cuda, name)
-    assert list(inspect.signature(cuda_launch.forward).parameters)[:5] == ["rt", "plan", "x", "ids", "w_x"]
-    assert list(inspect.signature(cuda_launch.backward).parameters)[:6] == ["rt", "plan", "dh", "dc", "dh_n", "dc_n"]
+    assert list(inspect.signature(cuda_launch.forward).parameters) == ["rt", "plan", "inputs"]
+    assert list(inspect.signature(cuda_launch.backward).parameters) == ["rt", "plan", "inputs", "saved", "grads"]
     assert list(inspect.signature(torch.cuda.CUDAGraph.capture_begin).parameters)[:3] == [
         "self",
         "pool",
@@ -171,7 +171,7 @@ def test_what_it_takes_from_the_backend_is_there():
     assert hasattr(torch.Generator, "graphsafe_set_state")
 
 
-@pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+@pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
 def test_a_kernel_that_was_lost_is_not_used_by_module_calls():
     found = rehearsal(lost=[["right", "tile bf16"]])
     found.start()

@@ -28,7 +28,8 @@ SOURCES = (
 ASK = """
 import json, torch, fastlstm
 from dataclasses import replace
-from fastlstm import dispatch, doctor, native
+from fastlstm import dispatch, doctor
+from fastlstm.backends import native
 lib, found = native.load().cuda, {}
 found["archs"], found["missing"] = lib.archs, lib.missing()
 for name, call in {

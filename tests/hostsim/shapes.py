@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fastlstm.backends.base import spec_of
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.ops.arguments import OpInputs
 from fastlstm.testing import accuracy
 from fastlstm.testing.cases import Case, make
 from tests.hostsim import backend as hostsim
@@ -96,15 +96,14 @@ def settings(shape: Shape, case: Case, kind: str, seed: int, **other):
 def check(shape: Shape, case: Case, kind: str, seed: int, *, save: int = 1, **other) -> None:
     """Run forward and backward and judge all that they return by the rule of accuracy."""
     with settings(shape, case, kind, seed, **other):
-        accuracy.check_backend(hostsim, case, dtype_of(kind), save=save, tf32=kind == TF32)
+        accuracy.check_backend(hostsim.BACKEND, case, dtype_of(kind), save=save, tf32=kind == TF32)
 
 
 def plan_of(shape: Shape, case: Case, kind: str) -> cuda_launch.Plan:
     """The Plan of a case on a shape; ValueError where it does not fit."""
-    inputs = make(case, dtype_of(kind))
-    of = (inputs.x, inputs.ids, inputs.w_x, inputs.w_hh, inputs.w_hr, inputs.h0, inputs.batch_sizes, inputs.reset)
+    inputs = OpInputs(*make(case, dtype_of(kind)), case.reverse, 1)
     with settings(shape, case, kind, 0):
-        return hostsim.choose(spec_of(*of, case.reverse, 1), hostsim.library().plan)
+        return hostsim.choose(inputs.spec(), hostsim.library().plan)
 
 
 def dense(T: int, B: int, H: int, **on) -> Case:

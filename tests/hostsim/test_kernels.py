@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from fastlstm.backends.base import spec_of
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.ops.arguments import OpInputs
 from fastlstm.testing import accuracy, cases
 from fastlstm.testing.cases import Case, make
 from tests.hostsim import backend as hostsim
@@ -116,7 +116,7 @@ def test_what_is_kept_changes_nothing(hostsim_library, shape, kind):
     outputs = []
     for save, seed in ((1, 0), (0, 0), (2, 0), (1, 1), (1, 2), (1, 3)):
         with settings(shape, case, kind, seed):
-            h, _, _, h_n, c_n = hostsim.forward(*make(case, dtype_of(kind)), False, save)
+            h, _, _, h_n, c_n = hostsim.BACKEND.forward(OpInputs(*make(case, dtype_of(kind)), False, save))
         outputs.append((h, h_n, c_n))
     for other in outputs[1:]:
         assert all(a.equal(b) for a, b in zip(outputs[0], other, strict=True))
@@ -128,8 +128,8 @@ def test_the_planner_chooses(hostsim_library, H, B, shared, kernel):
     case = dense(3, B, H, initial=True)
     with hostsim.settings(sms=SMS, shared_kib=shared):
         v = make(case, dtype_of(BF16))
-        said = hostsim.plan(spec_of(v.x, None, v.w_x, v.w_hh, None, v.h0, None, None, False, 1))
-        accuracy.check_backend(hostsim, case, dtype_of(BF16))
+        said = hostsim.BACKEND.describe(OpInputs(*v, False, 1).spec())
+        accuracy.check_backend(hostsim.BACKEND, case, dtype_of(BF16))
     assert said.startswith(f"hostsim: {kernel}: ")
     for word in ("blocks of", "registers", "KiB", "warps", "µs a step predicted", "bound by"):
         assert word in said
@@ -141,6 +141,6 @@ def test_tf32_is_not_float32(hostsim_library):
     found = {}
     for kind in (F32, TF32):
         with settings(TILE[0], case, kind, 0):
-            found[kind] = hostsim.forward(*make(case, dtype_of(kind)), False, 1)[0]
+            found[kind] = hostsim.BACKEND.forward(OpInputs(*make(case, dtype_of(kind)), False, 1))[0]
     difference = (found[F32] - found[TF32]).norm() / found[F32].norm()
     assert 1e-5 < difference < 1e-3

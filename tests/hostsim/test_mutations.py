@@ -26,7 +26,6 @@ def _mutated(mutation: Mutation, stem: str, folder: Path) -> Path:
     """A copy of csrc in which one kernel file sees the fault; the others include it too but are not compiled anew."""
     csrc = folder / "csrc"
     shutil.copytree(build.CSRC / "cuda", csrc / "cuda")
-    shutil.copytree(build.CSRC / "hostsim", csrc / "hostsim")
     shutil.copy(build.CSRC / "cell.h", csrc)
     file = csrc / "cuda" / mutation.file
     text = file.read_text()

@@ -10,6 +10,7 @@ import torch
 
 from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.backends.cuda import status as cuda_status
+from fastlstm.ops.arguments import OpInputs
 from fastlstm.testing.cases import make
 from tests.hostsim import backend as hostsim
 from tests.hostsim.shapes import BF16, F16, F32, PERSISTENT, TF32, TILE, check, dense, plan_of, settings
@@ -30,7 +31,7 @@ def _times_out(lib) -> None:
     lib.clock_jumps(True)
     try:
         with settings(PERSISTENT[0], CASE, F32, 0), hostsim.Simulated(lib) as rt:
-            cuda_launch.forward(rt, plan, *make(CASE, torch.float32), False, 1)
+            cuda_launch.forward(rt, plan, OpInputs(*make(CASE, torch.float32), False, 1))
             assert rt.status.item() == cuda_status.TIMED_OUT
     finally:
         lib.clock_jumps(False)

@@ -18,6 +18,7 @@ from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.modules import layers, masks
 from fastlstm.modules.layers import Rows
 from fastlstm.ops import offsets
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.testing.cases import Case, make, make_grads
 
 DIRECTIONS = ("forward", "backward")
@@ -232,9 +233,10 @@ def test_the_cuda_backend_takes_nothing_from_the_cpu_either(kernel, save, ids):
     v = make(case, torch.bfloat16)
     v = v._replace(**{k: t.to("meta") for k, t in v._asdict().items() if t is not None and k != "batch_sizes"})
     grads = [g.to("meta") for g in make_grads(case, torch.bfloat16)]
+    inputs = OpInputs(*v, False, save)
     with Copies() as seen:
-        h, c, gates, _, _ = cuda_launch.forward(rt, plan, *v, False, save)
-        cuda_launch.backward(rt, plan, *grads, *v, False, save, h, c, gates)
+        h, c, gates, _, _ = cuda_launch.forward(rt, plan, inputs)
+        cuda_launch.backward(rt, plan, inputs, Saved(h, c, gates), Grads(*grads))
     assert seen.count > 10
     assert seen.found == []
 

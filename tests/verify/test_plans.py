@@ -8,7 +8,8 @@ from importlib import util
 import pytest
 import torch
 
-from fastlstm.backends import withheld
+from fastlstm.backends import load, withheld
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.testing.cases import make, make_grads
 from fastlstm.verify import correctness, plans, timings
 from fastlstm.verify.plans import LIMIT, full, quick
@@ -84,21 +85,18 @@ def launches(monkeypatch):
 
 def _check(table: correctness.Table) -> None:
     """All that is launched for a table; nothing runs, so results hold nothing."""
-    from fastlstm.backends.triton import backend as triton
-
+    triton = load("triton")
     for run in correctness.runs("triton", table):
         case, dtype = replace(run.case, T=min(run.case.T, 100)), correctness.MATHS[run.math]
         with triton.force(run.kernel), correctness.tf32(run.math == "tf32"):
-            if triton.why_not(correctness._spec(case, dtype, run.save, CPU)) is None:
-                v = make(case, dtype)
-                h, c, gates, _, _ = triton.forward(*v, case.reverse, run.save)
-                triton.backward(*make_grads(case, dtype), *v, case.reverse, run.save, h, c, gates)
+            if triton.unsupported_reason(correctness._spec(case, dtype, run.save, CPU)) is None:
+                inputs = OpInputs(*make(case, dtype), case.reverse, run.save)
+                h, c, gates, _, _ = triton.forward(inputs)
+                triton.backward(inputs, Saved(h, c, gates), Grads(*make_grads(case, dtype)))
 
 
 def _time(cells: tuple[timings.Cell, ...], kernels: tuple[str, ...]) -> None:
-    from fastlstm.backends.triton import backend as triton
-
-    every = {("triton", kernel, math) for kernel in triton.KERNELS for math in correctness.MATHS}
+    every = {("triton", kernel, math) for kernel in load("triton").kernel_names for math in correctness.MATHS}
     passed = {kernel for kernel in every if kernel[1] in kernels}
     with withheld.instead_of_record(every - passed):
         for cell in dict.fromkeys(replace(cell, T=2) for cell in cells):  # T compiles nothing

@@ -104,7 +104,6 @@ def test_identity_changes_with_the_kernels(monkeypatch, tmp_path):
     package = tmp_path / "fastlstm"
     (package / "backends").mkdir(parents=True)
     (package / "backends" / "cuda.py").write_text("changed")
-    (package / "gpu_model.py").write_text("")
     monkeypatch.setattr(record, "__file__", str(package / "verify" / "record.py"))
     first = record.identity.__wrapped__()
     (package / "backends" / "cuda.py").write_text("changed again")
@@ -174,7 +173,7 @@ def test_where_torch_could_not_run_the_backend_wins():
 
 def test_kind_of_a_call():
     assert record.kind_of(spec()) == ("dense", "tf32", True)
-    assert record.kind_of(spec(packed=True, dtype=torch.float16, training=False)) == ("packed", "float16", False)
+    assert record.kind_of(spec(packed=True, dtype=torch.float16, save=0)) == ("packed", "float16", False)
     assert record.kind_of(spec(packed=True, projected=True))[0] == "projected"
 
 
@@ -184,7 +183,7 @@ class Backend:
     def __init__(self, kernel: str):
         self.kernel = kernel
 
-    def planned(self, spec) -> tuple[str, ...]:
+    def kernels(self, spec) -> tuple[str, ...]:
         return (self.kernel, self.kernel)
 
 
@@ -194,7 +193,7 @@ def two_backends(monkeypatch):
     found = {"cuda": Backend("tile"), "triton": Backend("resident")}
     load = backends.load
     monkeypatch.setattr(backends, "load", lambda name: found.get(name) or load(name))
-    monkeypatch.setattr(dispatch, "why_not", lambda name, spec: None)
+    monkeypatch.setattr(dispatch, "unsupported_reason", lambda name, spec: None)
     return found
 
 
@@ -223,7 +222,9 @@ def test_dispatch_uses_no_kernel_that_did_not_pass(two_backends):
 def test_a_backend_that_cannot_run_the_call_any_more_is_not_chosen(two_backends, monkeypatch):
     record.write(GPU, made(row(128, 64, torch=2.0, cuda=1.0), passed=PASSED))
     assert not dispatch.prefers_torch(spec(128, 64, 64))
-    monkeypatch.setattr(dispatch, "why_not", lambda name, spec: "no kernel is left" if name == "cuda" else None)
+    monkeypatch.setattr(
+        dispatch, "unsupported_reason", lambda name, spec: "no kernel is left" if name == "cuda" else None
+    )
     assert dispatch.prefers_torch(spec(128, 64, 64))
     assert dispatch.choose(spec(128, 64, 64)) == "triton"
 

@@ -75,7 +75,7 @@ def test_what_checks_left_of_the_time_goes_to_timing(module):
 
 
 def test_where_nothing_passed_nothing_is_timed(module):
-    module.why_not = lambda spec: "no"
+    module.unsupported_reason = lambda spec: "no"
     code, found, _ = verified(2.0, plan=plan("cuda"))
     assert code == FINE
     assert found["timings"] == []
@@ -93,7 +93,7 @@ def test_an_earlier_record_keeps_no_kernel_from_being_verified(module, monkeypat
     from fastlstm.backends import withheld
 
     seen = []
-    monkeypatch.setattr(dispatch, "why_not", lambda name, spec: seen.append(withheld._instead))
+    monkeypatch.setattr(dispatch, "unsupported_reason", lambda name, spec: seen.append(withheld._instead))
     verified(2.0, 1.0, plan=plan("cuda"))
     assert all(found is not None for found in seen)
     assert seen
@@ -115,8 +115,8 @@ def test_the_gpu_backends_without_a_gpu(tmp_path):
     """Triton in its interpreter and the CUDA kernels in the host simulation, each in a process of its own."""
     code = """
 import json, torch
-from fastlstm.backends import hostsim
-from fastlstm.verify import checks, plans, record, run, timings
+from tests.hostsim import backend as hostsim
+from fastlstm.verify import correctness, plans, record, run, timings
 from fastlstm.testing.cases import SHORT
 
 def work(present):

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.backends import withheld
+from fastlstm.backends import device, load, withheld
 from fastlstm.backends.base import BackendError
-from fastlstm.backends.cuda import backend as cuda
 from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.doctor import small_call
 
+CUDA = load("cuda")
 LARGE = replace(small_call(torch.device("cuda:0")), dtype=torch.bfloat16, H=768, P=768, B=16)
 
 
@@ -25,7 +25,7 @@ def warnings(caplog):
 
 
 def test_a_word_for_each_device_kernel_and_type(fresh):
-    words = {cuda_status.word(i, k, m).data_ptr() for i in (0, 1) for k in cuda.KERNELS for m in cuda.MATHS}
+    words = {cuda_status.word(i, k, m).data_ptr() for i in (0, 1) for k in CUDA.kernel_names for m in device.MATHS}
     assert len(words) == 2 * 3 * 4
     cuda_status.word(1, "tile", "float16")[0] = 7
     assert cuda_status.words(1).sum() == 7
@@ -41,7 +41,7 @@ def test_words_that_inference_mode_asked_for_first_can_be_cleared_outside_it(lib
 
 
 def test_a_kernel_whose_blocks_waited_is_told_once_and_not_planned_again(lib, warnings):
-    assert cuda.planned(LARGE) == ("persistent", "persistent")
+    assert CUDA.kernels(LARGE) == ("persistent", "persistent")
     cuda_status.word(0, "persistent", "bfloat16")[0] = cuda_status.TIMED_OUT
     with pytest.raises(
         BackendError, match=r"on cuda:0 gave up: the blocks of kernel persistent in bfloat16 waited 1.5 s"
@@ -49,9 +49,9 @@ def test_a_kernel_whose_blocks_waited_is_told_once_and_not_planned_again(lib, wa
         cuda_status.raise_on(0)
     assert (told.value.kernel, told.value.math) == ("persistent", "bfloat16")
     cuda_status.raise_on(0)
-    assert cuda.planned(LARGE) == ("step", "step")
-    assert cuda.planned(replace(LARGE, dtype=torch.float16)) == ("persistent", "persistent")
-    assert cuda.planned(replace(LARGE, device=torch.device("cuda:1"))) == ("persistent", "persistent")
+    assert CUDA.kernels(LARGE) == ("step", "step")
+    assert CUDA.kernels(replace(LARGE, dtype=torch.float16)) == ("persistent", "persistent")
+    assert CUDA.kernels(replace(LARGE, device=torch.device("cuda:1"))) == ("persistent", "persistent")
     cuda_status.word(0, "persistent", "bfloat16")[0] = cuda_status.TIMED_OUT
     with pytest.raises(BackendError):
         cuda_status.raise_on(0)
@@ -67,15 +67,15 @@ def test_where_no_type_is_known_the_error_names_no_kernel():
 
 def test_a_kernel_that_gave_up_does_not_run_by_its_name_either(lib):
     withheld.give_up("cuda", 0, "persistent", ("bfloat16",), "its blocks waited 2 s for each other")
-    with cuda.force("persistent"):
-        assert "its blocks waited 2 s for each other" in cuda.why_not(LARGE)
-    assert cuda.why_not(LARGE) is None
+    with CUDA.force("persistent"):
+        assert "its blocks waited 2 s for each other" in CUDA.unsupported_reason(LARGE)
+    assert CUDA.unsupported_reason(LARGE) is None
 
 
 def test_where_nothing_is_left_the_reasons_are_told(lib):
-    for kernel in cuda.KERNELS:
+    for kernel in CUDA.kernel_names:
         withheld.give_up("cuda", 0, kernel, ("bfloat16",), f"{kernel} is broken")
-    reason = cuda.why_not(LARGE)
+    reason = CUDA.unsupported_reason(LARGE)
     assert "no kernel is left" in reason
     assert "tile: tile is broken" in reason
 
@@ -123,9 +123,9 @@ def test_forward_and_backward_write_the_word_of_their_kernel_and_type(simulated,
     monkeypatch.setattr(cuda_status, "word", lambda *of: asked.append(of) or word(*of))
     lstm = fastlstm.LSTM(4, 8, dtype=torch.bfloat16)
     with fastlstm.backend("cuda"):
-        with cuda.force("tile"):
+        with CUDA.force("tile"):
             out = lstm(torch.zeros(2, 1, 4, dtype=torch.bfloat16))[0]
-        with cuda.force("step"):
+        with CUDA.force("step"):
             out.sum().backward()
     assert asked == [(3, "tile", "bfloat16"), (3, "step", "bfloat16")]
     fastlstm.check()
@@ -137,7 +137,7 @@ def test_an_id_outside_is_nan_and_an_error_later(simulated, monkeypatch, kernel)
     """Ids on a GPU are not looked at by the host; here on CPU tensors, past that look."""
     monkeypatch.setattr("fastlstm.ops.validation.ids_in_range", lambda ids, V: None)
     lstm = fastlstm.TokenLSTM(4, None, 8)
-    with fastlstm.backend("cuda"), cuda.force(kernel), torch.no_grad():
+    with fastlstm.backend("cuda"), CUDA.force(kernel), torch.no_grad():
         out = lstm(torch.tensor([[1], [9]]))[0]
         assert out[0].isfinite().all()
         assert out[1].isnan().all()

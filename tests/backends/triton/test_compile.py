@@ -40,6 +40,7 @@ _ONE_KERNEL = """
 from itertools import product
 import torch
 from fastlstm.backends.triton import launch, planner
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from tools.triton_compile import target
 half = dict(dtype=torch.bfloat16)
 small = planner.Tile(16, 32, 32, 4, 2)
@@ -56,9 +57,9 @@ def call(plan, T, B, H):
     x = torch.zeros(T * B * 5 + 1, **half)[1:].view(*lead, 5)
     weights = (torch.zeros(4 * H, 5, **half), None, torch.zeros(4 * H, H, **half), None)
     inputs = (x, None, *weights, torch.zeros(B, H, **half), torch.zeros(B, H), sizes, offsets)
-    inputs += (torch.zeros(T * B + 1, dtype=torch.bool)[1:].view(lead), T > 2, 1)
-    h, c, gates, _, _ = launch.forward(plan, *inputs)
-    launch.backward(plan, h, None, None, None, *inputs, h, c, gates)
+    inputs = OpInputs(*inputs, torch.zeros(T * B + 1, dtype=torch.bool)[1:].view(lead), T > 2, 1)
+    h, c, gates, _, _ = launch.forward(plan, inputs)
+    launch.backward(plan, inputs, Saved(h, c, gates), Grads(h, None, None, None))
 
 with target(90), launch.instead(start):
     for (shape, tile), packed in product(tiles.items(), ways):
