@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ARCHS = "90a"
-PATIENCE_MS = 200  # a hang costs a fifth of a second, not the minutes on the machine
+TIMEOUT_MS = 200  # a hang costs a fifth of a second, not the minutes on the machine
 MOST_BYTES = 40_000_000
 COPIED = ("fastlstm", "benchmarks", "tools", "csrc", "tests")
 MADE = ("COMMIT", "HOW", "triton-cache", "ubench")
@@ -83,7 +83,7 @@ def find_nvcc() -> str | None:
 
 def kernels(build: Path, archs: str, jobs: int) -> list[list[str]]:
     """The commands that compile the kernels and the microbenchmarks."""
-    options = {"FASTLSTM_CUDA_ARCHS": archs, "FASTLSTM_PATIENCE_MS": str(PATIENCE_MS)}
+    options = {"FASTLSTM_CUDA_ARCHS": archs, "FASTLSTM_TIMEOUT_MS": str(TIMEOUT_MS)}
     return [
         _configure(build / "kernels", sys.executable, options),
         _build(build / "kernels", jobs, "kernels_cuda", "ubench"),

@@ -125,15 +125,15 @@ class Place:
         return cuda_planner.choices(self.lib, self.about, CODES[math], H=H, B=B, projected=projected, only=only)
 
     def tilings(self, math: str, H: int, B: int, backward: bool) -> list:
-        """Every choice of tile and persistent that fits, the cheapest by the cost model first."""
+        """Every choice of single_block and cooperative that fits, the cheapest by the cost model first."""
         return cuda_planner.tilings(self.lib, self.about, CODES[math], H=H, B=B, backward=backward)
 
     def avoid(self, math: str, H: int, B: int, projected: bool = False) -> str:
-        """Use `step` for module calls whose kernel was lost or timed out with this math; returns what is forced."""
+        """Use `per_step` for module calls whose kernel was lost or timed out with this math; returns what is forced."""
         kernels = [(c.kernel, bool(back)) for back, c in enumerate(self.choose(math, H, B, projected=projected))]
         bad = any(("right", f"{k} {math}") in self.lost or (k, math, back) in self.timed_out for k, back in kernels)
-        self.force("step" if bad else "")
-        return "step" if bad else ""
+        self.force("per_step" if bad else "")
+        return "per_step" if bad else ""
 
     def losses(self, key: str) -> int:
         """How often this stage lost its process with a key."""
@@ -159,13 +159,13 @@ class Place:
 
     pairs: list[tuple] | None = None  # of events around launches, while they are timed
 
-    def forward(self, plan: cuda_launch.Plan, inputs: tuple, reverse: bool = False, save: int = 1) -> tuple:
+    def forward(self, plan: cuda_launch.LaunchPlan, inputs: tuple, reverse: bool = False, save: int = 1) -> tuple:
         """One call of the op's forward with a choice of one's own, on contiguous tensors."""
         with self.runtime(inputs[4]) as rt:
             return cuda_launch.forward(self._clocked(rt), plan, OpInputs(*inputs, reverse, save))
 
     def backward(
-        self, plan: cuda_launch.Plan, grads: tuple, inputs: tuple, saved: tuple, reverse: bool = False
+        self, plan: cuda_launch.LaunchPlan, grads: tuple, inputs: tuple, saved: tuple, reverse: bool = False
     ) -> tuple:
         with self.runtime(inputs[4]) as rt:
             of = OpInputs(*inputs, reverse, 1), Saved(*saved), Grads(*grads)
@@ -178,14 +178,14 @@ class Place:
 
 
 class Clocked:
-    """The launchers with events around the recurrent ones (and the fill that comes with a persistent one)."""
+    """The launchers with events around the recurrent ones (and the fill that comes with a cooperative one)."""
 
     def __init__(self, lib: Any, place: Place) -> None:
         self._lib, self._place = lib, place
 
     def __getattr__(self, name: str) -> Any:
         launch = getattr(self._lib, name)
-        if name.startswith("step") or not name.endswith(("_forward", "_backward")):
+        if name.startswith("per_step") or not name.endswith(("_forward", "_backward")):
             return launch
 
         def timed(*args: Any) -> None:

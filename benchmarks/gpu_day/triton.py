@@ -20,7 +20,7 @@ from fastlstm import backends
 from fastlstm.testing.cases import Case
 from fastlstm.verify import correctness
 
-SHAPES = ("resident", "streamed", "step")
+SHAPES = ("single_block", "streamed", "per_step")
 TIMED = tuple(
     Cell("dense", math, 1, H, B, 128) for math in ("bf16", "tf32") for H, B in ((128, 16), (512, 16), (128, 64))
 )

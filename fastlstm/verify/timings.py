@@ -219,7 +219,7 @@ def _spec(cell: Cell, device: torch.device) -> Spec:
     N = int(_lengths(cell).sum()) if packed else cell.T * cell.B
     sizes = (cell.T, cell.B, N, cell.H, 0, cell.H, cell.H // 2 if projected else cell.H)
     flags = (packed, False, projected, False, False)
-    return Spec(device, MATHS[cell.math], *sizes, *flags, int(cell.training), cell.training)
+    return Spec(device, MATHS[cell.math], *sizes, *flags, int(cell.training))
 
 
 def _lengths(cell: Cell) -> Tensor:

@@ -37,7 +37,7 @@ def fresh(monkeypatch, tmp_path):
 class Lib:
     """What fastlstm._C.cuda answers, without a driver."""
 
-    archs, patience_ms = "75,80,90", 1500
+    archs, timeout_ms = "75,80,90", 1500
 
     def __init__(self, capability: int = 90, missing: str = ""):
         self.capability, self.said, self.devices = capability, missing, []

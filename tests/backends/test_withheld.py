@@ -78,12 +78,12 @@ def test_tf32_is_a_type_of_its_own(lib, monkeypatch, allowed):
 def test_triton_plans_around_a_wrong_shape(fresh, monkeypatch):
     monkeypatch.setattr(triton, "gpu", lambda device: planner.Device(GPU, 90, 132, 227 << 10))
     monkeypatch.setattr(triton, "_wrong_device", lambda device: None)
-    assert TRITON.kernels(call()) == ("resident",)
-    wrong("triton", "resident")
+    assert TRITON.kernels(call()) == ("single_block",)
+    wrong("triton", "single_block")
     assert TRITON.kernels(call()) == ("streamed",)
-    assert TRITON.kernels(call(torch.float16)) == ("resident",)
+    assert TRITON.kernels(call(torch.float16)) == ("single_block",)
     wrong("triton", *TRITON.kernel_names)
     assert "no kernel shape is left" in TRITON.unsupported_reason(call())
-    assert "step: `fastlstm doctor --verify` found it wrong" in TRITON.unsupported_reason(call())
-    with TRITON.force("resident"):
-        assert TRITON.kernels(call()) == ("resident",)
+    assert "per_step: `fastlstm doctor --verify` found it wrong" in TRITON.unsupported_reason(call())
+    with TRITON.force("single_block"):
+        assert TRITON.kernels(call()) == ("single_block",)

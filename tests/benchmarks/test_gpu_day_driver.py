@@ -26,7 +26,7 @@ def test_a_stage_goes_on_behind_the_item_that_took_its_process(tmp_path):
 
 def test_a_stage_that_hangs_is_ended_and_goes_on(tmp_path):
     begin = time.time()
-    done = day(tmp_path, "--stage", "cudnn", fault="cudnn:0:hang", patience="3")
+    done = day(tmp_path, "--stage", "cudnn", fault="cudnn:0:hang", timeout="3")
     assert done.returncode == 1
     assert time.time() - begin < 120
     lost, end = fates(tmp_path, "cudnn")

@@ -64,7 +64,7 @@ def test_what_a_call_runs_is_counted_by_name():
 
 
 def test_no_time_of_a_kernel_alone_where_there_is_none():
-    assert train._alone(rehearsal(), lambda: None, "step", 4) is None
+    assert train._alone(rehearsal(), lambda: None, "per_step", 4) is None
 
 
 def test_nan_is_far_from_everything():
@@ -126,7 +126,7 @@ def test_the_sanitizer_runs_the_tilings_that_were_wrong(monkeypatch):
     numbers = []
     monkeypatch.setattr(right, "_picks", lambda place, kernel, math, case, number: numbers.append(number) or [])
     for cases in (right.CASES, right.CASES[3:4]):
-        list(right.of(rehearsal(), "tile", "bf16", cases))
+        list(right.of(rehearsal(), "single_block", "bf16", cases))
     assert numbers == [*range(len(right.CASES)), 3]
 
 
@@ -139,7 +139,7 @@ def test_the_sanitizer_does_not_look_at_an_earlier_run(tmp_path):
 
 
 def test_the_sanitizer_looks_at_what_was_wrong_or_lost():
-    assert sanitizer.wrong(list(MADE_UP)) == [("tile", "f32", ""), ("tile", "bf16", "odd")]
+    assert sanitizer.wrong(list(MADE_UP)) == [("single_block", "f32", ""), ("single_block", "bf16", "odd")]
     assert sanitizer.said(sanitizer.CANNED)[1] == "========= Invalid __global__ read of size 16 bytes"
 
 
@@ -173,7 +173,7 @@ def test_what_it_takes_from_the_backend_is_there():
 
 @pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
 def test_a_kernel_that_was_lost_is_not_used_by_module_calls():
-    found = rehearsal(lost=[["right", "tile bf16"]])
+    found = rehearsal(lost=[["right", "single_block bf16"]])
     found.start()
-    assert found.avoid("bf16", 24, 3) == "step"
+    assert found.avoid("bf16", 24, 3) == "per_step"
     assert found.avoid("f32", 24, 3) == ""

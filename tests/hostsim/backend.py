@@ -1,6 +1,6 @@
 """The CUDA kernels on a simulated GPU (tests/hostsim/sim) as the backend `hostsim`: for tests only, never chosen by itself.
 
-`with settings(kernel="tile", seed=3):` says which kernel runs, on which device, and in which order threads run. A fault
+`with settings(kernel="single_block", seed=3):` says which kernel runs, on which device, and in which order threads run. A fault
 that the simulation finds is raised as a `Fault`. Importing this module registers the backend.
 """
 
@@ -21,7 +21,7 @@ from fastlstm.backends.base import Backend, BackendError, register
 from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.backends.cuda import planner as cuda_planner
 from fastlstm.backends.cuda import status as cuda_status
-from fastlstm.backends.cuda.launch import Plan
+from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 from tests.hostsim import build
 from tests.hostsim.report import with_source
@@ -37,7 +37,7 @@ class Fault(RuntimeError):  # noqa: N818 - the simulation calls it so
 class Settings:
     """What the simulated device is and does. kernel: None lets the planner choose."""
 
-    kernel: str | None = None  # step, tile or persistent
+    kernel: str | None = None  # per_step, single_block or cooperative
     forward: tuple[int, ...] | None = None  # the Tiling of that kernel, in the order of csrc/cuda/args.h
     backward: tuple[int, ...] | None = None
     sms: int = 5
@@ -101,7 +101,7 @@ class Simulated:
         found = int(self.status[0])
         self.status[0] = 0
         if found:
-            raise cuda_status.error(found, "the simulated GPU", "of it", self.lib.patience_ms)
+            raise cuda_status.error(found, "the simulated GPU", "of it", self.lib.timeout_ms)
 
     def __exit__(self, kind, error, _) -> None:
         self.module.forget()
@@ -133,10 +133,10 @@ def _device(lib: ModuleType | None = None) -> cost_model.Device:
     return replace(h100, name="simulated GPU", capability=of.capability, sms=of.sms, shared_kib=of.shared_kib)
 
 
-def choose(spec: Spec, lib: ModuleType) -> Plan:
+def choose(spec: Spec, lib: ModuleType) -> LaunchPlan:
     """What runs a call under the settings; ValueError where a kernel or tiling they name does not fit."""
     tf32, device = _settings.tf32, cuda_planner.gpu(lib, _device(lib))
-    code = Plan(None, None, tf32).code(spec.dtype)
+    code = LaunchPlan(None, None, tf32).code(spec.dtype)
     found = []
     for backward, given in enumerate((_settings.forward, _settings.backward)):
         if given is not None:
@@ -146,7 +146,7 @@ def choose(spec: Spec, lib: ModuleType) -> Plan:
         found.append(lib.choose(device, code, spec.H, spec.B, bool(backward), spec.projected, only))
         if found[-1].blocks < 0:
             raise ValueError(found[-1].why)
-    return Plan(*found, tf32)
+    return LaunchPlan(*found, tf32)
 
 
 def _fit(lib: ModuleType, code: int, spec: Spec, backward: bool, given: tuple[int, ...]):

@@ -15,11 +15,11 @@ from fastlstm.ops import reference
 from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.testing.cases import Case, make, make_grads
 from tests.hostsim import backend as hostsim
-from tests.hostsim.shapes import BF16, F32, PERSISTENT, STEP, TILE, dense, dtype_of, plan_of, settings
+from tests.hostsim.shapes import BF16, COOPERATIVE, F32, PER_STEP, SINGLE_BLOCK, dense, dtype_of, plan_of, settings
 
 CASE = dense(4, 9, 40, initial=True, reset=True)
-SHAPES = [TILE[1], PERSISTENT[1]]
-IDS = ["tile", "persistent"]
+SHAPES = [SINGLE_BLOCK[1], COOPERATIVE[1]]
+IDS = ["single_block", "cooperative"]
 
 
 class Recorder:
@@ -85,7 +85,9 @@ def _states(v):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("pair", [(TILE[1], TILE[3]), (PERSISTENT[1], PERSISTENT[1]), (TILE[0], PERSISTENT[3])])
+@pytest.mark.parametrize(
+    "pair", [(SINGLE_BLOCK[1], SINGLE_BLOCK[3]), (COOPERATIVE[1], COOPERATIVE[1]), (SINGLE_BLOCK[0], COOPERATIVE[3])]
+)
 def test_two_at_once(hostsim_library, pair, seed):
     """Two directions on two streams: the same bits as one after the other, and no deadlock."""
     v = make(CASE, torch.bfloat16)
@@ -108,7 +110,7 @@ def test_two_at_once(hostsim_library, pair, seed):
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_block_that_never_comes(hostsim_library, backward):
     """The wait ends: NaN in the results, and the next call says why. The one after it works."""
-    shape = PERSISTENT[0]
+    shape = COOPERATIVE[0]
     case = dense(2, 2, 40, initial=True)
     v, grads, plan = make(case, torch.float32), make_grads(case, torch.float32), plan_of(shape, case, F32)
     broken = (plan.backward if backward else plan.forward).t
@@ -124,7 +126,7 @@ def test_a_block_that_never_comes(hostsim_library, backward):
                 assert found[0].isnan().any()
                 assert rt.status.item() == cuda_status.TIMED_OUT
             with pytest.raises(
-                BackendError, match=rf"waited {hostsim_library.cuda.patience_ms / 1000:g} s for each other"
+                BackendError, match=rf"waited {hostsim_library.cuda.timeout_ms / 1000:g} s for each other"
             ):
                 hostsim.BACKEND.forward(OpInputs(*v, False, 1))
             assert not hostsim.BACKEND.forward(OpInputs(*v, False, 1))[0].isnan().any()
@@ -132,7 +134,7 @@ def test_a_block_that_never_comes(hostsim_library, backward):
         hostsim_library.clock_jumps(False)
 
 
-@pytest.mark.parametrize("shape", [STEP, *SHAPES], ids=["step", *IDS])
+@pytest.mark.parametrize("shape", [PER_STEP, *SHAPES], ids=["per_step", *IDS])
 @pytest.mark.parametrize("kind", [F32, BF16])
 def test_an_id_outside_the_table(hostsim_library, shape, kind):
     """NaN where it counts and nowhere else; the next call says why, and the one after it works."""
@@ -153,7 +155,7 @@ def test_an_id_outside_the_table(hostsim_library, shape, kind):
             assert not hostsim.BACKEND.forward(OpInputs(*v, False, 1))[0].isnan().any()
 
 
-@pytest.mark.parametrize("shape", [STEP, *SHAPES], ids=["step", *IDS])
+@pytest.mark.parametrize("shape", [PER_STEP, *SHAPES], ids=["per_step", *IDS])
 def test_nan_and_infinity_pass_through(hostsim_library, shape):
     """A NaN is no unset word: it arrives, nobody waits for it, and only its own sequence has it.
 
@@ -189,7 +191,7 @@ class Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("shape", [STEP, *SHAPES], ids=["step", *IDS])
+@pytest.mark.parametrize("shape", [PER_STEP, *SHAPES], ids=["per_step", *IDS])
 def test_nothing_waits_for_the_device(hostsim_library, shape):
     """No operator whose result the host must see, so that a call can be captured in a CUDA graph."""
     v, grads = make(CASE, torch.float32), make_grads(CASE, torch.float32)

@@ -70,7 +70,7 @@ def test_all_builds_use_one_nvcc(tmp_path, monkeypatch):
 
 def test_kernels_are_compiled_once_and_bindings_for_each_python(tmp_path):
     configure, build = gpu_folder.kernels(tmp_path, "90a", 2)
-    for option in ("FASTLSTM_CPU=off", "FASTLSTM_CUDA=on", "FASTLSTM_CUDA_ARCHS=90a", "FASTLSTM_PATIENCE_MS=200"):
+    for option in ("FASTLSTM_CPU=off", "FASTLSTM_CUDA=on", "FASTLSTM_CUDA_ARCHS=90a", "FASTLSTM_TIMEOUT_MS=200"):
         assert f"-D{option}" in configure
     assert build[2:] == [str(tmp_path / "kernels"), "--parallel", "2", "--target", "kernels_cuda", "ubench"]
     python = gpu_folder.Python("/there/python3.12", "3.12", ".cpython-312.so")

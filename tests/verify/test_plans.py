@@ -40,14 +40,14 @@ def test_the_whole_takes_as_long_as_the_help_says(present, minutes):
 
 def test_by_default_triton_waits_for_the_cuda_kernels():
     assert set(quick(("cuda", "triton")).tables) == {"cuda"}
-    assert quick(("triton",)).tables["triton"].kernels == ("resident",)
+    assert quick(("triton",)).tables["triton"].kernels == ("single_block",)
     assert quick(()).tables == {}
 
 
 def test_the_default_checks_every_kernel_in_every_type():
     runs = correctness.runs("cuda", quick(("cuda",)).tables["cuda"])
     assert {(run.kernel, run.math) for run in runs} == {
-        (k, m) for k in ("step", "tile", "persistent") for m in correctness.MATHS
+        (k, m) for k in ("per_step", "single_block", "cooperative") for m in correctness.MATHS
     }
     assert max(run.case.T for run in runs) < 100
 
@@ -109,7 +109,7 @@ def _time(cells: tuple[timings.Cell, ...], kernels: tuple[str, ...]) -> None:
 def test_what_triton_compiles_by_default(launches):
     work = quick(("triton",))
     _check(work.tables["triton"])
-    _time(work.cells, ("resident",))
+    _time(work.cells, ("single_block",))
     assert len(launches) == work.compiled
 
 
@@ -117,5 +117,5 @@ def test_what_triton_compiles_by_default(launches):
 def test_what_triton_compiles_in_full(launches):
     work = full(("triton",))
     _check(work.tables["triton"])
-    _time(work.cells, ("resident", "streamed", "step"))
+    _time(work.cells, ("single_block", "streamed", "per_step"))
     assert len(launches) == work.compiled

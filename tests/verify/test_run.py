@@ -122,13 +122,13 @@ from fastlstm.testing.cases import SHORT
 def work(present):
     table = correctness.Table((SHORT[0],), ("float32", "bfloat16"))
     cells = (timings.Cell("dense", "bfloat16", True, 4, 2, 2),)
-    return plans.Work(dict.fromkeys(present, table), cells, 300.0, 300.0, 900.0)
+    return plans.Workload(dict.fromkeys(present, table), cells, 300.0, 300.0, 900.0)
 
 if __name__ == "__main__":
     hostsim.library()  # g++ takes a while when it is first built
     device = torch.device("cpu")
     machine = run.Machine(device, "Fake GPU", timings.DeviceClock(device))
-    code = run.verify(print, [machine], plans.Plan(("triton", "hostsim"), work))
+    code = run.verify(print, [machine], plans.VerifyPlan(("triton", "hostsim"), work))
     print(json.dumps([code, record.read("Fake GPU")]))
 """
     script = tmp_path / "verify_here.py"
@@ -140,8 +140,8 @@ if __name__ == "__main__":
     code, found = json.loads(done.stdout.splitlines()[-1])
     assert code == FINE, done.stdout
     assert {name: set(kernels) for name, kernels in found["passed"].items()} == {
-        "triton": {"resident", "streamed", "step"},
+        "triton": {"single_block", "streamed", "per_step"},
         "hostsim": {""},
     }, done.stdout
     assert all(set(row["seconds"]) == {"torch", "triton", "hostsim"} for row in found["timings"])
-    assert all(set(row["kernels"]["triton"]) == {"resident", "streamed", "step"} for row in found["timings"])
+    assert all(set(row["kernels"]["triton"]) == {"single_block", "streamed", "per_step"} for row in found["timings"])

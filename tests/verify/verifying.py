@@ -10,7 +10,7 @@ from fastlstm.backends.base import Backend
 from fastlstm.ops import reference
 from fastlstm.testing.cases import SHORT
 from fastlstm.verify import correctness, isolate, record, timings
-from fastlstm.verify.plans import Plan, Work
+from fastlstm.verify.plans import VerifyPlan, Workload
 from fastlstm.verify.run import Machine, verify
 from fastlstm.verify.stages import Started
 
@@ -44,12 +44,12 @@ def machine(*costs: float) -> Machine:
     return Machine(torch.device("cpu"), "Fake GPU", clock(*costs))
 
 
-def plan(*candidates: str, process=isolate.here, table=SMALL, cells=CELLS, **limits) -> Plan:
+def plan(*candidates: str, process=isolate.here, table=SMALL, cells=CELLS, **limits) -> VerifyPlan:
     limits = {"silence": 60.0, "checking": 60.0, "whole": 120.0, **limits}
-    return Plan(candidates, lambda present: Work(dict.fromkeys(present, table), cells, **limits), process)
+    return VerifyPlan(candidates, lambda present: Workload(dict.fromkeys(present, table), cells, **limits), process)
 
 
-def verified(*costs: float, plan: Plan) -> tuple[int, dict, str]:
+def verified(*costs: float, plan: VerifyPlan) -> tuple[int, dict, str]:
     """The exit code, the record and what was said."""
     said = []
     code = verify(said.append, [machine(*costs)], plan)

@@ -16,7 +16,7 @@ from fastlstm.backends import native, withheld
 from fastlstm.backends.base import BackendError
 from fastlstm.backends.device import MATHS
 
-KERNELS = ("step", "tile", "persistent")
+KERNELS = ("per_step", "single_block", "cooperative")
 TIMED_OUT, BAD_ID = 1, 2  # values of a word (csrc/cuda/args.h)
 
 
@@ -66,13 +66,13 @@ def raise_on(index: int) -> None:
     at, why = next((k, why) for k, why in enumerate(found) if why)
     words(index)[at] = 0
     kernel, math = KERNELS[at // len(MATHS)], MATHS[at % len(MATHS)]
-    patience = native.load().cuda.patience_ms
+    timeout = native.load().cuda.timeout_ms
     if why == TIMED_OUT:
-        withheld.give_up("cuda", index, kernel, (math,), f"its blocks waited {patience / 1000:g} s for each other")
-    raise error(why, f"cuda:{index}", kernel, patience, math)
+        withheld.give_up("cuda", index, kernel, (math,), f"its blocks waited {timeout / 1000:g} s for each other")
+    raise error(why, f"cuda:{index}", kernel, timeout, math)
 
 
-def error(why: int, where: str, kernel: str, patience_ms: int, math: str = "") -> Exception:
+def error(why: int, where: str, kernel: str, timeout_ms: int, math: str = "") -> Exception:
     """What to raise for the value of a word: IndexError for an id, GaveUpError where blocks waited in vain."""
     named = f"{kernel} in {math}" if math else kernel
     if why == BAD_ID:
@@ -81,7 +81,7 @@ def error(why: int, where: str, kernel: str, patience_ms: int, math: str = "") -
             "the vocabulary"
         )
     return GaveUpError(
-        f"an earlier call on {where} gave up: the blocks of kernel {named} waited {patience_ms / 1000:g} s for each "
+        f"an earlier call on {where} gave up: the blocks of kernel {named} waited {timeout_ms / 1000:g} s for each "
         "other; its results are NaN. Is another program holding the GPU? Calls to come use another kernel; a CUDA graph "
         'that holds this one is to be captured again. `with fastlstm.backend("torch"):` uses torch\'s own kernels',
         *((kernel, math) if math else ()),

@@ -90,7 +90,7 @@ def test_code_with_a_letter_runs_on_its_own_gpu_alone(lib, archs, capability, ru
 def test_plan_names_kernel_size_time_and_bound(lib):
     line = CUDA.describe(replace(GPU, dtype=torch.bfloat16, H=768, P=768, B=16))
     for words in (
-        "cuda: persistent: ",
+        "cuda: cooperative: ",
         "blocks of",
         "registers",
         "KiB",
@@ -101,12 +101,12 @@ def test_plan_names_kernel_size_time_and_bound(lib):
 
 
 def test_a_forced_kernel_that_cannot_run_says_why(lib):
-    with CUDA.force("tile"):
+    with CUDA.force("single_block"):
         assert "do not fit one block" in CUDA.unsupported_reason(replace(GPU, H=1024, P=1024))
-    with CUDA.force("step"):
-        assert CUDA.describe(GPU).startswith("cuda: step: ")
+    with CUDA.force("per_step"):
+        assert CUDA.describe(GPU).startswith("cuda: per_step: ")
     with (
-        pytest.raises(ValueError, match="kernel is 'tiles', expected one of step, tile, persistent"),
+        pytest.raises(ValueError, match="kernel is 'tiles', expected one of per_step, single_block, cooperative"),
         CUDA.force("tiles"),
     ):
         pass
@@ -137,7 +137,7 @@ def test_products_go_to_wide_results_where_torch_can():
 def test_whole_calls(simulated, kernel):
     """Forward and backward of a packed case with resets, by the rule of accuracy; the device is set for both runtimes."""
     cases = [c for c in SHORT if c.H == 7 and c.packed and c.B and not c.projection]
-    with CUDA.force(kernel if kernel != "persistent" else None):
+    with CUDA.force(kernel if kernel != "cooperative" else None):
         accuracy.check_backend(CUDA, cases[0], torch.bfloat16)
     assert simulated == [("device", 3), ("runtime", 3)] * (len(simulated) // 2)
     assert len(simulated) >= 4
@@ -172,12 +172,12 @@ def test_an_input_side_at_a_low_address(monkeypatch):
     monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 1)
     x, w_x, found = torch.randn(3, 2), torch.randn(8, 2), []
     rt, args = SimpleNamespace(use=lambda *_: 40), library_args()
-    steps = cuda_launch.Steps.of(x[:, None], 1, None, False)
+    steps = cuda_launch.StepRows.of(x[:, None], 1, None, False)
     cuda_launch._in_chunks(rt, args, steps, x, w_x, None, lambda begin, end: found.append(args.xg), 0)
     assert [(at + k * 32) % 2**64 for k, at in enumerate(found)] == [40, 40, 40]
 
 
-@pytest.mark.parametrize(("kernel", "most"), [("step", 8), ("persistent", 256)])
+@pytest.mark.parametrize(("kernel", "most"), [("per_step", 8), ("cooperative", 256)])
 def test_an_input_side_that_is_not_kept_is_small(simulated, monkeypatch, kernel, most):
     """Only launches that load W_hh get at least 256 steps of it at once."""
     seen, real = [], cuda_launch.input_side

@@ -27,7 +27,7 @@ def refused(simulated, monkeypatch, request):
 
     def refuse(*args):
         seen.append(args)
-        raise launchers.RefusedLaunchError("persistent: too many blocks in cooperative launch, code 720")
+        raise launchers.RefusedLaunchError("cooperative: too many blocks in cooperative launch, code 720")
 
     for direction in getattr(request, "param", ("forward", "backward")):
         monkeypatch.setattr(launchers, f"persistent_{direction}", refuse)
@@ -48,12 +48,12 @@ def test_the_launchers_have_this_error():
 def test_another_kernel_runs_the_call_and_all_later_ones(refused, caplog):
     caplog.set_level(logging.WARNING, logger="fastlstm")
     for dtype in (torch.float32, torch.bfloat16):
-        assert CUDA.kernels(spec_of(dtype)) == (("step" if refused else "persistent"),) * 2
+        assert CUDA.kernels(spec_of(dtype)) == (("per_step" if refused else "cooperative"),) * 2
         accuracy.check_backend(CUDA, CASE, dtype)
         assert len(refused) == 1  # in one type, and no other is tried
     assert len(caplog.records) == 1
-    assert "persistent (float32, tf32, bfloat16, float16) is not used again on cuda:3" in caplog.text
-    assert "refused its launch (persistent: too many blocks in cooperative launch, code 720)" in caplog.text
+    assert "cooperative (float32, tf32, bfloat16, float16) is not used again on cuda:3" in caplog.text
+    assert "refused its launch (cooperative: too many blocks in cooperative launch, code 720)" in caplog.text
 
 
 @pytest.mark.parametrize("refused", [("backward",)], indirect=True)
@@ -63,16 +63,16 @@ def test_refused_between_forward_and_backward(refused):
 
 
 def test_a_kernel_forced_by_its_name_says_so(refused):
-    with CUDA.force("persistent"), pytest.raises(BackendError, match="the GPU refused its launch"):
+    with CUDA.force("cooperative"), pytest.raises(BackendError, match="the GPU refused its launch"):
         CUDA.forward(OpInputs(*make(CASE, torch.float32), False, 1))
     assert len(refused) == 1
 
 
 def test_other_errors_of_a_launch_are_raised(simulated, monkeypatch):
     def fail(*args):
-        raise RuntimeError("persistent_forward: out of memory")
+        raise RuntimeError("cooperative_forward: out of memory")
 
-    monkeypatch.setattr(hostsim.library().cuda, "persistent_forward", fail)
+    monkeypatch.setattr(hostsim.library().cuda, "cooperative_forward", fail)
     with pytest.raises(hostsim.Fault, match="out of memory"):
         CUDA.forward(OpInputs(*make(CASE, torch.float32), False, 1))
-    assert CUDA.kernels(spec_of(torch.float32)) == ("persistent", "persistent")
+    assert CUDA.kernels(spec_of(torch.float32)) == ("cooperative", "cooperative")

@@ -69,7 +69,7 @@ def test_bidirectional_packed() -> None:
 
     with fastlstm.backend("triton"):
         found = run(ours, torch.float32)
-    assert dispatch.last_plan().startswith("triton: resident (tf32), 16 rows × 32 units, 8 warps, 2 stages; ")
+    assert dispatch.last_plan().startswith("triton: single_block (tf32), 16 rows × 32 units, 8 warps, 2 stages; ")
     assert dispatch.last_plan().endswith("; in Triton's interpreter")
     _equal(found, run(theirs, torch.float32), run(exact.double(), torch.float64))
 
@@ -101,7 +101,7 @@ def test_projected_bfloat16() -> None:
     ours = fastlstm.LSTM(5, 12, proj_size=7, dtype=torch.bfloat16)
     with fastlstm.backend("triton"), torch.no_grad():
         out, (h_n, c_n) = ours(torch.randn(3, 2, 5, dtype=torch.bfloat16))
-    assert dispatch.last_plan().startswith("triton: step (half), ")
+    assert dispatch.last_plan().startswith("triton: per_step (half), ")
     assert (out.dtype, out.shape, h_n.shape, c_n.shape) == (torch.bfloat16, (3, 2, 7), (1, 2, 7), (1, 2, 12))
     assert torch.equal(out[-1], h_n[0])
 
@@ -143,9 +143,9 @@ def test_explain_gives_the_planners_reasons() -> None:
     lstm = fastlstm.LSTM(8, 200)
     with fastlstm.backend("triton"):
         text = fastlstm.explain(lstm, torch.randn(4, 3, 8))
-    assert text.startswith("runs on triton ('triton' is forced): step (tf32), ")
+    assert text.startswith("runs on triton ('triton' is forced): per_step (tf32), ")
     assert "W_hh has 625 KiB" in text
-    assert "resident: W_hh of H 200 does not stay on one multiprocessor" in text
+    assert "single_block: W_hh of H 200 does not stay on one multiprocessor" in text
 
 
 def test_why_not_of_a_call() -> None:
@@ -180,7 +180,7 @@ def test_it_plans_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(native, "_attempt", lambda: (None, "there is none"))
     backend._cached_choice.cache_clear()
     assert TRITON.unsupported_reason(_call()) is None
-    assert TRITON.describe(_call()).startswith("triton: resident (")
+    assert TRITON.describe(_call()).startswith("triton: single_block (")
 
 
 @pytest.mark.parametrize(

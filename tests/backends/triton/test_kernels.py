@@ -28,7 +28,7 @@ from fastlstm.testing import accuracy, cases
 from tests.backends.triton.interpreter import apply
 
 TRITON = load("triton")
-SHAPES = ("resident", "streamed", "step")
+SHAPES = ("single_block", "streamed", "per_step")
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # H a multiple of 16 reaches the kernels as it is: tails of tiles (64, 32) and of the sum, with NaN right behind them
 TAILS = [
@@ -81,7 +81,7 @@ def _spec(case: cases.Case, dtype: torch.dtype, save: int) -> Spec:
 def _shapes(case: cases.Case, dtype: torch.dtype) -> tuple[str, ...]:
     """The kernel shapes that can run a case."""
     if case.projection:
-        return ("step",)
+        return ("per_step",)
     return SHAPES[(64 if dtype == torch.float32 else 128) < case.H :]
 
 
