@@ -1,6 +1,6 @@
 // Python's view of the CUDA kernels: argument blocks whose pointers are integers, and one function per entry point.
 // Included in fastlstm._C when it is built with CUDA, and in the host simulation. Python owns all memory, has checked
-// every size (fastlstm/backends/cuda_op.py), and sets the current device.
+// every size (fastlstm/backends/cuda/launch.py), and sets the current device.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

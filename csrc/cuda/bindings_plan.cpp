@@ -118,7 +118,7 @@ int kernel_number(const std::string& name) {
 }  // namespace
 
 void bind_plan(py::module_& parent) {
-  py::module_ m = parent.def_submodule("plan", "Chooses CUDA kernels and tilings; see fastlstm.backends.cuda_plan.");
+  py::module_ m = parent.def_submodule("plan", "Chooses CUDA kernels and tilings; see fastlstm.backends.cuda.planner.");
   bind_gpu(m);
   bind_work(m);
   bind_model(m);

@@ -268,7 +268,7 @@ CELLS = (
     *grid("packed", (128, 256, 512), (16, 64), (64,)),
     *grid("projected", (256, 512, 1024), (16, 64), (64,)),
 )
-CELLS_TRITON = (  # the layouts and padded sizes of checks.QUICK_TRITON
+CELLS_TRITON = (  # the layouts and padded sizes of correctness.QUICK_TRITON
     *grid("dense", (64, 128), (16, 64), (4, 128)),
     *grid("packed", (64, 128), (16, 64), (64,)),
 )

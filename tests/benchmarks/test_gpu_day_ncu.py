@@ -17,7 +17,8 @@ from tests.benchmarks.gpu_days import ROOT
 def test_what_nsight_compute_says_is_read():
     launches = ncu.parsed(ncu.CANNED)
     assert [name for name, _ in launches] == [
-        f"void cooperative_{way}_kernel<bfloat_t>(KernelParams<{way.capitalize()}Args>)" for way in ("forward", "backward")
+        f"void cooperative_{way}_kernel<bfloat_t>(KernelParams<{way.capitalize()}Args>)"
+        for way in ("forward", "backward")
     ]
     assert launches[0][1]["Duration (us)"] == 143.2
     assert launches[0][1]["stall"].startswith("9.1 cycles waiting for a scoreboard dependency")

@@ -77,8 +77,8 @@ def test_every_kernel_and_class_is_there(hostsim_library):
     has = {(stem, m.what) for m, stem in PAIRS}
     assert has >= {("per_step", what) for what in (ROW, TAIL)}
     for direction in ("forward", "backward"):
-        assert has >= {(f"persistent_{direction}", what) for what in CLASSES}
-        assert has >= {(f"tile_{direction}", what) for what in CLASSES if what != ORDER}
+        assert has >= {(f"cooperative_{direction}", what) for what in CLASSES}
+        assert has >= {(f"single_block_{direction}", what) for what in CLASSES if what != ORDER}
     for m in MUTATIONS:
         file, text, mutated = m.find(build.CSRC / "cuda")
         assert file.read_text() == text != mutated, m

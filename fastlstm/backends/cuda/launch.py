@@ -1,8 +1,8 @@
-"""One call of the op through the CUDA kernels, whatever runs them: a GPU (backends/cuda.py) or the host simulation.
+"""From the op's tensors to launches of the CUDA kernels, on a GPU (backend.py) or on the simulator of the tests.
 
-Python owns all memory: outputs, states and scratch are torch tensors of the call's device, their addresses go into an
-argument block (csrc/cuda/args.h). A `Runtime` supplies launchers, stream and matrix products. Nothing here waits for
-the device, and the same launches come for the same shapes, so a CUDA graph can hold them.
+All memory is torch's: outputs, states and scratch are tensors of the call's device, and their addresses go by name into an
+argument block (csrc/cuda/args.h). A `Runtime` supplies launchers, stream and matrix products. The host never waits for the
+device, and equal shapes give equal launches, so a CUDA graph can capture a call.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from fastlstm.ops.reference import cell_type
 
 TYPE_CODES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}
 _TF32 = 1
-_CHUNK_BYTES = 32 << 20  # of an input side that is not kept …
-_CHUNK_STEPS = 256  # … but at least so many steps: a launch loads W_hh, which costs as much as some of them
-_PARTIAL_BYTES = 64 << 20  # of partial sums that travel between blocks
+_CHUNK_BYTES = 32 << 20  # of an input side (xg) that is not saved
+_CHUNK_STEPS = 256  # at least, since each launch loads W_hh again, which costs as much as several steps
+_PARTIAL_BYTES = 64 << 20  # of partial sums that blocks exchange
 
 
 class Runtime(Protocol):
-    """What runs kernels: a GPU's launchers, or the simulation's."""
+    """Launches kernels: a GPU's launchers, or the simulator's."""
 
-    lib: Any  # fastlstm._C.cuda, or the simulation's copy of it
-    stream: int  # that launches go to
-    status: Tensor  # one int32 that a kernel may write and the host reads without waiting (backends/cuda_status.py)
+    lib: Any  # fastlstm._C.cuda, or the simulator's build of it
+    stream: int  # CUDA stream of the launches
+    status: Tensor  # one int32 that a kernel may write and the host reads without waiting (status.py)
 
     def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
         """The address of a tensor for a kernel, 0 for None; mode: in (read), out (written first) or state (both)."""
@@ -46,7 +46,7 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What runs: the planner's choice (csrc/cuda/plan.h) for either direction."""
+    """The planner's choices (csrc/cuda/plan.h) for both directions."""
 
     forward: Any
     backward: Any
@@ -58,11 +58,11 @@ class LaunchPlan:
 
 @dataclass(frozen=True)
 class StepRows:
-    """Where the rows of each step lie; steps are counted as they are processed."""
+    """The rows of each step; steps are counted in the order of processing."""
 
     T: int
     B: int
-    starts: Sequence[int]  # first row of each time, and the number of all rows
+    starts: Sequence[int]  # (T + 1,) first row of each time, and N
     reverse: bool
 
     @staticmethod
@@ -74,7 +74,7 @@ class StepRows:
         return StepRows(len(starts) - 1, B, starts, reverse)
 
     def rows(self, begin: int, end: int) -> slice:
-        """The rows of steps begin … end - 1; they are neighbours."""
+        """The rows of steps begin … end - 1, which are contiguous."""
         first, last = (self.T - end, self.T - begin) if self.reverse else (begin, end)
         return slice(self.starts[first], self.starts[last])
 
@@ -117,15 +117,15 @@ def forward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs) -> tuple[Tensor, ..
     N = steps.starts[-1]
     h, c = w_hh.new_empty(N, P), w_hh.new_empty((N, H) if save else (0,), dtype=cell)
     gates = w_hh.new_empty((N, 4 * H) if save == 1 and x is None else (0,))
-    step = plan.forward.kernel == "per_step"  # the others only write h_n
-    h_n, c_n = h0.clone() if step or not N else torch.empty_like(h0), c0.clone()
+    per_step = plan.forward.kernel == "per_step"  # reads h_n as the state; the others only write it
+    h_n, c_n = h0.clone() if per_step or not N else torch.empty_like(h0), c0.clone()
     if N:
         if save == 1 and x is not None:  # gates take the place of the input side
             gates = input_side(x.reshape(N, -1), w_x, bias)
         args = _sequence(rt, rt.lib.ForwardArgs(), steps, H, offsets, reset)
         args.h, args.c = rt.use("h", h, "out"), rt.use("c", c if save else None, "out")
         args.gates = rt.use("gates", gates if save == 1 else None, "out" if x is None else "state")
-        args.h_n, args.c_n = rt.use("h_n", h_n, "state" if step else "out"), rt.use("c_n", c_n, "state")
+        args.h_n, args.c_n = rt.use("h_n", h_n, "state" if per_step else "out"), rt.use("c_n", c_n, "state")
         args.w_hh, args.h0 = rt.use("w_hh", w_hh, "in"), rt.use("h0", h0, "in")
         run = _FORWARD[plan.forward.kernel](rt, plan, args, steps, w_hh, w_hr, h, h_n)
         if x is None:
@@ -137,8 +137,7 @@ def forward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs) -> tuple[Tensor, ..
             args.xg = args.gates
             run(0, steps.T)
         else:
-            # a launch of the other two loads W_hh anew
-            least = 1 if plan.forward.kernel == "per_step" else _CHUNK_STEPS
+            least = 1 if per_step else _CHUNK_STEPS
             _in_chunks(rt, args, steps, x.reshape(N, -1), w_x, bias, run, least)
     kept = gates.view(*lead, 4 * H) if save == 1 else gates
     return h.view(*lead, P), c.view(*lead, H) if save else c, kept, h_n, c_n
@@ -147,12 +146,12 @@ def forward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs) -> tuple[Tensor, ..
 def _in_chunks(
     rt: Runtime, args: Any, steps: StepRows, x: Tensor, w_x: Tensor, bias: Tensor | None, run: Callable, least: int
 ) -> None:
-    """Input side and recurrence of one range of steps after the other (`least` steps or more): it is not kept."""
+    """Input side and recurrence in ranges of at least `least` steps: xg is not saved, so it stays small."""
     row_bytes = w_x.shape[0] * x.element_size()
     for begin, end in steps.chunks(max(1, _CHUNK_BYTES // row_bytes, least * steps.B)):
         rows = steps.rows(begin, end)
         xg = input_side(x[rows], w_x, bias)
-        # where row 0 of all would lie; below 0 it wraps, as the kernel's addresses then do
+        # the address that row 0 of all N would have; modulo 2^64, as the kernel's address arithmetic
         args.xg = (rt.use("xg", xg, "in") - rows.start * row_bytes) % 2**64
         run(begin, end)
 
@@ -194,7 +193,7 @@ def _single_block_forward(rt: Runtime, plan: LaunchPlan, args: Any, steps: StepR
 def _cooperative_forward(
     rt: Runtime, plan: LaunchPlan, args: Any, steps: StepRows, w_hh, w_hr, h: Tensor, h_n
 ) -> Callable:
-    """A fill that marks h as not there yet, and one launch whose blocks hand h to each other."""
+    """A fill with kNotWritten, and one cooperative launch whose blocks exchange h."""
     args.t = plan.forward.t
     width = _width(args.H, h.element_size())
     exchange = h if width == args.H else h.new_empty(h.shape[0], width)
@@ -230,7 +229,7 @@ def backward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs, saved: Saved, grad
         args = _sequence(rt, rt.lib.BackwardArgs(), steps, H, offsets, reset)
         args.dh, args.dc = rt.use("dh", dh, "in"), rt.use("dc", dc, "in")
         args.gates, args.c, args.c0 = rt.use("gates", gates, "in"), rt.use("c", c, "in"), rt.use("c0", c0, "in")
-        # a column of W_hh as a row: the recurrent kernels load it 16 bytes at a time
+        # W_hhᵀ: the recurrent kernels load a column of W_hh 16 bytes at a time
         w_hh_t = None if plan.backward.kernel == "per_step" else w_hh.t().contiguous()
         args.w_hh_t, args.dxg = rt.use("w_hh_t", w_hh_t, "in"), rt.use("dxg", dxg, "out")
         args.dh_state, args.dc_state = rt.use("dh_state", dh_state, "state"), rt.use("dc_state", dc_state, "state")
@@ -276,7 +275,7 @@ def _single_block_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, 
 def _cooperative_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
     args.t = tiling = plan.backward.t
     width = _width(args.H, dxg.element_size())
-    exchange = dxg.new_empty(dxg.shape[0], 4 * width)  # the gates of some units side by side, which dxg does not have
+    exchange = dxg.new_empty(dxg.shape[0], 4 * width)  # gates of a few units side by side, not dxg's order
     args.exchange, args.exchange_width = rt.use("exchange", exchange, "out"), width
     per_step = rt.lib.partial_words(tiling, steps.B) if tiling.gate_splits > 1 else 0
     most = min(steps.T, max(1, _PARTIAL_BYTES // (4 * per_step))) if per_step else steps.T

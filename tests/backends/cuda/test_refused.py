@@ -30,7 +30,7 @@ def refused(simulated, monkeypatch, request):
         raise launchers.RefusedLaunchError("cooperative: too many blocks in cooperative launch, code 720")
 
     for direction in getattr(request, "param", ("forward", "backward")):
-        monkeypatch.setattr(launchers, f"persistent_{direction}", refuse)
+        monkeypatch.setattr(launchers, f"cooperative_{direction}", refuse)
     return seen
 
 
