@@ -2,10 +2,9 @@
 // `single_block` and `cooperative`. Both return to a warp a pointer to 8 rows of words in shared memory.
 //
 //   BlockExchange  One block has all units. The rows are double-buffered in shared memory: a step writes one buffer,
-//   the
-//                  next step reads it after one __syncthreads().
-//   GridExchange   Units are spread over blocks. A step publishes words in global memory, each its own flag; every warp
-//                  polls the spans that it multiplies and copies them to its own strip, so no barrier is needed.
+//                  the next step reads it after one __syncthreads().
+//   GridExchange   Units are spread over blocks. A step publishes words in global memory, each its own flag; every
+//                  warp polls the spans that it multiplies and copies them to its own strip: no barrier is needed.
 #pragma once
 #include "block.cuh"
 

@@ -1,12 +1,14 @@
 // `per_step`: the pointwise part of one time step, between two matrix products by cuBLAS. Runs for any H and B: for
 // W_hh too large to stay on the chip, and the only kernel with a projection.
 //
-//   z = xg + hw                                 hw = h' W_hhᵀ from cuBLAS; h', c': h and c of the step before, zero at
-//   a reset i, f, o = σ(z_i), σ(z_f), σ(z_o);  g = tanh(z_g) c = f c' + i g;  h = o tanh(c)               (Hochreiter
-//   and Schmidhuber 1997; Gers et al. 2000) dh = dh_out + dh_state                       dh_state = dz_next W_hh from
-//   cuBLAS dc = dc_out + dc_next + dh o (1 - tanh²(c)) dz_i = dc g i (1 - i);  dz_f = dc c' f (1 - f);  dz_g = dc i (1
-//   - g²);  dz_o = dh tanh(c) o (1 - o) dc_next of the step before = dc f            (back-propagation through time,
-//   Werbos 1990)
+//   z = xg + hw                    hw = h' W_hhᵀ from cuBLAS; h', c': of the step before, zero at a reset
+//   i, f, o = σ(z_i), σ(z_f), σ(z_o);  g = tanh(z_g)
+//   c = f c' + i g;  h = o tanh(c)                (Hochreiter and Schmidhuber 1997; Gers et al. 2000)
+//
+//   dh = dh_out + dh_state         dh_state = dz_next W_hh from cuBLAS, dz_next: of the step after
+//   dc = dc_out + dc_next + dh o (1 - tanh²(c))
+//   dz_i = dc g i (1 - i);  dz_f = dc c' f (1 - f);  dz_g = dc i (1 - g²);  dz_o = dh tanh(c) o (1 - o)
+//   dc_next of the step before = dc f             (back-propagation through time, Werbos 1990)
 //
 // One thread per sequence and V neighbouring units (V = 4 where H and the pointers allow 4-wide access, else 1). A step
 // moves about 22 bytes per unit and sequence in half types. Bound: below B * H of some hundred thousand the launch,
