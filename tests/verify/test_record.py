@@ -35,7 +35,7 @@ def made(*rows: dict, **groups: dict) -> dict:
     return {"timings": list(rows), "passed": {}, "failed": {}, **groups}
 
 
-PASSED = {"cuda": {"single_block": {"tf32": 9}, "per_step": {"tf32": 9}}, "triton": {"single_block": {"tf32": 9}}}
+PASSED = {"cuda": {"single_block": {"tf32": 9}, "per_step": {"tf32": 9}}, "triton": {"streamed": {"tf32": 9}}}
 
 
 def spec(H: int = 128, B: int = 50, T: int = 50, **other):
@@ -190,7 +190,7 @@ class Backend:
 @pytest.fixture
 def two_backends(monkeypatch):
     """Dispatch's view of cuda and triton, whose kernels the test may change."""
-    found = {"cuda": Backend("single_block"), "triton": Backend("single_block")}
+    found = {"cuda": Backend("single_block"), "triton": Backend("streamed")}
     load = backends.load
     monkeypatch.setattr(backends, "load", lambda name: found.get(name) or load(name))
     monkeypatch.setattr(dispatch, "unsupported_reason", lambda name, spec: None)
@@ -212,10 +212,10 @@ def test_dispatch_uses_no_kernel_that_did_not_pass(two_backends):
     rows = [row(H, 64, torch=2.0, triton=1.0) for H in (64, 256)]
     record.write(GPU, made(*rows, passed=PASSED))
     assert not dispatch.prefers_torch(spec(128, 64, 64))
-    two_backends["triton"].kernel = "streamed"
-    assert dispatch.prefers_torch(spec(128, 64, 64))
     two_backends["triton"].kernel = "single_block"
-    record.write(GPU, made(*rows, passed=PASSED, failed={"triton": {"single_block": {"tf32": ["wrong"]}}}))
+    assert dispatch.prefers_torch(spec(128, 64, 64))
+    two_backends["triton"].kernel = "streamed"
+    record.write(GPU, made(*rows, passed=PASSED, failed={"triton": {"streamed": {"tf32": ["wrong"]}}}))
     assert dispatch.prefers_torch(spec(128, 64, 64))
 
 
