@@ -1,13 +1,13 @@
 // The cost model: what one time step of a kernel takes on a GPU, from what it moves, computes and waits for. The
 // planner ranks tilings by it; Python asks it (bindings_plan.cpp). Plain C++ that knows a GPU by its numbers only.
 //
-// One step of one block is a sum over what lies on its critical path, times the waves of blocks over the SMs:
+// One step of one block is the sum of the parts of its critical path, times the waves of blocks over the SMs:
 //
 //   max(L2 bytes, shared memory, products)          throughputs: these overlap
 //   + L2 latency + kept spans + register spans      one warp's chain of loads and products
 //   + step + forward cells + backward cells         what it does once, and its cells one after the other
 //   + issue slots                                   what the warps of its scheduler issue
-//   + partial sums + barriers + hand-over           how warps and blocks meet
+//   + partial sums + barriers + hand-over           synchronisation of warps and blocks
 //
 // Launches are added, and no step is faster than its activations pass through HBM. Each part is a count of `StepWork`
 // times one constant of cost_constants.h, so that measured steps give the constants by linear least squares.

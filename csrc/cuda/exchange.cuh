@@ -22,7 +22,7 @@ struct BlockExchange {
   __device__ __forceinline__ uint32_t* row(int which, int r) const {
     return words() + (which * 8 * t.row_tiles + r) * l.stride;
   }
-  // Where the warp's first span of a tile lies, and how far apart its spans are.
+  // The warp's first span of a tile, and the words between two of its spans.
   __device__ __forceinline__ const uint32_t* tile(const ThreadCoords& thread, int tile) const {
     return row(parity, 8 * tile) + thread.split * kSpanWords;
   }
@@ -133,7 +133,7 @@ struct GridExchange {
   }
 };
 
-// Spans of a row of h: `per_step` numbers apart.
+// Spans of a row of h: `step` numbers apart.
 struct EvenCursor {
   static constexpr int kNumbers = 1;  // of a unit in the row
   int unit, step;

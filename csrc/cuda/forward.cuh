@@ -43,7 +43,7 @@ struct ForwardRun {
 
   __device__ __forceinline__ int first_unit() const {
     return 8 * (thread.units_at * t.groups + thread.group);
-  }                                                                                       // of the group
+  }  // of the group
   __device__ __forceinline__ int unit() const { return first_unit() + thread.lane / 4; }  // of the lane
   __device__ __forceinline__ T* slot(int k, int tile) const {
     const int index = (((k - p.s.begin) & 1) * t.groups + thread.group) * t.row_tiles + tile;

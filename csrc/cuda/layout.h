@@ -4,9 +4,9 @@
 // A block has groups * k_splits warps. Forward, a group is 8 units; backward, 16 columns of W_hh. The warps of a group
 // split the spans of the summed dimension: warp s takes spans s, s + k_splits, …; its first `register_spans` stay in
 // registers for the whole launch, the rest in shared memory, each lane's 16-byte pieces where that lane reads them. A
-// block runs over `row_tiles` tiles of 8 sequences; `phase` of them lie between two barriers when partial sums have to
-// meet, and then the warps of a group share out the cells of the phase (forward.cuh, backward_coords.cuh).
-// With one split there is nothing to meet, and a phase is one tile. All offsets are in bytes.
+// block runs over `row_tiles` tiles of 8 sequences. With k_splits > 1 there is a barrier after every `phase` of them,
+// to add the partial sums, and the cells of a phase are distributed over the warps of a group (forward.cuh,
+// backward_coords.cuh). With one split a phase is one tile. All offsets are in bytes.
 #pragma once
 #include <cstddef>
 

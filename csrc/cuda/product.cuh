@@ -115,7 +115,7 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint4& a, uint32_t b0, 
 }
 
 // `arrange` prepares a lane's pieces of a span of W_hh once; `add` takes them so.
-// w: rows i, f, g, o of a unit. `single_block`: word 0 of the span in row 0 of 8 sequences that lie `stride` words
+// w: rows i, f, g, o of a unit. `tile`: word 0 of the span in row 0 of 8 sequences that lie `stride` words
 // apart.
 template <class T>
 struct ForwardProduct {
