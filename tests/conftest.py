@@ -17,6 +17,7 @@ if util.find_spec("triton") is not None:
     # Triton reads TRITON_INTERPRET when it is first imported, and torch's test tools import it too: before any of them
     from tests.backends.triton import interpreter  # noqa: F401
 
+from tests.hostsim import backend  # noqa: F401  registers the backend `hostsim`
 
 hypothesis.settings.register_profile("fastlstm", deadline=None)  # no test has a clock: machines are shared
 hypothesis.settings.load_profile("fastlstm")

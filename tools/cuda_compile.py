@@ -85,7 +85,7 @@ def spill_bytes(said: str) -> dict[str, int]:
 
 
 def demangle(names: Iterable[str]) -> dict[str, str]:
-    """Mangled name → the kernel with its template arguments, such as step_forward<half_t, float, 4>."""
+    """Mangled name → the kernel with its template arguments, such as per_step_forward<half_t, float, 4>."""
     names = list(names)
     said = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True).stdout.splitlines()
     short = (re.sub(r"\(anonymous namespace\)::|fastlstm::cuda::|_kernel(?=<)|^void ", "", line) for line in said)

@@ -3,9 +3,9 @@
     python -m tools.gpu_folder [--out build/gpu-day] [--pythons 3.10,3.11,3.12,3.13] [--triton PYTHON]    or: make gpu-day
 
 The folder holds the package with the native module for each of those Pythons that has its headers here (CUDA kernels and
-planner, no CPU kernels), benchmarks/, tools/, csrc/ (for the host simulation and for Nsight Compute), the
-microbenchmarks `ubench`, the commit in COMMIT, and HOW, five lines on its use. PYTHON has the torch and Triton of that
-machine and compiles Triton's kernels too (tools/triton_cache.py). The kernels are compiled once, for
+planner, no CPU kernels), benchmarks/, tools/, csrc/ (for the host simulation and for Nsight Compute),
+tests/hostsim, the microbenchmarks `ubench`, the commit in COMMIT, and HOW, five lines on its use. PYTHON has the torch and
+Triton of that machine and compiles Triton's kernels too (tools/triton_cache.py). The kernels are compiled once, for
 FASTLSTM_CUDA_ARCHS (90a if that is not set), and give up waiting after 200 ms. All flags are CMakeLists.txt's.
 """
 
@@ -24,10 +24,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ARCHS = "90a"
-PATIENCE_MS = 200  # a hang costs a fifth of a second, not the minutes on the machine
+TIMEOUT_MS = 200  # a hang costs a fifth of a second, not the minutes on the machine
 MOST_BYTES = 40_000_000
-COPIED = ("fastlstm", "benchmarks", "tools", "csrc")
+COPIED = ("fastlstm", "benchmarks", "tools", "csrc", "tests")
 MADE = ("COMMIT", "HOW", "triton-cache", "ubench")
+OF_TESTS = ("__init__.py", "hostsim")  # a rehearsal runs on the simulator
 LEFT_OUT = ("*.so", "__pycache__", "test_*.py", "conftest.py")
 ASK = (
     "import json, sys, sysconfig; from pathlib import Path; v = sys.version_info;"
@@ -82,7 +83,7 @@ def find_nvcc() -> str | None:
 
 def kernels(build: Path, archs: str, jobs: int) -> list[list[str]]:
     """The commands that compile the kernels and the microbenchmarks."""
-    options = {"FASTLSTM_CUDA_ARCHS": archs, "FASTLSTM_PATIENCE_MS": str(PATIENCE_MS)}
+    options = {"FASTLSTM_CUDA_ARCHS": archs, "FASTLSTM_TIMEOUT_MS": str(TIMEOUT_MS)}
     return [
         _configure(build / "kernels", sys.executable, options),
         _build(build / "kernels", jobs, "kernels_cuda", "ubench"),
@@ -145,7 +146,13 @@ def copy(out: Path) -> None:
             raise SystemExit(f"{out} holds results ({', '.join(results)}); move them away, or give another --out")
         shutil.rmtree(out)
     for name in COPIED:
-        shutil.copytree(ROOT / name, out / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        shutil.copytree(ROOT / name, out / name, ignore=_left_out)
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """The names in a folder of the checkout that are not copied."""
+    left_out = shutil.ignore_patterns(*LEFT_OUT)(folder, names)
+    return left_out | set(names) - set(OF_TESTS) if Path(folder) == ROOT / "tests" else left_out
 
 
 def size(folder: Path) -> int:

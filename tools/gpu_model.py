@@ -42,13 +42,13 @@ their descriptions and sources.
 """
 CUDA = """## The CUDA kernels
 
-Microseconds of one step: kernel (T tile, P persistent, S step), forward / backward, in brackets the floor that no
+Microseconds of one step: kernel (P per_step, S single_block, C cooperative), forward / backward, in brackets the floor that no
 kernel can pass forward: the step's products at peak rate, its activations through HBM, W_hh read once from the chip.
-With S, every step pays two launches from Python; inside a CUDA graph they cost about a third of that.
+With P, every step pays two launches from Python; inside a CUDA graph they cost about a third of that.
 """
 ROUNDS = """## Rounds through L2 that wait for each other
 
-On an H100, of a step forward and backward: those of the planner's pick / the fewest that any fitting tiling has. S: two
+On an H100, of a step forward and backward: those of the planner's pick / the fewest that any fitting tiling has. P: two
 launches a step are predicted to be cheaper than any tiling; a dash: none fits. Picks with more than twice the fewest are
 listed below with the reason.
 """
@@ -79,11 +79,19 @@ def residuals() -> str:
     return markdown(("kernel", "published µs", "model µs", "model / published"), lines)
 
 
+def floor(device: Device, H: int, B: int, code: int) -> float:
+    """Return the microseconds that no forward step can beat. code: of the type (csrc/cuda/args.h).
+
+    The largest of: its products at peak rate, its activations through HBM, W_hh read once from the chip.
+    """
+    return cost_model.library().floor_us(cost_model.description(device), code, H, B)
+
+
 def cell(device: Device, math: str, H: int, B: int) -> str:
     """What the planner picks and predicts, and the floor."""
     ahead, back = cuda_planner.choices(cost_model.library(), device, CODES[math], H=H, B=B)
     letters = "".join(dict.fromkeys(choice.kernel[0].upper() for choice in (ahead, back)))
-    return f"{letters} {ahead.us:.2f} / {back.us:.2f} ({cost_model.floor(device, H, B, CODES[math]):.2f})"
+    return f"{letters} {ahead.us:.2f} / {back.us:.2f} ({floor(device, H, B, CODES[math]):.2f})"
 
 
 def table(math: str, cost: Cost = ()) -> str:

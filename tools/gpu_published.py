@@ -38,7 +38,7 @@ class Point:
 
 def spread(device: Device, H: int, B: int, itemsize: int, hand_overs: float) -> Any:
     """W_hh spread over all SMs: every SM reads its share from itself and all of h from L2, in one round."""
-    w = cost_model.library().Work()
+    w = cost_model.library().StepWork()
     share = ceil(4 * H / (device.sms * 8)) * 8  # rows of W_hh of one SM, in tiles of 8
     padded = max(16, ceil(B / 16) * 16)
     w.blocks, w.l2_bytes, w.shared_bytes = device.sms, B * H * itemsize, share * H * itemsize

@@ -19,6 +19,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from benchmarks.gpu_day.rows import with_todays_names
 from fastlstm.backends import cost_model
 from tools import cuda_compile, gpu_tables
 
@@ -80,10 +81,10 @@ def store(backend: str, capabilities: list[int], fresh: list[dict], logs: dict[i
 
 
 def read(path: Path) -> list[dict]:
-    """The rows of a file; none if it is not there."""
+    """The rows of a file, kernels by today's names; none if it is not there."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [with_todays_names(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def _order(row: dict) -> tuple:

@@ -59,10 +59,10 @@ def rows(device: Device) -> Iterator[Row]:
 
 
 def name(choice: Any) -> str:
-    """A kernel with its tiling, short: persistent 64x2 blocks of 2x4 warps, 1 row tile."""
+    """A kernel with its tiling, short: cooperative 64x2 blocks of 2x4 warps, 1 row tile."""
     t = choice.t
-    if choice.kernel == "step":
-        return "step"
+    if choice.kernel == "per_step":
+        return "per_step"
     parts = f", {t.gate_splits} parts" if t.gate_splits > 1 else ""
     tiles = f"{t.row_tiles} row tile{'s' * (t.row_tiles > 1)}"
     return f"{choice.kernel} {t.unit_blocks}x{t.row_blocks} blocks of {t.groups}x{t.k_splits} warps, {tiles}{parts}"
@@ -87,5 +87,5 @@ def tables(device: Device) -> str:
 def _cell(row: Row) -> str:
     if row.fewest is None:
         return "-"
-    pick = "S" if row.pick.kernel == "step" else f"{row.pick.work.l2_rounds:.0f}"
+    pick = "P" if row.pick.kernel == "per_step" else f"{row.pick.work.l2_rounds:.0f}"
     return f"{pick}/{row.fewest.work.l2_rounds:.0f}"

@@ -25,10 +25,10 @@ FLAGS = ("--coverage", "-fprofile-update=single")
 RUN = """
 import torch
 torch.set_num_threads(1)
-from shapes import KINDS, PERSISTENT, STEP, TILE, check, dense, fits
-from benchmarks import cases
+from tests.hostsim.shapes import KINDS, COOPERATIVE, PER_STEP, SINGLE_BLOCK, check, dense, fits
+from fastlstm.testing import cases
 for k, case in enumerate([dense(3, 19, 40, initial=True, reset=True), *cases.SHORT]):
-    for i, shape in enumerate((STEP, *TILE, *PERSISTENT)):
+    for i, shape in enumerate((PER_STEP, *SINGLE_BLOCK, *COOPERATIVE)):
         kind = KINDS[(k + i) % 4]
         if fits(shape, case, kind):
             check(shape, case, kind, seed=k, flags={flags!r})
@@ -73,8 +73,7 @@ def share_of(found: dict[str, Counter[int]]) -> float:
 
 def measure(folder: Path) -> dict[str, Counter[int]]:
     """Build in `folder`, run, and count."""
-    paths = [ROOT, ROOT / "tests", ROOT / "tests" / "hostsim"]
-    env = {**os.environ, "FASTLSTM_BUILD": str(folder), "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    env = {**os.environ, "FASTLSTM_BUILD": str(folder), "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", RUN.format(flags=FLAGS)], check=True, env=env, cwd=folder)
     return counts(folder)
 

@@ -20,7 +20,8 @@ import torch
 
 from fastlstm.backends import cost_model
 from fastlstm.backends.triton import planner
-from fastlstm.backends.triton.planner import Plan, Tile
+from fastlstm.backends.triton.planner import Tile, TritonPlan
+from tools import triton_variants
 from tools.gpu_rows import KernelRow
 
 OPTIONS = ("plain", "full")  # dense; packed, reset, ids, gradients into c and the last states, odd H
@@ -85,8 +86,8 @@ def compile_variant(shape: str, math: str, tile: Tile, direction: str, options: 
         if name not in dict(found):
             found.append((name, kernel.warmup(*args, grid=grid, **constants)))
 
-    plan = Plan(shape, math, tile, tile, 0, ())
-    projections = (False, True) if shape == "step" and options == "full" else (False,)
+    plan = TritonPlan(shape, math, tile, tile, 0, ())
+    projections = (False, True) if shape == "per_step" and options == "full" else (False,)
     with launch.instead(start):
         for projected in projections:
             tensors = _tensors(tile, shape, math, options, projected)
@@ -101,7 +102,7 @@ def _tensors(tile: Tile, shape: str, math: str, options: str, projected: bool) -
     """Arguments of a call of two steps, on the CPU: only their types, alignment and which are None matter."""
     full = options == "full"
     dtype = torch.bfloat16 if math == "half" else torch.float32
-    H = tile.BN if shape == "resident" else 256
+    H = tile.BN if shape == "single_block" else 256
     H, B, T = H - full, 3, 2
     P = H - 2 if projected else H
     rows = (T * B,) if full else (T, B)
@@ -129,7 +130,7 @@ def rows(capability: int, only: str | None = None, math: str | None = None) -> I
 
     limit = next(d.shared_bytes for d in cost_model.KNOWN.values() if d.capability == capability)
     with target(capability):
-        for shape, how, tile, direction in planner.variants(capability):
+        for shape, how, tile, direction in triton_variants.variants(capability):
             if only not in (None, shape) or math not in (None, how):
                 continue
             bound = planner.shared_bytes(shape, tile, 2 if how == "half" else 4, direction == "backward")
@@ -147,7 +148,7 @@ def _row(
         capability=capability,
         kernel=name,
         math=math,
-        tile=planner.describe(name.split(".")[0], tile),
+        tile=triton_variants.describe(name.split(".")[0], tile),
         options=options,
         registers=code.registers,
         shared=compiled.metadata.shared,

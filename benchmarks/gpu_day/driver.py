@@ -105,8 +105,8 @@ class Driver:
         return code, "" if code == 0 else _last_lines(self.log, start), found
 
     def _wait(self, child: subprocess.Popen, stage: Stage, progress: Path, until: float) -> int | str:
-        patience = stage.patience * (20 if self.rehearse else 1)
-        patience = float(os.environ.get("FASTLSTM_GPU_DAY_PATIENCE", patience))  # for tests
+        timeout = stage.timeout * (20 if self.rehearse else 1)
+        timeout = float(os.environ.get("FASTLSTM_GPU_DAY_TIMEOUT", timeout))  # for tests
         seen, since = None, time.time()
         while True:
             with suppress(subprocess.TimeoutExpired):
@@ -117,8 +117,8 @@ class Driver:
             if time.time() > until + GRACE:
                 return "out of time"
             # before its first item a process may load libraries for long
-            if time.time() - since > (patience if now[0] else max(patience, 60)):
-                return f"silent for {patience:.0f} s"
+            if time.time() - since > (timeout if now[0] else max(timeout, 60)):
+                return f"silent for {timeout:.0f} s"
 
     def _start(self) -> subprocess.Popen:
         with open(self.log, "ab") as log:

@@ -75,7 +75,7 @@ def module(place: Place) -> dict:
     if not hasattr(found, "cuda"):
         return {"file": Path(found.__file__).name, "why_not": getattr(found, "no_cuda", "no CUDA kernels")}
     about = {"file": Path(found.__file__).name, "archs": found.cuda.archs, "missing": found.cuda.missing()}
-    about["patience_ms"] = getattr(found.cuda, "patience_ms", None)
+    about["timeout_ms"] = getattr(found.cuda, "timeout_ms", None)
     if torch.cuda.is_available():
         about["properties"] = found.cuda.properties(0)
     return about | {name: getattr(found, name) for name in ("no_cpu",) if hasattr(found, name)}

@@ -19,7 +19,7 @@ from benchmarks.gpu_day import program, sass
 from benchmarks.gpu_day.child import Item
 from benchmarks.gpu_day.place import Place
 
-LAUNCHES = (("persistent", 1024, 16), ("persistent", 256, 16))  # bfloat16, forward and backward each
+LAUNCHES = (("cooperative", 1024, 16), ("cooperative", 256, 16))  # bfloat16, forward and backward each
 T = 64
 SECONDS, READ = 60, 25  # of a profile, of reading a page from its report
 KEPT = (
@@ -114,13 +114,13 @@ def one(kernel: str, H: int, B: int, place: Place | None = None) -> None:
     import torch
 
     from benchmarks.gpu_day import sweep
-    from fastlstm.backends.cuda.launch import Plan
+    from fastlstm.backends.cuda.launch import LaunchPlan
 
     if place is None:
         place = Place({"out": "", "until": 0.0, "lost": [], "stage": "ncu"})
     place.start(warm=False)
     with place.math("bf16"), torch.no_grad():
-        plan = Plan(*place.choose("bf16", H, B, only=kernel), False)
+        plan = LaunchPlan(*place.choose("bf16", H, B, only=kernel), False)
         inputs, grads, saved = sweep.ready(place, "bf16", H, B).of(T)
         place.forward(plan, inputs)
         place.backward(plan, grads, inputs, saved)
@@ -152,7 +152,7 @@ def parsed(text: str) -> list[tuple[str, dict[str, float | str]]]:
 
 CANNED = """
 ==PROF== Connected to process 1 (python)
-  void persistent_forward_kernel<__nv_bfloat16>(Laid<ForwardArgs>) (128, 1, 1)x(256, 1, 1), Context 1, Stream 7, Device 0, CC 9.0
+  void cooperative_forward_kernel<bfloat_t>(KernelParams<ForwardArgs>) (128, 1, 1)x(256, 1, 1), Context 1, Stream 7, Device 0
     Section: GPU Speed Of Light Throughput
     ----------------------- ----------- ------------
     Metric Name             Metric Unit Metric Value
@@ -164,19 +164,19 @@ CANNED = """
           On average, each warp of this workload spends 9.1 cycles being stalled waiting for a scoreboard dependency on a
           L1TEX (local, global, surface, texture) operation. Find the instruction producing the data.
     Registers Per Thread             register/thread              128
-  void persistent_backward_kernel<__nv_bfloat16>(Laid<BackwardArgs>) (64, 2, 1)x(256, 1, 1), Context 1, Stream 7, Device 0, CC 9.0
+  void cooperative_backward_kernel<bfloat_t>(KernelParams<BackwardArgs>) (64, 2, 1)x(256, 1, 1), Context 1, Stream 7, Device 0
     Duration                         us       201.00
 """
 
 CANNED_SOURCE = """==PROF== Disconnected from process 1
-"Kernel Name","void persistent_forward_kernel<__nv_bfloat16>(Laid<ForwardArgs>)",
+"Kernel Name","void cooperative_forward_kernel<bfloat_t>(KernelParams<ForwardArgs>)",
 "Address","Source","Warp Stall Sampling (All Samples)","Warp Stall Sampling (Not-issued Samples)","# Samples",\
 "Instructions Executed","Instructions Executed","L1 Wavefronts Shared","Access Size","stall_long_sb","stall_tex","stall_wait",\
 "stall_long_sb (Not Issued)","stall_wait (Not Issued)","smsp__pcsamp_warps_issue_stalled_wait"
 "0x7f3c1a200d00","      LDG.E.128 R4, desc[UR6][R2.64] ","12","10","12","1,024","1,024","0","128","2","0","10","1","9","10"
 "0x7f3c1a200d10","@!P0  HMMA.16816.F32 R8, R4, R6, R8 ","300","290","300","65,536","65,536","0","-","280","0","20","275","15","20"
 "0x7f3c1a200d20","      EXIT ","0","0","0","1,024","1,024","0","-","0","0","0","0","0","0"
-"Kernel Name","void persistent_backward_kernel<__nv_bfloat16>(Laid<BackwardArgs>)",
+"Kernel Name","void cooperative_backward_kernel<bfloat_t>(KernelParams<BackwardArgs>)",
 "Address","Source","# Samples","Instructions Executed","stall_wait"
 "0x7f3c1a300000","      MOV R1, c[0x0][0x28] ","7","1,024","7"
 """

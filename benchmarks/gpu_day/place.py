@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from fastlstm.backends.cuda import backend as cuda
 from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.backends.cuda import planner as cuda_planner
 from fastlstm.backends.cuda import status as cuda_status
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.verify import correctness
-from tests.hostsim import backend as hostsim
 
 MATHS = {"bf16": "bfloat16", "f16": "float16", "tf32": "tf32", "f32": "float32"}  # as rows say it, as fastlstm does
 CODES = {"f32": 0, "tf32": 1, "f16": 2, "bf16": 3}  # csrc/cuda/args.h
@@ -100,7 +101,7 @@ class Place:
 
     def runtime(self, tensor: torch.Tensor) -> Any:
         """A `cuda_launch.Runtime` for one call, as a context."""
-        return cuda._on(tensor)
+        return cuda._on(cuda._index(tensor.device), tensor.dtype)
 
     def force(self, kernel: str) -> None:
         """From now on module calls use this kernel; "" lets the planner choose. Autograd's threads follow too."""
@@ -124,15 +125,15 @@ class Place:
         return cuda_planner.choices(self.lib, self.about, CODES[math], H=H, B=B, projected=projected, only=only)
 
     def tilings(self, math: str, H: int, B: int, backward: bool) -> list:
-        """Every choice of tile and persistent that fits, the cheapest by the cost model first."""
+        """Every choice of single_block and cooperative that fits, the cheapest by the cost model first."""
         return cuda_planner.tilings(self.lib, self.about, CODES[math], H=H, B=B, backward=backward)
 
     def avoid(self, math: str, H: int, B: int, projected: bool = False) -> str:
-        """Use `step` for module calls whose kernel was lost or timed out with this math; returns what is forced."""
+        """Use `per_step` for module calls whose kernel was lost or timed out with this math; returns what is forced."""
         kernels = [(c.kernel, bool(back)) for back, c in enumerate(self.choose(math, H, B, projected=projected))]
         bad = any(("right", f"{k} {math}") in self.lost or (k, math, back) in self.timed_out for k, back in kernels)
-        self.force("step" if bad else "")
-        return "step" if bad else ""
+        self.force("per_step" if bad else "")
+        return "per_step" if bad else ""
 
     def losses(self, key: str) -> int:
         """How often this stage lost its process with a key."""
@@ -158,16 +159,17 @@ class Place:
 
     pairs: list[tuple] | None = None  # of events around launches, while they are timed
 
-    def forward(self, plan: cuda_launch.Plan, inputs: tuple, reverse: bool = False, save: int = 1) -> tuple:
+    def forward(self, plan: cuda_launch.LaunchPlan, inputs: tuple, reverse: bool = False, save: int = 1) -> tuple:
         """One call of the op's forward with a choice of one's own, on contiguous tensors."""
         with self.runtime(inputs[4]) as rt:
-            return cuda_launch.forward(self._clocked(rt), plan, *inputs, reverse, save)
+            return cuda_launch.forward(self._clocked(rt), plan, OpInputs(*inputs, reverse, save))
 
     def backward(
-        self, plan: cuda_launch.Plan, grads: tuple, inputs: tuple, saved: tuple, reverse: bool = False
+        self, plan: cuda_launch.LaunchPlan, grads: tuple, inputs: tuple, saved: tuple, reverse: bool = False
     ) -> tuple:
         with self.runtime(inputs[4]) as rt:
-            return cuda_launch.backward(self._clocked(rt), plan, *grads, *inputs, reverse, 1, *saved)
+            of = OpInputs(*inputs, reverse, 1), Saved(*saved), Grads(*grads)
+            return cuda_launch.backward(self._clocked(rt), plan, *of)
 
     def _clocked(self, rt: Any) -> Any:
         if self.pairs is not None:
@@ -176,14 +178,14 @@ class Place:
 
 
 class Clocked:
-    """The launchers with events around the recurrent ones (and the fill that comes with a persistent one)."""
+    """The launchers with events around the recurrent ones (and the fill that comes with a cooperative one)."""
 
     def __init__(self, lib: Any, place: Place) -> None:
         self._lib, self._place = lib, place
 
     def __getattr__(self, name: str) -> Any:
         launch = getattr(self._lib, name)
-        if name.startswith("step") or not name.endswith(("_forward", "_backward")):
+        if name.startswith("per_step") or not name.endswith(("_forward", "_backward")):
             return launch
 
         def timed(*args: Any) -> None:
@@ -216,14 +218,17 @@ class Rehearsal(Place):
     rehearsal, backend = True, "hostsim"
 
     def _open(self) -> None:
+        from tests.hostsim import backend  # registers it; no folder without tests/ needs it until it rehearses
+
+        self.hostsim = backend
         self.device, self.ready = torch.device("cpu"), False
 
     def start(self, warm: bool = True) -> None:
         if self.ready:
             return
-        self.module = hostsim.library()
-        self.lib, self.about, self.ready = self.module.plan, hostsim._device(), True
-        self.status = hostsim._status
+        self.module = self.hostsim.library()
+        self.lib, self.about, self.ready = self.module.plan, self.hostsim._device(), True
+        self.status = self.hostsim._status
 
     def warm(self) -> None:
         pass
@@ -244,14 +249,14 @@ class Rehearsal(Place):
         pass
 
     def runtime(self, tensor: torch.Tensor) -> Any:
-        return hostsim.Simulated(self.module)
+        return self.hostsim.Simulated(self.module)
 
     def force(self, kernel: str) -> None:
-        hostsim._settings = hostsim.replace(hostsim._settings, kernel=kernel or None)
+        self.hostsim._settings = replace(self.hostsim._settings, kernel=kernel or None)
 
     @contextmanager
     def math(self, math: str) -> Iterator[None]:
-        with correctness.tf32(math == "tf32"), hostsim.settings(tf32=math == "tf32"):
+        with correctness.tf32(math == "tf32"), self.hostsim.settings(tf32=math == "tf32"):
             yield
 
 

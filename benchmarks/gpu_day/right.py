@@ -15,12 +15,12 @@ import torch
 
 from benchmarks.gpu_day.child import Item
 from benchmarks.gpu_day.place import Place, described, dtype
-from fastlstm.backends.cuda.launch import Plan
+from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.ops import reference
 from fastlstm.testing.accuracy import TF32_EPS
 from fastlstm.testing.cases import Case, Inputs, make, make_grads, rounded
 
-KERNELS = ("persistent", "tile", "step")
+KERNELS = ("cooperative", "single_block", "per_step")
 FORWARD, BACKWARD = ("h", "c", "gates", "h_n", "c_n"), ("dxg", "d_hr", "dh0", "dc0")  # what the op returns
 
 
@@ -73,7 +73,7 @@ def of(place: Place, kernel: str, math: str, cases: tuple[Case, ...]) -> Iterato
                 yield {"kernel": kernel, "math": math, "case": case.id, "skipped": str(why)}
                 continue
             for pick, (forward, backward) in enumerate(picks):
-                plan = Plan(forward, backward, math == "tf32")
+                plan = LaunchPlan(forward, backward, math == "tf32")
                 for back in (False, True):
                     if (kernel, math, back) in place.timed_out:
                         continue
@@ -91,7 +91,7 @@ def _short(choice: Any) -> dict:
 def _picks(place: Place, kernel: str, math: str, case: Case, number: int) -> list[tuple]:
     """The planner's tilings and two others, different ones from case to case. ValueError where the kernel cannot run."""
     picks = [place.choose(math, case.H, case.B, only=kernel, projected=case.projection)]
-    if kernel != "step":
+    if kernel != "per_step":
         both = [[c for c in place.tilings(math, case.H, case.B, back) if c.kernel == kernel] for back in (False, True)]
         if all(both):
             picks += [
@@ -101,7 +101,7 @@ def _picks(place: Place, kernel: str, math: str, case: Case, number: int) -> lis
     return picks
 
 
-def _judged(place: Place, plan: Plan, math: str, case: Case, back: bool) -> dict:
+def _judged(place: Place, plan: LaunchPlan, math: str, case: Case, back: bool) -> dict:
     """One direction of one case with one plan: errors and what is allowed, by name of the result."""
     inputs, grads, right, yard, saved = _expected(math, case, str(place.device))
 

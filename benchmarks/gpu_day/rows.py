@@ -1,13 +1,21 @@
-"""raw.jsonl: one JSON object a line, each written at once and whole, so that nothing is lost with the process."""
+"""raw.jsonl: one JSON object a line, each written at once and whole, so that nothing is lost with the process.
+
+Recorded rows are never edited: where a kernel has another name today, `read` gives it that name.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
+
+RENAMED = {"step": "per_step", "tile": "single_block", "persistent": "cooperative", "resident": "single_block"}
+_NAMES_A_KERNEL = ("kernel", "kernels", "forced", "plan", "item", "lost")  # columns
+_OLD_NAME = re.compile(rf"\b({'|'.join(RENAMED)})(?=$|: | \(|\.|_forward|_backward| (?:bf16|f16|tf32|f32)\b)")
 
 
 class Rows:
@@ -26,14 +34,30 @@ class Rows:
 
 
 def read(path: Path) -> list[dict]:
-    """All rows of a file; a line that was cut off is left out."""
+    """All rows of a file, kernels by today's names; a line that was cut off is left out."""
     found = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
-            found.append(json.loads(line))
+            found.append(with_todays_names(json.loads(line)))
         except ValueError:
             continue
     return found
+
+
+def with_todays_names(row: dict) -> dict:
+    """A recorded row with the kernel names of today in the columns that name kernels."""
+    return {name: _renamed(value) if name in _NAMES_A_KERNEL else _inside(value) for name, value in row.items()}
+
+
+def _inside(value: Any) -> Any:
+    return with_todays_names(value) if isinstance(value, dict) else value
+
+
+def _renamed(value: Any) -> Any:
+    """A column's value: a kernel's name, a list of them, or a text with one."""
+    if isinstance(value, str):
+        return _OLD_NAME.sub(lambda found: RENAMED[found[1]], value)
+    return [_renamed(one) for one in value] if isinstance(value, list) else _inside(value)
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ CANNED = "========= COMPUTE-SANITIZER\n========= Invalid __global__ read of size
 
 def items(place: Place) -> list[Item]:
     if place.rehearsal:
-        return [Item("persistent bf16 dense", ("persistent", "bf16", "dense"))]
+        return [Item("cooperative bf16 dense", ("cooperative", "bf16", "dense"))]
     rows = [row for row in read(Path(place.out) / "raw.jsonl") if row["t"] >= place.begin]  # not of an earlier run
     return [Item(" ".join(what), what) for what in wrong(rows)]
 

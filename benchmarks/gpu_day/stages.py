@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 
 class Stage(NamedTuple):
-    """One process. module: of this package, it has `items` and `run`, and names the rows; patience: of silence."""
+    """One process. module: of this package, it has `items` and `run`, and names the rows; timeout: of silence."""
 
     name: str
     module: str
     expected: float  # seconds, as an H200 took them
     limit: float  # seconds after which it is ended
-    patience: float = 30.0  # seconds without a row or a new item after which it counts as hanging
+    timeout: float = 30.0  # seconds without a row or a new item after which it counts as hanging
     args: tuple = ()
 
 

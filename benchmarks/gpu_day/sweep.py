@@ -17,7 +17,7 @@ import torch
 from benchmarks.gpu_day.child import Item
 from benchmarks.gpu_day.layers import far
 from benchmarks.gpu_day.place import ALLOWED, Place, described, dtype
-from fastlstm.backends.cuda.launch import Plan
+from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.ops import reference
 
 BEST, SPREAD = 14, 22  # of the cost model's cheapest, and of the others
@@ -68,7 +68,7 @@ def run(place: Place, item: Item) -> Iterator[dict]:
                 place.left_out += 1
                 continue
             pair = (planned[0], choice) if back else (choice, planned[1])
-            row, out = _timed(place, Plan(*pair, math == "tf32"), made, back)
+            row, out = _timed(place, LaunchPlan(*pair, math == "tf32"), made, back)
             off = far(out, right)
             wrong = bool(row["status"]) or not off <= ALLOWED[math]
             if row["status"]:
@@ -86,11 +86,11 @@ def _wanted(place: Place, math: str, H: int, B: int, back: bool, planned: Any) -
     chosen = fits[:best] + others[:: max(1, len(others) // rest)][:rest]
     mine = described(planned)["tiling"]
     chosen = [c for c in chosen if described(c)["tiling"] != mine]
-    return [*([(planned, True)] if planned.kernel != "step" else []), *((c, False) for c in chosen)]
+    return [*([(planned, True)] if planned.kernel != "per_step" else []), *((c, False) for c in chosen)]
 
 
 def ready(place: Place, math: str, H: int, B: int) -> Ready:
-    """A layer of the long length whose input side is almost nothing, with what `step` or the planner's kernel saved."""
+    """A layer of the long length whose input side is almost nothing, with what `per_step` or the planner's kernel saved."""
     torch.manual_seed(0)
     T, of, spread = 4 if place.rehearsal else LONG, dtype(math), H**-0.5
 
@@ -116,7 +116,7 @@ def _right(place: Place, made: Ready, back: bool) -> list[torch.Tensor]:
     return [value for value in out if value.numel()]
 
 
-def _timed(place: Place, plan: Plan, made: Ready, back: bool) -> tuple[dict, list[torch.Tensor]]:
+def _timed(place: Place, plan: LaunchPlan, made: Ready, back: bool) -> tuple[dict, list[torch.Tensor]]:
     """Times and status of one tiling, and its results of the short length."""
     short, long = _lengths(place)
     kept: list[torch.Tensor] = []

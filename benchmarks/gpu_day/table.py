@@ -56,7 +56,7 @@ def right(rows: list[dict]) -> Iterator[str]:
         bad = sorted({f"{r['case']} {'backward' if r['backward'] else 'forward'}" for r in mine if not r["fine"]})
         far = float(max((r["worst"] for r in mine), key=_size))
         words = f"WRONG {sum(not r['fine'] for r in mine)} of {len(mine)}, {far:.2f}: {'; '.join(bad)[:150]}"
-        yield f"  {key[0]:<10} {key[1]:<5} {words}"
+        yield f"  {key[0]:<12} {key[1]:<5} {words}"
 
 
 def _size(worst: float | str) -> float:
@@ -68,14 +68,14 @@ def module(rows: list[dict]) -> Iterator[str]:
     found = [row for row in _of(rows, "module") if "seconds" in row]
     if not found:
         return
-    yield "---- module: ms (times as fast as nn.LSTM), eager then graph; inference | training; the kernel if not persistent"
+    yield "---- module: ms (times as fast as nn.LSTM), eager then graph; inference | training; the kernel if not cooperative"
     for key in dict.fromkeys((r["math"], r["layout"], r["L"], r["H"], r["B"]) for r in found):
         mine = [r for r in found if (r["math"], r["layout"], r["L"], r["H"], r["B"]) == key]
         parts = [
             " ".join(_pair(r["seconds"], 1e3) for r in mine if r["training"] == training) for training in (False, True)
         ]
         bad = " WRONG" if any(r["wrong"] for r in mine) else ""
-        kernels = {r["plan"].split(":")[1].strip() for r in mine if r["plan"].count(":") > 1} - {"persistent"}
+        kernels = {r["plan"].split(":")[1].strip() for r in mine if r["plan"].count(":") > 1} - {"cooperative"}
         kind = "" if key[1] == "dense" else f" {key[1][:8]}"
         yield f"  {key[0]} {key[2]}x{key[3]} B{key[4]}{kind}: {parts[0]} | {parts[1]} {' '.join(sorted(kernels))}{bad}".rstrip()
 
@@ -131,7 +131,7 @@ def train(rows: list[dict]) -> Iterator[str]:
         yield "---- train: us a step, forward and backward (the kernel of each alone), input and other products"
     for row in found:
         us = row["us"]
-        alone = {way: "step" if us.get(f"{way}_kernel") is None else f"{us[f'{way}_kernel']:.2f}" for way in WAYS}
+        alone = {way: "per_step" if us.get(f"{way}_kernel") is None else f"{us[f'{way}_kernel']:.2f}" for way in WAYS}
         both = " ".join(f"{way} {us[way]:.2f} ({alone[way]})" for way in WAYS if way in us)
         rest = sum(us.get(name) or 0.0 for name in ("dx", "dw_x", "dw_hh", "dbias"))
         yield f"  {row['math']} H{row['H']} B{row['B']}: {both} input {us['input']:.2f} others {rest:.2f}"

@@ -10,7 +10,7 @@ import torch
 from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item
 from benchmarks.gpu_day.place import Place, described, dtype
-from fastlstm.backends.cuda.launch import Plan
+from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.backends.device import products_as_cudnn
 
 T = 256
@@ -33,7 +33,7 @@ def run(place: Place, item: Item) -> Iterator[dict]:
 
         x, w_x, bias, w_hh = new(steps, B, H), new(4 * H, H) / H**0.5, new(4 * H), new(4 * H, H) / H**0.5
         inputs = (x, None, w_x, bias, w_hh, None, new(B, H), torch.rand(B, H, device=place.device), None, None, None)
-        plan = Plan(*place.choose(math, H, B), math == "tf32")
+        plan = LaunchPlan(*place.choose(math, H, B), math == "tf32")
         grads = (new(steps, B, H), None, None, None)
         h, c, gates, _, _ = place.forward(plan, inputs)
         dxg = place.backward(plan, grads, inputs, (h, c, gates))[0].view(steps * B, 4 * H)
@@ -56,7 +56,7 @@ def run(place: Place, item: Item) -> Iterator[dict]:
 
 
 def _alone(place: Place, call: measure.Run, kernel: str, steps: int) -> float | None:
-    """Median of the recurrent launch of a call, in us of a step; None for `step`, which has many and other calls between."""
-    if kernel == "step":
+    """Median of the recurrent launch of a call, in us of a step; None for `per_step`, which has many and other calls between."""
+    if kernel == "per_step":
         return None
     return statistics.median(place.launch_seconds(call, 1 if place.rehearsal else 5)) / steps * 1e6

@@ -16,10 +16,11 @@ from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item, trouble
 from benchmarks.gpu_day.layers import Cell, call_of, far, input_of, ours, theirs
 from benchmarks.gpu_day.place import ALLOWED, MATHS, Place
+from fastlstm import backends
 from fastlstm.testing.cases import Case
 from fastlstm.verify import correctness
 
-SHAPES = ("resident", "streamed", "step")
+SHAPES = ("single_block", "streamed", "per_step")
 TIMED = tuple(
     Cell("dense", math, 1, H, B, 128) for math in ("bf16", "tf32") for H, B in ((128, 16), (512, 16), (128, 64))
 )
@@ -59,11 +60,11 @@ def _checked(place: Place) -> Iterator[dict]:
 
 def check(shape: str, math: str, cases: tuple[Case, ...], device: str) -> list[dict]:
     """Cases through one kernel shape in one type."""
-    from fastlstm.backends.triton import backend as module
-
     rows = []
     for case in cases:
-        outcome = correctness.outcome_of(module, correctness.Run(shape, MATHS[math], case, 1), torch.device(device))
+        outcome = correctness.outcome_of(
+            backends.load("triton"), correctness.Run(shape, MATHS[math], case, 1), torch.device(device)
+        )
         row = {"kernel": shape, "math": math, "case": case.id, "fine": None if outcome.skipped else not outcome.wrong}
         rows.append({**row, "wrong": outcome.wrong[:300], "skipped": outcome.skipped[:200]})
         if outcome.dead:

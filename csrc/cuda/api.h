@@ -6,18 +6,18 @@
 namespace fastlstm::cuda {
 
 // Part of step s.begin, `rows` sequences running. `products`: type of hw, dy and dh_state (float, or the call's type).
-int step_forward(Type type, Type products, const ForwardArgs& args, int rows, void* stream);
-int step_backward_sum(Type type, Type products, const BackwardArgs& args, int rows, void* stream);
-int step_backward(Type type, Type products, const BackwardArgs& args, int rows, void* stream);
+int per_step_forward(Type type, Type products, const ForwardArgs& args, int rows, void* stream);
+int per_step_backward_sum(Type type, Type products, const BackwardArgs& args, int rows, void* stream);
+int per_step_backward(Type type, Type products, const BackwardArgs& args, int rows, void* stream);
 
 // Steps [s.begin, s.end) in one launch; args.t comes from the planner.
-int tile_forward(Type type, const ForwardArgs& args, void* stream);
-int tile_backward(Type type, const BackwardArgs& args, void* stream);
-// The same; `first` and `rows`: which rows these steps have. Marks what the blocks exchange as unset, then launches.
-int persistent_forward(Type type, const ForwardArgs& args, int64_t first, int64_t rows, void* stream);
-int persistent_backward(Type type, const BackwardArgs& args, int64_t first, int64_t rows, void* stream);
+int single_block_forward(Type type, const ForwardArgs& args, void* stream);
+int single_block_backward(Type type, const BackwardArgs& args, void* stream);
+// The same; `first` and `rows`: the rows of these steps. Fills the exchange buffers with kNotWritten, then launches.
+int cooperative_forward(Type type, const ForwardArgs& args, int64_t first, int64_t rows, void* stream);
+int cooperative_backward(Type type, const BackwardArgs& args, int64_t first, int64_t rows, void* stream);
 
 const char* describe_error(int code);
-int patience_ms();  // how long the kernels wait for each other
+int timeout_ms();  // how long a block waits for another
 
 }  // namespace fastlstm::cuda

@@ -23,7 +23,7 @@ struct Sequence {
 // How a recurrent kernel is spread over blocks, warps and memory; made by the planner (plan.h says what each means).
 struct Tiling {
   int unit_blocks;  // blocks that share the hidden units of the same sequences
-  int row_blocks;   // groups of sequences that never meet
+  int row_blocks;   // groups of sequences that exchange nothing
   int groups;       // groups of 8 units (backward: 16 columns) in a block
   int k_splits;     // warps that share the products of one group
   int row_tiles;    // tiles of 8 sequences in a block
@@ -38,7 +38,7 @@ struct ForwardArgs {
   void* h;      // (N, H) type
   float* c;     // (N, H) or null
   void* gates;  // (N, 4H) type, activated; or null. May be the same memory as xg
-  void* h_n;    // (B, H) type; `step`: comes in as the state, goes out as the new one. Others only write it
+  void* h_n;    // (B, H) type; `per_step`: comes in as the state, goes out as the new one. Others only write it
   float* c_n;   // (B, H) comes in as the state, goes out as the new one
   // inputs
   const void* xg;      // (N, 4H) type: input side of the pre-activations; null with ids
@@ -48,13 +48,13 @@ struct ForwardArgs {
   int64_t V;
   const void* w_hh;  // (4H, H) type
   const void* h0;    // (B, H) type
-  // `step` only
+  // `per_step` only
   const void* hw;  // (B, 4H) float or type: h_prev @ w_hh^T
   void* y;         // (B, H) type: o * tanh(c), in place of h and h_n, for a projection; else null
-  // `persistent` only
-  void* exchange;      // (N, exchange_width) type, every word unset: h as the blocks hand it on; may be h itself
+  // `cooperative` only
+  void* exchange;      // (N, exchange_width) type, filled with kNotWritten: h as blocks publish it; may be h itself
   int exchange_width;  // a multiple of 16 bytes
-  int* status;         // one word the host can read: why a kernel gave up (see Status)
+  int* status;         // one word that the host can read: a Status
 };
 
 struct BackwardArgs {
@@ -62,7 +62,7 @@ struct BackwardArgs {
   Tiling t;
   // outputs
   void* dxg;        // (N, 4H) type
-  float* dh_state;  // (B, H) float (`step`: float or type): comes in as the gradient at h_n, goes out as that at h0
+  float* dh_state;  // (B, H) float (`per_step`: float or type): comes in as the gradient at h_n, goes out as that at h0
   float* dc_state;  // (B, H) likewise for c
   // inputs
   const void* dh;      // (N, H) type or null
@@ -70,26 +70,25 @@ struct BackwardArgs {
   const void* gates;   // (N, 4H) type, activated
   const float* c;      // (N, H)
   const float* c0;     // (B, H)
-  const void* w_hh_t;  // (H, 4H) type: W_hh transposed, so that a column of W_hh is contiguous; `step`: null
-  // `step` only, for a projection to P
+  const void* w_hh_t;  // (H, 4H) type: W_hh transposed, so that a column of W_hh is contiguous; `per_step`: null
+  // `per_step` only, for a projection to P
   int P;
   const void* dy;  // (B, H) float or type: gradient at o * tanh(c); null: dh + dh_state is it
-  void* d_hr;      // (N, P) type: dh + dh_state, written by step_backward_sum
-  // `persistent` only
-  // (N, 4 * exchange_width) type, every word unset: gradients of the gates with those of 16 bytes of units side by
-  // side, [unit / n][gate][unit % n], as a span of the products takes them
+  void* d_hr;      // (N, P) type: dh + dh_state, written by per_step_backward_sum
+  // `cooperative` only
+  // (N, 4 * exchange_width) type, filled with kNotWritten: gradients of the gates, [unit / n][gate][unit % n] with n
+  // units in 16 bytes, the order in which a span of the products reads them
   void* exchange;
   int exchange_width;  // units, a multiple of n
-  float* partial;      // (end - begin, partial_words) every word unset: partial sums of dh; null with one gate split
+  float* partial;  // (end - begin, partial_words) filled with kNotWritten: partial sums of dh; null with one gate split
   int* status;
 };
 
-// How long a block waits for another before it gives up. A build that measures has less of it (cmake:
-// FASTLSTM_PATIENCE_MS).
-#if !defined(FASTLSTM_PATIENCE_MS)
-#define FASTLSTM_PATIENCE_MS 2000
+// How long a block spins on another block's words before it gives up. CMake: FASTLSTM_TIMEOUT_MS.
+#if !defined(FASTLSTM_TIMEOUT_MS)
+#define FASTLSTM_TIMEOUT_MS 2000
 #endif
-constexpr int kPatienceMs = FASTLSTM_PATIENCE_MS;
+constexpr int kTimeoutMs = FASTLSTM_TIMEOUT_MS;
 
 // Values of the status word; the host raises on them at the next call.
 enum Status : int { kFine = 0, kTimedOut = 1, kBadId = 2 };

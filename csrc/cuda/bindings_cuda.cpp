@@ -1,6 +1,6 @@
 // Python's view of the CUDA kernels: argument blocks whose pointers are integers, and one function per entry point.
 // Included in fastlstm._C when it is built with CUDA, and in the host simulation. Python owns all memory, has checked
-// every size (fastlstm/backends/cuda_op.py), and sets the current device.
+// every size (fastlstm/backends/cuda/launch.py), and sets the current device.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -118,15 +118,15 @@ void bind_cuda(py::module_& parent) {
   py::module_ m = parent.def_submodule("cuda", "Launchers of the CUDA kernels; use them through fastlstm.LSTM.");
   py::register_local_exception<RefusedLaunch>(m, "RefusedLaunchError", PyExc_RuntimeError);
   bind_args(m);
-  m.attr("patience_ms") = patience_ms();
+  m.attr("timeout_ms") = timeout_ms();
   m.def("partial_words", &partial_words, "Words of the partial sums that blocks of a tiling exchange in one step.");
-  m.def("step_forward", step("step_forward", step_forward));
-  m.def("step_backward_sum", step("step_backward_sum", step_backward_sum));
-  m.def("step_backward", step("step_backward", step_backward));
-  m.def("tile_forward", sequence_launch("tile_forward", tile_forward));
-  m.def("tile_backward", sequence_launch("tile_backward", tile_backward));
-  m.def("persistent_forward", cooperative_launch("persistent_forward", persistent_forward));
-  m.def("persistent_backward", cooperative_launch("persistent_backward", persistent_backward));
+  m.def("per_step_forward", step("per_step_forward", per_step_forward));
+  m.def("per_step_backward_sum", step("per_step_backward_sum", per_step_backward_sum));
+  m.def("per_step_backward", step("per_step_backward", per_step_backward));
+  m.def("single_block_forward", sequence_launch("single_block_forward", single_block_forward));
+  m.def("single_block_backward", sequence_launch("single_block_backward", single_block_backward));
+  m.def("cooperative_forward", cooperative_launch("cooperative_forward", cooperative_forward));
+  m.def("cooperative_backward", cooperative_launch("cooperative_backward", cooperative_backward));
 }
 
 #if defined(FASTLSTM_HOSTSIM)

@@ -1,5 +1,5 @@
-// What the CUDA runtime says of this machine, for fastlstm/backends/cuda.py. It is linked statically, so its idea of
-// the current device is its own: `set_device` comes before launches. Only in fastlstm._C built with CUDA.
+// What the CUDA runtime says of this machine, for fastlstm/backends/cuda/backend.py. It is linked statically, so its
+// idea of the current device is its own: `set_device` comes before launches. Only in fastlstm._C built with CUDA.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -34,12 +34,12 @@ void bind_gpu(py::module_& m) {
 }
 
 void bind_work(py::module_& m) {
-  py::class_<Work> work(m, "Work", py::module_local());
-  work.def(py::init([] { return Work{}; }));
-#define FASTLSTM_FIELD(name, meaning) work.def_readwrite(#name, &Work::name);
+  py::class_<StepWork> work(m, "StepWork", py::module_local());
+  work.def(py::init([] { return StepWork{}; }));
+#define FASTLSTM_FIELD(name, meaning) work.def_readwrite(#name, &StepWork::name);
   FASTLSTM_WORK(FASTLSTM_FIELD)
 #undef FASTLSTM_FIELD
-  work.def("as_dict", [](const Work& w) {
+  work.def("as_dict", [](const StepWork& w) {
     py::dict counts;
 #define FASTLSTM_ITEM(name, meaning) counts[#name] = w.name;
     FASTLSTM_WORK(FASTLSTM_ITEM)
@@ -55,7 +55,7 @@ struct Parts {
   py::dict parts;
 };
 
-Parts parts_of(const Gpu& gpu, int type, const Work& work) {
+Parts parts_of(const Gpu& gpu, int type, const StepWork& work) {
   const Prediction p = predict(gpu, Type(type), work);
   Parts all{p.us, part_name(p.bound()), {}};
   for (size_t i = 0; i < p.parts.size(); ++i) all.parts[part_name(int(i))] = p.parts[i];
@@ -67,7 +67,7 @@ void bind_model(py::module_& m) {
       .def_readonly("us", &Parts::us)
       .def_readonly("bound", &Parts::bound)
       .def_readonly("parts", &Parts::parts);
-  m.def("predict", &parts_of, "What a step costs: a type (csrc/cuda/args.h) and a Work on a Gpu.");
+  m.def("predict", &parts_of, "What a step costs: a type (csrc/cuda/args.h) and a StepWork on a Gpu.");
   m.def(
       "floor_us", [](const Gpu& gpu, int type, int H, int B) { return floor_us(gpu, Type(type), H, B); },
       "Microseconds that no forward step can beat: a Gpu, a type, H and B.");
@@ -110,15 +110,15 @@ void bind_choice(py::module_& m) {
 }
 
 int kernel_number(const std::string& name) {
-  for (const Kernel kernel : {Kernel::step, Kernel::tile, Kernel::persistent})
+  for (const Kernel kernel : {Kernel::per_step, Kernel::single_block, Kernel::cooperative})
     if (name == name_of(kernel)) return int(kernel);
-  throw py::value_error("kernel is '" + name + "', expected step, tile or persistent");
+  throw py::value_error("kernel is '" + name + "', expected per_step, single_block or cooperative");
 }
 
 }  // namespace
 
 void bind_plan(py::module_& parent) {
-  py::module_ m = parent.def_submodule("plan", "Chooses CUDA kernels and tilings; see fastlstm.backends.cuda_plan.");
+  py::module_ m = parent.def_submodule("plan", "Chooses CUDA kernels and tilings; see fastlstm.backends.cuda.planner.");
   bind_gpu(m);
   bind_work(m);
   bind_model(m);
@@ -134,7 +134,7 @@ void bind_plan(py::module_& parent) {
       [](const Gpu& gpu, int type, int H, int B, bool backward) {
         return tilings(gpu, {Type(type), H, B, backward, false});
       },
-      "Every tiling of tile or persistent that fits, as a Choice, the cheapest first.");
+      "Every tiling of single_block or cooperative that fits, as a Choice, the cheapest first.");
   m.def(
       "fit",
       [](const Gpu& gpu, int type, int H, int B, bool backward, const std::string& kernel, const Tiling& t) {

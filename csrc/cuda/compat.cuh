@@ -1,5 +1,5 @@
 // The one place where the two ways to compile a kernel differ: nvcc for a GPU, or g++ for the host simulation
-// (csrc/hostsim). Kernels use what this file defines and know of neither.
+// (tests/hostsim/sim). Kernels use what this file defines and know of neither.
 //
 //   PTX(text, (outputs), (inputs))         one instruction; ordered with memory, never removed
 //   PTX_VALUE(text, (outputs), (inputs))   one instruction that only computes its outputs
@@ -11,7 +11,7 @@
 
 #if defined(FASTLSTM_HOSTSIM)
 
-#include "../hostsim/device.h"
+#include "sim/device.h"
 
 #if !defined(FASTLSTM_ARCH)
 #define FASTLSTM_ARCH 900

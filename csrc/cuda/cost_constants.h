@@ -4,7 +4,7 @@
 // From: 1892 steps measured on NVIDIA H200, docs/gpu-measured.md
 #pragma once
 
-// X(name, value, part, meaning): `part` of a prediction is `value` times what Work counts for it.
+// X(name, value, part, meaning): `part` of a prediction is `value` times what StepWork counts for it.
 // clang-format off
 #define FASTLSTM_COST(X) \
   X(l2_excess, 0.709, "L2 bytes", "time of the bytes from L2, over that at the device's rate") \

@@ -42,7 +42,7 @@ const char* part_name(int part) { return kPartNames[part]; }
 
 int Prediction::bound() const { return int(std::max_element(parts.begin(), parts.end()) - parts.begin()); }
 
-Prediction predict(const Gpu& gpu, Type type, const Work& w) {
+Prediction predict(const Gpu& gpu, Type type, const StepWork& w) {
   const Cost& c = gpu.cost;
   const double sharing = std::min(std::max(w.blocks, 1.0), double(gpu.sms));
   const double l2_rate = std::min(kL2Rate, gpu.l2_gbs / gpu.ghz / sharing);

@@ -1,16 +1,16 @@
 // The cost model: what one time step of a kernel takes on a GPU, from what it moves, computes and waits for. The
 // planner ranks tilings by it; Python asks it (bindings_plan.cpp). Plain C++ that knows a GPU by its numbers only.
 //
-// One step of one block is a sum over what lies on its critical path, times the waves of blocks over the SMs:
+// One step of one block is the sum of the parts of its critical path, times the waves of blocks over the SMs:
 //
 //   max(L2 bytes, shared memory, products)          throughputs: these overlap
 //   + L2 latency + kept spans + register spans      one warp's chain of loads and products
 //   + step + forward cells + backward cells         what it does once, and its cells one after the other
 //   + issue slots                                   what the warps of its scheduler issue
-//   + partial sums + barriers + hand-over           how warps and blocks meet
+//   + partial sums + barriers + hand-over           synchronisation of warps and blocks
 //
-// Launches are added, and no step is faster than its activations pass through HBM. Each part is a count of `Work` times
-// one constant of cost_constants.h, so that measured steps give the constants by linear least squares.
+// Launches are added, and no step is faster than its activations pass through HBM. Each part is a count of `StepWork`
+// times one constant of cost_constants.h, so that measured steps give the constants by linear least squares.
 #pragma once
 #include <array>
 #include <string>
@@ -59,7 +59,7 @@ struct Gpu {
   X(hbm_bytes, "chip: activations in and out")
 // clang-format on
 
-struct Work {
+struct StepWork {
 #define FASTLSTM_FIELD(name, meaning) double name = 0;
   FASTLSTM_WORK(FASTLSTM_FIELD)
 #undef FASTLSTM_FIELD
@@ -76,7 +76,7 @@ struct Prediction {
 
 const char* part_name(int part);
 
-Prediction predict(const Gpu& gpu, Type type, const Work& work);
+Prediction predict(const Gpu& gpu, Type type, const StepWork& work);
 
 // Bytes that a step moves through HBM: input side in, h out; keeping: also the gates and the float cell state out.
 double activation_bytes(int H, int B, int type_bytes, bool keeping);

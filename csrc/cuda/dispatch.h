@@ -33,10 +33,10 @@ bool all_aligned(Pointers... pointers) {
 
 // Launches a recurrent kernel; wide: 16-byte access works everywhere.
 template <class Args>
-int launch_laid(const char* name, void (*kernel)(Laid<Args>), const Args& p, const Layout& l, bool wide,
-                bool cooperative, void* stream) {
+int launch_recurrent(const char* name, void (*kernel)(KernelParams<Args>), const Args& p, const Layout& l, bool wide,
+                     bool cooperative, void* stream) {
   const LaunchShape shape{uint32_t(p.t.unit_blocks * p.t.row_blocks), uint32_t(32 * l.warps), l.bytes, cooperative};
-  return launch(name, kernel, shape, stream, Laid<Args>{p, l, wide});
+  return launch(name, kernel, shape, stream, KernelParams<Args>{p, l, wide});
 }
 
 }  // namespace fastlstm::cuda

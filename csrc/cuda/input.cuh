@@ -5,7 +5,7 @@
 
 namespace fastlstm::cuda {
 
-// An id outside the table has a row of NaN, and the host finds the reason in the status word. The launch goes on: a
+// An id outside the table reads a row of NaN and sets the status word for the host. The launch continues: a
 // trap would take the process's whole context with it.
 template <class T>
 __device__ __forceinline__ const T* input_row(const ForwardArgs& p, int64_t row) {

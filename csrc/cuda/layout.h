@@ -1,12 +1,12 @@
-// How a recurrent kernel divides hidden units, sequences and shared memory. The planner and the kernels compute it from
-// the same few numbers, here, so they cannot disagree.
+// How a recurrent kernel divides hidden units, sequences and shared memory: computed here for the planner and the
+// kernels, so that they cannot disagree.
 //
 // A block has groups * k_splits warps. Forward, a group is 8 units; backward, 16 columns of W_hh. The warps of a group
 // split the spans of the summed dimension: warp s takes spans s, s + k_splits, …; its first `register_spans` stay in
 // registers for the whole launch, the rest in shared memory, each lane's 16-byte pieces where that lane reads them. A
-// block runs over `row_tiles` tiles of 8 sequences; `phase` of them lie between two barriers when partial sums have to
-// meet, and then the warps of a group share out the cells of the phase (forward.cuh, backward_place.cuh).
-// With one split there is nothing to meet, and a phase is one tile. All offsets are in bytes.
+// block runs over `row_tiles` tiles of 8 sequences. With k_splits > 1 there is a barrier after every `phase` of them,
+// to add the partial sums, and the cells of a phase are distributed over the warps of a group (forward.cuh,
+// backward_coords.cuh). With one split a phase is one tile. All offsets are in bytes.
 #pragma once
 #include <cstddef>
 
@@ -46,8 +46,8 @@ constexpr int kBackwardPieces = 2;  // two columns
 
 // `pieces`, `values`: 16-byte pieces of W_hh per span, and sums per lane of one product. Tiles of operands: the whole
 // dimension for all rows, twice (`whole`), or one tile of a warp's own spans per warp.
-FASTLSTM_BOTH Layout lay_out(const Tiling& t, int spans, int register_spans, int pieces, int values, bool whole,
-                             int stage_bytes, int stage_slots, int carry_floats) {
+FASTLSTM_BOTH Layout make_smem_layout(const Tiling& t, int spans, int register_spans, int pieces, int values,
+                                      bool whole, int stage_bytes, int stage_slots, int carry_floats) {
   Layout l{};
   l.spans = spans;
   l.spans_per_warp = divide_up(spans, t.k_splits);
@@ -68,7 +68,8 @@ FASTLSTM_BOTH Layout lay_out(const Tiling& t, int spans, int register_spans, int
 
 // Forward: slots hold 4 gates x 8 sequences x 8 units; two steps of them. Carried: c of two sequences.
 FASTLSTM_BOTH Layout forward_layout(const Tiling& t, int H, int type_bytes, int register_spans, bool whole) {
-  return lay_out(t, divide_up(H * type_bytes, 64), register_spans, kForwardPieces, 8, whole, 256 * type_bytes, 2, 2);
+  return make_smem_layout(t, divide_up(H * type_bytes, 64), register_spans, kForwardPieces, 8, whole, 256 * type_bytes,
+                          2, 2);
 }
 
 // Backward: a slot holds gates, c before the step (float) and dh for 8 sequences x 8 units; two steps of two halves.
@@ -77,8 +78,8 @@ FASTLSTM_BOTH Layout backward_layout(const Tiling& t, int H, int type_bytes, int
   const int columns = 16 * t.groups, slices = divide_up(H, columns);
   const int span_units = 16 / type_bytes, slice_units = columns / t.gate_splits;
   const int spans = slices * slice_units / span_units;
-  Layout l =
-      lay_out(t, spans, register_spans, kBackwardPieces, 4, whole, 256 * type_bytes + 256 + 64 * type_bytes, 4, 12);
+  Layout l = make_smem_layout(t, spans, register_spans, kBackwardPieces, 4, whole,
+                              256 * type_bytes + 256 + 64 * type_bytes, 4, 12);
   l.set_spans = slice_units / span_units;
   l.span_step = t.k_splits % l.set_spans;
   l.unit_step = t.k_splits / l.set_spans * columns + l.span_step * span_units;
@@ -91,10 +92,10 @@ FASTLSTM_BOTH int64_t partial_words(const Tiling& t, int B) {
   return int64_t(t.unit_blocks) * t.groups * divide_up(B, 8) * 128;
 }
 
-// Warps of a block: `tile` needs up to 16 to cover its units; blocks that hand on have 8, whose 255 registers a thread
+// Warps of a block: `single_block` needs up to 16 to cover its units; `cooperative` has 8, whose 255 registers a thread
 // hold the same W_hh and leave room for loads in flight.
 FASTLSTM_BOTH constexpr int max_warps(bool whole) { return whole ? 16 : 8; }
-constexpr int kLoadsInFlight = 8;  // 16-byte loads of exchanged numbers that a lane issues before it looks at one
+constexpr int kLoadsInFlight = 8;  // 16-byte loads of exchanged words that a lane issues before it tests one
 constexpr int kPartsInFlight = 4;  // the same of partial sums
 
 // Spans of W_hh that a lane keeps in registers: half of its words. The scalar products need more of them for sums.
@@ -102,9 +103,9 @@ FASTLSTM_BOTH constexpr int register_spans(bool scalar, int pieces, bool whole) 
   return 1024 / max_warps(whole) / (scalar ? 2 : 1) / (4 * pieces);
 }
 
-// What a recurrent kernel gets. The layout comes ready from the host: as kernel parameters it costs no registers.
+// Parameters of a recurrent kernel. The layout is computed on the host: as kernel parameters it takes no registers.
 template <class Args>
-struct Laid {
+struct KernelParams {
   Args args;
   Layout layout;
   bool wide;  // 16-byte access works everywhere

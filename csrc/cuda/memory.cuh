@@ -1,32 +1,35 @@
-// Asynchronous copies into shared memory, and the words that blocks hand to each other.
+// Asynchronous copies into shared memory, and the words that blocks exchange through global memory.
 //
-// Between blocks the data is its own flag: memory is preset to all ones, a word that differs has arrived. Words travel
-// by relaxed loads and stores of the whole GPU's scope, which nvcc neither keeps in a register nor sends through the
-// read-only cache; an exchanged pointer is never const __restrict__. No order between words is needed or assumed.
+// Each exchanged word is its own flag: the buffer is filled with kNotWritten (all ones) before the launch, and a word
+// that differs has been written. Words are read and written by relaxed accesses at gpu scope: nvcc neither keeps those
+// in a register nor reads them through the read-only cache. A pointer to exchanged words is never const __restrict__.
+// No order between words is needed or assumed.
 #pragma once
 #include "args.h"
 #include "types.cuh"
 
 namespace fastlstm::cuda {
 
-constexpr uint32_t kUnset = 0xffffffffu;
-constexpr uint64_t kPatience = uint64_t(kPatienceMs) * 1'000'000;  // ns
+constexpr uint32_t kNotWritten = 0xffffffffu;
+constexpr uint64_t kTimeoutNs = uint64_t(kTimeoutMs) * 1'000'000;  // ns
 
-// kUnset is the largest word. Maxima keep the compiler from looking at one load before it has issued the next.
+// kNotWritten is the largest word. A maximum over all loads makes the compiler issue all of them before it uses one.
 __device__ __forceinline__ uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
 __device__ __forceinline__ uint32_t largest(const uint2& v) { return larger(v.x, v.y); }
+// MUTATE: largest-of-four
 __device__ __forceinline__ uint32_t largest(const uint4& v) { return larger(larger(v.x, v.y), larger(v.z, v.w)); }
 
 template <class V>
-__device__ __forceinline__ bool unset(const V& v) {
-  return largest(v) == kUnset;
+__device__ __forceinline__ bool not_written(const V& v) {
+  return largest(v) == kNotWritten;
 }
 template <class V, int N>
-__device__ __forceinline__ bool any_unset(const V (&v)[N]) {
+__device__ __forceinline__ bool any_not_written(const V (&v)[N]) {
   uint32_t most = 0;
 #pragma unroll
+  // MUTATE: test-every-load
   for (int i = 0; i < N; ++i) most = larger(most, largest(v[i]));
-  return most == kUnset;
+  return most == kNotWritten;
 }
 
 template <class V>
@@ -46,10 +49,12 @@ __device__ __forceinline__ uint4 load_relaxed(const uint32_t* from) {
 }
 
 __device__ __forceinline__ void store_relaxed(uint32_t* to, uint32_t word) {
+  // MUTATE: publish-word
   PTX("st.relaxed.gpu.global.b32 [%0], %1;", (), (IN_L(to), IN_R(word)));
 }
 
 __device__ __forceinline__ void store_relaxed(uint32_t* to, const uint4& v) {
+  // MUTATE: publish-vector
   PTX("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};", (),
       (IN_L(to), IN_R(v.x), IN_R(v.y), IN_R(v.z), IN_R(v.w)));
 }
@@ -59,12 +64,13 @@ __device__ __forceinline__ void store_status(int* status, int why) {
   PTX("st.relaxed.sys.global.b32 [%0], %1;", (), (IN_L(status), IN_R(why)));
 }
 
-// A float as a word that is never kUnset: every NaN becomes one and the same.
+// The bits of a float, never kNotWritten: every NaN becomes the canonical NaN.
 __device__ __forceinline__ uint32_t word_of(float x) { return x != x ? 0x7fc00000u : __builtin_bit_cast(uint32_t, x); }
 
-// Words of type T as they travel: never kUnset. Half types have no such word, their NaN is another (types.cuh).
+// Words of type T, never kNotWritten: NaN becomes canonical. Half types need no change: from_float makes no all-ones
+// NaN (types.cuh).
 template <class T>
-__device__ __forceinline__ uint4 settled(const uint4& v) {
+__device__ __forceinline__ uint4 canonical_nan(const uint4& v) {
   if constexpr (sizeof(T) == 2) return v;
   const auto word = [](uint32_t w) { return word_of(__builtin_bit_cast(float, w)); };
   return {word(v.x), word(v.y), word(v.z), word(v.w)};
@@ -76,24 +82,24 @@ __device__ __forceinline__ uint64_t nanoseconds() {
   return t;
 }
 
-// Counts how long a thread has waited. Once out of patience it waits no more (`lost`): words that never came are NaN,
-// the status word tells the host, and the blocks that wait for this one get NaN in their turn.
-struct Patience {
+// Timeout of a spin-wait. After kTimeoutNs it writes *status and sets `timed_out`, and the thread polls no more: words
+// that were not written are read as NaN (all ones), so results are NaN and blocks that wait for this one end too.
+struct SpinTimeout {
   uint64_t since = 0;
   uint32_t polls = 0;
 
-  __device__ __forceinline__ bool again(int* status, bool& lost) {
+  __device__ __forceinline__ bool keep_polling(int* status, bool& timed_out) {
     if (++polls % 1024) return true;
     const uint64_t now = nanoseconds();
     if (!since) since = now;
-    if (now - since < kPatience) return true;
+    if (now - since < kTimeoutNs) return true;
     store_status(status, kTimedOut);
-    lost = true;
+    timed_out = true;
     return false;
   }
 };
 
-// 16 bytes from global to shared memory, both 16-byte aligned; it lands at the wait for its group (sm_75: at once).
+// 16 bytes from global to shared memory, both 16-byte aligned; complete after the wait for its group (sm_75: at once).
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
 #if FASTLSTM_ARCH >= 800
   PTX("cp.async.cg.shared.global [%0], [%1], 16;", (), (IN_R(shared_address(to)), IN_L(from)));
@@ -108,7 +114,7 @@ __device__ __forceinline__ void commit_copies() {
 #endif
 }
 
-// Until at most `Left` groups, the latest ones, are on their way.
+// Waits until at most the latest `Left` groups are incomplete.
 template <int Left>
 __device__ __forceinline__ void wait_copies() {
 #if FASTLSTM_ARCH >= 800

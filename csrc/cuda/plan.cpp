@@ -14,12 +14,12 @@ int units_of_group(const Problem& p) { return p.backward ? 16 : 8; }
 constexpr double kCellInstructions = 300, kStepInstructions = 200;
 
 int spans_in_registers(const Problem& p, Kernel kernel) {
-  return register_spans(p.type == Type::f32, pieces_of(p), kernel == Kernel::tile);
+  return register_spans(p.type == Type::f32, pieces_of(p), kernel == Kernel::single_block);
 }
 
 Layout layout_of(const Problem& p, Kernel kernel, const Tiling& t) {
   const auto lay = p.backward ? backward_layout : forward_layout;
-  return lay(t, p.H, bytes_of(p.type), spans_in_registers(p, kernel), kernel == Kernel::tile);
+  return lay(t, p.H, bytes_of(p.type), spans_in_registers(p, kernel), kernel == Kernel::single_block);
 }
 
 double kib(double bytes) { return bytes / 1024; }
@@ -33,9 +33,9 @@ std::string text(const char* format, Values... values) {
 
 double activations(const Problem& p) { return activation_bytes(p.H, p.B, bytes_of(p.type), true); }
 
-Work step_work(const Gpu& gpu, const Problem& p) {
+StepWork per_step_work(const Gpu& gpu, const Problem& p) {
   const double size = bytes_of(p.type), share = divide_up(4 * p.H, gpu.sms), padded = 16 * divide_up(p.B, 16);
-  Work w;
+  StepWork w;
   w.blocks = gpu.sms;
   w.l2_bytes = (share + p.B) * p.H * size;
   w.shared_bytes = share * p.H * size;
@@ -75,7 +75,7 @@ int instructions_of_span(const Problem& p) { return p.type == Type::f32 ? 150 : 
 int chain_of_span(const Problem& p) { return p.type == Type::f32 ? 3 : 1; }
 
 // What the warp with most to do waits for and issues.
-void count_warp(Work& w, const Problem& p, Kernel kernel, const Tiling& t, const Layout& l) {
+void count_warp(StepWork& w, const Problem& p, Kernel kernel, const Tiling& t, const Layout& l) {
   const int in_registers = min_of(spans_in_registers(p, kernel), l.spans_per_warp);
   w.kept_spans = double(l.spans_per_warp - in_registers) * t.row_tiles * chain_of_span(p);
   w.register_spans = double(in_registers) * t.row_tiles * chain_of_span(p);
@@ -87,22 +87,22 @@ void count_warp(Work& w, const Problem& p, Kernel kernel, const Tiling& t, const
   // of all values of a tile; backward without parts, a warp adds those of its half
   const double summed = p.backward && t.gate_splits > 1 ? own_shares(t, 1) : cells / (p.backward ? halves(t) : 1);
   if (t.k_splits > 1) w.partial_sums = t.k_splits * summed;
-  if (kernel != Kernel::persistent) return;
+  if (kernel != Kernel::cooperative) return;
   w.l2_rounds = double(divide_up(l.spans_per_warp, kLoadsInFlight)) * t.row_tiles;
   if (t.gate_splits > 1) w.l2_rounds += divide_up(t.gate_splits, kPartsInFlight) * own_shares(t, parts_of_tile(p, t));
 }
 
-Work recurrent_work(const Problem& p, Kernel kernel, const Tiling& t, const Layout& l) {
+StepWork recurrent_work(const Problem& p, Kernel kernel, const Tiling& t, const Layout& l) {
   const double rows = 8.0 * t.row_tiles, spans = l.spans, pieces = pieces_of(p);
   const double kept = std::max(0, l.spans_per_warp - spans_in_registers(p, kernel));
   const double operand_reads = p.type == Type::f32 ? 1024 : 512;  // bytes of shared memory for a span and 8 sequences
-  Work w;
+  StepWork w;
   w.blocks = double(t.unit_blocks) * t.row_blocks;
   w.products = 64.0 * t.groups * pieces * spans * (16.0 / bytes_of(p.type)) / 2 * rows;
   w.shared_bytes = t.row_tiles * (l.warps * kept * pieces * kWeightBytes + t.groups * spans * operand_reads);
-  w.barriers = (t.k_splits > 1 ? divide_up(t.row_tiles, t.phase) : 0) + (kernel == Kernel::tile ? 1 : 0);
+  w.barriers = (t.k_splits > 1 ? divide_up(t.row_tiles, t.phase) : 0) + (kernel == Kernel::single_block ? 1 : 0);
   w.hbm_bytes = activations(p);
-  if (kernel == Kernel::persistent) {
+  if (kernel == Kernel::cooperative) {
     const double partial = t.gate_splits > 1 ? 8.0 * units_of_group(p) * t.groups * rows : 0;
     w.l2_bytes = t.groups * spans * 64 * rows + partial;
     w.grid_waits = t.gate_splits > 1 ? 2 : 1;
@@ -115,7 +115,7 @@ Work recurrent_work(const Problem& p, Kernel kernel, const Tiling& t, const Layo
 template <class F>
 void for_tilings(const Problem& p, F f) {
   const int units = units_of_group(p), row_tiles_of_call = divide_up(std::max(p.B, 1), 8);
-  const auto offer = [&](const Tiling& t) { f(t.unit_blocks == 1 ? Kernel::tile : Kernel::persistent, t); };
+  const auto offer = [&](const Tiling& t) { f(t.unit_blocks == 1 ? Kernel::single_block : Kernel::cooperative, t); };
   for (int groups = 1; groups <= max_warps(true); ++groups) {
     if (groups > 1 && (groups - 1) * units >= p.H) break;
     const int most = max_warps(divide_up(p.H, units * groups) == 1);
@@ -142,16 +142,16 @@ std::string unfit_type(const Gpu& gpu, const Problem& p) {
 
 // No tiling was even looked at.
 std::string none_offered(const Problem& p, int only) {
-  return only == int(Kernel::tile) ? text("%d units do not fit one block of %d warps", p.H, max_warps(true))
-                                   : text("one block has all %d units, there is nothing to hand on", p.H);
+  return only == int(Kernel::single_block) ? text("%d units do not fit one block of %d warps", p.H, max_warps(true))
+                                           : text("one block has all %d units, there is nothing to hand on", p.H);
 }
 
 std::string why_chosen(const Gpu& gpu, const Problem& p, const Choice& c) {
   const double weights = 4.0 * p.H * p.H * bytes_of(p.type);
-  if (c.kernel == Kernel::tile)
+  if (c.kernel == Kernel::single_block)
     return text("W_hh (%.0f KiB) fits one block: %.0f KiB of registers, %.0f KiB of shared memory", kib(weights),
                 kib(c.register_weights), kib(c.shared_weights));
-  if (c.kernel == Kernel::persistent)
+  if (c.kernel == Kernel::cooperative)
     return text("W_hh (%.0f KiB) fits %d of %d multiprocessors: %.0f KiB of registers, %.0f KiB of shared memory each",
                 kib(weights), c.blocks, gpu.sms, kib(c.register_weights), kib(c.shared_weights));
   if (p.projected) return "a projection stands between two steps";
@@ -164,27 +164,27 @@ std::string why_chosen(const Gpu& gpu, const Problem& p, const Choice& c) {
 }  // namespace
 
 const char* name_of(Kernel kernel) {
-  return kernel == Kernel::step ? "step" : kernel == Kernel::tile ? "tile" : "persistent";
+  return kernel == Kernel::per_step ? "per_step" : kernel == Kernel::single_block ? "single_block" : "cooperative";
 }
 
 std::string unfit(const Gpu& gpu, const Problem& p, Kernel kernel, const Tiling& t) {
-  if (kernel == Kernel::step) return "";
-  if (p.projected) return "a projection goes through step";
+  if (kernel == Kernel::per_step) return "";
+  if (p.projected) return "a projection goes through per_step";
   if (const std::string wrong = unfit_type(gpu, p); !wrong.empty()) return wrong;
   const int units = units_of_group(p), span_units = 16 / bytes_of(p.type), columns = units * t.groups;
-  const int warps = max_warps(kernel == Kernel::tile);
+  const int warps = max_warps(kernel == Kernel::single_block);
   if (t.groups < 1 || t.k_splits < 1 || t.groups * t.k_splits > warps)
     return text("%d groups of %d warps, a block has at most %d warps", t.groups, t.k_splits, warps);
   if (t.phase < 1 || t.phase > t.row_tiles || (t.k_splits == 1 && t.phase > 1))
     return text("a phase of %d of %d row tiles with %d splits", t.phase, t.row_tiles, t.k_splits);
   if (t.gate_splits < 1 || columns % t.gate_splits || columns / t.gate_splits % std::max(8, span_units) ||
-      (t.gate_splits > 1 && (!p.backward || kernel == Kernel::tile)))
+      (t.gate_splits > 1 && (!p.backward || kernel == Kernel::single_block)))
     return text("%d columns do not divide into %d parts", columns, t.gate_splits);
   if (t.unit_blocks != divide_up(p.H, columns) * t.gate_splits || t.row_blocks * t.row_tiles * 8 < p.B)
     return text("%d x %d blocks do not cover H %d and B %d", t.unit_blocks, t.row_blocks, p.H, p.B);
-  if (kernel == Kernel::tile && t.unit_blocks > 1)
+  if (kernel == Kernel::single_block && t.unit_blocks > 1)
     return text("W_hh of H %d does not stay in one block of %d warps", p.H, max_warps(true));
-  if (kernel == Kernel::persistent && t.unit_blocks * t.row_blocks > gpu.sms)
+  if (kernel == Kernel::cooperative && t.unit_blocks * t.row_blocks > gpu.sms)
     return text("%d blocks that wait for each other need as many multiprocessors, there are %d",
                 t.unit_blocks * t.row_blocks, gpu.sms);
   const Layout l = layout_of(p, kernel, t);
@@ -195,8 +195,8 @@ std::string unfit(const Gpu& gpu, const Problem& p, Kernel kernel, const Tiling&
 
 namespace {
 
-Work work_of(const Gpu& gpu, const Problem& p, Kernel kernel, const Tiling& t) {
-  return kernel == Kernel::step ? step_work(gpu, p) : recurrent_work(p, kernel, t, layout_of(p, kernel, t));
+StepWork work_of(const Gpu& gpu, const Problem& p, Kernel kernel, const Tiling& t) {
+  return kernel == Kernel::per_step ? per_step_work(gpu, p) : recurrent_work(p, kernel, t, layout_of(p, kernel, t));
 }
 
 }  // namespace
@@ -205,7 +205,7 @@ Choice describe(const Gpu& gpu, const Problem& p, Kernel kernel, const Tiling& t
   Choice c{};
   c.kernel = kernel;
   c.t = t;
-  if (kernel != Kernel::step) {
+  if (kernel != Kernel::per_step) {
     const Layout l = layout_of(p, kernel, t);
     const int in_registers = std::min(spans_in_registers(p, kernel), l.spans_per_warp);
     c.blocks = t.unit_blocks * t.row_blocks;
@@ -238,7 +238,7 @@ Choice plan(const Gpu& gpu, const Problem& p, int only) {
     double us, rounds;
     Kernel kernel;
     Tiling t;
-  } best{-1, 0, Kernel::step, {}};
+  } best{-1, 0, Kernel::per_step, {}};
   std::string reason;
   const auto offer = [&](Kernel kernel, const Tiling& t) {
     if (only >= 0 && only != int(kernel)) return;
@@ -246,13 +246,13 @@ Choice plan(const Gpu& gpu, const Problem& p, int only) {
       reason = wrong;
       return;
     }
-    const Work work = work_of(gpu, p, kernel, t);
+    const StepWork work = work_of(gpu, p, kernel, t);
     const double us = predict(gpu, p.type, work).us;
     if (best.us < 0 || std::tie(us, work.l2_rounds) < std::tie(best.us, best.rounds))
       best = {us, work.l2_rounds, kernel, t};
   };
   for_tilings(p, offer);
-  offer(Kernel::step, Tiling{});
+  offer(Kernel::per_step, Tiling{});
   if (best.us >= 0) return describe(gpu, p, best.kernel, best.t);
   Choice none{};
   none.blocks = -1;

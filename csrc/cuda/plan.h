@@ -9,7 +9,7 @@
 
 namespace fastlstm::cuda {
 
-enum class Kernel : int { step = 0, tile = 1, persistent = 2 };
+enum class Kernel : int { per_step = 0, single_block = 1, cooperative = 2 };
 
 struct Problem {
   Type type;
@@ -20,10 +20,10 @@ struct Problem {
 struct Choice {
   Kernel kernel;
   Tiling t;
-  int blocks, threads;                      // of a launch; 0 for `step`, whose launches have the size of the step
+  int blocks, threads;                      // of a launch; 0 for `per_step`, whose launches have the size of the step
   int64_t shared_bytes;                     // dynamic shared memory of a block
   double register_weights, shared_weights;  // bytes of W_hh in the registers and in the shared memory of a block
-  Work work;
+  StepWork work;
   double us;          // predicted for one step
   std::string bound;  // the largest part of it
   std::string why;
@@ -33,7 +33,7 @@ struct Choice {
 std::string unfit(const Gpu& gpu, const Problem& problem, Kernel kernel, const Tiling& t);
 // What running it would mean. Only for a tiling that fits.
 Choice describe(const Gpu& gpu, const Problem& problem, Kernel kernel, const Tiling& t);
-// Every tiling of `tile` or `persistent` that fits, the cheapest first.
+// Every tiling of `single_block` or `cooperative` that fits, the cheapest first.
 std::vector<Choice> tilings(const Gpu& gpu, const Problem& problem);
 // The cheapest by the cost model; of two equally good, the one with fewer rounds through L2. only: a Kernel as int, or
 // -1 for any; no fitting one: `why` says so and blocks is -1.

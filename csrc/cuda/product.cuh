@@ -1,18 +1,18 @@
-// The products of one warp, with everything about fragments in one place.
+// The matrix products of one warp and the layout of their fragments.
 //
-// The matrices meet in spans: 16 words (32-bit) of the summed dimension, 32 numbers in half types and 16 in float. In
-// every row of both operands, lane q = lane % 4 of each quad takes words 4q … 4q + 3 of a span. Any order of the summed
-// dimension is right as long as both operands share it, so a fragment is one 16-byte access in torch's own layout.
+// The summed dimension is cut into spans of 16 words (32-bit): 32 numbers in half types, 16 in float. In every row of
+// both operands, lane q = lane % 4 of a quad reads words 4q … 4q + 3 of a span. Any order of the summed dimension is
+// right as long as both operands share it, so a fragment is one 16-byte access in torch's own layout.
 //
-//   forward    8 units x 4 gates (rows of W_hh) times 8 sequences. The lane has unit lane / 4, all four gates of it,
-//   and
-//              ends with sequences 2q and 2q + 1: what the cell needs, with no exchange between lanes.
-//   backward   16 columns of W_hh times 8 sequences. The lane has columns lane / 4 and lane / 4 + 8, and ends with
-//              sequences 2q and 2q + 1.
+//   forward    z += h' W_hhᵀ: 8 units x 4 gates (rows of W_hh) times 8 sequences. The lane has the four gates of unit
+//              lane / 4 and ends with the sums of sequences 2q and 2q + 1: the cell needs no exchange between lanes.
+//   backward   dh += dz W_hh: 16 columns of W_hh times 8 sequences. The lane has columns lane / 4 and lane / 4 + 8 and
+//              ends with the sums of sequences 2q and 2q + 1.
 //
-// On tensor cores W_hh is the A operand (16 rows: two gates of 8 units, or 16 columns) and the sequences are the n = 8
-// side, so 8 sequences waste nothing. The scalar twin for float splits the span over the quad and sums over it at the
-// end. Bound: tensor cores or FFMA for many sequences, the latency of the chain of products for few.
+// On tensor cores W_hh is the A operand (16 rows: two gates of 8 units, or 16 columns) and the sequences are n = 8, so
+// a tile of 8 sequences fills the instruction. The scalar version for float splits a span over the quad and reduces
+// over the quad at the end. Bound: tensor cores or FFMA with many sequences, the latency of dependent products with
+// few.
 #pragma once
 #include "types.cuh"
 
@@ -24,7 +24,7 @@ template <class T>
 constexpr int kSpan = 16 * kPerWord<T>;  // numbers in a span
 constexpr int kSpanWords = 16;
 
-// What an operand word becomes before it is multiplied: TF32 rounds to nearest (the hardware would cut).
+// An operand word as it is multiplied: TF32 rounds to nearest (the hardware would truncate).
 template <class T>
 __device__ __forceinline__ uint32_t operand(uint32_t word) {
   return word;
@@ -102,9 +102,10 @@ __device__ __forceinline__ void sum_quad(const float (&v)[8], int q, float& firs
   second = (q & 1 ? half[3] : half[1]) + __shfl_xor_sync(0xffffffffu, q & 1 ? half[1] : half[3], 1);
 }
 
-// Two rows of the A operand as mma takes them, a lane's four words of a product side by side: whether they come from
-// registers or from shared memory, nothing has to be moved.
+// Two rows of the A operand in the order of mma's registers, a lane's four words of a product side by side: from
+// registers and from shared memory they are multiplied without moves.
 __device__ __forceinline__ void interleave(uint4& a, uint4& b) {
+  // MUTATE: interleave
   const uint4 first = {a.x, b.x, a.y, b.y}, second = {a.z, b.z, a.w, b.w};
   a = first, b = second;
 }
@@ -114,13 +115,15 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint4& a, uint32_t b0, 
 }
 
 // `arrange` prepares a lane's pieces of a span of W_hh once; `add` takes them so.
-// w: rows i, f, g, o of a unit. `tile`: word 0 of the span in row 0 of 8 sequences that lie `stride` words apart.
+// w: rows i, f, g, o of a unit. `tile`: word 0 of the span in row 0 of 8 sequences that lie `stride` words
+// apart.
 template <class T>
 struct ForwardProduct {
   float d[2][4] = {};
 
   static __device__ __forceinline__ void arrange(uint4 (&w)[4]) { interleave(w[0], w[1]), interleave(w[2], w[3]); }
   __device__ __forceinline__ void add(const uint4 (&w)[4], const uint32_t* tile, int stride, int lane) {
+    // MUTATE: operand-row
     const uint4 h = load_vector<uint4>(tile + (lane / 4) * stride + 4 * (lane % 4));
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {

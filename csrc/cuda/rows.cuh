@@ -1,4 +1,4 @@
-// Where the rows of a step lie, and the loads and stores of a few neighbouring numbers that kernels share.
+// The rows of a step, and loads and stores of a few neighbouring numbers, shared by the kernels.
 #pragma once
 #include "args.h"
 #include "types.cuh"

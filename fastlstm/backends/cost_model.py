@@ -1,7 +1,7 @@
-"""GPUs as the planners see them, real or made up: their rates, and what a step costs on them at least.
+"""GPUs as the planner of the CUDA kernels sees them, real or made up.
 
-The table of known GPUs and the cost model stand in csrc/cuda/cost_model.cpp; this module asks for them. `cuda_plan`
-asks what a kernel costs, tools/gpu_model.py writes docs/gpu-model.md with the answers.
+The table of known GPUs and the cost model are in csrc/cuda/cost_model.cpp; this module only asks them.
+backends/cuda/planner.py asks what a call costs, tools/gpu_model.py writes docs/gpu-model.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-__all__ = ["Device", "description", "floor", "known", "library"]  # and KNOWN, a dict of the known devices by name
+__all__ = ["Device", "description", "known", "library"]  # and KNOWN, a dict of the known devices by name
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,6 @@ def known(name: str, capability: int, sms: int, shared_bytes: int, lib: ModuleTy
         lib: the planner, if not the installed one.
     """
     return _device((lib or library()).known(name, capability, sms, shared_bytes))
-
-
-def floor(device: Device, H: int, B: int, code: int) -> float:
-    """Return the microseconds that no forward step can beat. code: of the type (csrc/cuda/args.h).
-
-    The largest of: its products at peak rate, its activations through HBM, W_hh read once from the chip.
-    """
-    return library().floor_us(description(device), code, H, B)
 
 
 @cache

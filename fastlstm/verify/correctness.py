@@ -201,5 +201,5 @@ def _spec(case: Case, dtype: torch.dtype, save: int, device: torch.device) -> Sp
 
 
 QUICK = Table((*SHORT, *LARGE))
-QUICK_TRITON = Table(tuple(FEW), kernels=("resident",))
+QUICK_TRITON = Table(tuple(FEW), kernels=("single_block",))
 WHOLE = Table((*FULL, *LARGE, *LONG), saves=(1, 2))

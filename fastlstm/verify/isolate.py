@@ -44,19 +44,19 @@ def stream(work: Callable[..., Iterator[Any]], *args: Any, seconds: float, until
 
 
 def _receive(ours: Connection, process: multiprocessing.Process, seconds: float, until: float) -> Iterator[Any]:
-    patience = START
+    timeout = START
     while True:
         left = until - time.monotonic()
         try:
-            if left <= 0 or not ours.poll(min(patience, left)):
-                if left <= patience:
+            if left <= 0 or not ours.poll(min(timeout, left)):
+                if left <= timeout:
                     raise TimeUpError("the time is over")
-                raise LostError(f"nothing came for {patience:.0f} s; it was ended", silent=True)
+                raise LostError(f"nothing came for {timeout:.0f} s; it was ended", silent=True)
             kind, value = ours.recv()
         except EOFError:
             process.join(10)
             raise LostError(f"the process ended with code {process.exitcode}") from None
-        patience = seconds
+        timeout = seconds
         if kind == "end":
             return
         if kind == "error":

@@ -2,7 +2,7 @@
 
 By default at most LIMIT seconds for a GPU model. The CUDA kernels have all of correctness.QUICK and timings.CELLS. Triton
 compiles a kernel for each layout, type and size, about two seconds each: it is left to --full where the CUDA kernels are
-there. Where they are not, its kernel `resident` is checked and timed, the one that can win (docs/gpu-resources.md).
+there. Where they are not, its kernel `single_block` is checked and timed, the one that can win (docs/gpu-resources.md).
 
 `estimate` counts calls, steps and products at the costs below. Those of calls and steps are what docs/gpu-measured.md has
 of an H200, roughly; the others are guesses, the references' are of a CPU core. docs/verify.md has the sums.
@@ -24,7 +24,7 @@ LIMIT = 170.0  # seconds for a GPU model by default
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What is done on a GPU: tables of cases by backend, sizes to time, and limits in seconds.
 
     silence: without a result (a compiler may be at work) before a process is ended; checking: for the checks of a
@@ -42,30 +42,30 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Plan:
+class VerifyPlan:
     """Candidates, what is done with those that are here, and how work is run."""
 
     candidates: tuple[str, ...]
-    work: Callable[[tuple[str, ...]], Work]
+    work: Callable[[tuple[str, ...]], Workload]
     process: Process = isolate.stream
 
 
-def quick(present: tuple[str, ...]) -> Work:
+def quick(present: tuple[str, ...]) -> Workload:
     """Within LIMIT seconds; checks that are not done after 100 of them are given up, so that something is timed."""
     limits = (60.0, 100.0, LIMIT)
     if "cuda" in present:
         left_out = "Triton's kernels, the whole table of cases" if "triton" in present else "the whole table of cases"
-        return Work({"cuda": correctness.QUICK}, timings.CELLS, *limits, 0, left_out)
+        return Workload({"cuda": correctness.QUICK}, timings.CELLS, *limits, 0, left_out)
     if "triton" in present:
         left_out = "Triton's kernels for larger sizes, the whole table of cases"
-        return Work({"triton": correctness.QUICK_TRITON}, timings.CELLS_TRITON, *limits, 50, left_out)
-    return Work({}, (), *limits)
+        return Workload({"triton": correctness.QUICK_TRITON}, timings.CELLS_TRITON, *limits, 50, left_out)
+    return Workload({}, (), *limits)
 
 
-def full(present: tuple[str, ...]) -> Work:
+def full(present: tuple[str, ...]) -> Workload:
     """Every case through every kernel, every size."""
     compiled = 341 if "triton" in present else 0
-    return Work(dict.fromkeys(present, correctness.WHOLE), timings.CELLS, 600.0, 7200.0, 4 * 3600.0, compiled)
+    return Workload(dict.fromkeys(present, correctness.WHOLE), timings.CELLS, 600.0, 7200.0, 4 * 3600.0, compiled)
 
 
 START_S = 8.0  # until a process has imported torch, and CUDA and cuDNN are ready
@@ -76,15 +76,16 @@ RUN_MS, RUN_STEP_MS = (
 )  # a case through a kernel, forward and backward, with what is copied and compared; a step
 COMPILE_S = 2.0  # a kernel of Triton
 CELL_MS, CALL_MS = 20.0, 0.3  # making a cell's modules; a call without its steps
-STEP_US = {"torch": 20.0, "step": 30.0, "other": 8.0}  # of a forward call; a training step takes three times as long
+# of a forward call; a training step takes three times as long
+STEP_US = {"torch": 20.0, "per_step": 30.0, "other": 8.0}
 TFLOPS = {"float32": 45.0, "tf32": 200.0, "bfloat16": 400.0, "float16": 400.0}
 
 
-def estimate(work: Work) -> float:
+def estimate(work: Workload) -> float:
     """Seconds that a GPU like an H100 takes for all of it, by the guesses above."""
     checked = COMPILE_S * work.compiled + sum(START_S + _checks(table) for table in work.tables.values())
-    kernels = {"cuda": ("step", "other"), "triton": ("step", "other", "other")}
-    names = [k for backend in work.tables for k in kernels.get(backend, ("step",))]
+    kernels = {"cuda": ("per_step", "other"), "triton": ("per_step", "other", "other")}
+    names = [k for backend in work.tables for k in kernels.get(backend, ("per_step",))]
     return checked + START_S + sum(_timed(cell, names) for cell in work.cells)
 
 

@@ -13,7 +13,7 @@ from fastlstm import __version__, dispatch
 from fastlstm.backends import withheld
 from fastlstm.verify import correctness, plans, record, stages, timings
 from fastlstm.verify.correctness import Outcome, Run
-from fastlstm.verify.plans import Plan, Work
+from fastlstm.verify.plans import VerifyPlan, Workload
 from fastlstm.verify.stages import Limits, Lost, TimeUpError
 from fastlstm.verify.timings import Cell, Clock, DeviceClock, Fault, Kernel
 
@@ -81,7 +81,7 @@ def no_gpu() -> str:
     return "there is no GPU that torch can see (nvidia-smi tells whether the driver does). Nothing was verified."
 
 
-def verify(say: Say, machines: list[Machine] | None = None, plan: Plan | None = None, full: bool = False) -> int:
+def verify(say: Say, machines: list[Machine] | None = None, plan: VerifyPlan | None = None, full: bool = False) -> int:
     """Verify each GPU model and record what passed and won.
 
     say: prints a line; full: everything, instead of what fits three minutes. Returns the exit code: 0 all is right, 1 a
@@ -91,11 +91,11 @@ def verify(say: Say, machines: list[Machine] | None = None, plan: Plan | None = 
     if not machines:
         say(no_gpu())
         return NO_GPU
-    plan = plan or Plan(plans.CANDIDATES, plans.full if full else plans.quick)
+    plan = plan or VerifyPlan(plans.CANDIDATES, plans.full if full else plans.quick)
     return max(_verify(say, machine, plan) for machine in machines)
 
 
-def _verify(say: Say, machine: Machine, plan: Plan) -> int:
+def _verify(say: Say, machine: Machine, plan: VerifyPlan) -> int:
     begin = time.monotonic()
     absent = {name: reason for name in plan.candidates if (reason := unavailable(name, machine.device)) is not None}
     work = plan.work(tuple(name for name in plan.candidates if name not in absent))
@@ -118,12 +118,12 @@ def _verify(say: Say, machine: Machine, plan: Plan) -> int:
     return WRONG if found.wrong else FINE
 
 
-def _duration(work: Work) -> str:
+def _duration(work: Workload) -> str:
     minutes = max(1, round(plans.estimate(work) / 60))
     return f"about {minutes} minute{'s' * (minutes > 1)} on an H100 by estimate, ended after {work.whole / 60:.0f}"
 
 
-def check(say: Say, backend: str, machine: Machine, plan: Plan, work: Work, found: Found) -> None:
+def check(say: Say, backend: str, machine: Machine, plan: VerifyPlan, work: Workload, found: Found) -> None:
     """Run a backend's table, and say what passed and what did not."""
     todo = correctness.runs(backend, work.tables[backend])
     for one in todo:
@@ -174,7 +174,7 @@ def _named(kernel: Kernel) -> str:
     return " ".join(filter(None, kernel))
 
 
-def _time(say: Say, machine: Machine, plan: Plan, work: Work, found: Found, seconds: float) -> None:
+def _time(say: Say, machine: Machine, plan: VerifyPlan, work: Workload, found: Found, seconds: float) -> None:
     """Time the cells; rows are kept whatever happens to a process, and what ruined one is not used any more."""
 
     def args() -> tuple:

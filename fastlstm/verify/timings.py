@@ -175,7 +175,7 @@ class Timed:
         try:
             calls(contender)
             for name in {name for name, _, _ in contender.kernels}:
-                getattr(backends.load(name), "check", lambda device: None)(self.device)
+                backends.load(name).check(self.device)
         except torch.cuda.OutOfMemoryError:
             self.ready.remove(contender)
         except Exception as error:
@@ -219,7 +219,7 @@ def _spec(cell: Cell, device: torch.device) -> Spec:
     N = int(_lengths(cell).sum()) if packed else cell.T * cell.B
     sizes = (cell.T, cell.B, N, cell.H, 0, cell.H, cell.H // 2 if projected else cell.H)
     flags = (packed, False, projected, False, False)
-    return Spec(device, MATHS[cell.math], *sizes, *flags, int(cell.training), cell.training)
+    return Spec(device, MATHS[cell.math], *sizes, *flags, int(cell.training))
 
 
 def _lengths(cell: Cell) -> Tensor:
@@ -268,7 +268,7 @@ CELLS = (
     *grid("packed", (128, 256, 512), (16, 64), (64,)),
     *grid("projected", (256, 512, 1024), (16, 64), (64,)),
 )
-CELLS_TRITON = (  # the layouts and padded sizes of checks.QUICK_TRITON
+CELLS_TRITON = (  # the layouts and padded sizes of correctness.QUICK_TRITON
     *grid("dense", (64, 128), (16, 64), (4, 128)),
     *grid("packed", (64, 128), (16, 64), (64,)),
 )

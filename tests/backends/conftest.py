@@ -37,7 +37,7 @@ def fresh(monkeypatch, tmp_path):
 class Lib:
     """What fastlstm._C.cuda answers, without a driver."""
 
-    archs, patience_ms = "75,80,90", 1500
+    archs, timeout_ms = "75,80,90", 1500
 
     def __init__(self, capability: int = 90, missing: str = ""):
         self.capability, self.said, self.devices = capability, missing, []
@@ -71,7 +71,7 @@ def lib(fresh, monkeypatch):
 @pytest.fixture
 def simulated(fresh, monkeypatch):
     """The cuda backend on CPU tensors: its launches go to the host simulation, its guards are recorded."""
-    reason = hostsim.why_not(small_call(torch.device("cpu")))
+    reason = hostsim.BACKEND.unsupported_reason(small_call(torch.device("cpu")))
     if reason is not None:
         pytest.skip(reason)
     library, seen = hostsim.library(), []
@@ -93,7 +93,7 @@ def simulated(fresh, monkeypatch):
             yield
 
     monkeypatch.setattr(torch.cuda, "device", on)
-    monkeypatch.setattr(cuda, "_stream", lambda index: 0)
+    monkeypatch.setattr(cuda, "current_cuda_stream", lambda index: 0)
     monkeypatch.setattr(library.cuda, "set_device", lambda index: seen.append(("runtime", index)), raising=False)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda index: seen.append(("waited", index)))
     return seen

@@ -11,7 +11,7 @@ import torch
 import fastlstm
 from fastlstm.backends import device
 from fastlstm.ops import weight_gradients
-from fastlstm.ops.gemm import product
+from fastlstm.ops.gemm import matmul
 
 NEW = [(True, "tf32"), (False, "ieee")]
 
@@ -95,7 +95,7 @@ def test_gradients_of_weights_and_input_are_such_products(monkeypatch):
         entered.append("out")
 
     monkeypatch.setattr(weight_gradients, "products_of", watched)
-    monkeypatch.setattr(weight_gradients, "product", lambda *a, **k: entered.append("product") or product(*a, **k))
+    monkeypatch.setattr(weight_gradients, "matmul", lambda *a, **k: entered.append("product") or matmul(*a, **k))
     lstm = fastlstm.LSTM(3, 5)
     x = torch.randn(4, 2, 3, requires_grad=True)
     with fastlstm.backend("reference"):

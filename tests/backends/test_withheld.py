@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastlstm.backends import device
-from fastlstm.backends.cuda import backend as cuda
+from fastlstm.backends import device, load
 from fastlstm.backends.triton import backend as triton
 from fastlstm.backends.triton import planner
 from fastlstm.doctor import small_call
 from fastlstm.verify import record
 
+CUDA, TRITON = load("cuda"), load("triton")
 GPU = "NVIDIA H100 80GB HBM3"
 HALF, SINGLE = torch.bfloat16, torch.float32
 
@@ -31,59 +31,59 @@ def test_the_next_kernel_takes_the_place_of_a_wrong_one(lib):
     """One after the other, whichever the planner likes best."""
     out: list[str] = []
     while len(out) < 2:
-        planned = set(cuda.planned(call()))
+        planned = set(CUDA.kernels(call()))
         assert planned.isdisjoint(out)
         out.append(planned.pop())
         wrong("cuda", *out)
-    assert cuda.planned(call()) == (next(k for k in cuda.KERNELS if k not in out),) * 2
-    assert cuda.plan(call()).startswith(f"cuda: {cuda.planned(call())[0]}: ")
+    assert CUDA.kernels(call()) == (next(k for k in CUDA.kernel_names if k not in out),) * 2
+    assert CUDA.describe(call()).startswith(f"cuda: {CUDA.kernels(call())[0]}: ")
 
 
 def test_other_types_go_on_as_before(lib):
-    before = cuda.planned(call(torch.float16))
-    wrong("cuda", *cuda.planned(call()))
-    assert cuda.planned(call(torch.float16)) == before
+    before = CUDA.kernels(call(torch.float16))
+    wrong("cuda", *CUDA.kernels(call()))
+    assert CUDA.kernels(call(torch.float16)) == before
 
 
 def test_a_wrong_kernel_that_is_not_planned_changes_nothing(lib):
-    before = cuda.plan(call())
-    wrong("cuda", *(set(cuda.KERNELS) - set(cuda.planned(call()))))
-    assert cuda.plan(call()) == before
+    before = CUDA.describe(call())
+    wrong("cuda", *(set(CUDA.kernel_names) - set(CUDA.kernels(call()))))
+    assert CUDA.describe(call()) == before
 
 
 def test_with_all_wrong_the_backend_says_why_it_does_not_run(lib):
-    wrong("cuda", *cuda.KERNELS)
-    reason = cuda.why_not(call())
+    wrong("cuda", *CUDA.kernel_names)
+    reason = CUDA.unsupported_reason(call())
     assert "no kernel is left that can run this call" in reason
     assert reason.count("`fastlstm doctor --verify` found it wrong in bfloat16 on this GPU model") == 3
-    assert cuda.why_not(call(SINGLE)) is None
+    assert CUDA.unsupported_reason(call(SINGLE)) is None
 
 
 def test_forced_by_its_name_a_recorded_kernel_runs(lib):
     """Verification itself does that, and whoever looks for the fault."""
-    wrong("cuda", *cuda.KERNELS)
-    for kernel in cuda.KERNELS:
-        with cuda.force(kernel):
-            assert cuda.planned(call()) == (kernel, kernel)
+    wrong("cuda", *CUDA.kernel_names)
+    for kernel in CUDA.kernel_names:
+        with CUDA.force(kernel):
+            assert CUDA.kernels(call()) == (kernel, kernel)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_tf32_is_a_type_of_its_own(lib, monkeypatch, allowed):
     monkeypatch.setattr(device, "allows_tf32", lambda: allowed)
-    first = cuda.planned(call(SINGLE))[0]
+    first = CUDA.kernels(call(SINGLE))[0]
     wrong("cuda", first, maths=("tf32",))
-    assert (first in cuda.planned(call(SINGLE))) is not allowed
+    assert (first in CUDA.kernels(call(SINGLE))) is not allowed
 
 
 def test_triton_plans_around_a_wrong_shape(fresh, monkeypatch):
     monkeypatch.setattr(triton, "gpu", lambda device: planner.Device(GPU, 90, 132, 227 << 10))
     monkeypatch.setattr(triton, "_wrong_device", lambda device: None)
-    assert triton.planned(call()) == ("resident",)
-    wrong("triton", "resident")
-    assert triton.planned(call()) == ("streamed",)
-    assert triton.planned(call(torch.float16)) == ("resident",)
-    wrong("triton", *triton.KERNELS)
-    assert "no kernel shape is left" in triton.why_not(call())
-    assert "step: `fastlstm doctor --verify` found it wrong" in triton.why_not(call())
-    with triton.force("resident"):
-        assert triton.planned(call()) == ("resident",)
+    assert TRITON.kernels(call()) == ("single_block",)
+    wrong("triton", "single_block")
+    assert TRITON.kernels(call()) == ("streamed",)
+    assert TRITON.kernels(call(torch.float16)) == ("single_block",)
+    wrong("triton", *TRITON.kernel_names)
+    assert "no kernel shape is left" in TRITON.unsupported_reason(call())
+    assert "per_step: `fastlstm doctor --verify` found it wrong" in TRITON.unsupported_reason(call())
+    with TRITON.force("single_block"):
+        assert TRITON.kernels(call()) == ("single_block",)

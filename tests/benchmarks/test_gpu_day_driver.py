@@ -26,7 +26,7 @@ def test_a_stage_goes_on_behind_the_item_that_took_its_process(tmp_path):
 
 def test_a_stage_that_hangs_is_ended_and_goes_on(tmp_path):
     begin = time.time()
-    done = day(tmp_path, "--stage", "cudnn", fault="cudnn:0:hang", patience="3")
+    done = day(tmp_path, "--stage", "cudnn", fault="cudnn:0:hang", timeout="3")
     assert done.returncode == 1
     assert time.time() - begin < 120
     lost, end = fates(tmp_path, "cudnn")
@@ -82,7 +82,7 @@ def test_trouble_tells_where():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+@pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
 def test_the_whole_rehearsal(tmp_path):
     done = day(tmp_path)
     assert done.returncode == 0, done.stdout + (tmp_path / "log.txt").read_text()[-4000:]

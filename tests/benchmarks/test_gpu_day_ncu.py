@@ -17,7 +17,8 @@ from tests.benchmarks.gpu_days import ROOT
 def test_what_nsight_compute_says_is_read():
     launches = ncu.parsed(ncu.CANNED)
     assert [name for name, _ in launches] == [
-        f"void persistent_{way}_kernel<__nv_bfloat16>(Laid<{way.capitalize()}Args>)" for way in ("forward", "backward")
+        f"void cooperative_{way}_kernel<bfloat_t>(KernelParams<{way.capitalize()}Args>)"
+        for way in ("forward", "backward")
     ]
     assert launches[0][1]["Duration (us)"] == 143.2
     assert launches[0][1]["stall"].startswith("9.1 cycles waiting for a scoreboard dependency")
@@ -27,7 +28,7 @@ def test_what_nsight_compute_says_is_read():
 
 def test_the_source_page_is_cut_to_the_columns_that_matter(tmp_path):
     forward, backward = sass.launches(ncu.CANNED_SOURCE)
-    assert forward.kernel == "void persistent_forward_kernel<__nv_bfloat16>(Laid<ForwardArgs>)"
+    assert forward.kernel == "void cooperative_forward_kernel<bfloat_t>(KernelParams<ForwardArgs>)"
     assert forward.columns == [
         "Address", "Source", "Warp Stall Sampling (All Samples)", "Warp Stall Sampling (Not-issued Samples)", "# Samples",
         "Instructions Executed", "stall_long_sb", "stall_wait", "stall_long_sb (Not Issued)", "stall_wait (Not Issued)",
@@ -41,7 +42,7 @@ def test_the_source_page_is_cut_to_the_columns_that_matter(tmp_path):
 
 
 def test_a_source_page_is_kept_and_told_of(tmp_path, capsys):
-    read = list(ncu.source(tmp_path, "persistent H256 B16", ncu.CANNED_SOURCE))
+    read = list(ncu.source(tmp_path, "cooperative H256 B16", ncu.CANNED_SOURCE))
     assert [row["samples"] for row in read] == [312, 7]
     path = tmp_path / read[0]["file"]
     assert re.fullmatch(r"[A-Za-z0-9._-]+", path.name)
@@ -51,7 +52,7 @@ def test_a_source_page_is_kept_and_told_of(tmp_path, capsys):
 
 
 def test_a_source_page_that_cannot_be_read_is_kept_as_it_came(tmp_path):
-    (row,) = ncu.source(tmp_path, "persistent H256 B16", "==ERROR== no source page\n")
+    (row,) = ncu.source(tmp_path, "cooperative H256 B16", "==ERROR== no source page\n")
     assert row["no_source"] == "==ERROR== no source page"
     assert gzip.decompress((tmp_path / row["file"]).read_bytes()) == b"==ERROR== no source page\n"
 

@@ -64,7 +64,7 @@ def test_what_a_call_runs_is_counted_by_name():
 
 
 def test_no_time_of_a_kernel_alone_where_there_is_none():
-    assert train._alone(rehearsal(), lambda: None, "step", 4) is None
+    assert train._alone(rehearsal(), lambda: None, "per_step", 4) is None
 
 
 def test_nan_is_far_from_everything():
@@ -80,7 +80,7 @@ def test_nn_lstm_under_autocast_is_judged_as_float16():
     assert [layers.cudnn_algorithm(cell, True) for cell in cells] == ["PERSIST_STATIC"] * 3 + ["STANDARD"]
 
 
-@pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+@pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
 @pytest.mark.parametrize("spoil", [lambda h: h * 0, lambda h: -h, lambda h: h.flip(1)])
 def test_a_wrong_character_model_is_seen(monkeypatch, spoil):
     """Which no loss at the beginning of training shows: every h gives almost the same there."""
@@ -92,7 +92,7 @@ def test_a_wrong_character_model_is_seen(monkeypatch, spoil):
     assert not any(row["wrong"] for row in characters.run(here, item))
 
 
-@pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+@pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
 def test_the_sweep_judges_the_planners_pick_too(monkeypatch):
     here, real = rehearsal(stage="sweep"), place.Rehearsal.forward
     item = sweep.items(here, "f32")[0]
@@ -126,7 +126,7 @@ def test_the_sanitizer_runs_the_tilings_that_were_wrong(monkeypatch):
     numbers = []
     monkeypatch.setattr(right, "_picks", lambda place, kernel, math, case, number: numbers.append(number) or [])
     for cases in (right.CASES, right.CASES[3:4]):
-        list(right.of(rehearsal(), "tile", "bf16", cases))
+        list(right.of(rehearsal(), "single_block", "bf16", cases))
     assert numbers == [*range(len(right.CASES)), 3]
 
 
@@ -139,7 +139,7 @@ def test_the_sanitizer_does_not_look_at_an_earlier_run(tmp_path):
 
 
 def test_the_sanitizer_looks_at_what_was_wrong_or_lost():
-    assert sanitizer.wrong(list(MADE_UP)) == [("tile", "f32", ""), ("tile", "bf16", "odd")]
+    assert sanitizer.wrong(list(MADE_UP)) == [("single_block", "f32", ""), ("single_block", "bf16", "odd")]
     assert sanitizer.said(sanitizer.CANNED)[1] == "========= Invalid __global__ read of size 16 bytes"
 
 
@@ -161,8 +161,8 @@ def test_what_it_takes_from_the_backend_is_there():
     """None of this runs here without a GPU, so a name that is gone would show on one first."""
     for name in ("not_built", "_wrong_device", "_gpu", "_on", "_forced"):
         assert hasattr(cuda, name)
-    assert list(inspect.signature(cuda_launch.forward).parameters)[:5] == ["rt", "plan", "x", "ids", "w_x"]
-    assert list(inspect.signature(cuda_launch.backward).parameters)[:6] == ["rt", "plan", "dh", "dc", "dh_n", "dc_n"]
+    assert list(inspect.signature(cuda_launch.forward).parameters) == ["rt", "plan", "inputs"]
+    assert list(inspect.signature(cuda_launch.backward).parameters) == ["rt", "plan", "inputs", "saved", "grads"]
     assert list(inspect.signature(torch.cuda.CUDAGraph.capture_begin).parameters)[:3] == [
         "self",
         "pool",
@@ -171,9 +171,9 @@ def test_what_it_takes_from_the_backend_is_there():
     assert hasattr(torch.Generator, "graphsafe_set_state")
 
 
-@pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+@pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
 def test_a_kernel_that_was_lost_is_not_used_by_module_calls():
-    found = rehearsal(lost=[["right", "tile bf16"]])
+    found = rehearsal(lost=[["right", "single_block bf16"]])
     found.start()
-    assert found.avoid("bf16", 24, 3) == "step"
+    assert found.avoid("bf16", 24, 3) == "per_step"
     assert found.avoid("f32", 24, 3) == ""

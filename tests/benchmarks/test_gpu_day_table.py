@@ -24,19 +24,19 @@ def test_the_table_of_a_made_up_run(tmp_path):
     path.write_text("".join(json.dumps({"t": 5.0 + i, **row}) + "\n" for i, row in enumerate(MADE_UP)))
     text = table.of(path)
     for words in (
-        "right        code -11, 3.0 s lost tile f32",
+        "right        code -11, 3.0 s lost single_block f32",
         "Segmentation fault",
         "---- right: 1 of 2, worst nan of what is allowed",
-        "tile       bf16  WRONG 1 of 2, nan: odd backward",
+        "single_block bf16  WRONG 1 of 2, nan: odd backward",
         "  bf16 1x512 B16: 1 (2.00) - |\n",
         "f16           H512   dense     B16 5.25",
-        "  bf16 H512 B16: 2 (1.5) < 1.75 pers 2x8x1x1 1 WRONG | -\n",
-        "  bf16 H256 B64: forward 3.50 (3.25) backward 9.00 (step) input 0.50 others 0.75\n",
+        "  bf16 H512 B16: 2 (1.5) < 1.75 coop 2x8x1x1 1 WRONG | -\n",
+        "  bf16 H256 B64: forward 3.50 (3.25) backward 9.00 (per_step) input 0.50 others 0.75\n",
         "graph: 0 of 1 replays equal; not: ['bf16 512 packed training']",
         "  2x128 B50 tf32: 2.000 (2.00)\n",
         "  35 tf32: 9 (3.00); 27.2\n",
         "  training: cuda 300 (310)\n  most of training: forward 40\n",
-        "  persistent_forward H256 B16: 9 samples, 7 LDS R2, [R3] (wait 5)\n",
+        "  cooperative_forward H256 B16: 9 samples, 7 LDS R2, [R3] (wait 5)\n",
         "module bf16 2x512 (1): RuntimeError: no",
     ):
         assert words in text, text

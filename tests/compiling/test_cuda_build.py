@@ -28,11 +28,12 @@ SOURCES = (
 ASK = """
 import json, torch, fastlstm
 from dataclasses import replace
-from fastlstm import dispatch, doctor, native
+from fastlstm import dispatch, doctor
+from fastlstm.backends import native
 lib, found = native.load().cuda, {}
 found["archs"], found["missing"] = lib.archs, lib.missing()
 for name, call in {
-    "launch": lambda: lib.step_forward(0, 0, lib.ForwardArgs(), 0, 1, 0),
+    "launch": lambda: lib.per_step_forward(0, 0, lib.ForwardArgs(), 0, 1, 0),
     "device": lambda: lib.set_device(0),
     "properties": lambda: lib.properties(0),
 }.items():
@@ -41,7 +42,8 @@ for name, call in {
     except RuntimeError as error:
         found[name] = str(error)
 gpu = replace(doctor.small_call(torch.device("cpu")), device=torch.device("cuda:0"))
-found["why_not"] = [dispatch.unsupported_reason("cuda", doctor.small_call(torch.device("cpu"))), dispatch.unsupported_reason("cuda", gpu)]
+on_cpu = doctor.small_call(torch.device("cpu"))
+found["why_not"] = [dispatch.unsupported_reason("cuda", on_cpu), dispatch.unsupported_reason("cuda", gpu)]
 found["doctor"] = doctor.facts()["CUDA kernels"]
 lstm = fastlstm.LSTM(3, 5)
 with fastlstm.backend("cpu"):

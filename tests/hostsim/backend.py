@@ -1,7 +1,7 @@
-"""The CUDA kernels on a simulated GPU (csrc/hostsim): for tests only, never chosen by itself.
+"""The CUDA kernels on a simulated GPU (tests/hostsim/sim) as the backend `hostsim`: for tests only, never chosen by itself.
 
-`with settings(kernel="tile", seed=3):` says which kernel runs, on which device, and in which order threads run. A fault
-that the simulation finds is raised as a `Fault`.
+`with settings(kernel="single_block", seed=3):` says which kernel runs, on which device, and in which order threads run. A fault
+that the simulation finds is raised as a `Fault`. Importing this module registers the backend.
 """
 
 from __future__ import annotations
@@ -16,21 +16,16 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fastlstm.backends import cost_model, native
-from fastlstm.backends.base import BackendError, Spec, spec_of
+from fastlstm.backends import cost_model, load, native
+from fastlstm.backends.base import Backend, BackendError, register
 from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.backends.cuda import planner as cuda_planner
 from fastlstm.backends.cuda import status as cuda_status
-from fastlstm.backends.cuda.launch import Plan
+from fastlstm.backends.cuda.launch import LaunchPlan
+from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 from tests.hostsim import build
 from tests.hostsim.report import with_source
 
-__all__ = [
-    "NAME", "TILING", "Fault", "Settings", "Simulated", "backward", "choose", "forward", "library", "plan", "settings",
-    "why_not",
-]  # fmt: skip
-
-NAME = "hostsim"
 TILING = ("unit_blocks", "row_blocks", "groups", "k_splits", "row_tiles", "phase", "gate_splits")
 
 
@@ -42,7 +37,7 @@ class Fault(RuntimeError):  # noqa: N818 - the simulation calls it so
 class Settings:
     """What the simulated device is and does. kernel: None lets the planner choose."""
 
-    kernel: str | None = None  # step, tile or persistent
+    kernel: str | None = None  # per_step, single_block or cooperative
     forward: tuple[int, ...] | None = None  # the Tiling of that kernel, in the order of csrc/cuda/args.h
     backward: tuple[int, ...] | None = None
     sms: int = 5
@@ -106,7 +101,7 @@ class Simulated:
         found = int(self.status[0])
         self.status[0] = 0
         if found:
-            raise cuda_status.error(found, "the simulated GPU", "of it", self.lib.patience_ms)
+            raise cuda_status.error(found, "the simulated GPU", "of it", self.lib.timeout_ms)
 
     def __exit__(self, kind, error, _) -> None:
         self.module.forget()
@@ -132,25 +127,16 @@ def _library() -> ModuleType:
     return library(_settings.flags, _settings.csrc, _settings.only)
 
 
-def why_not(spec: Spec) -> str | None:
-    """Return why the simulation cannot run this call, or None."""
-    if spec.device.type != "cpu":
-        return f"tensors are on {spec.device}; the simulation takes CPU tensors"
-    if spec.dtype not in cuda_launch.TYPE_CODES:
-        return f"dtype is {spec.dtype}; the CUDA kernels take float32, bfloat16 and float16"
-    return build.why_not()
-
-
 def _device(lib: ModuleType | None = None) -> cost_model.Device:
     """An H100 cut down to what the settings say."""
     of, h100 = _settings, cost_model.known("H100", 90, 132, 227 << 10, lib)
     return replace(h100, name="simulated GPU", capability=of.capability, sms=of.sms, shared_kib=of.shared_kib)
 
 
-def choose(spec: Spec, lib: ModuleType) -> Plan:
+def choose(spec: Spec, lib: ModuleType) -> LaunchPlan:
     """What runs a call under the settings; ValueError where a kernel or tiling they name does not fit."""
     tf32, device = _settings.tf32, cuda_planner.gpu(lib, _device(lib))
-    code = Plan(None, None, tf32).code(spec.dtype)
+    code = LaunchPlan(None, None, tf32).code(spec.dtype)
     found = []
     for backward, given in enumerate((_settings.forward, _settings.backward)):
         if given is not None:
@@ -160,7 +146,7 @@ def choose(spec: Spec, lib: ModuleType) -> Plan:
         found.append(lib.choose(device, code, spec.H, spec.B, bool(backward), spec.projected, only))
         if found[-1].blocks < 0:
             raise ValueError(found[-1].why)
-    return Plan(*found, tf32)
+    return LaunchPlan(*found, tf32)
 
 
 def _fit(lib: ModuleType, code: int, spec: Spec, backward: bool, given: tuple[int, ...]):
@@ -170,33 +156,32 @@ def _fit(lib: ModuleType, code: int, spec: Spec, backward: bool, given: tuple[in
     return lib.fit(cuda_planner.gpu(lib, _device(lib)), code, spec.H, spec.B, backward, _settings.kernel, tiling)
 
 
-def plan(spec: Spec) -> str:
-    """Return one line on what would run."""
-    native_plan = None if native.module_unavailable() else native.load().plan  # the same planner, ready built
-    lib = native_plan or _library().plan
-    return f"hostsim: {cuda_planner.sentence(choose(spec, lib).forward, _device(lib))}"
+@register("hostsim")
+class HostSimulation(Backend):
+    """The shipped CUDA kernels, compiled with g++ and run thread by thread on CPU tensors."""
+
+    def unsupported_call(self, spec: Spec) -> str | None:
+        if spec.dtype in cuda_launch.TYPE_CODES:
+            return None
+        return f"dtype is {spec.dtype}; the CUDA kernels take float32, bfloat16 and float16"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        if device.type != "cpu":
+            return f"tensors are on {device}; the simulation takes CPU tensors"
+        return build.unavailable()
+
+    def describe(self, spec: Spec) -> str:
+        native_plan = None if native.module_unavailable() else native.load().plan  # the same planner, ready built
+        lib = native_plan or _library().plan
+        return f"hostsim: {cuda_planner.sentence(choose(spec, lib).forward, _device(lib))}"
+
+    def forward(self, inputs: OpInputs) -> tuple[Tensor, ...]:
+        with Simulated(_library()) as rt:
+            return cuda_launch.forward(rt, choose(inputs.spec(), rt.module.plan), inputs)
+
+    def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
+        with Simulated(_library()) as rt:
+            return cuda_launch.backward(rt, choose(inputs.spec(), rt.module.plan), inputs, saved, grads)
 
 
-def forward(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save):
-    """Run one layer in one direction; arguments and returns as in `fastlstm.ops.reference.forward`."""
-    tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
-    spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
-    with Simulated(_library()) as rt:
-        return cuda_launch.forward(rt, choose(spec, rt.module.plan), *tensors, reverse, save)
-
-
-def backward(
-    dh, dc, dh_n, dc_n, x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save, h, c, gates
-):
-    """Run the backward recurrence; arguments and returns as in `fastlstm.ops.reference.backward`."""
-    grads = _contiguous(dh, dc, dh_n, dc_n)
-    tensors = _contiguous(x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset)
-    spec = spec_of(x, ids, w_x, w_hh, w_hr, h0, batch_sizes, reset, reverse, save)
-    with Simulated(_library()) as rt:
-        return cuda_launch.backward(
-            rt, choose(spec, rt.module.plan), *grads, *tensors, reverse, save, *_contiguous(h, c, gates)
-        )
-
-
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.contiguous() for t in tensors]
+BACKEND = load("hostsim")

@@ -2,7 +2,7 @@
 
 #include <stdexcept>
 
-#include "hostsim/device.h"
+#include "sim/device.h"
 
 int run_kernel(const char* name, uint32_t grid, uint32_t block, size_t shared_bytes, bool cooperative, uintptr_t stream,
                uintptr_t a, uintptr_t b, int n);

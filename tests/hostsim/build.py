@@ -25,12 +25,21 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 SIMULATOR = ROOT / "tests" / "hostsim" / "sim"
 BUILD = Path(os.environ.get("FASTLSTM_BUILD", ROOT / "build")) / "hostsim"
-_BOTH = ["-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-threadsafe-statics", "-Wall", "-Wextra"]
+_BOTH = [
+    f"-I{SIMULATOR.parent}",
+    "-std=c++20",
+    "-g1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-threadsafe-statics",
+    "-Wall",
+    "-Wextra",
+]
 _PLAIN = [*_BOTH, "-O2"]
 _KERNEL = [*_BOTH, "-O1", "-Wno-unknown-pragmas", "-x", "c++", "-fsanitize=thread", "-DFASTLSTM_HOSTSIM"]
 
 
-def why_not() -> str | None:
+def unavailable() -> str | None:
     """Return why the simulation cannot be built here, or None."""
     if not (SIMULATOR / "engine.h").exists():
         return f"the sources in {SIMULATOR} are not there; the simulation runs from a checkout of the repository"
@@ -116,7 +125,7 @@ def closure(source: Path, include: Path = CSRC) -> set[Path]:
         file = waiting.pop()
         found.add(file)
         for name in re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE):
-            candidates = (file.parent / name, include / name)
+            candidates = (file.parent / name, include / name, SIMULATOR.parent / name)
             waiting += [c.resolve() for c in candidates if c.exists() and c.resolve() not in found][:1]
     return found
 

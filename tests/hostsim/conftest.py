@@ -20,7 +20,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def library():
-    if reason := build.why_not():
+    if reason := build.unavailable():
         pytest.skip(reason)
     here = Path(__file__).parent
     return build.load("simulation_tests", [here / "kernels.cpp"], [here / "bindings.cpp"])
@@ -28,6 +28,6 @@ def library():
 
 @pytest.fixture(scope="session")
 def hostsim_library():
-    if reason := build.why_not():
+    if reason := build.unavailable():
         pytest.skip(reason)
     return hostsim.library()

@@ -1,12 +1,14 @@
 """Faults for the shipped kernels: what is changed where, and which kernels it is to break. test_mutations.py compiles each.
 
-A mutation replaces one piece of text, found exactly once, in a copy of csrc/. Six classes; `step` has no shared memory,
-no barrier, no copy to wait for and no other block to hand to, so only the first two concern it.
+A mutation replaces text in the statement below a comment `// MUTATE: name` in csrc/cuda. Six classes; `per_step` has no
+shared memory, no barrier, no copy to wait for and no words of other blocks, so only the first two concern it.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 ROW = "wrong fragment row"
 TAIL = "off-by-one tail"
@@ -21,126 +23,76 @@ CLASSES = (ROW, TAIL, BARRIER, ORDER, WAIT, UNSET)
 class Mutation:
     what: str  # one of CLASSES
     kernels: str  # stems of the .cu files that must fail, with spaces between
-    file: str  # in csrc/cuda
-    old: str
+    marker: str  # the name after MUTATE
+    old: str  # in the marked statement
     new: str
     cpp: str = "bfloat_t"  # the one type that is compiled; float shares operands between lanes where the others do not
 
+    def find(self, cuda: Path) -> tuple[Path, str, str]:
+        """The file in csrc/cuda that has the marker, its text, and its text with the fault."""
+        comment = re.compile(rf"^ *// MUTATE: {self.marker}\n", re.MULTILINE)
+        found = [(path, m) for path in sorted(cuda.glob("*.cuh")) for m in comment.finditer(path.read_text())]
+        assert len(found) == 1, f"MUTATE: {self.marker} is there {len(found)} times"
+        path, text, begin = found[0][0], found[0][0].read_text(), found[0][1].end()
+        end = begin + re.search(r"[;{}]\n", text[begin:]).end()
+        statement = text[begin:end]
+        assert statement.count(self.old) == 1, f"{path.name}: {self.old!r} is not once below MUTATE: {self.marker}"
+        return path, text, text[:begin] + statement.replace(self.old, self.new) + text[end:]
 
-FORWARD, BACKWARD = "tile_forward persistent_forward", "tile_backward persistent_backward"
-BOTH = "persistent_forward persistent_backward"
+
+FORWARD, BACKWARD = "single_block_forward cooperative_forward", "single_block_backward cooperative_backward"
+BOTH = "cooperative_forward cooperative_backward"
 
 MUTATIONS = (
-    Mutation(ROW, "step", "step.cuh", "load_floats(hw + g * H, product);", "load_floats(hw + (g ^ 1) * H, product);"),
-    Mutation(TAIL, "step", "step.cuh", "return b < count;", "return b <= count;"),
-    Mutation(
-        TAIL,
-        "step",
-        "step.cuh",
-        "b < before.count ? p.c + (before.first + b) * H + u",
-        "b <= before.count ? p.c + (before.first + b) * H + u",
-    ),
-    Mutation(
-        ROW, FORWARD + " " + BACKWARD, "product.cuh", "first = {a.x, b.x, a.y, b.y}", "first = {b.x, a.x, a.y, b.y}"
-    ),
-    Mutation(
-        ROW,
-        FORWARD,
-        "product.cuh",
-        "h = load_vector<uint4>(tile + (lane / 4)",
-        "h = load_vector<uint4>(tile + (lane / 4 ^ 1)",
-    ),
-    Mutation(TAIL, FORWARD, "forward.cuh", "unit() < H ? H - place(i) : 0, t.", "unit() <= H ? H - place(i) : 0, t."),
-    Mutation(TAIL, "persistent_forward", "forward.cuh", "left -= step; }", "left -= 2 * step; }"),
-    Mutation(TAIL, FORWARD, "block.cuh", "i < min_of(valid, 8)", "i < min_of(valid, 9)"),
-    Mutation(
-        TAIL,
-        "persistent_forward",
-        "forward.cuh",
-        "at < width ? now.count : 0",
-        "at <= width ? now.count : 0",
-    ),
-    Mutation(
-        BARRIER, "tile_forward", "forward.cuh", "        __syncthreads();\n        exchange.par", "        exchange.par"
-    ),
-    Mutation(BARRIER, FORWARD, "forward.cuh", "    if (t.k_splits > 1) __syncthreads();\n", ""),
-    Mutation(
-        BARRIER,
-        "persistent_forward",
-        "exchange.cuh",
-        "    __syncwarp();\n    return strip;",
-        "    return strip;",
-        "float",
-    ),
-    Mutation(WAIT, FORWARD, "forward.cuh", "    wait_copies<1>();\n", "    wait_copies<2>();\n"),
-    Mutation(WAIT, BOTH, "exchange.cuh", "while (any_unset(v) && !lost", "while (false && !lost"),
+    Mutation(ROW, "per_step", "per-step-gate", "g * H", "(g ^ 1) * H"),
+    Mutation(TAIL, "per_step", "per-step-row-tail", "b < count", "b <= count"),
+    Mutation(TAIL, "per_step", "per-step-c-before", "b < before.count", "b <= before.count"),
+    Mutation(ROW, FORWARD + " " + BACKWARD, "interleave", "{a.x, b.x, a.y, b.y}", "{b.x, a.x, a.y, b.y}"),
+    Mutation(ROW, FORWARD, "operand-row", "(lane / 4)", "(lane / 4 ^ 1)"),
+    Mutation(TAIL, FORWARD, "weights-unit-tail", "unit() < H", "unit() <= H"),
+    Mutation(TAIL, "cooperative_forward", "weights-span-tail", "left -= step", "left -= 2 * step"),
+    Mutation(TAIL, FORWARD, "copy-units-tail", "min_of(valid, 8)", "min_of(valid, 9)"),
+    Mutation(TAIL, "cooperative_forward", "publish-width-tail", "at < width", "at <= width"),
+    Mutation(BARRIER, "single_block_forward", "step-barrier", "__syncthreads();", ""),
+    Mutation(BARRIER, FORWARD, "partials-barrier", "if (t.k_splits > 1) __syncthreads();", ""),
+    Mutation(BARRIER, "cooperative_forward", "strip-barrier", "__syncwarp();", "", "float"),
+    Mutation(WAIT, FORWARD, "staged-wait", "wait_copies<1>", "wait_copies<2>"),
+    Mutation(WAIT, BOTH, "poll-until-written", "any_not_written(v)", "false"),
     # forward's cases have one group of loads that all bring the same
-    Mutation(WAIT, "persistent_backward", "memory.cuh", "most = larger(most, largest(v[i]));", "most = largest(v[0]);"),
-    Mutation(WAIT, BOTH, "exchange.cuh", "if (unset(v[i])) v[i] =", "if (i == 0) v[i] ="),
-    Mutation(TAIL, BOTH, "exchange.cuh", "min_of(at.unit, last)", "at.unit"),
+    Mutation(
+        WAIT, "cooperative_backward", "test-every-load", "most = larger(most, largest(v[i]));", "most = largest(v[0]);"
+    ),
+    Mutation(WAIT, BOTH, "poll-again", "not_written(v[i])", "i == 0"),
+    Mutation(TAIL, BOTH, "row-end-clamp", "min_of(at.unit, last)", "at.unit"),
+    Mutation(ORDER, "cooperative_forward", "largest-of-four", "larger(v.z, v.w)", "v.z"),
     Mutation(
         ORDER,
-        "persistent_forward",
-        "memory.cuh",
-        "larger(larger(v.x, v.y), larger(v.z, v.w)); }",
-        "larger(larger(v.x, v.y), v.z); }",
+        "cooperative_forward",
+        "publish-word",
+        'PTX("st.relaxed.gpu.global.b32 [%0], %1;", (), (IN_L(to), IN_R(word)));',
+        "*to = word;",
     ),
+    Mutation(UNSET, "single_block_forward", "first-h-buffers", "16 * t.row_tiles", "8 * t.row_tiles"),
+    Mutation(UNSET, FORWARD, "carried-c", "for_own_states([](float* place, float* state) { *place = *state; });", ""),
+    Mutation(TAIL, BACKWARD, "weights-column-tail", "first + 8 * h < H", "first + 8 * h <= H"),
+    Mutation(ROW, "cooperative_backward", "set-cursor", " + (over ? l.set_step : 0)", ""),
+    Mutation(TAIL, BACKWARD, "backward-unit-tail", "u >= H", "u > H"),
+    Mutation(ROW, FORWARD, "own-cells-row", "1 + i % 2", "1 + i / 2"),
+    Mutation(ROW, BACKWARD, "backward-own-cells-row", "share / halves", "share % 2"),
+    Mutation(BARRIER, "single_block_backward", "dz-barrier", "if constexpr (Exchange::kWhole) __syncthreads();", ""),
+    Mutation(BARRIER, BACKWARD, "backward-partials-barrier", "if (t.k_splits > 1) __syncthreads();", ""),
+    Mutation(WAIT, BACKWARD, "backward-staged-wait", "wait_copies<1>", "wait_copies<2>"),
+    Mutation(WAIT, "cooperative_backward", "parts-poll", "exchange.poll(v, where, timeout);", "v[0] = {};"),
     Mutation(
         ORDER,
-        "persistent_forward",
-        "memory.cuh",
-        '  PTX("st.relaxed.gpu.global.b32 [%0], %1;", (), (IN_L(to), IN_R(word)));',
-        "  *to = word;",
-    ),
-    Mutation(UNSET, "tile_forward", "forward.cuh", "i < 16 * t.row_tiles * pieces;", "i < 8 * t.row_tiles * pieces;"),
-    Mutation(
-        UNSET, FORWARD, "forward.cuh", "    for_own_states([](float* place, float* state) { *place = *state; });\n", ""
-    ),
-    Mutation(
-        TAIL, BACKWARD, "backward.cuh", "first + 8 * h < H ? H - at.unit : 0", "first + 8 * h <= H ? H - at.unit : 0"
-    ),
-    Mutation(
-        ROW,
-        "persistent_backward",
-        "exchange.cuh",
-        "unit += l.unit_step + (over ? l.set_step : 0);",
-        "unit += l.unit_step;",
-    ),
-    Mutation(
-        TAIL,
-        BACKWARD,
-        "backward.cuh",
-        "if (!has(which, j) || b >= now.count || u >= H) continue;",
-        "if (!has(which, j) || b >= now.count || u > H) continue;",
-    ),
-    Mutation(ROW, FORWARD, "forward.cuh", "shares == 1 ? 3 : 1 + i % 2)", "shares == 1 ? 3 : 1 + i / 2)"),
-    Mutation(
-        ROW, BACKWARD, "backward_place.cuh", "parts == 1 ? 3 : 1 + share / halves", "parts == 1 ? 3 : 1 + share % 2"
-    ),
-    Mutation(BARRIER, "tile_backward", "backward.cuh", "      if constexpr (Exchange::kWhole) __syncthreads();\n", ""),
-    Mutation(BARRIER, BACKWARD, "backward.cuh", "    if (t.k_splits > 1) __syncthreads();\n", ""),
-    Mutation(WAIT, BACKWARD, "backward.cuh", "    wait_copies<1>();\n", "    wait_copies<2>();\n"),
-    Mutation(
-        WAIT,
-        "persistent_backward",
-        "backward.cuh",
-        "          exchange.receive(v, where, patience);",
-        "          v[0] = {};",
-    ),
-    Mutation(
-        ORDER,
-        "persistent_backward",
-        "memory.cuh",
-        '  PTX("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};", (),\n'
+        "cooperative_backward",
+        "publish-vector",
+        'PTX("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};", (),\n'
         "      (IN_L(to), IN_R(v.x), IN_R(v.y), IN_R(v.z), IN_R(v.w)));",
-        "  store_vector(to, v);",
+        "store_vector(to, v);",
     ),
-    Mutation(UNSET, "tile_backward", "backward.cuh", "      exchange.clear();\n", ""),
+    Mutation(UNSET, "single_block_backward", "clear-dz-buffers", "exchange.clear();", ""),
     Mutation(
-        UNSET,
-        BACKWARD,
-        "backward.cuh",
-        "    for_own_states([](float* place, float* state) { *place = *state; });\n",
-        "",
+        UNSET, BACKWARD, "carried-dh-dc", "for_own_states([](float* place, float* state) { *place = *state; });", ""
     ),
 )

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fastlstm.backends.base import spec_of
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.ops.arguments import OpInputs
 from fastlstm.testing import accuracy
 from fastlstm.testing.cases import Case, make
 from tests.hostsim import backend as hostsim
@@ -35,10 +35,10 @@ class Shape:
     def tiling(self, H: int, B: int, backward: bool) -> tuple[int, ...]:
         """The Tiling nearest to the wish that covers H units and B sequences on SMS multiprocessors."""
         units, of_call = (16 if backward else 8), max(1, -(-B // 8))
-        groups = -(-H // units) if self.kernel == "tile" else self.groups
-        parts = self.gate_splits if backward and self.kernel == "persistent" else 1
+        groups = -(-H // units) if self.kernel == "single_block" else self.groups
+        parts = self.gate_splits if backward and self.kernel == "cooperative" else 1
         row_tiles = min(self.row_tiles, of_call)
-        while self.kernel == "persistent" and -(-H // (units * groups)) * parts * -(-of_call // row_tiles) > SMS:
+        while self.kernel == "cooperative" and -(-H // (units * groups)) * parts * -(-of_call // row_tiles) > SMS:
             if row_tiles < min(of_call, 4):
                 row_tiles += 1
             elif units * groups < H:
@@ -51,27 +51,27 @@ class Shape:
         return blocks, -(-of_call // row_tiles), groups, splits, row_tiles, phase, parts
 
 
-TILE = (
-    Shape("tile"),
-    Shape("tile", k_splits=2, row_tiles=2, phase=2),
-    Shape("tile", row_tiles=3),
-    Shape("tile", k_splits=4, row_tiles=3, phase=2),  # a last phase that is not full; more warps than tiles
+SINGLE_BLOCK = (
+    Shape("single_block"),
+    Shape("single_block", k_splits=2, row_tiles=2, phase=2),
+    Shape("single_block", row_tiles=3),
+    Shape("single_block", k_splits=4, row_tiles=3, phase=2),  # a last phase that is not full; more warps than tiles
 )
-PERSISTENT = (
-    Shape("persistent"),
-    Shape("persistent", groups=2, k_splits=2, row_tiles=2, phase=2, gate_splits=2),
-    Shape("persistent", groups=3, row_tiles=2),
-    Shape("persistent", k_splits=4, row_tiles=3, phase=2, gate_splits=2),
-    Shape("persistent", groups=2, k_splits=1, gate_splits=4),
-    Shape("persistent", groups=2, gate_splits=2),  # a warp goes from one column set to the next
-    Shape("persistent", k_splits=4),  # four warps share out a tile's cells
+COOPERATIVE = (
+    Shape("cooperative"),
+    Shape("cooperative", groups=2, k_splits=2, row_tiles=2, phase=2, gate_splits=2),
+    Shape("cooperative", groups=3, row_tiles=2),
+    Shape("cooperative", k_splits=4, row_tiles=3, phase=2, gate_splits=2),
+    Shape("cooperative", groups=2, k_splits=1, gate_splits=4),
+    Shape("cooperative", groups=2, gate_splits=2),  # a warp goes from one column set to the next
+    Shape("cooperative", k_splits=4),  # four warps share out a tile's cells
 )
-STEP = Shape("step")
+PER_STEP = Shape("per_step")
 
 
 def fits(shape: Shape, case: Case, kind: str) -> bool:
-    """Whether the planner's limits let a case run on a shape (`tile` needs all of W_hh in one block)."""
-    if case.projection and shape.kernel != "step":
+    """Whether the planner's limits let a case run on a shape (`single_block` needs all of W_hh in one block)."""
+    if case.projection and shape.kernel != "per_step":
         return False
     try:
         plan_of(shape, case, kind)
@@ -83,7 +83,7 @@ def fits(shape: Shape, case: Case, kind: str) -> bool:
 def settings(shape: Shape, case: Case, kind: str, seed: int, **other):
     """The hostsim settings under which a case runs on a shape."""
     forced = {}
-    if shape.kernel != "step":
+    if shape.kernel != "per_step":
         forced = {
             "forward": shape.tiling(case.H, case.B, False),
             "backward": shape.tiling(case.H, case.B, True),
@@ -96,15 +96,14 @@ def settings(shape: Shape, case: Case, kind: str, seed: int, **other):
 def check(shape: Shape, case: Case, kind: str, seed: int, *, save: int = 1, **other) -> None:
     """Run forward and backward and judge all that they return by the rule of accuracy."""
     with settings(shape, case, kind, seed, **other):
-        accuracy.check_backend(hostsim, case, dtype_of(kind), save=save, tf32=kind == TF32)
+        accuracy.check_backend(hostsim.BACKEND, case, dtype_of(kind), save=save, tf32=kind == TF32)
 
 
-def plan_of(shape: Shape, case: Case, kind: str) -> cuda_launch.Plan:
+def plan_of(shape: Shape, case: Case, kind: str) -> cuda_launch.LaunchPlan:
     """The Plan of a case on a shape; ValueError where it does not fit."""
-    inputs = make(case, dtype_of(kind))
-    of = (inputs.x, inputs.ids, inputs.w_x, inputs.w_hh, inputs.w_hr, inputs.h0, inputs.batch_sizes, inputs.reset)
+    inputs = OpInputs(*make(case, dtype_of(kind)), case.reverse, 1)
     with settings(shape, case, kind, 0):
-        return hostsim.choose(spec_of(*of, case.reverse, 1), hostsim.library().plan)
+        return hostsim.choose(inputs.spec(), hostsim.library().plan)
 
 
 def dense(T: int, B: int, H: int, **on) -> Case:

@@ -6,21 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from fastlstm.backends.base import spec_of
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.ops.arguments import OpInputs
 from fastlstm.testing import accuracy, cases
 from fastlstm.testing.cases import Case, make
 from tests.hostsim import backend as hostsim
 from tests.hostsim.shapes import (
     BF16,
+    COOPERATIVE,
     F16,
     F32,
     KINDS,
-    PERSISTENT,
+    PER_STEP,
+    SINGLE_BLOCK,
     SMS,
-    STEP,
     TF32,
-    TILE,
     check,
     dense,
     dtype_of,
@@ -42,11 +42,11 @@ def _small_chunks(monkeypatch) -> None:
 def test_short_list(hostsim_library, monkeypatch, case):
     """Each case on each kernel, types, shapes and schedules in rotation."""
     k = cases.SHORT.index(case)
-    check(STEP, case, KINDS[k % 4], seed=k)
+    check(PER_STEP, case, KINDS[k % 4], seed=k)
     if k % 2:
         _small_chunks(monkeypatch)
     for i, kind in enumerate((KINDS[k % 4], KINDS[(k + 2) % 4])):
-        for shape in (TILE[(k + i) % len(TILE)], PERSISTENT[(k + 2 * i) % len(PERSISTENT)]):
+        for shape in (SINGLE_BLOCK[(k + i) % len(SINGLE_BLOCK)], COOPERATIVE[(k + 2 * i) % len(COOPERATIVE)]):
             if fits(shape, case, kind):
                 check(shape, case, kind, seed=k + i, save=2 if k % 2 else 1)
 
@@ -54,7 +54,7 @@ def test_short_list(hostsim_library, monkeypatch, case):
 @pytest.mark.parametrize("case", WIDE, ids=str)
 def test_wide_rows(hostsim_library, case):
     """Rows of a multiple of 16 bytes go through 16-byte accesses and asynchronous copies; a long one does not."""
-    for i, shape in enumerate((*TILE, *PERSISTENT)):
+    for i, shape in enumerate((*SINGLE_BLOCK, *COOPERATIVE)):
         for kind in KINDS[i % 2 :: 2]:
             if fits(shape, case, kind):
                 check(shape, case, kind, seed=i)
@@ -77,13 +77,13 @@ def test_crossed_table(hostsim_library, monkeypatch, part):
             _small_chunks(monkeypatch)
         for i, kind in enumerate(KINDS):
             at = n + 5 * i + part
-            for shape in (STEP, TILE[at % len(TILE)], PERSISTENT[at % len(PERSISTENT)]):
+            for shape in (PER_STEP, SINGLE_BLOCK[at % len(SINGLE_BLOCK)], COOPERATIVE[at % len(COOPERATIVE)]):
                 if fits(shape, case, kind):
                     check(shape, case, kind, seed=at, save=2 if n % 2 else 1)
                     ran.add((shape, kind))
         monkeypatch.undo()
     assert {(shape.kernel, kind) for shape, kind in ran} == {
-        (k, t) for k in ("step", "tile", "persistent") for t in KINDS
+        (k, t) for k in ("per_step", "single_block", "cooperative") for t in KINDS
     }
 
 
@@ -92,7 +92,7 @@ def test_crossed_table(hostsim_library, monkeypatch, part):
 def test_schedules(hostsim_library, seed):
     """Every shape under every policy of scheduling, twice, on a case with all that a step can meet."""
     case = next(c for c in cases.FULL if c.packed and c.reverse and c.reset and c.initial and not c.ids and c.B == 65)
-    for shape in (STEP, *TILE, *PERSISTENT):
+    for shape in (PER_STEP, *SINGLE_BLOCK, *COOPERATIVE):
         for kind in (F32, BF16):
             if fits(shape, case, kind):
                 check(shape, case, kind, seed)
@@ -102,13 +102,13 @@ def test_schedules(hostsim_library, seed):
 def test_turing(hostsim_library):
     """The code for sm_75: float32 and float16, without asynchronous copies."""
     for k, case in enumerate([*WIDE, *cases.SHORT]):
-        for shape in (STEP, TILE[k % len(TILE)], PERSISTENT[k % len(PERSISTENT)]):
+        for shape in (PER_STEP, SINGLE_BLOCK[k % len(SINGLE_BLOCK)], COOPERATIVE[k % len(COOPERATIVE)]):
             kind = (F32, F16)[k % 2]
             if fits(shape, case, kind):
                 check(shape, case, kind, seed=k, flags=ARCH_75, capability=75)
 
 
-@pytest.mark.parametrize("shape", [TILE[0], PERSISTENT[1]], ids=["tile", "persistent"])
+@pytest.mark.parametrize("shape", [SINGLE_BLOCK[0], COOPERATIVE[1]], ids=["single_block", "cooperative"])
 @pytest.mark.parametrize("kind", [F32, BF16])
 def test_what_is_kept_changes_nothing(hostsim_library, shape, kind):
     """save = 0, 1 and 2 give the same bits, and so does another schedule."""
@@ -116,20 +116,20 @@ def test_what_is_kept_changes_nothing(hostsim_library, shape, kind):
     outputs = []
     for save, seed in ((1, 0), (0, 0), (2, 0), (1, 1), (1, 2), (1, 3)):
         with settings(shape, case, kind, seed):
-            h, _, _, h_n, c_n = hostsim.forward(*make(case, dtype_of(kind)), False, save)
+            h, _, _, h_n, c_n = hostsim.BACKEND.forward(OpInputs(*make(case, dtype_of(kind)), False, save))
         outputs.append((h, h_n, c_n))
     for other in outputs[1:]:
         assert all(a.equal(b) for a, b in zip(outputs[0], other, strict=True))
 
 
-@pytest.mark.parametrize(("H", "B", "shared", "kernel"), [(24, 5, 99, "tile"), (136, 3, 60, "persistent")])
+@pytest.mark.parametrize(("H", "B", "shared", "kernel"), [(24, 5, 99, "single_block"), (136, 3, 60, "cooperative")])
 def test_the_planner_chooses(hostsim_library, H, B, shared, kernel):
     """Without a forced kernel the planner's own choice runs; `plan` says which, and all about it."""
     case = dense(3, B, H, initial=True)
     with hostsim.settings(sms=SMS, shared_kib=shared):
         v = make(case, dtype_of(BF16))
-        said = hostsim.plan(spec_of(v.x, None, v.w_x, v.w_hh, None, v.h0, None, None, False, 1))
-        accuracy.check_backend(hostsim, case, dtype_of(BF16))
+        said = hostsim.BACKEND.describe(OpInputs(*v, False, 1).spec())
+        accuracy.check_backend(hostsim.BACKEND, case, dtype_of(BF16))
     assert said.startswith(f"hostsim: {kernel}: ")
     for word in ("blocks of", "registers", "KiB", "warps", "µs a step predicted", "bound by"):
         assert word in said
@@ -140,7 +140,7 @@ def test_tf32_is_not_float32(hostsim_library):
     case = dense(7, 3, 24, initial=True)
     found = {}
     for kind in (F32, TF32):
-        with settings(TILE[0], case, kind, 0):
-            found[kind] = hostsim.forward(*make(case, dtype_of(kind)), False, 1)[0]
+        with settings(SINGLE_BLOCK[0], case, kind, 0):
+            found[kind] = hostsim.BACKEND.forward(OpInputs(*make(case, dtype_of(kind)), False, 1))[0]
     difference = (found[F32] - found[TF32]).norm() / found[F32].norm()
     assert 1e-5 < difference < 1e-3

@@ -12,13 +12,14 @@ from fastlstm.backends.base import BackendError
 from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.ops import reference
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.testing.cases import Case, make, make_grads
 from tests.hostsim import backend as hostsim
-from tests.hostsim.shapes import BF16, F32, PERSISTENT, STEP, TILE, dense, dtype_of, plan_of, settings
+from tests.hostsim.shapes import BF16, COOPERATIVE, F32, PER_STEP, SINGLE_BLOCK, dense, dtype_of, plan_of, settings
 
 CASE = dense(4, 9, 40, initial=True, reset=True)
-SHAPES = [TILE[1], PERSISTENT[1]]
-IDS = ["tile", "persistent"]
+SHAPES = [SINGLE_BLOCK[1], COOPERATIVE[1]]
+IDS = ["single_block", "cooperative"]
 
 
 class Recorder:
@@ -60,7 +61,7 @@ def test_launched_twice_on_one_workspace(hostsim_library, monkeypatch, shape):
     v, grads, plan = make(CASE, torch.float32), make_grads(CASE, torch.float32), plan_of(shape, CASE, F32)
     with settings(shape, CASE, F32, 0), hostsim.Simulated(hostsim_library) as rt:
         rt.lib = Recorder(rt.lib)
-        out = cuda_launch.forward(rt, plan, *v, False, 2)
+        out = cuda_launch.forward(rt, plan, OpInputs(*v, False, 2))
         first = _copies(out)
         out[4].copy_(v.c0)  # comes in as the state
         rt.lib.again()
@@ -69,7 +70,9 @@ def test_launched_twice_on_one_workspace(hostsim_library, monkeypatch, shape):
     h, c, gates = _states(v)
     with settings(shape, CASE, F32, 1), hostsim.Simulated(hostsim_library) as rt:
         rt.lib = Recorder(rt.lib)
-        found = cuda_launch.backward(rt, plan, grads.dh, grads.dc, None, None, *v, False, 1, h, c, gates)
+        found = cuda_launch.backward(
+            rt, plan, OpInputs(*v, False, 1), Saved(h, c, gates), Grads(grads.dh, grads.dc, None, None)
+        )
         first = _copies(found)
         found[2].zero_(), found[3].zero_()
         rt.lib.again()
@@ -82,7 +85,9 @@ def _states(v):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("pair", [(TILE[1], TILE[3]), (PERSISTENT[1], PERSISTENT[1]), (TILE[0], PERSISTENT[3])])
+@pytest.mark.parametrize(
+    "pair", [(SINGLE_BLOCK[1], SINGLE_BLOCK[3]), (COOPERATIVE[1], COOPERATIVE[1]), (SINGLE_BLOCK[0], COOPERATIVE[3])]
+)
 def test_two_at_once(hostsim_library, pair, seed):
     """Two directions on two streams: the same bits as one after the other, and no deadlock."""
     v = make(CASE, torch.bfloat16)
@@ -90,12 +95,12 @@ def test_two_at_once(hostsim_library, pair, seed):
     alone = []
     for plan, reverse in zip(plans, (False, True), strict=True):
         with settings(pair[0], CASE, BF16, seed), hostsim.Simulated(hostsim_library) as rt:
-            alone.append(_copies(cuda_launch.forward(rt, plan, *v, reverse, 1)))
+            alone.append(_copies(cuda_launch.forward(rt, plan, OpInputs(*v, reverse, 1))))
     with settings(pair[0], CASE, BF16, seed), hostsim.Simulated(hostsim_library) as rt:
         other = hostsim.Simulated(hostsim_library, stream=2)
         hostsim_library.hold()
         both = [
-            cuda_launch.forward(r, plan, *v, back, 1)
+            cuda_launch.forward(r, plan, OpInputs(*v, back, 1))
             for r, plan, back in zip((rt, other), plans, (False, True), strict=True)
         ]
         hostsim_library.release()
@@ -105,7 +110,7 @@ def test_two_at_once(hostsim_library, pair, seed):
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_block_that_never_comes(hostsim_library, backward):
     """The wait ends: NaN in the results, and the next call says why. The one after it works."""
-    shape = PERSISTENT[0]
+    shape = COOPERATIVE[0]
     case = dense(2, 2, 40, initial=True)
     v, grads, plan = make(case, torch.float32), make_grads(case, torch.float32), plan_of(shape, case, F32)
     broken = (plan.backward if backward else plan.forward).t
@@ -115,21 +120,21 @@ def test_a_block_that_never_comes(hostsim_library, backward):
         with settings(shape, case, F32, 0):
             with hostsim.Simulated(hostsim_library) as rt:
                 if backward:
-                    found = cuda_launch.backward(rt, plan, *grads, *v, False, 1, *_states(v))
+                    found = cuda_launch.backward(rt, plan, OpInputs(*v, False, 1), Saved(*_states(v)), Grads(*grads))
                 else:
-                    found = cuda_launch.forward(rt, plan, *v, False, 1)
+                    found = cuda_launch.forward(rt, plan, OpInputs(*v, False, 1))
                 assert found[0].isnan().any()
                 assert rt.status.item() == cuda_status.TIMED_OUT
             with pytest.raises(
-                BackendError, match=rf"waited {hostsim_library.cuda.patience_ms / 1000:g} s for each other"
+                BackendError, match=rf"waited {hostsim_library.cuda.timeout_ms / 1000:g} s for each other"
             ):
-                hostsim.forward(*v, False, 1)
-            assert not hostsim.forward(*v, False, 1)[0].isnan().any()
+                hostsim.BACKEND.forward(OpInputs(*v, False, 1))
+            assert not hostsim.BACKEND.forward(OpInputs(*v, False, 1))[0].isnan().any()
     finally:
         hostsim_library.clock_jumps(False)
 
 
-@pytest.mark.parametrize("shape", [STEP, *SHAPES], ids=["step", *IDS])
+@pytest.mark.parametrize("shape", [PER_STEP, *SHAPES], ids=["per_step", *IDS])
 @pytest.mark.parametrize("kind", [F32, BF16])
 def test_an_id_outside_the_table(hostsim_library, shape, kind):
     """NaN where it counts and nowhere else; the next call says why, and the one after it works."""
@@ -138,19 +143,19 @@ def test_an_id_outside_the_table(hostsim_library, shape, kind):
         v = make(case, dtype_of(kind))
         v.ids[1, 2] = wrong
         with settings(shape, case, kind, 0):
-            h, _, gates, h_n, _ = hostsim.forward(*v, False, 1)
+            h, _, gates, h_n, _ = hostsim.BACKEND.forward(OpInputs(*v, False, 1))
             assert h[1:, 2].isnan().all()
             assert gates[1, 2].isnan().all()
             assert h_n[2].isnan().all()
             assert not h[0].isnan().any()
             assert not h[:, :2].isnan().any()
             with pytest.raises(IndexError, match="had ids outside its table"):
-                hostsim.forward(*v, False, 1)
+                hostsim.BACKEND.forward(OpInputs(*v, False, 1))
             v.ids[1, 2] = 0
-            assert not hostsim.forward(*v, False, 1)[0].isnan().any()
+            assert not hostsim.BACKEND.forward(OpInputs(*v, False, 1))[0].isnan().any()
 
 
-@pytest.mark.parametrize("shape", [STEP, *SHAPES], ids=["step", *IDS])
+@pytest.mark.parametrize("shape", [PER_STEP, *SHAPES], ids=["per_step", *IDS])
 def test_nan_and_infinity_pass_through(hostsim_library, shape):
     """A NaN is no unset word: it arrives, nobody waits for it, and only its own sequence has it.
 
@@ -163,7 +168,7 @@ def test_nan_and_infinity_pass_through(hostsim_library, shape):
         v.x[1, 2, 0] = float("nan")
         v.x[1, 3, 0] = float("inf")
         with settings(shape, case, kind, 0):
-            h = hostsim.forward(*v, False, 1)[0]
+            h = hostsim.BACKEND.forward(OpInputs(*v, False, 1))[0]
         assert h[1:, 2].isnan().all()
         assert not h[0].isnan().any()
         assert not h[:, [0, 1, 4]].isnan().any()
@@ -186,14 +191,14 @@ class Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("shape", [STEP, *SHAPES], ids=["step", *IDS])
+@pytest.mark.parametrize("shape", [PER_STEP, *SHAPES], ids=["per_step", *IDS])
 def test_nothing_waits_for_the_device(hostsim_library, shape):
     """No operator whose result the host must see, so that a call can be captured in a CUDA graph."""
     v, grads = make(CASE, torch.float32), make_grads(CASE, torch.float32)
     plan = plan_of(shape, CASE, F32)
     with settings(shape, CASE, F32, 0), hostsim.Simulated(hostsim_library) as rt, Asked() as asked:
-        h, c, gates, _, _ = cuda_launch.forward(rt, plan, *v, False, 1)
-        cuda_launch.backward(rt, plan, *grads, *v, False, 1, h, c, gates)
+        h, c, gates, _, _ = cuda_launch.forward(rt, plan, OpInputs(*v, False, 1))
+        cuda_launch.backward(rt, plan, OpInputs(*v, False, 1), Saved(h, c, gates), Grads(*grads))
     waits = {
         "_local_scalar_dense",
         "nonzero",

@@ -11,11 +11,15 @@ from tests.hostsim import backend as hostsim
 from tests.hostsim import build
 from tests.hostsim.apart import apart
 from tests.hostsim.mutations import CLASSES, MUTATIONS, ORDER, ROW, TAIL, Mutation
-from tests.hostsim.shapes import BF16, F32, PERSISTENT, STEP, TILE, check, dense
+from tests.hostsim.shapes import BF16, COOPERATIVE, F32, PER_STEP, SINGLE_BLOCK, check, dense
 
 # Rows of a multiple of 16 bytes and not, tails of units and sequences, resets, several tiles and phases
 CASES = (dense(4, 19, 40, initial=True), dense(3, 9, 21, initial=True, reset=True))
-SHAPES = {"step": (STEP,), "tile": TILE[1::2], "persistent": (PERSISTENT[1], PERSISTENT[3], *PERSISTENT[5:])}
+SHAPES = {
+    "per_step": (PER_STEP,),
+    "single_block": SINGLE_BLOCK[1::2],
+    "cooperative": (COOPERATIVE[1], COOPERATIVE[3], *COOPERATIVE[5:]),
+}
 SEEDS = range(4)  # every policy of scheduling
 LIMIT = 300  # seconds for one kernel with a fault, which is compiled first
 # One type is enough and compiles four times as fast
@@ -26,14 +30,11 @@ def _mutated(mutation: Mutation, stem: str, folder: Path) -> Path:
     """A copy of csrc in which one kernel file sees the fault; the others include it too but are not compiled anew."""
     csrc = folder / "csrc"
     shutil.copytree(build.CSRC / "cuda", csrc / "cuda")
-    shutil.copytree(build.CSRC / "hostsim", csrc / "hostsim")
     shutil.copy(build.CSRC / "cell.h", csrc)
-    file = csrc / "cuda" / mutation.file
-    text = file.read_text()
-    assert text.count(mutation.old) == 1, f"{mutation.file}: {mutation.old!r} is there {text.count(mutation.old)} times"
-    file.write_text(text.replace(mutation.old, mutation.new))
+    file, _, text = mutation.find(csrc / "cuda")
+    file.write_text(text)
     kernel = csrc / "cuda" / f"{stem}.cu"
-    if stem != "step":
+    if stem != "per_step":
         kernel.write_text(
             kernel.read_text().replace("namespace fastlstm::cuda {", ONE_TYPE.format(cpp=mutation.cpp), 1)
         )
@@ -44,7 +45,7 @@ def _failure(stem: str, csrc: Path, kind: str) -> str | None:
     """What the first run that fails says."""
     for seed in SEEDS:
         for case in CASES:
-            for shape in SHAPES[stem.split("_")[0]]:
+            for shape in SHAPES[stem.removesuffix("_forward").removesuffix("_backward")]:
                 try:
                     check(shape, case, kind, seed, csrc=csrc, only=(stem,))
                 except (hostsim.Fault, AssertionError) as error:
@@ -66,7 +67,7 @@ def test_a_fault_is_found(hostsim_library, tmp_path, mutation, stem):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [F32, BF16])
-@pytest.mark.parametrize("stem", ["step", "tile", "persistent"])
+@pytest.mark.parametrize("stem", ["per_step", "single_block", "cooperative"])
 def test_without_a_fault_the_same_runs_pass(hostsim_library, stem, kind):
     assert _failure(stem, build.CSRC, kind) is None
 
@@ -74,9 +75,10 @@ def test_without_a_fault_the_same_runs_pass(hostsim_library, stem, kind):
 def test_every_kernel_and_class_is_there(hostsim_library):
     """And every mutation still finds the text that it changes."""
     has = {(stem, m.what) for m, stem in PAIRS}
-    assert has >= {("step", what) for what in (ROW, TAIL)}
+    assert has >= {("per_step", what) for what in (ROW, TAIL)}
     for direction in ("forward", "backward"):
-        assert has >= {(f"persistent_{direction}", what) for what in CLASSES}
-        assert has >= {(f"tile_{direction}", what) for what in CLASSES if what != ORDER}
+        assert has >= {(f"cooperative_{direction}", what) for what in CLASSES}
+        assert has >= {(f"single_block_{direction}", what) for what in CLASSES if what != ORDER}
     for m in MUTATIONS:
-        assert (build.CSRC / "cuda" / m.file).read_text().count(m.old) == 1, m
+        file, text, mutated = m.find(build.CSRC / "cuda")
+        assert file.read_text() == text != mutated, m

@@ -10,12 +10,13 @@ import torch
 
 from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.backends.cuda import status as cuda_status
+from fastlstm.ops.arguments import OpInputs
 from fastlstm.testing.cases import make
 from tests.hostsim import backend as hostsim
-from tests.hostsim.shapes import BF16, F16, F32, PERSISTENT, TF32, TILE, check, dense, plan_of, settings
+from tests.hostsim.shapes import BF16, COOPERATIVE, F16, F32, SINGLE_BLOCK, TF32, check, dense, plan_of, settings
 
 CASE = dense(3, 9, 24, initial=True)
-RUNS = [(TILE[1], F32), (TILE[1], F16), (PERSISTENT[1], TF32), (PERSISTENT[1], BF16)]
+RUNS = [(SINGLE_BLOCK[1], F32), (SINGLE_BLOCK[1], F16), (COOPERATIVE[1], TF32), (COOPERATIVE[1], BF16)]
 BARE = ("cp.async.commit_group;", "trap;")  # no operands
 
 
@@ -25,12 +26,12 @@ def _runs() -> None:
 
 
 def _times_out(lib) -> None:
-    plan = plan_of(PERSISTENT[0], CASE, F32)
+    plan = plan_of(COOPERATIVE[0], CASE, F32)
     plan.forward.t.unit_blocks -= 1
     lib.clock_jumps(True)
     try:
-        with settings(PERSISTENT[0], CASE, F32, 0), hostsim.Simulated(lib) as rt:
-            cuda_launch.forward(rt, plan, *make(CASE, torch.float32), False, 1)
+        with settings(COOPERATIVE[0], CASE, F32, 0), hostsim.Simulated(lib) as rt:
+            cuda_launch.forward(rt, plan, OpInputs(*make(CASE, torch.float32), False, 1))
             assert rt.status.item() == cuda_status.TIMED_OUT
     finally:
         lib.clock_jumps(False)

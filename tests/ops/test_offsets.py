@@ -18,6 +18,7 @@ from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.modules import layers, masks
 from fastlstm.modules.layers import Rows
 from fastlstm.ops import offsets
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.testing.cases import Case, make, make_grads
 
 DIRECTIONS = ("forward", "backward")
@@ -211,13 +212,17 @@ def test_resets_masks_and_states_need_no_batch_sizes_on_the_gpu():
 
 
 @pytest.mark.parametrize("save", [1, 2])
-@pytest.mark.parametrize("kernel", ["step", "tile", "persistent"])
+@pytest.mark.parametrize("kernel", ["per_step", "single_block", "cooperative"])
 @pytest.mark.parametrize("ids", [False, True])
 def test_the_cuda_backend_takes_nothing_from_the_cpu_either(kernel, save, ids):
     """One packed call with resets, its launches left out."""
     case = Case("packed", 4, 3, 0 if ids else 3, 8, 8, V=5 * ids, lengths=(4, 2, 1), reset=True, ids=ids)
     lib = SimpleNamespace(ForwardArgs=SimpleNamespace, BackwardArgs=SimpleNamespace, partial_words=lambda *_: 4)
-    for name in ("step_forward", "step_backward", *(f"{k}_{d}" for k in ("tile", "persistent") for d in DIRECTIONS)):
+    for name in (
+        "per_step_forward",
+        "per_step_backward",
+        *(f"{k}_{d}" for k in ("single_block", "cooperative") for d in DIRECTIONS),
+    ):
         setattr(lib, name, lambda *args: None)
     rt = SimpleNamespace(
         lib=lib,
@@ -228,13 +233,14 @@ def test_the_cuda_backend_takes_nothing_from_the_cpu_either(kernel, save, ids):
         product_type=lambda dtype: torch.float32,
     )
     chosen = SimpleNamespace(kernel=kernel, t=SimpleNamespace(gate_splits=2))
-    plan = cuda_launch.Plan(chosen, chosen, False)
+    plan = cuda_launch.LaunchPlan(chosen, chosen, False)
     v = make(case, torch.bfloat16)
     v = v._replace(**{k: t.to("meta") for k, t in v._asdict().items() if t is not None and k != "batch_sizes"})
     grads = [g.to("meta") for g in make_grads(case, torch.bfloat16)]
+    inputs = OpInputs(*v, False, save)
     with Copies() as seen:
-        h, c, gates, _, _ = cuda_launch.forward(rt, plan, *v, False, save)
-        cuda_launch.backward(rt, plan, *grads, *v, False, save, h, c, gates)
+        h, c, gates, _, _ = cuda_launch.forward(rt, plan, inputs)
+        cuda_launch.backward(rt, plan, inputs, Saved(h, c, gates), Grads(*grads))
     assert seen.count > 10
     assert seen.found == []
 

@@ -9,12 +9,12 @@ import pytest
 
 from tools import cuda_compile, gpu_resources, sass
 
-RECURRENT = {f"{kernel}_{way}" for kernel in ("tile", "persistent") for way in ("forward", "backward")}
+RECURRENT = {f"{kernel}_{way}" for kernel in ("single_block", "cooperative") for way in ("forward", "backward")}
 
 
-# What is spilled where, in bytes: `tile` has 128 registers a thread, and on sm_75 the halves of a product, which other
+# What is spilled where, in bytes: `single_block` has 128 registers a thread, and on sm_75 the halves of a product, which other
 # architectures multiply at once, and copies that are not asynchronous take some of them
-SPILLS = {(75, "tile_forward", "float16"): 52}
+SPILLS = {(75, "single_block_forward", "float16"): 52}
 
 PTXAS = """ptxas info    : Compiling entry function '_Z1av' for 'sm_90'
 ptxas info    : Function properties for _Z1av
@@ -81,17 +81,21 @@ def compiled(capability: int) -> tuple[cuda_compile.Row, ...]:
 def test_compiled_kernels(capability):
     """compile_file has raised on any warning."""
     rows = compiled(capability)
-    assert {row.kernel for row in rows} == RECURRENT | {"step_forward", "step_backward", "step_backward_sum"}
+    assert {row.kernel for row in rows} == RECURRENT | {
+        "per_step_forward",
+        "per_step_backward",
+        "per_step_backward_sum",
+    }
     for row in rows:
         assert (row.spill_bytes, row.spills, row.stack) == (0, 0, 0), row
-        assert row.registers <= (255 if row.kernel.startswith("persistent") else 128), row
+        assert row.registers <= (255 if row.kernel.startswith("cooperative") else 128), row
         assert row.constant_loads == 0, row
     for row in (row for row in rows if row.kernel in RECURRENT):
         assert (row.tensor > 0) == (row.math != "float32"), row
         assert row.math != "float32" or row.ffma > 100, row
         assert row.async_copies > 0, row
-        assert (row.strong_loads > 0) == row.kernel.startswith("persistent"), row
-        assert row.in_flight >= (4 if row.kernel.startswith("persistent") else 0), row
+        assert (row.strong_loads > 0) == row.kernel.startswith("cooperative"), row
+        assert row.in_flight >= (4 if row.kernel.startswith("cooperative") else 0), row
 
 
 @pytest.mark.slow

@@ -144,7 +144,13 @@ def test_the_command_says_how_well_it_fits(raw, capsys):
     command.main([str(raw)])
     said = capsys.readouterr().out
     assert "16 calls on NVIDIA H100" in said
-    for words in ("| l2_clocks ", "| persistent | forward ", "| tile ", "after: 1.0", "times the fastest measured"):
+    for words in (
+        "| l2_clocks ",
+        "| cooperative  | forward ",
+        "| single_block ",
+        "after: 1.0",
+        "times the fastest measured",
+    ):
         assert words in said
 
 
@@ -238,10 +244,10 @@ def test_files_of_one_card_are_kept_as_one(raw, tmp_path, monkeypatch):
 
 
 RIGHT = [
-    {"stage": "right", "kernel": "tile", "math": "bf16", "case": "odd", "fine": True, "worst": 0.25},
-    {"stage": "right", "kernel": "tile", "math": "bf16", "case": "even", "fine": False, "worst": "nan"},
-    {"stage": "right", "kernel": "persistent", "math": "f32", "case": "odd", "fine": True, "worst": 0.5},
-    {"stage": "right", "kernel": "persistent", "math": "f32", "case": "even", "skipped": "too large"},
+    {"stage": "right", "kernel": "single_block", "math": "bf16", "case": "odd", "fine": True, "worst": 0.25},
+    {"stage": "right", "kernel": "single_block", "math": "bf16", "case": "even", "fine": False, "worst": "nan"},
+    {"stage": "right", "kernel": "cooperative", "math": "f32", "case": "odd", "fine": True, "worst": 0.5},
+    {"stage": "right", "kernel": "cooperative", "math": "f32", "case": "even", "skipped": "too large"},
     {"stage": "right", "item": "step f32", "error": "RuntimeError: no"},
     {"stage": "graph", "same": True}, {"stage": "graph", "same": False}, {"stage": "graph", "same": None},
     {"stage": "triton", "case": "a", "fine": True, "wrong": "", "skipped": ""},
@@ -257,7 +263,7 @@ RIGHT = [
 def test_the_page_tells_what_was_wrong():
     text = "\n".join(right.section(RIGHT))
     for words in (
-        "| tile       | bf16 | 1 of 2 | inf   |", "| persistent | f32  | 1 of 1 | 0.50  |", "CUDA graphs: 1 of 3 replayed",
+        "| single_block | bf16 | 1 of 2 | inf   |", "| cooperative  | f32  | 1 of 1 | 0.50  |", "CUDA graphs: 1 of 3 replayed",
         "Triton: 1 of 2 cases right, 1 do not apply", "- modules beside nn.LSTM: 1 of 2 wrong",
         "- 1 times right: RuntimeError: no",
         "- character models (the first loss alone compared): 0 of 1 wrong", "- tilings one by one: 0 of 1 wrong",

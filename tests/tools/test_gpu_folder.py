@@ -17,10 +17,11 @@ HERE = "{}.{}".format(*sys.version_info)
 # In a folder: which files are imported, why the GPU cannot be used, and what the planner says.
 ASK = """
 import json, torch, fastlstm
-from fastlstm import gpu_model, native
-from fastlstm.backends import cuda, cuda_plan
+from fastlstm.backends import cost_model, native
+from fastlstm.backends.cuda import backend as cuda
+from fastlstm.backends.cuda import planner
 module = native.load()
-chosen = cuda_plan.choices(module.plan, gpu_model.known("NVIDIA H100", 90, 132, 232448), 3, H=512, B=16, projected=False)
+chosen = planner.choices(module.plan, cost_model.known("NVIDIA H100", 90, 132, 232448), 3, H=512, B=16, projected=False)
 lstm = fastlstm.LSTM(3, 5)
 lstm(torch.zeros(2, 1, 3))[0].sum().backward()
 print(json.dumps({
@@ -69,7 +70,7 @@ def test_all_builds_use_one_nvcc(tmp_path, monkeypatch):
 
 def test_kernels_are_compiled_once_and_bindings_for_each_python(tmp_path):
     configure, build = gpu_folder.kernels(tmp_path, "90a", 2)
-    for option in ("FASTLSTM_CPU=off", "FASTLSTM_CUDA=on", "FASTLSTM_CUDA_ARCHS=90a", "FASTLSTM_PATIENCE_MS=200"):
+    for option in ("FASTLSTM_CPU=off", "FASTLSTM_CUDA=on", "FASTLSTM_CUDA_ARCHS=90a", "FASTLSTM_TIMEOUT_MS=200"):
         assert f"-D{option}" in configure
     assert build[2:] == [str(tmp_path / "kernels"), "--parallel", "2", "--target", "kernels_cuda", "ubench"]
     python = gpu_folder.Python("/there/python3.12", "3.12", ".cpython-312.so")
@@ -103,7 +104,7 @@ def test_the_folder_holds_what_is_needed_and_no_more(tmp_path, monkeypatch, caps
     assert {
         "fastlstm/backends/native.py",
         "tools/gpu_folder.py",
-        "csrc/hostsim/engine.cpp",
+        "tests/hostsim/sim/engine.cpp",
         "benchmarks/characters.py",
     } <= files
     assert "fastlstm/old.py" not in files

@@ -28,7 +28,7 @@ def test_the_committed_page_is_of_these_files():
 
 @pytest.mark.slow
 def test_the_simulation_reaches_the_kernels_lines(tmp_path):
-    if reason := build.why_not():
+    if reason := build.unavailable():
         pytest.skip(reason)
     if shutil.which("gcov") is None:
         pytest.skip("gcov is not on the path; it comes with g++")

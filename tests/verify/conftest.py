@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 
 from fastlstm import backends, dispatch
 from fastlstm.ops import reference
 from fastlstm.verify import record
+from tests.verify.verifying import Fake
 
 
 @pytest.fixture
@@ -31,21 +31,18 @@ def module(monkeypatch):
         yield
         forced.pop()
 
-    def forward(*args):
-        found = reference.forward(*args)
+    def forward(inputs):
+        found = reference.forward(*inputs)
         return made.spoil(*found) if forced[-1] == "bad" else found
 
-    made = SimpleNamespace(
-        NAME="cuda",
-        KERNELS=("good", "bad"),
-        why_not=lambda spec: None,
-        planned=lambda spec: ("good", "good"),
+    made = Fake(
+        kernel_names=("good", "bad"),
+        kernels=lambda spec: ("good", "good"),
         force=force,
         forward=forward,
-        backward=reference.backward,
         spoil=lambda h, *rest: (h, *rest),
     )
     load = backends.load
     monkeypatch.setattr(backends, "load", lambda name: made if name == "cuda" else load(name))
-    monkeypatch.setattr(dispatch, "why_not", lambda name, spec: None)
+    monkeypatch.setattr(dispatch, "unsupported_reason", lambda name, spec: None)
     return made

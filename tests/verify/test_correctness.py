@@ -9,8 +9,9 @@ import torch
 
 from fastlstm.backends import withheld
 from fastlstm.backends.cuda.status import GaveUpError
+from fastlstm.ops.arguments import OpInputs
 from fastlstm.testing import accuracy
-from fastlstm.testing.cases import SHORT
+from fastlstm.testing.cases import SHORT, make
 from fastlstm.verify import correctness
 from fastlstm.verify.stages import Started
 
@@ -129,7 +130,7 @@ def test_the_device_is_asked_after_each_draw(module):
 
 
 def test_a_kernel_that_does_not_take_a_case_is_skipped(module):
-    module.why_not = lambda spec: "no"
+    module.unsupported_reason = lambda spec: "no"
     found = outcomes()
     assert len(found) == 8
     assert {outcome.skipped for outcome in found} == {"no"}
@@ -146,12 +147,8 @@ def test_an_earlier_record_does_not_count(module, monkeypatch):
 
 @pytest.mark.parametrize("case", [*SHORT, *correctness.LARGE], ids=str)
 def test_a_case_is_described_as_its_tensors_are(case):
-    from fastlstm.backends.base import spec_of
-    from fastlstm.testing.cases import make
-
-    v = make(case, torch.bfloat16)
-    tensors = (v.x, v.ids, v.w_x, v.w_hh, v.w_hr, v.h0, v.batch_sizes, v.reset)
-    assert correctness._spec(case, torch.bfloat16, 2, CPU) == spec_of(*tensors, case.reverse, 2)
+    inputs = OpInputs(*make(case, torch.bfloat16), case.reverse, 2)
+    assert correctness._spec(case, torch.bfloat16, 2, CPU) == inputs.spec()
 
 
 def test_cases_of_many_steps_or_none_are_drawn_once():

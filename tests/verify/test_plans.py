@@ -8,7 +8,8 @@ from importlib import util
 import pytest
 import torch
 
-from fastlstm.backends import withheld
+from fastlstm.backends import load, withheld
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.testing.cases import make, make_grads
 from fastlstm.verify import correctness, plans, timings
 from fastlstm.verify.plans import LIMIT, full, quick
@@ -39,14 +40,14 @@ def test_the_whole_takes_as_long_as_the_help_says(present, minutes):
 
 def test_by_default_triton_waits_for_the_cuda_kernels():
     assert set(quick(("cuda", "triton")).tables) == {"cuda"}
-    assert quick(("triton",)).tables["triton"].kernels == ("resident",)
+    assert quick(("triton",)).tables["triton"].kernels == ("single_block",)
     assert quick(()).tables == {}
 
 
 def test_the_default_checks_every_kernel_in_every_type():
     runs = correctness.runs("cuda", quick(("cuda",)).tables["cuda"])
     assert {(run.kernel, run.math) for run in runs} == {
-        (k, m) for k in ("step", "tile", "persistent") for m in correctness.MATHS
+        (k, m) for k in ("per_step", "single_block", "cooperative") for m in correctness.MATHS
     }
     assert max(run.case.T for run in runs) < 100
 
@@ -84,21 +85,18 @@ def launches(monkeypatch):
 
 def _check(table: correctness.Table) -> None:
     """All that is launched for a table; nothing runs, so results hold nothing."""
-    from fastlstm.backends.triton import backend as triton
-
+    triton = load("triton")
     for run in correctness.runs("triton", table):
         case, dtype = replace(run.case, T=min(run.case.T, 100)), correctness.MATHS[run.math]
         with triton.force(run.kernel), correctness.tf32(run.math == "tf32"):
-            if triton.why_not(correctness._spec(case, dtype, run.save, CPU)) is None:
-                v = make(case, dtype)
-                h, c, gates, _, _ = triton.forward(*v, case.reverse, run.save)
-                triton.backward(*make_grads(case, dtype), *v, case.reverse, run.save, h, c, gates)
+            if triton.unsupported_reason(correctness._spec(case, dtype, run.save, CPU)) is None:
+                inputs = OpInputs(*make(case, dtype), case.reverse, run.save)
+                h, c, gates, _, _ = triton.forward(inputs)
+                triton.backward(inputs, Saved(h, c, gates), Grads(*make_grads(case, dtype)))
 
 
 def _time(cells: tuple[timings.Cell, ...], kernels: tuple[str, ...]) -> None:
-    from fastlstm.backends.triton import backend as triton
-
-    every = {("triton", kernel, math) for kernel in triton.KERNELS for math in correctness.MATHS}
+    every = {("triton", kernel, math) for kernel in load("triton").kernel_names for math in correctness.MATHS}
     passed = {kernel for kernel in every if kernel[1] in kernels}
     with withheld.instead_of_record(every - passed):
         for cell in dict.fromkeys(replace(cell, T=2) for cell in cells):  # T compiles nothing
@@ -111,7 +109,7 @@ def _time(cells: tuple[timings.Cell, ...], kernels: tuple[str, ...]) -> None:
 def test_what_triton_compiles_by_default(launches):
     work = quick(("triton",))
     _check(work.tables["triton"])
-    _time(work.cells, ("resident",))
+    _time(work.cells, ("single_block",))
     assert len(launches) == work.compiled
 
 
@@ -119,5 +117,5 @@ def test_what_triton_compiles_by_default(launches):
 def test_what_triton_compiles_in_full(launches):
     work = full(("triton",))
     _check(work.tables["triton"])
-    _time(work.cells, ("resident", "streamed", "step"))
+    _time(work.cells, ("single_block", "streamed", "per_step"))
     assert len(launches) == work.compiled

@@ -35,7 +35,7 @@ def made(*rows: dict, **groups: dict) -> dict:
     return {"timings": list(rows), "passed": {}, "failed": {}, **groups}
 
 
-PASSED = {"cuda": {"tile": {"tf32": 9}, "step": {"tf32": 9}}, "triton": {"resident": {"tf32": 9}}}
+PASSED = {"cuda": {"single_block": {"tf32": 9}, "per_step": {"tf32": 9}}, "triton": {"streamed": {"tf32": 9}}}
 
 
 def spec(H: int = 128, B: int = 50, T: int = 50, **other):
@@ -77,7 +77,7 @@ def test_a_broken_record_is_none(text):
     "changed",
     [
         {"failed": {"cuda": ["wrong"]}},
-        {"failed": {"cuda": {"tile": ["wrong"]}}},
+        {"failed": {"cuda": {"single_block": ["wrong"]}}},
         {"passed": None},
         {"timings": 1},
         {"timings": [{"seconds": {}}]},
@@ -104,7 +104,6 @@ def test_identity_changes_with_the_kernels(monkeypatch, tmp_path):
     package = tmp_path / "fastlstm"
     (package / "backends").mkdir(parents=True)
     (package / "backends" / "cuda.py").write_text("changed")
-    (package / "gpu_model.py").write_text("")
     monkeypatch.setattr(record, "__file__", str(package / "verify" / "record.py"))
     first = record.identity.__wrapped__()
     (package / "backends" / "cuda.py").write_text("changed again")
@@ -114,7 +113,7 @@ def test_identity_changes_with_the_kernels(monkeypatch, tmp_path):
 def test_unverified_is_none():
     assert record.choice(torch.device("cuda"), spec()) is None
     assert record.wrong(GPU, "cuda", "tf32") == frozenset()
-    assert not record.trusts(torch.device("cuda"), spec(), "cuda", ("tile",))
+    assert not record.trusts(torch.device("cuda"), spec(), "cuda", ("single_block",))
 
 
 def test_the_faster_of_two_that_beat_torch_wins():
@@ -158,13 +157,13 @@ def test_another_kind_of_call_was_not_timed(kind):
 
 def test_trusted_are_the_kernels_that_passed_in_that_type():
     device = torch.device("cuda")
-    record.write(GPU, made(passed=PASSED, failed={"cuda": {"step": {"tf32": ["wrong"]}}}))
-    assert record.trusts(device, spec(), "cuda", ("tile",))
-    assert not record.trusts(device, spec(), "cuda", ("tile", "step"))  # was found wrong later
-    assert not record.trusts(device, spec(), "cuda", ("persistent",))
-    assert not record.trusts(device, spec(dtype=torch.float16), "cuda", ("tile",))
-    assert not record.trusts(device, spec(), "triton", ("tile",))
-    assert record.wrong(GPU, "cuda", "tf32") == {"step"}
+    record.write(GPU, made(passed=PASSED, failed={"cuda": {"per_step": {"tf32": ["wrong"]}}}))
+    assert record.trusts(device, spec(), "cuda", ("single_block",))
+    assert not record.trusts(device, spec(), "cuda", ("single_block", "per_step"))  # was found wrong later
+    assert not record.trusts(device, spec(), "cuda", ("cooperative",))
+    assert not record.trusts(device, spec(dtype=torch.float16), "cuda", ("single_block",))
+    assert not record.trusts(device, spec(), "triton", ("single_block",))
+    assert record.wrong(GPU, "cuda", "tf32") == {"per_step"}
     assert record.wrong(GPU, "cuda", "float16") == record.wrong(GPU, "triton", "tf32") == frozenset()
 
 
@@ -174,7 +173,7 @@ def test_where_torch_could_not_run_the_backend_wins():
 
 def test_kind_of_a_call():
     assert record.kind_of(spec()) == ("dense", "tf32", True)
-    assert record.kind_of(spec(packed=True, dtype=torch.float16, training=False)) == ("packed", "float16", False)
+    assert record.kind_of(spec(packed=True, dtype=torch.float16, save=0)) == ("packed", "float16", False)
     assert record.kind_of(spec(packed=True, projected=True))[0] == "projected"
 
 
@@ -184,17 +183,17 @@ class Backend:
     def __init__(self, kernel: str):
         self.kernel = kernel
 
-    def planned(self, spec) -> tuple[str, ...]:
+    def kernels(self, spec) -> tuple[str, ...]:
         return (self.kernel, self.kernel)
 
 
 @pytest.fixture
 def two_backends(monkeypatch):
     """Dispatch's view of cuda and triton, whose kernels the test may change."""
-    found = {"cuda": Backend("tile"), "triton": Backend("resident")}
+    found = {"cuda": Backend("single_block"), "triton": Backend("streamed")}
     load = backends.load
     monkeypatch.setattr(backends, "load", lambda name: found.get(name) or load(name))
-    monkeypatch.setattr(dispatch, "why_not", lambda name, spec: None)
+    monkeypatch.setattr(dispatch, "unsupported_reason", lambda name, spec: None)
     return found
 
 
@@ -213,29 +212,31 @@ def test_dispatch_uses_no_kernel_that_did_not_pass(two_backends):
     rows = [row(H, 64, torch=2.0, triton=1.0) for H in (64, 256)]
     record.write(GPU, made(*rows, passed=PASSED))
     assert not dispatch.prefers_torch(spec(128, 64, 64))
-    two_backends["triton"].kernel = "streamed"
+    two_backends["triton"].kernel = "single_block"
     assert dispatch.prefers_torch(spec(128, 64, 64))
-    two_backends["triton"].kernel = "resident"
-    record.write(GPU, made(*rows, passed=PASSED, failed={"triton": {"resident": {"tf32": ["wrong"]}}}))
+    two_backends["triton"].kernel = "streamed"
+    record.write(GPU, made(*rows, passed=PASSED, failed={"triton": {"streamed": {"tf32": ["wrong"]}}}))
     assert dispatch.prefers_torch(spec(128, 64, 64))
 
 
 def test_a_backend_that_cannot_run_the_call_any_more_is_not_chosen(two_backends, monkeypatch):
     record.write(GPU, made(row(128, 64, torch=2.0, cuda=1.0), passed=PASSED))
     assert not dispatch.prefers_torch(spec(128, 64, 64))
-    monkeypatch.setattr(dispatch, "why_not", lambda name, spec: "no kernel is left" if name == "cuda" else None)
+    monkeypatch.setattr(
+        dispatch, "unsupported_reason", lambda name, spec: "no kernel is left" if name == "cuda" else None
+    )
     assert dispatch.prefers_torch(spec(128, 64, 64))
     assert dispatch.choose(spec(128, 64, 64)) == "triton"
 
 
 def test_wrong_kernels_are_withheld_from_plans():
-    record.write(GPU, made(failed={"cuda": {"tile": {"tf32": ["wrong"]}}}))
-    assert list(withheld.kernels("cuda", 0, GPU, "tf32")) == ["tile"]
-    assert "found it wrong in tf32" in withheld.kernels("cuda", 0, GPU, "tf32")["tile"]
+    record.write(GPU, made(failed={"cuda": {"single_block": {"tf32": ["wrong"]}}}))
+    assert list(withheld.kernels("cuda", 0, GPU, "tf32")) == ["single_block"]
+    assert "found it wrong in tf32" in withheld.kernels("cuda", 0, GPU, "tf32")["single_block"]
     assert not withheld.kernels("cuda", 0, GPU, "float32")
     assert not withheld.kernels("cuda", 0, "another GPU", "tf32")
     assert not withheld.kernels("cuda", 0, GPU, "tf32", by_name=True)
-    with withheld.instead_of_record({("cuda", "step", "float32")}):
-        assert list(withheld.kernels("cuda", 0, GPU, "float32")) == ["step"]
+    with withheld.instead_of_record({("cuda", "per_step", "float32")}):
+        assert list(withheld.kernels("cuda", 0, GPU, "float32")) == ["per_step"]
         assert not withheld.kernels("cuda", 0, GPU, "tf32")
-    assert list(withheld.kernels("cuda", 0, GPU, "tf32")) == ["tile"]
+    assert list(withheld.kernels("cuda", 0, GPU, "tf32")) == ["single_block"]

@@ -75,7 +75,7 @@ def test_what_checks_left_of_the_time_goes_to_timing(module):
 
 
 def test_where_nothing_passed_nothing_is_timed(module):
-    module.why_not = lambda spec: "no"
+    module.unsupported_reason = lambda spec: "no"
     code, found, _ = verified(2.0, plan=plan("cuda"))
     assert code == FINE
     assert found["timings"] == []
@@ -93,7 +93,7 @@ def test_an_earlier_record_keeps_no_kernel_from_being_verified(module, monkeypat
     from fastlstm.backends import withheld
 
     seen = []
-    monkeypatch.setattr(dispatch, "why_not", lambda name, spec: seen.append(withheld._instead))
+    monkeypatch.setattr(dispatch, "unsupported_reason", lambda name, spec: seen.append(withheld._instead))
     verified(2.0, 1.0, plan=plan("cuda"))
     assert all(found is not None for found in seen)
     assert seen
@@ -115,20 +115,20 @@ def test_the_gpu_backends_without_a_gpu(tmp_path):
     """Triton in its interpreter and the CUDA kernels in the host simulation, each in a process of its own."""
     code = """
 import json, torch
-from fastlstm.backends import hostsim
-from fastlstm.verify import checks, plans, record, run, timings
+from tests.hostsim import backend as hostsim
+from fastlstm.verify import correctness, plans, record, run, timings
 from fastlstm.testing.cases import SHORT
 
 def work(present):
     table = correctness.Table((SHORT[0],), ("float32", "bfloat16"))
     cells = (timings.Cell("dense", "bfloat16", True, 4, 2, 2),)
-    return plans.Work(dict.fromkeys(present, table), cells, 300.0, 300.0, 900.0)
+    return plans.Workload(dict.fromkeys(present, table), cells, 300.0, 300.0, 900.0)
 
 if __name__ == "__main__":
     hostsim.library()  # g++ takes a while when it is first built
     device = torch.device("cpu")
     machine = run.Machine(device, "Fake GPU", timings.DeviceClock(device))
-    code = run.verify(print, [machine], plans.Plan(("triton", "hostsim"), work))
+    code = run.verify(print, [machine], plans.VerifyPlan(("triton", "hostsim"), work))
     print(json.dumps([code, record.read("Fake GPU")]))
 """
     script = tmp_path / "verify_here.py"
@@ -140,8 +140,8 @@ if __name__ == "__main__":
     code, found = json.loads(done.stdout.splitlines()[-1])
     assert code == FINE, done.stdout
     assert {name: set(kernels) for name, kernels in found["passed"].items()} == {
-        "triton": {"resident", "streamed", "step"},
+        "triton": {"single_block", "streamed", "per_step"},
         "hostsim": {""},
     }, done.stdout
     assert all(set(row["seconds"]) == {"torch", "triton", "hostsim"} for row in found["timings"])
-    assert all(set(row["kernels"]["triton"]) == {"resident", "streamed", "step"} for row in found["timings"])
+    assert all(set(row["kernels"]["triton"]) == {"single_block", "streamed", "per_step"} for row in found["timings"])

@@ -49,7 +49,7 @@ def test_a_device_fault_takes_out_a_kernel_and_type_and_the_rest_goes_on(module)
 
     _, found, _ = verified(2.0, 1.0, plan=plan("cuda", process=process))
     # 8 runs; the second is the fault, after it the other case of that kernel and type is not tried
-    assert begun == [("checks", 8), ("checks", 5), ("timings", 4)]
+    assert begun == [("correctness", 8), ("correctness", 5), ("timings", 4)]
     assert list(found["failed"]["cuda"]["bad"]) == ["float32"]
     assert len(found["failed"]["cuda"]["bad"]["float32"]) == 1
     assert found["passed"]["cuda"] == {"good": {"float32": 2, "bfloat16": 2}, "bad": {"bfloat16": 2}}
@@ -74,7 +74,7 @@ def test_a_kernel_that_hung_is_not_tried_in_other_types(module):
 
 
 def test_a_process_that_falls_silent_while_checking_takes_the_kernel_out_in_every_type(module):
-    code, found, said = verified(2.0, 1.0, plan=plan("cuda", process=losing("checks", 1, why=HANG)))
+    code, found, said = verified(2.0, 1.0, plan=plan("cuda", process=losing("correctness", 1, why=HANG)))
     assert code == WRONG
     assert found["failed"]["cuda"] == {"bad": {"float32": [f"{SHORT[0].id}: {HANG}"]}}
     assert found["unfinished"]["cuda"] == {"bad": {"bfloat16": 2}}
@@ -83,7 +83,7 @@ def test_a_process_that_falls_silent_while_checking_takes_the_kernel_out_in_ever
 
 
 def test_a_process_that_crashes_while_checking_takes_the_kernel_out_in_that_type_alone(module):
-    code, found, _ = verified(2.0, 1.0, plan=plan("cuda", process=losing("checks", 1, why=CRASH)))
+    code, found, _ = verified(2.0, 1.0, plan=plan("cuda", process=losing("correctness", 1, why=CRASH)))
     assert code == WRONG
     assert found["failed"]["cuda"] == {"bad": {"float32": [f"{SHORT[0].id}: {CRASH}"]}}
     assert found["unfinished"] == {}
@@ -107,8 +107,8 @@ def test_rows_are_kept_when_a_process_is_lost_while_timing(module, turn, why):
 
 @pytest.mark.parametrize("turn", [1, 4])
 def test_a_plan_of_two_kernels_that_takes_the_process_with_it_is_the_fault_of_both(module, turn):
-    module.KERNELS = ("good", "bad", "third")
-    module.planned = lambda spec: ("bad", "third")[: 1 + spec.training]
+    module.kernel_names = ("good", "bad", "third")
+    module.kernels = lambda spec: ("bad", "third")[: 1 + spec.training]
     code, found, _ = verified(2.0, 1.0, 4.0, 3.0, plan=plan("cuda", process=losing("timings", 1, "cuda", turn, HANG)))
     assert code == WRONG
     why = {"float32": [f"timed at dense float32 training H 8 B 2 T 3: {HANG}"]}
@@ -152,7 +152,7 @@ def test_a_kernel_that_gives_up_while_all_take_turns_is_named_and_not_used(modul
 
 def test_times_as_planned_go_where_the_plan_had_a_kernel_that_is_wrong(module):
     """Nobody knows how fast the plan without it is."""
-    module.planned = lambda spec: ("bad", "bad")
+    module.kernels = lambda spec: ("bad", "bad")
     _, found, _ = verified(2.0, 4.0, 1.0, plan=plan("cuda", process=losing("timings", 1, "cuda:bad")))
     assert [set(row["seconds"]) for row in found["timings"]] == [{"torch"}] * 3
     assert record.winner(found, ("dense", "float32", True), 4, 2, 3) == "torch"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,12 +11,11 @@ import torch
 from fastlstm import backends, dispatch
 from fastlstm.backends import withheld
 from fastlstm.backends.cuda.status import GaveUpError
-from fastlstm.ops import reference
 from fastlstm.verify import timings
 from fastlstm.verify.cudnn import SMALL_H, STANDARD
 from fastlstm.verify.stages import Started
 from fastlstm.verify.timings import Cell, Fault
-from tests.verify.verifying import clock
+from tests.verify.verifying import Fake, clock
 
 CPU = torch.device("cpu")
 CELL = Cell("dense", "float32", True, 4, 2, 3)
@@ -36,29 +34,28 @@ def module(monkeypatch):
         forced.reset(token)
 
     def run(direction: int, work):
-        def call(*args):
+        def call(self, *args):
             kernel = forced.get() or made.plan[direction]
             made.ran.append((direction, kernel))
             made.spoil(kernel)
-            return work(*args)
+            return work(self, *args)
 
         return call
 
-    made = SimpleNamespace(
-        NAME="cuda",
-        KERNELS=("one", "two"),
-        why_not=lambda spec: None,
+    class Noting(Fake):
+        forward = run(0, Fake.forward)
+        backward = run(1, Fake.backward)
+
+    made = Noting(
+        kernel_names=("one", "two"),
         force=force,
-        forward=run(0, reference.forward),
-        backward=run(1, reference.backward),
-        planned=lambda spec: made.plan[: 1 + spec.training],
+        kernels=lambda spec: made.plan[: 1 + spec.training],
         plan=("one", "one"),
         ran=[],
         spoil=lambda kernel: None,
     )
     load = backends.load
     monkeypatch.setattr(backends, "load", lambda name: made if name == "cuda" else load(name))
-    monkeypatch.setattr(dispatch, "why_not", lambda name, spec: backends.load(name).why_not(spec))
     return made
 
 
@@ -117,7 +114,7 @@ def test_of_another_type_nothing_runs(module):
 
 
 def test_a_kernel_that_cannot_run_a_cell_is_left_out(module):
-    module.why_not = lambda spec: "no" if spec.H == 4 else None
+    module.unsupported_reason = lambda spec: "no" if spec.H == 4 else None
     (row,) = results(costs=(2.0,))
     assert row["seconds"] == {"torch": 2.0}
     assert row["planned"] == {}

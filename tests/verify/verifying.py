@@ -6,14 +6,31 @@ import itertools
 
 import torch
 
+from fastlstm.backends.base import Backend
+from fastlstm.ops import reference
 from fastlstm.testing.cases import SHORT
 from fastlstm.verify import correctness, isolate, record, timings
-from fastlstm.verify.plans import Plan, Work
+from fastlstm.verify.plans import VerifyPlan, Workload
 from fastlstm.verify.run import Machine, verify
 from fastlstm.verify.stages import Started
 
 SMALL = correctness.Table((SHORT[0], SHORT[5]), ("float32", "bfloat16"))
 CELLS = tuple(timings.grid("dense", (4, 8), (2,), (3,), maths=("float32",)))
+
+
+class Fake(Backend):
+    """A backend that passes for `cuda` and runs the reference; what a test gives takes the place of methods."""
+
+    name = "cuda"
+
+    def __init__(self, **given):
+        vars(self).update(given)
+
+    def forward(self, inputs):
+        return reference.forward(*inputs)
+
+    def backward(self, inputs, saved, grads):
+        return reference.backward(*grads, *inputs, *saved)
 
 
 def clock(*costs: float):
@@ -27,12 +44,12 @@ def machine(*costs: float) -> Machine:
     return Machine(torch.device("cpu"), "Fake GPU", clock(*costs))
 
 
-def plan(*candidates: str, process=isolate.here, table=SMALL, cells=CELLS, **limits) -> Plan:
+def plan(*candidates: str, process=isolate.here, table=SMALL, cells=CELLS, **limits) -> VerifyPlan:
     limits = {"silence": 60.0, "checking": 60.0, "whole": 120.0, **limits}
-    return Plan(candidates, lambda present: Work(dict.fromkeys(present, table), cells, **limits), process)
+    return VerifyPlan(candidates, lambda present: Workload(dict.fromkeys(present, table), cells, **limits), process)
 
 
-def verified(*costs: float, plan: Plan) -> tuple[int, dict, str]:
+def verified(*costs: float, plan: VerifyPlan) -> tuple[int, dict, str]:
     """The exit code, the record and what was said."""
     said = []
     code = verify(said.append, [machine(*costs)], plan)

@@ -126,5 +126,5 @@ def clocks(rows: Sequence[dict]) -> list[str]:
 
 
 def _us(time: float | None) -> str:
-    """Microseconds; nothing where a part was not there, such as the one kernel of `step`."""
+    """Microseconds; nothing where a part was not there, such as the one kernel of `per_step`."""
     return "" if time is None else f"{time:.2f}"

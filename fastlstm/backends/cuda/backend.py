@@ -1,9 +1,10 @@
 """The CUDA backend: the kernels of csrc/cuda on an NVIDIA GPU, where fastlstm._C was built with nvcc.
 
-Three kernels, chosen by the planner (csrc/cuda/plan.h): *tile* (W_hh in one block), *persistent* (W_hh spread over the
-chip), *step* (a cuBLAS product and one fused kernel per step). Launches go to the current stream of the tensors' device;
-nothing is allocated but through torch and nothing waits, so a CUDA graph can hold a call (after one call outside it).
-Kernels that `withheld` knows are not planned. A GPU that refuses a cooperative launch gets another kernel.
+Three kernels, chosen by the planner (csrc/cuda/plan.h): *single_block* (W_hh in one block), *cooperative* (W_hh spread
+over the chip), *per_step* (a cuBLAS product and one fused kernel per step). Launches go to the current stream of the
+tensors' device. Memory is allocated through torch only and the host never waits, so a CUDA graph can capture a call (after
+one call outside it). Kernels that `withheld` names are not planned. Where a GPU refuses a cooperative launch, another
+kernel runs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fastlstm._torch_compat import current_cuda_stream, dynamo_skip
 from fastlstm.backends import cost_model, native, withheld
 from fastlstm.backends.base import Backend, UnfitError, register
 from fastlstm.backends.cuda import launch, planner, status
-from fastlstm.backends.cuda.launch import Plan
+from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.backends.cuda.status import KERNELS
 from fastlstm.backends.device import (
     MATHS,
@@ -40,7 +41,7 @@ _forced: ContextVar[str] = ContextVar("fastlstm_cuda_kernel", default="")
 
 @contextmanager
 def force(kernel: str | None) -> Iterator[None]:
-    """Use one kernel inside a `with` block: step, tile or persistent; None: choose as usual."""
+    """Use one kernel inside a `with` block: per_step, single_block or cooperative; None: choose as usual."""
     if kernel is not None and kernel not in KERNELS:
         raise ValueError(f"kernel is {kernel!r}, expected one of {', '.join(KERNELS)}")
     token = _forced.set(kernel or "")
@@ -156,7 +157,7 @@ def _gpu(index: int) -> cost_model.Device:
     return cost_model.known(torch.cuda.get_device_name(index), *_lib().properties(index))
 
 
-def _choose(spec: Spec) -> Plan:
+def _choose(spec: Spec) -> LaunchPlan:
     index, math, only = _index(spec.device), math_of(spec.dtype), _forced.get()
     without = withheld.kernels(NAME, index, _gpu(index).name, math, by_name=bool(only))
     tf32 = math == "tf32" and _gpu(index).tf32 > 0
@@ -171,10 +172,12 @@ def _choose(spec: Spec) -> Plan:
 @lru_cache(maxsize=4096)
 def _cached_choice(
     index: int, dtype: torch.dtype, tf32: bool, H: int, B: int, projected: bool, only: str, without: frozenset[str]
-) -> Plan:
-    code = Plan(None, None, tf32).code(dtype)
+) -> LaunchPlan:
+    code = LaunchPlan(None, None, tf32).code(dtype)
     sizes = {"H": H, "B": B, "projected": projected}
-    return Plan(*planner.choices(native.load().plan, _gpu(index), code, **sizes, only=only, without=without), tf32)
+    return LaunchPlan(
+        *planner.choices(native.load().plan, _gpu(index), code, **sizes, only=only, without=without), tf32
+    )
 
 
 class _Gpu:
@@ -204,7 +207,7 @@ def _on(index: int, dtype: torch.dtype, *word: str) -> Iterator[_Gpu]:
         yield _Gpu(index, status.word(index, *word) if word else status.words(index)[:1])
 
 
-def _plan(backend: Backend, spec: Spec) -> Plan:
+def _plan(backend: Backend, spec: Spec) -> LaunchPlan:
     reason = backend.unsupported_call(spec) or backend.unavailable(spec.device)
     if reason is None:
         try:
@@ -214,7 +217,7 @@ def _plan(backend: Backend, spec: Spec) -> Plan:
     raise UnfitError(f"backend 'cuda' cannot run this call: {reason}")
 
 
-def _run(backend: Backend, spec: Spec, direction: int, call: Callable[[_Gpu, Plan], tuple]) -> tuple[Tensor, ...]:
+def _run(backend: Backend, spec: Spec, direction: int, call: Callable[[_Gpu, LaunchPlan], tuple]) -> tuple[Tensor, ...]:
     """One call; direction: 0 forward, 1 backward. A launch that is refused did nothing: all of it again without it."""
     chosen, math, index = _plan(backend, spec), math_of(spec.dtype), _index(spec.device)
     kernel = (chosen.forward, chosen.backward)[direction].kernel

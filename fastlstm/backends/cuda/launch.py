@@ -1,8 +1,8 @@
-"""One call of the op through the CUDA kernels, whatever runs them: a GPU (backends/cuda.py) or the host simulation.
+"""From the op's tensors to launches of the CUDA kernels, on a GPU (backend.py) or on the simulator of the tests.
 
-Python owns all memory: outputs, states and scratch are torch tensors of the call's device, their addresses go into an
-argument block (csrc/cuda/args.h). A `Runtime` supplies launchers, stream and matrix products. Nothing here waits for
-the device, and the same launches come for the same shapes, so a CUDA graph can hold them.
+All memory is torch's: outputs, states and scratch are tensors of the call's device, and their addresses go by name into an
+argument block (csrc/cuda/args.h). A `Runtime` supplies launchers, stream and matrix products. The host never waits for the
+device, and equal shapes give equal launches, so a CUDA graph can capture a call.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from fastlstm.ops.reference import cell_type
 
 TYPE_CODES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}
 _TF32 = 1
-_CHUNK_BYTES = 32 << 20  # of an input side that is not kept …
-_CHUNK_STEPS = 256  # … but at least so many steps: a launch loads W_hh, which costs as much as some of them
-_PARTIAL_BYTES = 64 << 20  # of partial sums that travel between blocks
+_CHUNK_BYTES = 32 << 20  # of an input side (xg) that is not saved
+_CHUNK_STEPS = 256  # at least, since each launch loads W_hh again, which costs as much as several steps
+_PARTIAL_BYTES = 64 << 20  # of partial sums that blocks exchange
 
 
 class Runtime(Protocol):
-    """What runs kernels: a GPU's launchers, or the simulation's."""
+    """Launches kernels: a GPU's launchers, or the simulator's."""
 
-    lib: Any  # fastlstm._C.cuda, or the simulation's copy of it
-    stream: int  # that launches go to
-    status: Tensor  # one int32 that a kernel may write and the host reads without waiting (backends/cuda_status.py)
+    lib: Any  # fastlstm._C.cuda, or the simulator's build of it
+    stream: int  # CUDA stream of the launches
+    status: Tensor  # one int32 that a kernel may write and the host reads without waiting (status.py)
 
     def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
         """The address of a tensor for a kernel, 0 for None; mode: in (read), out (written first) or state (both)."""
@@ -45,8 +45,8 @@ class Runtime(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What runs: the planner's choice (csrc/cuda/plan.h) for either direction."""
+class LaunchPlan:
+    """The planner's choices (csrc/cuda/plan.h) for both directions."""
 
     forward: Any
     backward: Any
@@ -57,24 +57,24 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Where the rows of each step lie; steps are counted as they are processed."""
+class StepRows:
+    """The rows of each step; steps are counted in the order of processing."""
 
     T: int
     B: int
-    starts: Sequence[int]  # first row of each time, and the number of all rows
+    starts: Sequence[int]  # (T + 1,) first row of each time, and N
     reverse: bool
 
     @staticmethod
-    def of(source: Tensor, B: int, batch_sizes: Tensor | None, reverse: bool) -> Steps:
+    def of(source: Tensor, B: int, batch_sizes: Tensor | None, reverse: bool) -> StepRows:
         if batch_sizes is None:
             T = source.shape[0]
-            return Steps(T, B, range(0, T * B + 1, B) if B else (0,) * (T + 1), reverse)
+            return StepRows(T, B, range(0, T * B + 1, B) if B else (0,) * (T + 1), reverse)
         starts = (0, *accumulate(batch_sizes.tolist()))
-        return Steps(len(starts) - 1, B, starts, reverse)
+        return StepRows(len(starts) - 1, B, starts, reverse)
 
     def rows(self, begin: int, end: int) -> slice:
-        """The rows of steps begin … end - 1; they are neighbours."""
+        """The rows of steps begin … end - 1, which are contiguous."""
         first, last = (self.T - end, self.T - begin) if self.reverse else (begin, end)
         return slice(self.starts[first], self.starts[last])
 
@@ -91,7 +91,7 @@ class Steps:
             begin = end
 
 
-def _sequence(rt: Runtime, args: Any, steps: Steps, H: int, offsets: Tensor | None, reset: Tensor | None) -> Any:
+def _sequence(rt: Runtime, args: Any, steps: StepRows, H: int, offsets: Tensor | None, reset: Tensor | None) -> Any:
     args.T, args.B, args.H, args.N, args.reverse = steps.T, steps.B, H, steps.starts[-1], int(steps.reverse)
     args.offsets, args.reset = rt.use("offsets", offsets, "in"), rt.use("reset", reset, "in")
     args.status = rt.use("status", rt.status, "state")
@@ -108,24 +108,24 @@ def input_side(x: Tensor, w_x: Tensor, bias: Tensor | None) -> Tensor:
     return x @ w_x.t() if bias is None else torch.addmm(bias, x, w_x.t())
 
 
-def forward(rt: Runtime, plan: Plan, inputs: OpInputs) -> tuple[Tensor, ...]:
+def forward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs) -> tuple[Tensor, ...]:
     """Run one layer in one direction as `plan` says; returns as `fastlstm.ops.reference.forward`."""
     x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs
     H, P, cell = inputs.H, w_hh.shape[1], cell_type(w_hh.dtype)
     source, lead = inputs.rows, inputs.lead
-    steps = Steps.of(source, h0.shape[0], batch_sizes, reverse)
+    steps = StepRows.of(source, h0.shape[0], batch_sizes, reverse)
     N = steps.starts[-1]
     h, c = w_hh.new_empty(N, P), w_hh.new_empty((N, H) if save else (0,), dtype=cell)
     gates = w_hh.new_empty((N, 4 * H) if save == 1 and x is None else (0,))
-    step = plan.forward.kernel == "step"  # the others only write h_n
-    h_n, c_n = h0.clone() if step or not N else torch.empty_like(h0), c0.clone()
+    per_step = plan.forward.kernel == "per_step"  # reads h_n as the state; the others only write it
+    h_n, c_n = h0.clone() if per_step or not N else torch.empty_like(h0), c0.clone()
     if N:
         if save == 1 and x is not None:  # gates take the place of the input side
             gates = input_side(x.reshape(N, -1), w_x, bias)
         args = _sequence(rt, rt.lib.ForwardArgs(), steps, H, offsets, reset)
         args.h, args.c = rt.use("h", h, "out"), rt.use("c", c if save else None, "out")
         args.gates = rt.use("gates", gates if save == 1 else None, "out" if x is None else "state")
-        args.h_n, args.c_n = rt.use("h_n", h_n, "state" if step else "out"), rt.use("c_n", c_n, "state")
+        args.h_n, args.c_n = rt.use("h_n", h_n, "state" if per_step else "out"), rt.use("c_n", c_n, "state")
         args.w_hh, args.h0 = rt.use("w_hh", w_hh, "in"), rt.use("h0", h0, "in")
         run = _FORWARD[plan.forward.kernel](rt, plan, args, steps, w_hh, w_hr, h, h_n)
         if x is None:
@@ -137,27 +137,28 @@ def forward(rt: Runtime, plan: Plan, inputs: OpInputs) -> tuple[Tensor, ...]:
             args.xg = args.gates
             run(0, steps.T)
         else:
-            # a launch of the other two loads W_hh anew
-            least = 1 if plan.forward.kernel == "step" else _CHUNK_STEPS
+            least = 1 if per_step else _CHUNK_STEPS
             _in_chunks(rt, args, steps, x.reshape(N, -1), w_x, bias, run, least)
     kept = gates.view(*lead, 4 * H) if save == 1 else gates
     return h.view(*lead, P), c.view(*lead, H) if save else c, kept, h_n, c_n
 
 
 def _in_chunks(
-    rt: Runtime, args: Any, steps: Steps, x: Tensor, w_x: Tensor, bias: Tensor | None, run: Callable, least: int
+    rt: Runtime, args: Any, steps: StepRows, x: Tensor, w_x: Tensor, bias: Tensor | None, run: Callable, least: int
 ) -> None:
-    """Input side and recurrence of one range of steps after the other (`least` steps or more): it is not kept."""
+    """Input side and recurrence in ranges of at least `least` steps: xg is not saved, so it stays small."""
     row_bytes = w_x.shape[0] * x.element_size()
     for begin, end in steps.chunks(max(1, _CHUNK_BYTES // row_bytes, least * steps.B)):
         rows = steps.rows(begin, end)
         xg = input_side(x[rows], w_x, bias)
-        # where row 0 of all would lie; below 0 it wraps, as the kernel's addresses then do
+        # the address that row 0 of all N would have; modulo 2^64, as the kernel's address arithmetic
         args.xg = (rt.use("xg", xg, "in") - rows.start * row_bytes) % 2**64
         run(begin, end)
 
 
-def _step_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, w_hr, h: Tensor, h_n: Tensor) -> Callable:
+def _per_step_forward(
+    rt: Runtime, plan: LaunchPlan, args: Any, steps: StepRows, w_hh, w_hr, h: Tensor, h_n: Tensor
+) -> Callable:
     """One matrix product (two with a projection) and one kernel per step."""
     dtype, H = w_hh.dtype, args.H
     hw = w_hh.new_empty(steps.B, 4 * H, dtype=rt.product_type(dtype))
@@ -170,7 +171,7 @@ def _step_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, w_hr, 
             rows = steps.rows(k, k + 1)
             n = rows.stop - rows.start
             rt.product(h_n[:n], w_hh.t(), hw[:n])
-            rt.lib.step_forward(code, products, args, k, n, rt.stream)
+            rt.lib.per_step_forward(code, products, args, k, n, rt.stream)
             if w_hr is not None:
                 rt.product(y[:n], w_hr.t(), h[rows])
                 h_n[:n] = h[rows]
@@ -178,19 +179,21 @@ def _step_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, w_hr, 
     return run
 
 
-def _tile_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, w_hr, h, h_n) -> Callable:
+def _single_block_forward(rt: Runtime, plan: LaunchPlan, args: Any, steps: StepRows, w_hh, w_hr, h, h_n) -> Callable:
     """One launch; no block waits for another."""
     args.t = plan.forward.t
 
     def run(begin: int, end: int) -> None:
         args.begin, args.end = begin, end
-        rt.lib.tile_forward(plan.code(w_hh.dtype), args, rt.stream)
+        rt.lib.single_block_forward(plan.code(w_hh.dtype), args, rt.stream)
 
     return run
 
 
-def _persistent_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, w_hr, h: Tensor, h_n) -> Callable:
-    """A fill that marks h as not there yet, and one launch whose blocks hand h to each other."""
+def _cooperative_forward(
+    rt: Runtime, plan: LaunchPlan, args: Any, steps: StepRows, w_hh, w_hr, h: Tensor, h_n
+) -> Callable:
+    """A fill with kNotWritten, and one cooperative launch whose blocks exchange h."""
     args.t = plan.forward.t
     width = _width(args.H, h.element_size())
     exchange = h if width == args.H else h.new_empty(h.shape[0], width)
@@ -199,24 +202,24 @@ def _persistent_forward(rt: Runtime, plan: Plan, args: Any, steps: Steps, w_hh, 
     def run(begin: int, end: int) -> None:
         args.begin, args.end = begin, end
         rows = steps.rows(begin, end)
-        rt.lib.persistent_forward(plan.code(h.dtype), args, rows.start, rows.stop - rows.start, rt.stream)
+        rt.lib.cooperative_forward(plan.code(h.dtype), args, rows.start, rows.stop - rows.start, rt.stream)
 
     return run
 
 
-_FORWARD = {"step": _step_forward, "tile": _tile_forward, "persistent": _persistent_forward}
+_FORWARD = {"per_step": _per_step_forward, "single_block": _single_block_forward, "cooperative": _cooperative_forward}
 
 
-def backward(rt: Runtime, plan: Plan, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
+def backward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
     """Run the backward recurrence as `plan` says; returns as `fastlstm.ops.reference.backward`."""
     w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs[4:]
     h, c, gates = saved
     dh, dc, dh_n, dc_n = grads
     H, P = w_hh.shape[0] // 4, w_hh.shape[1]
-    steps = Steps.of(h, h0.shape[0], batch_sizes, reverse)
+    steps = StepRows.of(h, h0.shape[0], batch_sizes, reverse)
     N, lead = steps.starts[-1], h.shape[:-1]
     dxg, d_hr = w_hh.new_empty(N, 4 * H), w_hh.new_empty((N, P) if w_hr is not None else (0,))
-    state_type = rt.product_type(w_hh.dtype) if plan.backward.kernel == "step" else torch.float32
+    state_type = rt.product_type(w_hh.dtype) if plan.backward.kernel == "per_step" else torch.float32
     dh_state = torch.zeros_like(h0, dtype=state_type) if dh_n is None else dh_n.to(state_type, copy=True)
     dc_state = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
     if N:
@@ -226,8 +229,8 @@ def backward(rt: Runtime, plan: Plan, inputs: OpInputs, saved: Saved, grads: Gra
         args = _sequence(rt, rt.lib.BackwardArgs(), steps, H, offsets, reset)
         args.dh, args.dc = rt.use("dh", dh, "in"), rt.use("dc", dc, "in")
         args.gates, args.c, args.c0 = rt.use("gates", gates, "in"), rt.use("c", c, "in"), rt.use("c0", c0, "in")
-        # a column of W_hh as a row: the recurrent kernels load it 16 bytes at a time
-        w_hh_t = None if plan.backward.kernel == "step" else w_hh.t().contiguous()
+        # W_hhᵀ: the recurrent kernels load a column of W_hh 16 bytes at a time
+        w_hh_t = None if plan.backward.kernel == "per_step" else w_hh.t().contiguous()
         args.w_hh_t, args.dxg = rt.use("w_hh_t", w_hh_t, "in"), rt.use("dxg", dxg, "out")
         args.dh_state, args.dc_state = rt.use("dh_state", dh_state, "state"), rt.use("dc_state", dc_state, "state")
         _BACKWARD[plan.backward.kernel](rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state)
@@ -246,7 +249,7 @@ def _wide_product(rt: Runtime) -> Callable[[Tensor, Tensor], Tensor]:
     return product
 
 
-def _step_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
+def _per_step_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
     code, products = plan.code(w_hh.dtype), TYPE_CODES[dh_state.dtype]
     dy = None if w_hr is None else w_hh.new_empty(steps.B, args.H, dtype=dh_state.dtype)
     args.P, args.dy = w_hh.shape[1], rt.use("dy", dy, "state")
@@ -256,23 +259,23 @@ def _step_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state
         rows = steps.rows(k, k + 1)
         n = rows.stop - rows.start
         if w_hr is not None:
-            rt.lib.step_backward_sum(code, products, args, k, n, rt.stream)
+            rt.lib.per_step_backward_sum(code, products, args, k, n, rt.stream)
             rt.product(d_hr[rows], w_hr, dy[:n])
-        rt.lib.step_backward(code, products, args, k, n, rt.stream)
+        rt.lib.per_step_backward(code, products, args, k, n, rt.stream)
         rt.product(dxg[rows], w_hh, dh_state[:n])
         if stopped is not None:
             dh_state[:n].masked_fill_(stopped[rows], 0)
 
 
-def _tile_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
+def _single_block_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
     args.t, args.begin, args.end = plan.backward.t, 0, steps.T
-    rt.lib.tile_backward(plan.code(w_hh.dtype), args, rt.stream)
+    rt.lib.single_block_backward(plan.code(w_hh.dtype), args, rt.stream)
 
 
-def _persistent_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
+def _cooperative_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
     args.t = tiling = plan.backward.t
     width = _width(args.H, dxg.element_size())
-    exchange = dxg.new_empty(dxg.shape[0], 4 * width)  # the gates of some units side by side, which dxg does not have
+    exchange = dxg.new_empty(dxg.shape[0], 4 * width)  # gates of a few units side by side, not dxg's order
     args.exchange, args.exchange_width = rt.use("exchange", exchange, "out"), width
     per_step = rt.lib.partial_words(tiling, steps.B) if tiling.gate_splits > 1 else 0
     most = min(steps.T, max(1, _PARTIAL_BYTES // (4 * per_step))) if per_step else steps.T
@@ -281,7 +284,11 @@ def _persistent_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh
     for end in range(steps.T, 0, -most):
         args.begin, args.end = max(0, end - most), end
         rows = steps.rows(args.begin, end)
-        rt.lib.persistent_backward(plan.code(dxg.dtype), args, rows.start, rows.stop - rows.start, rt.stream)
+        rt.lib.cooperative_backward(plan.code(dxg.dtype), args, rows.start, rows.stop - rows.start, rt.stream)
 
 
-_BACKWARD = {"step": _step_backward, "tile": _tile_backward, "persistent": _persistent_backward}
+_BACKWARD = {
+    "per_step": _per_step_backward,
+    "single_block": _single_block_backward,
+    "cooperative": _cooperative_backward,
+}

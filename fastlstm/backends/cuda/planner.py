@@ -37,8 +37,8 @@ def choices(
 ) -> tuple:
     """The planner's choices for forward and backward.
 
-    only: step, tile or persistent; without: kernels that must not run. Raises ValueError with the reason where `only`
-    cannot run, or nothing is left.
+    only: per_step, single_block or cooperative; without: kernels that must not run. Raises ValueError with the reason
+    where `only` cannot run, or no kernel is left.
     """
     described = gpu(lib, device)
 
@@ -64,15 +64,15 @@ def _choice(ask: Callable[[str], Any], only: str, without: frozenset[str]) -> An
 
 
 def tilings(lib: Any, device: Device, code: int, *, H: int, B: int, backward: bool) -> list:
-    """Every choice of `tile` and `persistent` that fits, the cheapest first."""
+    """Every choice of `single_block` and `cooperative` that fits, the cheapest first."""
     return lib.tilings(gpu(lib, device), code, H, B, backward)
 
 
 def sentence(choice: Any, device: Device) -> str:
     """Kernel, tiles, registers, shared memory, blocks, predicted microseconds of a step, what bounds it, and why."""
     how = f"{choice.us:.2f} µs a step predicted on {device.name}, bound by {choice.bound}; {choice.why}"
-    if choice.kernel == "step":
-        return f"step: {how}"
+    if choice.kernel == "per_step":
+        return f"per_step: {how}"
     t = choice.t
     tiles = f"{t.groups} groups x {t.k_splits} warps, {t.row_tiles} tiles of 8 sequences in phases of {t.phase}"
     parts = f", gates in {t.gate_splits} parts" if t.gate_splits > 1 else ""

@@ -1,7 +1,8 @@
-"""What the CUDA kernels leave for the host: a word of host memory for each device, kernel and type, read without waiting.
+"""Status words of the CUDA kernels: one int32 of pinned host memory for each device, kernel and type.
 
-A kernel writes there why its results are NaN: its blocks waited for each other in vain, or an id lay outside its table.
-The next call on the device raises it. A replayed CUDA graph makes no calls; `fastlstm.check()` asks after one.
+A kernel writes there why its results are NaN: a spin-wait between blocks timed out, or an id was outside its table. The
+next call on the device reads the words without waiting and raises. A replayed CUDA graph makes no calls: use
+`fastlstm.check()` after it.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from fastlstm.backends import native, withheld
 from fastlstm.backends.base import BackendError
 from fastlstm.backends.device import MATHS
 
-KERNELS = ("step", "tile", "persistent")
+KERNELS = ("per_step", "single_block", "cooperative")
 TIMED_OUT, BAD_ID = 1, 2  # values of a word (csrc/cuda/args.h)
 
 
 class GaveUpError(BackendError):
-    """The blocks of a kernel waited for each other in vain; its results are NaN.
+    """A spin-wait between the blocks of a kernel timed out; its results are NaN.
 
-    kernel, math: which one, and its type. The call that raises this may be another kernel's. Empty where nobody knows.
+    kernel, math: the kernel and its type, empty where unknown. The call that raises this may be of another kernel.
     """
 
     def __init__(self, message: str, kernel: str = "", math: str = ""):
@@ -33,8 +34,6 @@ class GaveUpError(BackendError):
 
 
 _launched_on: set[int] = set()  # devices
-
-
 _words: dict[int, Tensor] = {}  # of each device, for as long as the process lives: kernels hold their addresses
 _making = Lock()  # two threads' kernels must not write to different words
 
@@ -60,21 +59,21 @@ def word(index: int, kernel: str, math: str) -> Tensor:
 
 
 def raise_on(index: int) -> None:
-    """Raise what an earlier launch on a device left, once. A kernel that waited in vain is not planned there again."""
+    """Raise what an earlier launch on a device wrote, once. A kernel that timed out is not planned there again."""
     found = words(index).tolist()
     if not any(found):
         return
     at, why = next((k, why) for k, why in enumerate(found) if why)
     words(index)[at] = 0
     kernel, math = KERNELS[at // len(MATHS)], MATHS[at % len(MATHS)]
-    patience = native.load().cuda.patience_ms
+    timeout = native.load().cuda.timeout_ms
     if why == TIMED_OUT:
-        withheld.give_up("cuda", index, kernel, (math,), f"its blocks waited {patience / 1000:g} s for each other")
-    raise error(why, f"cuda:{index}", kernel, patience, math)
+        withheld.give_up("cuda", index, kernel, (math,), f"its blocks waited {timeout / 1000:g} s for each other")
+    raise error(why, f"cuda:{index}", kernel, timeout, math)
 
 
-def error(why: int, where: str, kernel: str, patience_ms: int, math: str = "") -> Exception:
-    """What to raise for the value of a word: IndexError for an id, GaveUpError where blocks waited in vain."""
+def error(why: int, where: str, kernel: str, timeout_ms: int, math: str = "") -> Exception:
+    """The exception for the value of a word: IndexError for an id, GaveUpError for a timeout."""
     named = f"{kernel} in {math}" if math else kernel
     if why == BAD_ID:
         return IndexError(
@@ -82,7 +81,7 @@ def error(why: int, where: str, kernel: str, patience_ms: int, math: str = "") -
             "the vocabulary"
         )
     return GaveUpError(
-        f"an earlier call on {where} gave up: the blocks of kernel {named} waited {patience_ms / 1000:g} s for each "
+        f"an earlier call on {where} gave up: the blocks of kernel {named} waited {timeout_ms / 1000:g} s for each "
         "other; its results are NaN. Is another program holding the GPU? Calls to come use another kernel; a CUDA graph "
         'that holds this one is to be captured again. `with fastlstm.backend("torch"):` uses torch\'s own kernels',
         *((kernel, math) if math else ()),
@@ -99,8 +98,8 @@ def check(device: torch.device | str | int | None = None) -> None:
 
     Raises:
         IndexError: ids lay outside their table; what depends on them is NaN.
-        BackendError: the blocks of a kernel waited for each other in vain; its results are NaN. The message has its
-            name and type. It is not used again in this process: capture the graph again.
+        BackendError: a spin-wait between the blocks of a kernel timed out; its results are NaN. The message names kernel
+            and type. The kernel is not used again in this process: capture the graph again.
     """
     for index in _indices(device):
         if torch.cuda.is_current_stream_capturing():

@@ -1,8 +1,8 @@
 """The Triton backend: fused kernels on NVIDIA GPUs without a compiler on the user's machine. Triton loads at first use.
 
-Three kernel shapes, chosen by `planner.choose`: *resident* (W_hh stays in registers and shared memory, one launch per
-sequence), *streamed* (W_hh re-read from L2, one launch per sequence), *step* (one launch per step). docs/gpu-resources.md
-has what they compile to.
+Three kernel shapes, chosen by `planner.choose`: *single_block* (W_hh stays in registers and shared memory, one launch
+per sequence), *streamed* (W_hh re-read from L2, one launch per sequence), *per_step* (one launch per step).
+docs/gpu-resources.md has what they compile to.
 
 With TRITON_INTERPRET=1, set before Triton is imported, the same kernels run on CPU tensors, slowly: for tests.
 """
@@ -25,7 +25,7 @@ from fastlstm.backends.base import Backend, BackendError, register
 from fastlstm.backends.device import math_of, not_nvidia
 from fastlstm.backends.triton import planner
 from fastlstm.backends.triton.padding import padded
-from fastlstm.backends.triton.planner import Plan, force
+from fastlstm.backends.triton.planner import TritonPlan, force
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 
 NAME = "triton"
@@ -54,7 +54,7 @@ class Triton(Backend):
 
     def no_plan(self, spec: Spec) -> str | None:
         choice = _choose(spec)
-        return None if isinstance(choice, Plan) else choice
+        return None if isinstance(choice, TritonPlan) else choice
 
     def describe(self, spec: Spec) -> str:
         """One line: which kernel, tile and warps would run, and why."""
@@ -181,7 +181,7 @@ def _shared_bytes(index: int) -> int:
     return import_module("triton").runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
-def _choose(spec: Spec) -> Plan | str:
+def _choose(spec: Spec) -> TritonPlan | str:
     device, math, forced = gpu(spec.device), math_of(spec.dtype), planner.forced()
     without = withheld.kernels(NAME, spec.device.index or 0, device.name, math, by_name=forced is not None)
     found = _cached_choice(
@@ -195,21 +195,21 @@ def _choose(spec: Spec) -> Plan | str:
 @lru_cache(maxsize=4096)
 def _cached_choice(
     device, H: int, B: int, itemsize: int, tf32: bool, projected: bool, forced: str | None, without: frozenset[str]
-) -> Plan | str:
+) -> TritonPlan | str:
     """The planner's choice; where that is not to run, the first of the other shapes that can."""
 
-    def ask(shape: str | None) -> Plan | str:
+    def ask(shape: str | None) -> TritonPlan | str:
         with force(shape):
             return planner.choose(device, H, B, planner.how(itemsize, tf32, device), projected=projected)
 
     found = ask(forced)
     if isinstance(found, str) or found.shape not in without:
         return found
-    others = (plan for plan in map(ask, (s for s in KERNELS if s not in without)) if isinstance(plan, Plan))
+    others = (plan for plan in map(ask, (s for s in KERNELS if s not in without)) if isinstance(plan, TritonPlan))
     return next(others, "no kernel shape is left that can run this call")
 
 
-def _plan(spec: Spec) -> Plan:
+def _plan(spec: Spec) -> TritonPlan:
     choice = _choose(spec)
     if isinstance(choice, str):
         raise BackendError(f"backend 'triton' cannot run this call: {choice}")

@@ -1,5 +1,11 @@
-"""What an LSTM cell computes from the sums of its products, forward and backward, in registers; and, for the kernels that
-work in tiles of units (step and streamed), what surrounds it in memory. Written once for all Triton kernels.
+"""The LSTM cell on registers, forward and backward, and its loads and stores for kernels that work in tiles of units
+(per_step and streamed). Written once for all Triton kernels.
+
+    i, f, o = σ(z_i), σ(z_f), σ(z_o);  g = tanh(z_g);  c = f c' + i g;  h = o tanh(c)
+    dc += dh o (1 - tanh²(c));  dc' = dc f
+    dz_i = dc g i (1 - i);  dz_f = dc c' f (1 - f);  dz_g = dc i (1 - g²);  dz_o = dh tanh(c) o (1 - o)
+
+Source: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Dense and packed rows are the same here: (N, ·), with the first row of every step in `starts` when packed. H and P are
 padded with zeros to multiples of 16 first, and memory to 16 bytes: the kernels then load whole vectors, compile once per
-tile, and need no registers for odd addresses (unaligned, the widest resident kernel spills). Padded units stay zero. Nothing
-waits for the device, and tensors are allocated only through torch, so that calls are stream-ordered and can be captured.
+tile, and need no registers for odd addresses (unaligned, the widest single_block kernel spills). Padded units stay zero.
+Nothing waits for the device, and tensors are allocated only through torch, so calls are stream-ordered and capturable.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlstm.backends.device import multiplies_wide, product_into, products_as_cudnn
-from fastlstm.backends.triton import resident, step, streamed
+from fastlstm.backends.triton import per_step, single_block, streamed
 from fastlstm.backends.triton.padding import cut_gates, cut_units, pad_gate_rows, pad_gates, pad_units, padded, to_tf32
-from fastlstm.backends.triton.planner import Plan, Tile
+from fastlstm.backends.triton.planner import Tile, TritonPlan
 from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.ops.recompute import recompute_gates
 from fastlstm.ops.reference import HALF_TYPES
@@ -54,8 +54,8 @@ def _run(kernel, grid: tuple[int, ...], args: tuple, tile: Tile, constants: dict
         start(kernel, grid, args, options)
 
 
-def _constants(plan: Plan, tile: Tile) -> dict:
-    size = {"HP": tile.BN} if plan.shape == "resident" else {"BN": tile.BN, "BK": tile.BK}
+def _constants(plan: TritonPlan, tile: Tile) -> dict:
+    size = {"HP": tile.BN} if plan.shape == "single_block" else {"BN": tile.BN, "BK": tile.BK}
     return {"BM": tile.BM, **size, "PRECISION": plan.precision, "STAGES": tile.stages}
 
 
@@ -92,13 +92,13 @@ class _Step(NamedTuple):
     n: int
 
 
-def _weights(plan: Plan, w_hh: Tensor, wide: int, narrow: int) -> Tensor:
+def _weights(plan: TritonPlan, w_hh: Tensor, wide: int, narrow: int) -> Tensor:
     """W_hh (4 wide, narrow) as the kernels read it: padded, and rounded once per call if tensor cores would cut it off.
 
-    The resident kernels round it themselves, once. The interpreter's products are exact.
+    The single_block kernels round it themselves, once. The interpreter's products are exact.
     """
     w_hh = pad_units(pad_gate_rows(w_hh, wide), narrow)
-    return to_tf32(w_hh) if plan.math == "tf32" and plan.shape != "resident" and w_hh.is_cuda else w_hh
+    return to_tf32(w_hh) if plan.math == "tf32" and plan.shape != "single_block" and w_hh.is_cuda else w_hh
 
 
 def _order(T: int, B: int, batch_sizes: Tensor | None, reverse: bool) -> list[_Step]:
@@ -112,7 +112,7 @@ def _order(T: int, B: int, batch_sizes: Tensor | None, reverse: bool) -> list[_S
     return [_Step(0, 0), *found, _Step(0, 0)]
 
 
-def forward(plan: Plan, inputs: OpInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def forward(plan: TritonPlan, inputs: OpInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the op's forward as `plan` says; returns as `fastlstm.ops.reference.forward`."""
     x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs
     T, lead = inputs.T, tuple(inputs.lead)
@@ -131,10 +131,10 @@ def forward(plan: Plan, inputs: OpInputs) -> tuple[Tensor, Tensor, Tensor, Tenso
         h, c = w_hh.new_empty(*lead, narrow), c0.new_empty(*lead, wide) if save else None
         gates = (xg.view(*lead, 4 * wide) if ids is None else w_hh.new_empty(*lead, 4 * wide)) if save == 1 else None
         source = (xg, ids, _weights(plan, w_hh, wide, narrow), pad_units(h0, narrow), pad_units(c0, wide))
-        if plan.shape == "step":
+        if plan.shape == "per_step":
             w_hr = None if w_hr is None else F.pad(w_hr, (0, wide - H, 0, narrow - P))
             order = _order(T, B, batch_sizes, reverse)
-            h_n, c_n = _step_forward(plan, *source, w_hr, order, _bytes(reset), h, c, gates)
+            h_n, c_n = _per_step_forward(plan, *source, w_hr, order, _bytes(reset), h, c, gates)
         else:
             h_n, c_n = _whole_forward(plan, *source, _starts(offsets, N), _bytes(reset), h, c, gates, T, reverse)
         c = c0.new_empty(0) if c is None else c
@@ -147,16 +147,16 @@ def _input_side(x: Tensor, w_x: Tensor, bias: Tensor | None) -> Tensor:
     return x @ w_x.t() if bias is None else torch.addmm(bias, x, w_x.t())
 
 
-def _whole_forward(plan: Plan, xg, ids, w_hh, h0, c0, starts, reset, h, c, gates, T, reverse):
+def _whole_forward(plan: TritonPlan, xg, ids, w_hh, h0, c0, starts, reset, h, c, gates, T, reverse):
     """One launch for the whole sequence."""
     (B, H), tile = c0.shape, plan.forward
     h_n = torch.empty_like(h0)
     grid = (_tiles(B, tile.BM),)
     sizes = (T, B, H, int(reverse))
-    if plan.shape == "resident":
+    if plan.shape == "single_block":
         c_n = torch.empty_like(c0)
         args = (xg, ids, w_hh, h0, c0, starts, reset, h, c, gates, h_n, c_n, *sizes)
-        _run(resident.forward, grid, args, tile, _constants(plan, tile))
+        _run(single_block.forward, grid, args, tile, _constants(plan, tile))
     else:
         c_n = c0.clone()
         args = (xg, ids, w_hh, h0, starts, reset, h, c, gates, h_n, c_n, *sizes)
@@ -164,7 +164,7 @@ def _whole_forward(plan: Plan, xg, ids, w_hh, h0, c0, starts, reset, h, c, gates
     return h_n, c_n
 
 
-def _step_forward(plan: Plan, xg, ids, w_hh, h0, c0, w_hr, order, reset, h, c, gates):
+def _per_step_forward(plan: TritonPlan, xg, ids, w_hh, h0, c0, w_hr, order, reset, h, c, gates):
     """One launch per step, and with projection one matrix product."""
     (H, P), tile = (c0.shape[1], h0.shape[1]), plan.forward
     flat, h_n, c_n = h.view(-1, P), h0.clone(), c0.clone()
@@ -174,7 +174,7 @@ def _step_forward(plan: Plan, xg, ids, w_hh, h0, c0, w_hr, order, reset, h, c, g
         grid = (_tiles(now.n, tile.BM), _tiles(H, tile.BN))
         y_base = now.base if w_hr is None else 0
         args = (xg, ids, w_hh, h0, h, reset, y, c, gates, c_n, *now, *before, y_base, H, P)
-        _run(step.forward, grid, args, tile, constants)
+        _run(per_step.forward, grid, args, tile, constants)
         if w_hr is not None:
             torch.mm(y[: now.n], w_hr.t(), out=flat[now.base : now.base + now.n])
         if after.n < now.n:  # these rows end here
@@ -182,7 +182,7 @@ def _step_forward(plan: Plan, xg, ids, w_hh, h0, c0, w_hr, order, reset, h, c, g
     return h_n, c_n
 
 
-def backward(plan: Plan, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(plan: TritonPlan, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the op's backward as `plan` says; returns as `fastlstm.ops.reference.backward`."""
     w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs[4:]
     h, c, gates = saved
@@ -203,10 +203,10 @@ def backward(plan: Plan, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[
         d_hr = w_hh.new_empty((*lead, narrow) if w_hr is not None else (0,))
         incoming = (pad_units(dh, narrow), pad_units(dc, wide), pad_units(dh_n, narrow), pad_units(dc_n, wide))
         kept = (_weights(plan, w_hh, wide, narrow), pad_units(c0, wide), pad_units(c, wide), pad_gates(gates, wide))
-        if plan.shape == "step":
+        if plan.shape == "per_step":
             w_hr = None if w_hr is None else F.pad(w_hr, (0, wide - H, 0, narrow - P))
             order = _order(T, B, batch_sizes, reverse)
-            dh0, dc0 = _step_backward(plan, *incoming, *kept, w_hr, order, _bytes(reset), dxg, d_hr)
+            dh0, dc0 = _per_step_backward(plan, *incoming, *kept, w_hr, order, _bytes(reset), dxg, d_hr)
         else:
             starts = _starts(offsets, N)
             dh0, dc0 = _whole_backward(plan, *incoming, *kept, starts, _bytes(reset), dxg, T, reverse)
@@ -214,16 +214,16 @@ def backward(plan: Plan, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[
         return cut_gates(dxg, H), cut_units(d_hr, P), *d_states
 
 
-def _whole_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, dxg, T, reverse):
+def _whole_backward(plan: TritonPlan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, dxg, T, reverse):
     """One launch for the whole sequence."""
     (B, H), tile = c0.shape, plan.backward
     dh0 = w_hh.new_empty(c0.shape)
     grid = (_tiles(B, tile.BM),)
     sizes = (T, B, H, int(reverse))
-    if plan.shape == "resident":
+    if plan.shape == "single_block":
         dc0 = torch.empty_like(c0)
         args = (dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, dxg, dh0, dc0, *sizes)
-        _run(resident.backward, grid, args, tile, _constants(plan, tile))
+        _run(single_block.backward, grid, args, tile, _constants(plan, tile))
     else:
         dc0 = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
         args = (dh, dc, dh_n, w_hh, c0, c, gates, starts, reset, dxg, dh0, dc0, *sizes)
@@ -231,7 +231,7 @@ def _whole_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, 
     return dh0, dc0
 
 
-def _step_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, w_hr, order, reset, dxg, d_hr):
+def _per_step_backward(plan: TritonPlan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, w_hr, order, reset, dxg, d_hr):
     """One launch per step and one more that leaves dh0; with projection two and a matrix product."""
     (B, H), P, tile = c0.shape, w_hh.shape[1], plan.backward
     dh0, dc0 = w_hh.new_empty(B, P), torch.zeros_like(c0) if dc_n is None else dc_n.clone()
@@ -242,12 +242,12 @@ def _step_backward(plan: Plan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, w_hr, ord
         rows = max(now.n, later.n)
         if w_hr is None:
             args = (dh, dc, dh_n, w_hh, c0, c, gates, reset, dxg, dh0, dc0, *now, *before, *later, H)
-            _run(step.backward, (_tiles(rows, tile.BM), _tiles(H, tile.BN)), args, tile, constants)
+            _run(per_step.backward, (_tiles(rows, tile.BM), _tiles(H, tile.BN)), args, tile, constants)
             continue
         args = (dh, dh_n, w_hh, reset, dxg, d_hr, dh0, *now, *later, H, P)
-        _run(step.backward_projected, (_tiles(rows, tile.BM), _tiles(P, tile.BN)), args, tile, constants)
+        _run(per_step.backward_projected, (_tiles(rows, tile.BM), _tiles(P, tile.BN)), args, tile, constants)
         if now.n:
             dy = torch.mm(d_hr.view(-1, P)[now.base : now.base + now.n], w_hr)
             args = (dy, dc, c0, c, gates, reset, dxg, dc0, *now, *before, H)
-            _run(step.backward_cell, (_tiles(now.n, tile.BM), _tiles(H, tile.BN)), args, tile, cell_constants)
+            _run(per_step.backward_cell, (_tiles(now.n, tile.BM), _tiles(H, tile.BN)), args, tile, cell_constants)
     return dh0, dc0

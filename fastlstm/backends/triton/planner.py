@@ -4,10 +4,10 @@ A tile is chosen from a short list per shape and way of multiplying; each entry 
 architecture by tools/gpu_resources.py, which is where "no spills" comes from. Shared memory is compared with the device's
 limit here, since Triton compiles past it. The rule, the first that fits:
 
-    resident    W_hh stays on one multiprocessor
-    streamed    where W_hh has at most STREAMED_BYTES, which a block reads from L2 in about the time of one launch, and
+    single_block  W_hh stays on one multiprocessor
+    streamed      where W_hh has at most STREAMED_BYTES, which a block reads from L2 in about the time of one launch, and
                 every block has a multiprocessor
-    step        everything else; and streamed again where a tile of `step` does not fit
+    per_step      everything else; and streamed again where a tile of `per_step` does not fit
 
 and of a shape's tiles the one with the fewest rows that holds the batch, or whose blocks have a multiprocessor each. It
 needs no cost model: that is part of the native module, without which this backend works.
@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from math import ceil
 
-SHAPES = ("resident", "streamed", "step")
+SHAPES = ("single_block", "streamed", "per_step")
 MAX_WEIGHTS = 2**31  # offsets inside W_hh are 32-bit
 STREAMED_BYTES = 512 << 10  # one multiprocessor takes about 40 KiB a microsecond from L2, a launch from Python 15 µs
 
@@ -38,7 +38,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Tile:
-    """BM rows; BN units (resident: all of them, padded to a power of two); BK terms of the sum per block of W_hh."""
+    """BM rows; BN units (single_block: all of them, padded to a power of two); BK terms of the sum per block of W_hh."""
 
     BM: int
     BN: int
@@ -48,7 +48,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TritonPlan:
     """What runs: shape, how operands are multiplied, the tiles of both directions, and why."""
 
     shape: str
@@ -65,14 +65,14 @@ class Plan:
 
     def __str__(self) -> str:
         t = self.forward
-        size = f"{t.BM} rows × {t.BN} units" + ("" if self.shape == "resident" else f", blocks of {t.BK}")
+        size = f"{t.BM} rows × {t.BN} units" + ("" if self.shape == "single_block" else f", blocks of {t.BK}")
         return (
             f"triton: {self.shape} ({self.math}), {size}, {t.warps} warps, {t.stages} stages; {'; '.join(self.reasons)}"
         )
 
 
 # (padded H, warps): 4·HP² weights stay in shared memory
-_RESIDENT = {
+_SINGLE_BLOCK = {
     "half": ((16, 4), (32, 4), (64, 8), (128, 16)),
     "tf32": ((16, 4), (32, 8), (64, 8)),
     "ieee": ((16, 4), (32, 4), (64, 8)),
@@ -88,7 +88,7 @@ _TILED = {
         "tf32": ((Tile(16, 32, 32, 8, 3), Tile(16, 32, 128, 8, 3)),),
         "ieee": ((Tile(4, 32, 32, 4, 3), Tile(4, 32, 64, 4, 3)),),
     },
-    "step": {
+    "per_step": {
         "half": (
             (Tile(16, 16, 128, 4, 3), Tile(16, 16, 256, 4, 3)),
             (Tile(64, 32, 64, 8, 3), Tile(64, 32, 128, 8, 3)),
@@ -109,7 +109,7 @@ _forced: ContextVar[str | None] = ContextVar("fastlstm_triton_shape", default=No
 
 @contextmanager
 def force(shape: str | None) -> Iterator[None]:
-    """Use one kernel shape inside a `with` block: resident, streamed or step; None: choose as usual."""
+    """Use one kernel shape inside a `with` block: single_block, streamed or per_step; None: choose as usual."""
     if shape is not None and shape not in SHAPES:
         raise ValueError(f"shape is {shape!r}, expected one of {', '.join(SHAPES)}")
     token = _forced.set(shape)
@@ -131,7 +131,9 @@ def how(itemsize: int, tf32: bool, device: Device) -> str:
     return "tf32" if tf32 and device.capability >= 80 else "ieee"
 
 
-def choose(device: Device, H: int, B: int, math: str, *, projected: bool = False, training: bool = True) -> Plan | str:
+def choose(
+    device: Device, H: int, B: int, math: str, *, projected: bool = False, training: bool = True
+) -> TritonPlan | str:
     """Return the plan for a layer of H units and B rows, or the reason why there is none.
 
     math: see `how`; projected: h is projected, which only the step shape does; training: a backward follows.
@@ -150,27 +152,27 @@ def choose(device: Device, H: int, B: int, math: str, *, projected: bool = False
     return "; ".join(reasons)
 
 
-def _preferred(streamed: Plan | None, H: int, B: int, weights: int, device: Device) -> tuple[str, ...]:
+def _preferred(streamed: TritonPlan | None, H: int, B: int, weights: int, device: Device) -> tuple[str, ...]:
     if streamed and weights <= STREAMED_BYTES and _blocks(streamed, H, B) <= device.sms:
         return SHAPES
-    return "resident", "step", "streamed"
+    return "single_block", "per_step", "streamed"
 
 
 def _rejection(shape: str, H: int, math: str, projected: bool) -> str | None:
     if _forced.get() not in (None, shape):
         return f"{_forced.get()} was asked for"
-    if projected and shape != "step":
-        return "projection goes through step"
-    if shape == "resident" and _padded(math, H) is None:
+    if projected and shape != "per_step":
+        return "projection goes through per_step"
+    if shape == "single_block" and _padded(math, H) is None:
         return f"W_hh of H {H} does not stay on one multiprocessor"
     return None
 
 
 def _padded(math: str, H: int) -> tuple[int, int] | None:
-    return next((pair for pair in _RESIDENT[math] if pair[0] >= H), None)
+    return next((pair for pair in _SINGLE_BLOCK[math] if pair[0] >= H), None)
 
 
-def _fit(device: Device, shape: str, H: int, B: int, math: str, training: bool) -> Plan | str:
+def _fit(device: Device, shape: str, H: int, B: int, math: str, training: bool) -> TritonPlan | str:
     """The tiles of a shape whose shared memory the device has, or what is missing."""
     itemsize = 2 if math == "half" else 4
     plans, least = [], None
@@ -180,21 +182,21 @@ def _fit(device: Device, shape: str, H: int, B: int, math: str, training: bool) 
             shared = max(shared, shared_bytes(shape, backward, itemsize, backward=True))
         least = min(shared, least or shared)
         if shared <= device.shared_bytes:
-            plans.append(Plan(shape, math, forward, backward, shared, ()))
+            plans.append(TritonPlan(shape, math, forward, backward, shared, ()))
     if not plans:
         return f"needs {least} bytes of shared memory, {device.name} gives a block {device.shared_bytes}"
-    if shape == "resident":
+    if shape == "single_block":
         return plans[0]
     return next((plan for plan in plans if B <= plan.forward.BM or _blocks(plan, H, B) <= device.sms), plans[-1])
 
 
-def _blocks(plan: Plan, H: int, B: int) -> int:
+def _blocks(plan: TritonPlan, H: int, B: int) -> int:
     """Blocks of a forward launch: `streamed` goes through all units of its rows in one."""
-    return ceil(B / plan.forward.BM) * (ceil(H / plan.forward.BN) if plan.shape == "step" else 1)
+    return ceil(B / plan.forward.BM) * (ceil(H / plan.forward.BN) if plan.shape == "per_step" else 1)
 
 
 def _candidates(shape: str, H: int, math: str) -> list[tuple[Tile, Tile]]:
-    if shape != "resident":
+    if shape != "single_block":
         return list(_TILED[shape][math])
     HP, warps = _padded(math, H)
     tiles = [Tile(_ROWS[math], HP, HP, warps, stages) for stages in (2, 1)]
@@ -204,7 +206,7 @@ def _candidates(shape: str, H: int, math: str) -> list[tuple[Tile, Tile]]:
 def shared_bytes(shape: str, tile: Tile, itemsize: int, backward: bool) -> int:
     """An upper bound of a kernel's shared memory in bytes; the compiled number is below it (tests hold it to that)."""
     sums = tile.BM * 4 * tile.BN * 4
-    if shape == "resident":
+    if shape == "single_block":
         weights = 4 * tile.BN * tile.BN * itemsize
         # forward: xg; backward: gates, and c, the c before it twice, dh and dc
         loads = tile.BM * tile.BN * ((4 * itemsize + 16 + itemsize) if backward else 4 * itemsize)
@@ -214,37 +216,3 @@ def shared_bytes(shape: str, tile: Tile, itemsize: int, backward: bool) -> int:
     if shape == "streamed" and not backward:
         blocks += tile.BM * 4 * tile.BN * itemsize
     return (tile.stages - 1) * blocks + sums + 1024  # the block in use is in registers
-
-
-def committed() -> Iterator[tuple[Device, int, int, str]]:
-    """(device, H, B, math) of the list that the slow tests compile: every size class on every kind of device."""
-    from fastlstm.backends import cost_model  # needs the native module; only tools and tests come here
-
-    for name in ("A100", "H100", "RTX 3090", "RTX 4090", "B200", "RTX 5090"):
-        known = cost_model.KNOWN[name]
-        device = Device(name, known.capability, known.sms, known.shared_bytes)
-        for math in ("half", "tf32", "ieee"):
-            for H in (1, 16, 32, 60, 64, 96, 128, 200, 256, 512, 768, 1024, 1536):
-                for B in (1, 16, 64, 128, 4096):
-                    yield device, H, B, math
-
-
-def describe(shape: str, tile: Tile) -> str:
-    """Return a tile as docs/gpu-resources.md has it: rows x units / terms of a block of the sum, warps, stages."""
-    size = f"{tile.BM}x{tile.BN}" + ("" if shape == "resident" else f"/{tile.BK}")
-    return f"{size} w{tile.warps} s{tile.stages}"
-
-
-def variants(capability: int | None = None) -> list[tuple[str, str, Tile, str]]:
-    """Every (shape, math, tile, "forward" or "backward") that `choose` picks over `committed`, for one capability or all."""
-    found = {}
-    for device, H, B, math in committed():
-        if capability not in (None, device.capability):
-            continue
-        for shape in (None, *SHAPES):
-            with force(shape):
-                plan = choose(device, H, B, math)
-            if isinstance(plan, Plan):
-                found[plan.shape, math, plan.forward, "forward"] = None
-                found[plan.shape, math, plan.backward, "backward"] = None
-    return sorted(found, key=lambda v: (v[1], SHAPES.index(v[0]), v[3], v[2].BN, v[2].BM))

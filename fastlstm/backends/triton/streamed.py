@@ -1,9 +1,12 @@
 """The streamed kernels: one launch for the whole sequence, W_hh read from L2 in tiles at every step; any H.
 
-One program per batch tile walks through time; h (forward) and dxg (backward) of the step before come back from memory,
-behind a barrier of the block. Within a step the tiles of units and the blocks of the sum form one loop, so that loads for
-the next tile of units are under way while a tile's cell runs. What a step reads of its own making was written before the
-barrier, and the loads that run ahead stay inside the step. c (forward) and dc (backward) run in c_n and dc0.
+    forward     z = xg + h' W_hhᵀ, then the cell (cell.py)              h', c': of the step before, zero at a reset
+    backward    dh = dh_out + dz_next W_hh, then the cell's backward    dz_next: of the step after, zero where it is reset
+
+One program per batch tile runs all steps. h (forward) or dxg (backward) of the step before is read from memory, after a
+barrier of the block. Within a step the tiles of units and the blocks of the sum form one loop, so that loads of the next
+tile are in flight while a tile's cell runs. Data that a step reads from the step before was written before the barrier;
+prefetches do not cross a step. c_n (forward) and dc0 (backward) hold the running c and dc.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ def forward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """h, c and gates of all steps: z = xg + h' W_hhᵀ; c = f c' + i g; h = o tanh(c)."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     state_row = rows.to(tl.int64) * H
     tiles = tl.cdiv(H, BN) * tl.cdiv(H, BK)
@@ -104,6 +108,7 @@ def backward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """dxg (= dz) of all steps, dh0, dc0: dh = dh_out + dz_next W_hh; dc = dc_out + dc_next + dh o (1 - tanh²(c))."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     state_row = rows.to(tl.int64) * H
     steps = tile_steps(starts_ptr, T, tl.program_id(0) * BM)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.backends import device, native
+from fastlstm.backends import device, load, native
 from fastlstm.backends.cuda import backend as cuda
 from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.doctor import cuda_kernels, small_call
@@ -17,12 +17,13 @@ from fastlstm.testing import accuracy
 from fastlstm.testing.cases import SHORT
 from tests.hostsim import backend as hostsim
 
+CUDA = load("cuda")
 GPU = replace(small_call(torch.device("cpu")), device=torch.device("cuda:0"))
 
 
 def test_without_kernels_it_says_how_to_get_them(monkeypatch):
     monkeypatch.setattr(native, "load", lambda: SimpleNamespace(no_cuda="no nvcc was found when it was built"))
-    reason = cuda.why_not(GPU)
+    reason = CUDA.unsupported_reason(GPU)
     assert "no CUDA kernels, since no nvcc was found when it was built" in reason
     assert "fastlstm[cuda-build]" in reason
     assert cuda_kernels() == "none, since no nvcc was found when it was built"
@@ -34,17 +35,17 @@ def test_what_doctor_says_of_built_kernels(lib):
 
 def test_without_a_driver_it_says_so_wherever_the_tensors_are(lib):
     lib.said = "there is no NVIDIA driver; install one"
-    assert cuda.why_not(GPU) == cuda.why_not(small_call(torch.device("cpu"))) == lib.said
+    assert CUDA.unsupported_reason(GPU) == CUDA.unsupported_reason(small_call(torch.device("cpu"))) == lib.said
 
 
 def test_other_devices_and_types_are_refused(lib):
-    assert "tensors are on cpu" in cuda.why_not(small_call(torch.device("cpu")))
-    assert "dtype is torch.float64" in cuda.why_not(replace(GPU, dtype=torch.float64))
+    assert "tensors are on cpu" in CUDA.unsupported_reason(small_call(torch.device("cpu")))
+    assert "dtype is torch.float64" in CUDA.unsupported_reason(replace(GPU, dtype=torch.float64))
 
 
 def test_rocm_is_refused(lib, monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.0")
-    assert "AMD" in cuda.why_not(GPU)
+    assert "AMD" in CUDA.unsupported_reason(GPU)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_rocm_is_refused(lib, monkeypatch):
 )
 def test_machine_code_of_one_major_version_and_ptx_for_newer_ones(lib, capability, runs):
     lib.capability = capability
-    reason = cuda.why_not(GPU)
+    reason = CUDA.unsupported_reason(GPU)
     assert (reason is None) == runs, reason
     if not runs:
         assert f"FASTLSTM_CUDA_ARCHS={capability}" in reason
@@ -60,7 +61,7 @@ def test_machine_code_of_one_major_version_and_ptx_for_newer_ones(lib, capabilit
 
 def test_ptx_runs_on_nothing_older(lib):
     lib.archs, lib.capability = "75,120", 90
-    assert "compute capability 9.0 and the kernels were built for 7.5, 12.0" in cuda.why_not(GPU)
+    assert "compute capability 9.0 and the kernels were built for 7.5, 12.0" in CUDA.unsupported_reason(GPU)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_ptx_runs_on_nothing_older(lib):
 )
 def test_code_with_a_letter_runs_on_its_own_gpu_alone(lib, archs, capability, runs):
     lib.archs, lib.capability = archs, capability
-    reason = cuda.why_not(GPU)
+    reason = CUDA.unsupported_reason(GPU)
     assert (reason is None) == runs, reason
     if not runs:
         assert "the kernels were built for 9.0 alone" in reason
@@ -87,9 +88,9 @@ def test_code_with_a_letter_runs_on_its_own_gpu_alone(lib, archs, capability, ru
 
 
 def test_plan_names_kernel_size_time_and_bound(lib):
-    line = cuda.plan(replace(GPU, dtype=torch.bfloat16, H=768, P=768, B=16))
+    line = CUDA.describe(replace(GPU, dtype=torch.bfloat16, H=768, P=768, B=16))
     for words in (
-        "cuda: persistent: ",
+        "cuda: cooperative: ",
         "blocks of",
         "registers",
         "KiB",
@@ -100,13 +101,13 @@ def test_plan_names_kernel_size_time_and_bound(lib):
 
 
 def test_a_forced_kernel_that_cannot_run_says_why(lib):
-    with cuda.force("tile"):
-        assert "do not fit one block" in cuda.why_not(replace(GPU, H=1024, P=1024))
-    with cuda.force("step"):
-        assert cuda.plan(GPU).startswith("cuda: step: ")
+    with CUDA.force("single_block"):
+        assert "do not fit one block" in CUDA.unsupported_reason(replace(GPU, H=1024, P=1024))
+    with CUDA.force("per_step"):
+        assert CUDA.describe(GPU).startswith("cuda: per_step: ")
     with (
-        pytest.raises(ValueError, match="kernel is 'tiles', expected one of step, tile, persistent"),
-        cuda.force("tiles"),
+        pytest.raises(ValueError, match="kernel is 'tiles', expected one of per_step, single_block, cooperative"),
+        CUDA.force("tiles"),
     ):
         pass
 
@@ -132,12 +133,12 @@ def test_products_go_to_wide_results_where_torch_can():
             cuda._Gpu.product(None, a, b, out)
 
 
-@pytest.mark.parametrize("kernel", cuda.KERNELS)
+@pytest.mark.parametrize("kernel", CUDA.kernel_names)
 def test_whole_calls(simulated, kernel):
     """Forward and backward of a packed case with resets, by the rule of accuracy; the device is set for both runtimes."""
     cases = [c for c in SHORT if c.H == 7 and c.packed and c.B and not c.projection]
-    with cuda.force(kernel if kernel != "persistent" else None):
-        accuracy.check_backend(cuda, cases[0], torch.bfloat16)
+    with CUDA.force(kernel if kernel != "cooperative" else None):
+        accuracy.check_backend(CUDA, cases[0], torch.bfloat16)
     assert simulated == [("device", 3), ("runtime", 3)] * (len(simulated) // 2)
     assert len(simulated) >= 4
 
@@ -151,7 +152,7 @@ def test_products_follow_cudnns_switch(simulated, monkeypatch, allowed):
     monkeypatch.setattr(cuda_launch, "input_side", lambda *a: (seen.append(matmul.fp32_precision), input_side(*a))[1])
     before = matmul.fp32_precision
     case = next(c for c in SHORT if c.H == 7 and not c.ids and not c.projection)
-    accuracy.check_backend(cuda, case, torch.float32, tf32=allowed)
+    accuracy.check_backend(CUDA, case, torch.float32, tf32=allowed)
     assert set(seen) == {"tf32" if allowed else "ieee"}
     assert matmul.fp32_precision == before
 
@@ -171,19 +172,19 @@ def test_an_input_side_at_a_low_address(monkeypatch):
     monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 1)
     x, w_x, found = torch.randn(3, 2), torch.randn(8, 2), []
     rt, args = SimpleNamespace(use=lambda *_: 40), library_args()
-    steps = cuda_launch.Steps.of(x[:, None], 1, None, False)
+    steps = cuda_launch.StepRows.of(x[:, None], 1, None, False)
     cuda_launch._in_chunks(rt, args, steps, x, w_x, None, lambda begin, end: found.append(args.xg), 0)
     assert [(at + k * 32) % 2**64 for k, at in enumerate(found)] == [40, 40, 40]
 
 
-@pytest.mark.parametrize(("kernel", "most"), [("step", 8), ("persistent", 256)])
+@pytest.mark.parametrize(("kernel", "most"), [("per_step", 8), ("cooperative", 256)])
 def test_an_input_side_that_is_not_kept_is_small(simulated, monkeypatch, kernel, most):
     """Only launches that load W_hh get at least 256 steps of it at once."""
     seen, real = [], cuda_launch.input_side
     monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 8 * 3 * 4 * 32 * 4)
     monkeypatch.setattr(cuda_launch, "input_side", lambda x, *rest: seen.append(x.shape[0]) or real(x, *rest))
     lstm, x = fastlstm.LSTM(2, 32), torch.randn(300, 3, 2)
-    with fastlstm.backend("cuda"), cuda.force(kernel), torch.no_grad():
+    with fastlstm.backend("cuda"), CUDA.force(kernel), torch.no_grad():
         lstm(x)
     assert max(seen) == 3 * most
     assert sum(seen) == 3 * 300
@@ -201,7 +202,7 @@ def test_what_hooks_give_back_does_not_reach_a_kernel_unchecked(simulated, chang
 
 def library_args():
     """An argument block of the real binding, which takes addresses of 64 bits without a sign."""
-    if reason := hostsim.why_not(small_call(torch.device("cpu"))):
+    if reason := hostsim.BACKEND.unsupported_reason(small_call(torch.device("cpu"))):
         pytest.skip(reason)
     return hostsim.library().cuda.ForwardArgs()
 

@@ -35,7 +35,7 @@ def test_what_it_chooses_fits(lib, name):
     for (H, B), code in product(SIZES, CODES.values()):
         for backward, choice in enumerate(cuda_planner.choices(lib, device, code, H=H, B=B)):
             t = choice.t
-            if choice.kernel == "step":
+            if choice.kernel == "per_step":
                 continue
             assert _allowed(device, code)
             assert choice.shared_bytes <= device.shared_bytes
@@ -43,7 +43,7 @@ def test_what_it_chooses_fits(lib, name):
             units = t.groups * (16 if backward else 8) * t.unit_blocks // t.gate_splits
             assert units >= H
             assert 8 * t.row_tiles * t.row_blocks >= B
-            assert t.unit_blocks == 1 if choice.kernel == "tile" else choice.blocks <= device.sms
+            assert t.unit_blocks == 1 if choice.kernel == "single_block" else choice.blocks <= device.sms
             held = (choice.register_weights + choice.shared_weights) * t.unit_blocks
             assert held >= 4 * H * H * BYTES[code]
             again = lib.fit(cuda_planner.gpu(lib, device), code, H, B, bool(backward), choice.kernel, t)
@@ -64,7 +64,7 @@ def test_it_takes_the_cheapest(lib):
     device = cost_model.KNOWN["A100"]
     for (H, B), code in product(((64, 16), (512, 16), (1024, 128)), (0, 3)):
         best = cuda_planner.choices(lib, device, code, H=H, B=B)
-        for kernel in ("step", "tile", "persistent"):
+        for kernel in ("per_step", "single_block", "cooperative"):
             try:
                 other = cuda_planner.choices(lib, device, code, H=H, B=B, only=kernel)
             except ValueError:
@@ -87,10 +87,10 @@ def test_all_tilings_come_cheapest_first(lib, H, B, backward):
     for code in CODES.values():
         found = cuda_planner.tilings(lib, device, code, H=H, B=B, backward=backward)
         assert [c.us for c in found] == sorted(c.us for c in found)
-        assert all(c.kernel == ("tile" if c.t.unit_blocks == 1 else "persistent") for c in found)
+        assert all(c.kernel == ("single_block" if c.t.unit_blocks == 1 else "cooperative") for c in found)
         assert len({tuple(getattr(c.t, n) for n in TILING) for c in found}) == len(found)
         best = cuda_planner.choices(lib, device, code, H=H, B=B)[backward]
-        if best.kernel == "step":
+        if best.kernel == "per_step":
             assert all(c.us >= best.us for c in found)
         else:
             assert (found[0].us, found[0].work.l2_rounds) == (best.us, best.work.l2_rounds)
@@ -104,7 +104,7 @@ def test_work_counts_what_a_warp_waits_for(lib):
         for name in TILING:
             setattr(tiling, name, values.get(name, 1))
         gpu = cuda_planner.gpu(lib, cost_model.KNOWN["H100"])
-        return lib.fit(gpu, 3, 1024, 16, backward, "persistent", tiling).work.as_dict()
+        return lib.fit(gpu, 3, 1024, 16, backward, "cooperative", tiling).work.as_dict()
 
     ahead = work(False, unit_blocks=64, groups=2, k_splits=4, row_tiles=2, phase=2)
     assert ahead["l2_rounds"] == 2  # 8 spans a warp, all on their way together, for two row tiles
@@ -141,7 +141,7 @@ def test_unknown_devices_borrow_from_their_generation(lib):
     small = cost_model.known("NVIDIA RTX A1000", 86, 18, 101376, lib)  # has "A100" in its name
     assert (small.half, small.ghz) == (cost_model.KNOWN["RTX 3090"].half, cost_model.KNOWN["RTX 3090"].ghz)
     assert cost_model.known("NVIDIA A100-SXM4-80GB", 80, 108, 166912, lib).half == cost_model.KNOWN["A100"].half
-    assert cuda_planner.choices(lib, future, 3, H=1024, B=64)[0].kernel == "persistent"
+    assert cuda_planner.choices(lib, future, 3, H=1024, B=64)[0].kernel == "cooperative"
 
 
 def test_sizes_choose_kernels(lib):
@@ -151,24 +151,24 @@ def test_sizes_choose_kernels(lib):
     def kernels(H, B=16, code=3, device=h100):
         return [c.kernel for c in cuda_planner.choices(lib, device, code, H=H, B=B)]
 
-    assert kernels(64) == ["tile", "tile"]
-    assert kernels(1024) == kernels(768) == ["persistent", "persistent"]
-    assert kernels(16384) == ["step", "step"]
-    assert kernels(256, code=3, device=cost_model.KNOWN["T4"]) == ["step", "step"]
-    assert kernels(64, code=2, device=cost_model.KNOWN["T4"]) == ["tile", "tile"]
+    assert kernels(64) == ["single_block", "single_block"]
+    assert kernels(1024) == kernels(768) == ["cooperative", "cooperative"]
+    assert kernels(16384) == ["per_step", "per_step"]
+    assert kernels(256, code=3, device=cost_model.KNOWN["T4"]) == ["per_step", "per_step"]
+    assert kernels(64, code=2, device=cost_model.KNOWN["T4"]) == ["single_block", "single_block"]
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"only": "tile", "H": 1024}, "1024 units do not fit one block|does not stay in one block"),
-        ({"only": "tile", "H": 128, "code": 0}, "KiB of shared memory, a block gets"),
-        ({"only": "persistent", "H": 4}, "one block has all 4 units"),
-        ({"only": "tile", "H": 32, "projected": True}, "a projection goes through step"),
-        ({"only": "tile", "H": 32, "code": 3, "device": "T4"}, "bfloat16 products need compute capability 8.0"),
-        ({"only": "tile", "H": 32, "code": 1, "device": "T4"}, "TF32 products need compute capability 8.0"),
-        ({"only": "tiles", "H": 32}, "kernel is 'tiles', expected step, tile or persistent"),
-        ({"only": "tile", "H": 32, "device": "old"}, "compute capability 7.0, at least 7.5 is needed"),
+        ({"only": "single_block", "H": 1024}, "1024 units do not fit one block|does not stay in one block"),
+        ({"only": "single_block", "H": 128, "code": 0}, "KiB of shared memory, a block gets"),
+        ({"only": "cooperative", "H": 4}, "one block has all 4 units"),
+        ({"only": "single_block", "H": 32, "projected": True}, "a projection goes through per_step"),
+        ({"only": "single_block", "H": 32, "code": 3, "device": "T4"}, "bfloat16 products need compute capability 8.0"),
+        ({"only": "single_block", "H": 32, "code": 1, "device": "T4"}, "TF32 products need compute capability 8.0"),
+        ({"only": "tiles", "H": 32}, "kernel is 'tiles', expected per_step, single_block or cooperative"),
+        ({"only": "single_block", "H": 32, "device": "old"}, "compute capability 7.0, at least 7.5 is needed"),
     ],
 )
 def test_it_says_why_not(lib, options, reason):
@@ -195,7 +195,7 @@ def test_a_tiling_that_does_not_fit(lib, changes, reason):
     for name, value in zip(TILING, (1, 1, 8, 1, 1, 1, 1), strict=True):
         setattr(tiling, name, changes.get(name, value))
     with pytest.raises(ValueError, match=reason):
-        lib.fit(cuda_planner.gpu(lib, cost_model.KNOWN["H100"]), 3, 64, 8, False, "tile", tiling)
+        lib.fit(cuda_planner.gpu(lib, cost_model.KNOWN["H100"]), 3, 64, 8, False, "single_block", tiling)
 
 
 def test_too_many_blocks_for_the_chip(lib):
@@ -203,16 +203,16 @@ def test_too_many_blocks_for_the_chip(lib):
     for name, value in zip(TILING, (64, 4, 1, 1, 1, 1, 1), strict=True):
         setattr(tiling, name, value)
     with pytest.raises(ValueError, match="256 blocks that wait for each other need as many multiprocessors"):
-        lib.fit(cuda_planner.gpu(lib, cost_model.KNOWN["H100"]), 3, 512, 32, False, "persistent", tiling)
+        lib.fit(cuda_planner.gpu(lib, cost_model.KNOWN["H100"]), 3, 512, 32, False, "cooperative", tiling)
 
 
-@pytest.mark.parametrize(("H", "kernel"), [(64, "tile"), (768, "persistent"), (16384, "step")])
+@pytest.mark.parametrize(("H", "kernel"), [(64, "single_block"), (768, "cooperative"), (16384, "per_step")])
 def test_the_sentence(lib, H, kernel):
     device = cost_model.KNOWN["H100"]
     said = [cuda_planner.sentence(c, device) for c in cuda_planner.choices(lib, device, 3, H=H, B=16)]
     for line in said:
         assert line.startswith(f"{kernel}: ")
         words = ["µs a step predicted on H100", "bound by", "W_hh ("]
-        if kernel != "step":
+        if kernel != "per_step":
             words += ["blocks of", "threads", "KiB", "over units x", "groups", "tiles of 8 sequences"]
         assert all(word in line for word in words), line

@@ -8,14 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fastlstm.backends import load
 from fastlstm.backends.base import BackendError
-from fastlstm.backends.cuda import backend as cuda
 from fastlstm.doctor import small_call
-from fastlstm.ops.arguments import Spec
+from fastlstm.ops.arguments import OpInputs, Spec
 from fastlstm.testing import accuracy
 from fastlstm.testing.cases import Case, make
 from tests.hostsim import backend as hostsim
 
+CUDA = load("cuda")
 CASE = Case(id="spread", T=3, B=2, I=3, H=136, P=136, lengths=(3, 2), reset=True)  # the planner spreads it over blocks
 
 
@@ -26,10 +27,10 @@ def refused(simulated, monkeypatch, request):
 
     def refuse(*args):
         seen.append(args)
-        raise launchers.RefusedLaunchError("persistent: too many blocks in cooperative launch, code 720")
+        raise launchers.RefusedLaunchError("cooperative: too many blocks in cooperative launch, code 720")
 
     for direction in getattr(request, "param", ("forward", "backward")):
-        monkeypatch.setattr(launchers, f"persistent_{direction}", refuse)
+        monkeypatch.setattr(launchers, f"cooperative_{direction}", refuse)
     return seen
 
 
@@ -39,7 +40,7 @@ def spec_of(dtype: torch.dtype) -> Spec:
 
 
 def test_the_launchers_have_this_error():
-    if reason := hostsim.why_not(small_call(torch.device("cpu"))):
+    if reason := hostsim.BACKEND.unsupported_reason(small_call(torch.device("cpu"))):
         pytest.skip(reason)
     assert issubclass(hostsim.library().cuda.RefusedLaunchError, RuntimeError)
 
@@ -47,31 +48,31 @@ def test_the_launchers_have_this_error():
 def test_another_kernel_runs_the_call_and_all_later_ones(refused, caplog):
     caplog.set_level(logging.WARNING, logger="fastlstm")
     for dtype in (torch.float32, torch.bfloat16):
-        assert cuda.planned(spec_of(dtype)) == (("step" if refused else "persistent"),) * 2
-        accuracy.check_backend(cuda, CASE, dtype)
+        assert CUDA.kernels(spec_of(dtype)) == (("per_step" if refused else "cooperative"),) * 2
+        accuracy.check_backend(CUDA, CASE, dtype)
         assert len(refused) == 1  # in one type, and no other is tried
     assert len(caplog.records) == 1
-    assert "persistent (float32, tf32, bfloat16, float16) is not used again on cuda:3" in caplog.text
-    assert "refused its launch (persistent: too many blocks in cooperative launch, code 720)" in caplog.text
+    assert "cooperative (float32, tf32, bfloat16, float16) is not used again on cuda:3" in caplog.text
+    assert "refused its launch (cooperative: too many blocks in cooperative launch, code 720)" in caplog.text
 
 
 @pytest.mark.parametrize("refused", [("backward",)], indirect=True)
 def test_refused_between_forward_and_backward(refused):
-    accuracy.check_backend(cuda, CASE, torch.float32)
+    accuracy.check_backend(CUDA, CASE, torch.float32)
     assert len(refused) == 1
 
 
 def test_a_kernel_forced_by_its_name_says_so(refused):
-    with cuda.force("persistent"), pytest.raises(BackendError, match="the GPU refused its launch"):
-        cuda.forward(*make(CASE, torch.float32), False, 1)
+    with CUDA.force("cooperative"), pytest.raises(BackendError, match="the GPU refused its launch"):
+        CUDA.forward(OpInputs(*make(CASE, torch.float32), False, 1))
     assert len(refused) == 1
 
 
 def test_other_errors_of_a_launch_are_raised(simulated, monkeypatch):
     def fail(*args):
-        raise RuntimeError("persistent_forward: out of memory")
+        raise RuntimeError("cooperative_forward: out of memory")
 
-    monkeypatch.setattr(hostsim.library().cuda, "persistent_forward", fail)
+    monkeypatch.setattr(hostsim.library().cuda, "cooperative_forward", fail)
     with pytest.raises(hostsim.Fault, match="out of memory"):
-        cuda.forward(*make(CASE, torch.float32), False, 1)
-    assert cuda.planned(spec_of(torch.float32)) == ("persistent", "persistent")
+        CUDA.forward(OpInputs(*make(CASE, torch.float32), False, 1))
+    assert CUDA.kernels(spec_of(torch.float32)) == ("cooperative", "cooperative")

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.backends import withheld
+from fastlstm.backends import device, load, withheld
 from fastlstm.backends.base import BackendError
-from fastlstm.backends.cuda import backend as cuda
 from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.doctor import small_call
 
+CUDA = load("cuda")
 LARGE = replace(small_call(torch.device("cuda:0")), dtype=torch.bfloat16, H=768, P=768, B=16)
 
 
@@ -25,38 +25,38 @@ def warnings(caplog):
 
 
 def test_a_word_for_each_device_kernel_and_type(fresh):
-    words = {cuda_status.word(i, k, m).data_ptr() for i in (0, 1) for k in cuda.KERNELS for m in cuda.MATHS}
+    words = {cuda_status.word(i, k, m).data_ptr() for i in (0, 1) for k in CUDA.kernel_names for m in device.MATHS}
     assert len(words) == 2 * 3 * 4
-    cuda_status.word(1, "tile", "float16")[0] = 7
+    cuda_status.word(1, "single_block", "float16")[0] = 7
     assert cuda_status.words(1).sum() == 7
     assert cuda_status.words(0).sum() == 0
 
 
 def test_words_that_inference_mode_asked_for_first_can_be_cleared_outside_it(lib):
     with torch.inference_mode():
-        cuda_status.word(0, "tile", "float16")[0] = cuda_status.BAD_ID
-    with pytest.raises(IndexError, match="tile in float16"):
+        cuda_status.word(0, "single_block", "float16")[0] = cuda_status.BAD_ID
+    with pytest.raises(IndexError, match="single_block in float16"):
         cuda_status.raise_on(0)
     cuda_status.raise_on(0)
 
 
 def test_a_kernel_whose_blocks_waited_is_told_once_and_not_planned_again(lib, warnings):
-    assert cuda.planned(LARGE) == ("persistent", "persistent")
-    cuda_status.word(0, "persistent", "bfloat16")[0] = cuda_status.TIMED_OUT
+    assert CUDA.kernels(LARGE) == ("cooperative", "cooperative")
+    cuda_status.word(0, "cooperative", "bfloat16")[0] = cuda_status.TIMED_OUT
     with pytest.raises(
-        BackendError, match=r"on cuda:0 gave up: the blocks of kernel persistent in bfloat16 waited 1.5 s"
+        BackendError, match=r"on cuda:0 gave up: the blocks of kernel cooperative in bfloat16 waited 1.5 s"
     ) as told:
         cuda_status.raise_on(0)
-    assert (told.value.kernel, told.value.math) == ("persistent", "bfloat16")
+    assert (told.value.kernel, told.value.math) == ("cooperative", "bfloat16")
     cuda_status.raise_on(0)
-    assert cuda.planned(LARGE) == ("step", "step")
-    assert cuda.planned(replace(LARGE, dtype=torch.float16)) == ("persistent", "persistent")
-    assert cuda.planned(replace(LARGE, device=torch.device("cuda:1"))) == ("persistent", "persistent")
-    cuda_status.word(0, "persistent", "bfloat16")[0] = cuda_status.TIMED_OUT
+    assert CUDA.kernels(LARGE) == ("per_step", "per_step")
+    assert CUDA.kernels(replace(LARGE, dtype=torch.float16)) == ("cooperative", "cooperative")
+    assert CUDA.kernels(replace(LARGE, device=torch.device("cuda:1"))) == ("cooperative", "cooperative")
+    cuda_status.word(0, "cooperative", "bfloat16")[0] = cuda_status.TIMED_OUT
     with pytest.raises(BackendError):
         cuda_status.raise_on(0)
     assert len(warnings.records) == 1
-    assert "persistent (bfloat16) is not used again on cuda:0" in warnings.text
+    assert "cooperative (bfloat16) is not used again on cuda:0" in warnings.text
 
 
 def test_where_no_type_is_known_the_error_names_no_kernel():
@@ -66,18 +66,18 @@ def test_where_no_type_is_known_the_error_names_no_kernel():
 
 
 def test_a_kernel_that_gave_up_does_not_run_by_its_name_either(lib):
-    withheld.give_up("cuda", 0, "persistent", ("bfloat16",), "its blocks waited 2 s for each other")
-    with cuda.force("persistent"):
-        assert "its blocks waited 2 s for each other" in cuda.why_not(LARGE)
-    assert cuda.why_not(LARGE) is None
+    withheld.give_up("cuda", 0, "cooperative", ("bfloat16",), "its blocks waited 2 s for each other")
+    with CUDA.force("cooperative"):
+        assert "its blocks waited 2 s for each other" in CUDA.unsupported_reason(LARGE)
+    assert CUDA.unsupported_reason(LARGE) is None
 
 
 def test_where_nothing_is_left_the_reasons_are_told(lib):
-    for kernel in cuda.KERNELS:
+    for kernel in CUDA.kernel_names:
         withheld.give_up("cuda", 0, kernel, ("bfloat16",), f"{kernel} is broken")
-    reason = cuda.why_not(LARGE)
+    reason = CUDA.unsupported_reason(LARGE)
     assert "no kernel is left" in reason
-    assert "tile: tile is broken" in reason
+    assert "single_block: single_block is broken" in reason
 
 
 def test_check_waits_and_raises(lib, monkeypatch):
@@ -85,13 +85,13 @@ def test_check_waits_and_raises(lib, monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     fastlstm.check()
     assert waited == []  # nothing was launched
-    cuda_status.word(0, "step", "float32")
-    cuda_status.word(2, "tile", "float16")[0] = cuda_status.BAD_ID
+    cuda_status.word(0, "per_step", "float32")
+    cuda_status.word(2, "single_block", "float16")[0] = cuda_status.BAD_ID
     fastlstm.check("cuda:0")
     fastlstm.check(torch.device("cpu"))
     fastlstm.check(1)
     assert waited == [0]
-    with pytest.raises(IndexError, match=r"cuda:2 had ids outside its table \(kernel tile in float16\)"):
+    with pytest.raises(IndexError, match=r"cuda:2 had ids outside its table \(kernel single_block in float16\)"):
         fastlstm.check()
     assert waited == [0, 0, 2]
     fastlstm.check()
@@ -102,17 +102,17 @@ def test_check_tells_why_where_the_device_failed(lib, monkeypatch):
         raise RuntimeError("CUDA error: unspecified launch failure")
 
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    cuda_status.word(0, "step", "float32")
+    cuda_status.word(0, "per_step", "float32")
     with pytest.raises(RuntimeError, match="launch failure"):
         fastlstm.check()
-    cuda_status.word(0, "step", "float32")[0] = cuda_status.BAD_ID
+    cuda_status.word(0, "per_step", "float32")[0] = cuda_status.BAD_ID
     with pytest.raises(IndexError) as found:
         fastlstm.check()
     assert "launch failure" in str(found.value.__context__)
 
 
 def test_check_is_not_for_captures(lib, monkeypatch):
-    cuda_status.word(0, "step", "float32")
+    cuda_status.word(0, "per_step", "float32")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="a capture cannot; call it after a replay"):
         fastlstm.check()
@@ -123,21 +123,21 @@ def test_forward_and_backward_write_the_word_of_their_kernel_and_type(simulated,
     monkeypatch.setattr(cuda_status, "word", lambda *of: asked.append(of) or word(*of))
     lstm = fastlstm.LSTM(4, 8, dtype=torch.bfloat16)
     with fastlstm.backend("cuda"):
-        with cuda.force("tile"):
+        with CUDA.force("single_block"):
             out = lstm(torch.zeros(2, 1, 4, dtype=torch.bfloat16))[0]
-        with cuda.force("step"):
+        with CUDA.force("per_step"):
             out.sum().backward()
-    assert asked == [(3, "tile", "bfloat16"), (3, "step", "bfloat16")]
+    assert asked == [(3, "single_block", "bfloat16"), (3, "per_step", "bfloat16")]
     fastlstm.check()
     assert simulated[-1] == ("waited", 3)
 
 
-@pytest.mark.parametrize("kernel", ["step", "tile"])
+@pytest.mark.parametrize("kernel", ["per_step", "single_block"])
 def test_an_id_outside_is_nan_and_an_error_later(simulated, monkeypatch, kernel):
     """Ids on a GPU are not looked at by the host; here on CPU tensors, past that look."""
     monkeypatch.setattr("fastlstm.ops.validation.ids_in_range", lambda ids, V: None)
     lstm = fastlstm.TokenLSTM(4, None, 8)
-    with fastlstm.backend("cuda"), cuda.force(kernel), torch.no_grad():
+    with fastlstm.backend("cuda"), CUDA.force(kernel), torch.no_grad():
         out = lstm(torch.tensor([[1], [9]]))[0]
         assert out[0].isfinite().all()
         assert out[1].isnan().all()

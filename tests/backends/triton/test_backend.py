@@ -20,11 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
 from fastlstm import dispatch
-from fastlstm.backends import native
-from fastlstm.backends.base import BackendError, Spec, spec_of
+from fastlstm.backends import load, native
+from fastlstm.backends.base import BackendError
 from fastlstm.backends.triton import backend, launch, planner
+from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 from fastlstm.testing import accuracy, cases
 
+TRITON = load("triton")
 EPS = torch.finfo(torch.float32).eps
 H100 = planner.Device("H100", 90, 132, 227 << 10)
 
@@ -41,7 +43,7 @@ def ieee() -> Iterator[None]:
 def _call(dtype: torch.dtype = torch.float32) -> Spec:
     case = cases.Case("small", 3, 5, 4, 16, 16)
     i = cases.make(case, dtype)
-    return spec_of(i.x, i.ids, i.w_x, i.w_hh, i.w_hr, i.h0, i.batch_sizes, i.reset, case.reverse, 1)
+    return OpInputs(*i, case.reverse, 1).spec()
 
 
 def _equal(found: list[torch.Tensor], wanted: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
@@ -67,7 +69,7 @@ def test_bidirectional_packed() -> None:
 
     with fastlstm.backend("triton"):
         found = run(ours, torch.float32)
-    assert dispatch.last_plan().startswith("triton: resident (tf32), 16 rows × 32 units, 8 warps, 2 stages; ")
+    assert dispatch.last_plan().startswith("triton: single_block (tf32), 16 rows × 32 units, 8 warps, 2 stages; ")
     assert dispatch.last_plan().endswith("; in Triton's interpreter")
     _equal(found, run(theirs, torch.float32), run(exact.double(), torch.float64))
 
@@ -99,16 +101,16 @@ def test_projected_bfloat16() -> None:
     ours = fastlstm.LSTM(5, 12, proj_size=7, dtype=torch.bfloat16)
     with fastlstm.backend("triton"), torch.no_grad():
         out, (h_n, c_n) = ours(torch.randn(3, 2, 5, dtype=torch.bfloat16))
-    assert dispatch.last_plan().startswith("triton: step (half), ")
+    assert dispatch.last_plan().startswith("triton: per_step (half), ")
     assert (out.dtype, out.shape, h_n.shape, c_n.shape) == (torch.bfloat16, (3, 2, 7), (1, 2, 7), (1, 2, 12))
     assert torch.equal(out[-1], h_n[0])
 
 
 def test_precision_follows_torch(ieee: None) -> None:
-    assert "(ieee)" in backend.plan(_call())
+    assert "(ieee)" in TRITON.describe(_call())
     torch.backends.cudnn.allow_tf32 = True
-    assert "(tf32)" in backend.plan(_call())
-    assert "(half)" in backend.plan(_call(torch.bfloat16))
+    assert "(tf32)" in TRITON.describe(_call())
+    assert "(half)" in TRITON.describe(_call(torch.bfloat16))
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -125,11 +127,12 @@ def test_products_follow_cudnns_switch_as_the_kernels_do(monkeypatch: pytest.Mon
             return func(*args, **(kwargs or {}))
 
     case = cases.Case("projected", 2, 3, 4, 16, 7, projection=True)
-    inputs, grads = cases.make(case, torch.float32), cases.make_grads(case, torch.float32)
+    op_inputs = OpInputs(*cases.make(case, torch.float32), False, 2)
+    grads = cases.make_grads(case, torch.float32)
     with Products():
-        assert f"({'tf32' if allowed else 'ieee'})" in backend.plan(_call())
-        h, c, gates, _, _ = backend.forward(*inputs, False, 2)
-        backend.backward(*grads, *inputs, False, 2, h, c, gates)
+        assert f"({'tf32' if allowed else 'ieee'})" in TRITON.describe(_call())
+        h, c, gates, _, _ = TRITON.forward(op_inputs)
+        TRITON.backward(op_inputs, Saved(h, c, gates), Grads(*grads))
     assert len(seen) == 1 + 2 + 2 + 2  # the input side, W_hr in two steps, input side and W_hh again, W_hr in two steps
     assert set(seen) == {"tf32" if allowed else "ieee"}
     after, matmul.fp32_precision = matmul.fp32_precision, before
@@ -140,42 +143,44 @@ def test_explain_gives_the_planners_reasons() -> None:
     lstm = fastlstm.LSTM(8, 200)
     with fastlstm.backend("triton"):
         text = fastlstm.explain(lstm, torch.randn(4, 3, 8))
-    assert text.startswith("runs on triton ('triton' is forced): step (tf32), ")
+    assert text.startswith("runs on triton ('triton' is forced): per_step (tf32), ")
     assert "W_hh has 625 KiB" in text
-    assert "resident: W_hh of H 200 does not stay on one multiprocessor" in text
+    assert "single_block: W_hh of H 200 does not stay on one multiprocessor" in text
 
 
 def test_why_not_of_a_call() -> None:
-    assert backend.why_not(_call()) is None
-    assert "float64" in backend.why_not(_call(torch.float64))
-    assert "elements" in backend.why_not(replace(_call(), H=30000, P=30000))
-    assert "elements" in backend.why_not(replace(_call(), H=23170, P=23170))  # with padding past 32-bit offsets
+    assert TRITON.unsupported_reason(_call()) is None
+    assert "float64" in TRITON.unsupported_reason(_call(torch.float64))
+    assert "elements" in TRITON.unsupported_reason(replace(_call(), H=30000, P=30000))
+    assert "elements" in TRITON.unsupported_reason(
+        replace(_call(), H=23170, P=23170)
+    )  # with padding past 32-bit offsets
 
 
 def test_why_not_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = replace(_call(), device=torch.device("cuda", 0))
-    assert "TRITON_INTERPRET is set" in backend.why_not(cuda)
+    assert "TRITON_INTERPRET is set" in TRITON.unsupported_reason(cuda)
     monkeypatch.setattr(backend, "interpreted", lambda: False)
-    reason = backend.why_not(_call())
+    reason = TRITON.unsupported_reason(_call())
     assert ("there is a GPU" if torch.cuda.is_available() else "there is no GPU") in reason
     assert "TRITON_INTERPRET=1" in reason
-    assert "tensors are on meta" in backend.why_not(replace(_call(), device=torch.device("meta")))
+    assert "tensors are on meta" in TRITON.unsupported_reason(replace(_call(), device=torch.device("meta")))
     old = planner.Device("Old GPU", 75, 40, 64 << 10)
     for device, expected in (
         (old, "Old GPU has compute capability 7.5, 8.0 or newer is needed"),
         (replace(H100, shared_bytes=4096), "bytes of shared memory, H100 gives a block 4096"),
     ):
         monkeypatch.setattr(backend, "gpu", lambda _, device=device: device)
-        assert expected in backend.why_not(cuda)
+        assert expected in TRITON.unsupported_reason(cuda)
     monkeypatch.setattr(backend, "gpu", lambda _: H100)
-    assert backend.why_not(cuda) is None
+    assert TRITON.unsupported_reason(cuda) is None
 
 
 def test_it_plans_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_attempt", lambda: (None, "there is none"))
     backend._cached_choice.cache_clear()
-    assert backend.why_not(_call()) is None
-    assert backend.plan(_call()).startswith("triton: resident (")
+    assert TRITON.unsupported_reason(_call()) is None
+    assert TRITON.describe(_call()).startswith("triton: single_block (")
 
 
 @pytest.mark.parametrize(
@@ -198,13 +203,13 @@ def test_why_not_of_triton(monkeypatch: pytest.MonkeyPatch, found: dict[str, str
     monkeypatch.setattr(metadata, "version", version)
     backend.missing.cache_clear()
     try:
-        reason = backend.why_not(_call())
+        reason = TRITON.unsupported_reason(_call())
         if expected is None:
             assert reason is None
             newer = found.get("pytorch-triton")
-            assert ("; Triton 3.10.0+git1234 is newer than 3.9, the last one tried" in backend.plan(_call())) == bool(
-                newer
-            )
+            assert (
+                "; Triton 3.10.0+git1234 is newer than 3.9, the last one tried" in TRITON.describe(_call())
+            ) == bool(newer)
         else:
             assert reason.startswith(expected)
             with pytest.raises(BackendError, match="Triton is "):
@@ -226,13 +231,13 @@ def test_asking_does_not_import_triton() -> None:
     """
     code = (
         "import os, sys, torch, fastlstm\n"
-        "from fastlstm.backends import triton as t\n"
+        "from fastlstm.backends import load\n"
         "from fastlstm.doctor import small_call\n"
-        "print(t.why_not(small_call(torch.device('cpu'))))\n"
+        "print(load('triton').unsupported_reason(small_call(torch.device('cpu'))))\n"
         "assert 'triton' not in sys.modules\n"
         "import triton\n"
         "os.environ['TRITON_INTERPRET'] = '1'\n"
-        "print(t.why_not(small_call(torch.device('cpu'))))\n"
+        "print(load('triton').unsupported_reason(small_call(torch.device('cpu'))))\n"
         "assert 'fastlstm.backends.triton.math' not in sys.modules\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -249,17 +254,17 @@ def test_triton_imported_in_another_mode(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(backend, "gpu", lambda _: H100)
     with monkeypatch.context() as patch:
         patch.delenv("TRITON_INTERPRET", raising=False)
-        assert backend.why_not(_call()) is None  # the kernels of these tests are the interpreter's
+        assert TRITON.unsupported_reason(_call()) is None  # the kernels of these tests are the interpreter's
         patch.delitem(sys.modules, "fastlstm.backends.triton.math")
         for call in (_call(), cuda):
-            assert "and it no longer is; leave it as it was" in backend.why_not(call)
+            assert "and it no longer is; leave it as it was" in TRITON.unsupported_reason(call)
     with monkeypatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         patch.setattr(backend, "interpreted", lambda: False)
-        assert "set it before Python starts" in backend.why_not(_call())
-        assert backend.why_not(cuda) is None  # its kernels are compiled ones already
+        assert "set it before Python starts" in TRITON.unsupported_reason(_call())
+        assert TRITON.unsupported_reason(cuda) is None  # its kernels are compiled ones already
         patch.delitem(sys.modules, "fastlstm.backends.triton.math")
-        assert "set it before Python starts" in backend.why_not(cuda)
+        assert "set it before Python starts" in TRITON.unsupported_reason(cuda)
 
 
 @pytest.mark.parametrize("training", [False, True])

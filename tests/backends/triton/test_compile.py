@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlstm.backends.triton import planner
+from tools import gpu_resources, triton_variants
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,10 +40,11 @@ _ONE_KERNEL = """
 from itertools import product
 import torch
 from fastlstm.backends.triton import launch, planner
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from tools.triton_compile import target
 half = dict(dtype=torch.bfloat16)
 small = planner.Tile(16, 32, 32, 4, 2)
-tiles = {"resident": small, "streamed": planner.Tile(16, 32, 64, 8, 3), "step": planner.Tile(16, 16, 128, 4, 3)}
+tiles = {"single_block": small, "streamed": planner.Tile(16, 32, 64, 8, 3), "per_step": planner.Tile(16, 16, 128, 4, 3)}
 kernels, ways = {}, (False, True)
 
 def start(kernel, grid, args, options):
@@ -56,13 +57,13 @@ def call(plan, T, B, H):
     x = torch.zeros(T * B * 5 + 1, **half)[1:].view(*lead, 5)
     weights = (torch.zeros(4 * H, 5, **half), None, torch.zeros(4 * H, H, **half), None)
     inputs = (x, None, *weights, torch.zeros(B, H, **half), torch.zeros(B, H), sizes, offsets)
-    inputs += (torch.zeros(T * B + 1, dtype=torch.bool)[1:].view(lead), T > 2, 1)
-    h, c, gates, _, _ = launch.forward(plan, *inputs)
-    launch.backward(plan, h, None, None, None, *inputs, h, c, gates)
+    inputs = OpInputs(*inputs, torch.zeros(T * B + 1, dtype=torch.bool)[1:].view(lead), T > 2, 1)
+    h, c, gates, _, _ = launch.forward(plan, inputs)
+    launch.backward(plan, inputs, Saved(h, c, gates), Grads(h, None, None, None))
 
 with target(90), launch.instead(start):
     for (shape, tile), packed in product(tiles.items(), ways):
-        plan = planner.Plan(shape, "half", tile, tile, 0, ())
+        plan = planner.TritonPlan(shape, "half", tile, tile, 0, ())
         for k, (T, B) in enumerate(product((1, 16, 17), repeat=2)):
             call(plan, T, B, (1, 16, 20, 32)[k % 4])
 assert len(kernels) == 12, list(kernels)
@@ -120,7 +121,7 @@ def _variants(rows: list[dict], capability: int) -> set[tuple]:
 
 def _wanted(capability: int) -> set[tuple]:
     """The same, of what the planner picks over its committed list."""
-    return {(s, m, planner.describe(s, t), d) for s, m, t, d in planner.variants(capability)}
+    return {(s, m, triton_variants.describe(s, t), d) for s, m, t, d in triton_variants.variants(capability)}
 
 
 @pytest.mark.slow
@@ -139,10 +140,9 @@ def test_the_committed_list_is_whole(compiled: list[dict]) -> None:
 
 def test_committed_rows_are_of_the_planners_list() -> None:
     """docs/gpu-resources has every variant of every architecture in it, and all of its rows keep what is promised."""
-    path = ROOT / "docs" / "gpu-resources" / "triton.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = gpu_resources.read(ROOT / "docs" / "gpu-resources" / "triton.jsonl")
     assert [(_broken(row), row) for row in rows if _broken(row)] == []
     capabilities = {row["capability"] for row in rows}
-    assert capabilities == {device.capability for device, *_ in planner.committed()}
+    assert capabilities == {device.capability for device, *_ in triton_variants.committed()}
     for capability in capabilities:
         assert _variants(rows, capability) == _wanted(capability), f"sm_{capability}: compile it again"

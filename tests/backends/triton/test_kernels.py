@@ -21,13 +21,14 @@ if util.find_spec("triton") is None:
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastlstm.backends.base import Spec, spec_of
-from fastlstm.backends.triton import backend
+from fastlstm.backends import load
 from fastlstm.backends.triton.padding import to_tf32
+from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 from fastlstm.testing import accuracy, cases
 from tests.backends.triton.interpreter import apply
 
-SHAPES = ("resident", "streamed", "step")
+TRITON = load("triton")
+SHAPES = ("single_block", "streamed", "per_step")
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # H a multiple of 16 reaches the kernels as it is: tails of tiles (64, 32) and of the sum, with NaN right behind them
 TAILS = [
@@ -74,22 +75,22 @@ def _multiplying(math: str) -> Iterator[None]:
 
 def _spec(case: cases.Case, dtype: torch.dtype, save: int) -> Spec:
     i = cases.make(case, dtype)
-    return spec_of(i.x, i.ids, i.w_x, i.w_hh, i.w_hr, i.h0, i.batch_sizes, i.reset, case.reverse, save)
+    return OpInputs(*i, case.reverse, save).spec()
 
 
 def _shapes(case: cases.Case, dtype: torch.dtype) -> tuple[str, ...]:
     """The kernel shapes that can run a case."""
     if case.projection:
-        return ("step",)
+        return ("per_step",)
     return SHAPES[(64 if dtype == torch.float32 else 128) < case.H :]
 
 
 def _check(case: cases.Case, dtype: torch.dtype, shape: str, save: int, math: str = "half") -> None:
     spec = _spec(case, dtype, save)
-    with backend.force(shape), _multiplying(math):
-        assert backend.why_not(spec) is None
-        assert backend.plan(spec).startswith(f"triton: {shape} ({math}), ")
-        accuracy.check_backend(backend, case, dtype, save=save)
+    with TRITON.force(shape), _multiplying(math):
+        assert TRITON.unsupported_reason(spec) is None
+        assert TRITON.describe(spec).startswith(f"triton: {shape} ({math}), ")
+        accuracy.check_backend(TRITON, case, dtype, save=save)
 
 
 def _turn(case: cases.Case, dtype: torch.dtype, turn: int) -> tuple[str, int]:
@@ -131,8 +132,8 @@ def test_full_table(at: int) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tails_in_every_shape(case: cases.Case, dtype: torch.dtype, shape: str) -> None:
     if shape not in _shapes(case, dtype):
-        with backend.force(shape):
-            assert "projection" in backend.why_not(_spec(case, dtype, 1)) or case.H > 64
+        with TRITON.force(shape):
+            assert "projection" in TRITON.unsupported_reason(_spec(case, dtype, 1)) or case.H > 64
         return
     _check(case, dtype, shape, 1, "tf32" if dtype == torch.float32 else "half")
 
@@ -167,9 +168,10 @@ class _Canaries(TorchDispatchMode):
 )
 def test_nothing_is_written_outside(shape: str, case: cases.Case) -> None:
     inputs, grads = cases.make(case, torch.float32), cases.make_grads(case, torch.float32)
-    with backend.force(shape), _Canaries() as canaries:
-        h, c, gates, _, _ = backend.forward(*inputs, case.reverse, 1)
-        backend.backward(*grads, *inputs, case.reverse, 1, h, c, gates)
+    with TRITON.force(shape), _Canaries() as canaries:
+        op_inputs = OpInputs(*inputs, case.reverse, 1)
+        h, c, gates, _, _ = TRITON.forward(op_inputs)
+        TRITON.backward(op_inputs, Saved(h, c, gates), Grads(*grads))
     canaries.check()
 
 
@@ -177,24 +179,24 @@ def test_nothing_is_written_outside(shape: str, case: cases.Case) -> None:
 def test_missing_gradients_are_zero(shape: str) -> None:
     """None for dh, dc, dh_n, dc_n, alone and together, is what zeros are."""
     case = TAILS[0]
-    inputs = cases.make(case, torch.float32)
+    inputs = OpInputs(*cases.make(case, torch.float32), False, 1)
     given = cases.make_grads(case, torch.float32)
-    with backend.force(shape):
-        h, c, gates, _, _ = backend.forward(*inputs, False, 1)
+    with TRITON.force(shape):
+        h, c, gates, _, _ = TRITON.forward(inputs)
         for kept in ((), (0,), (1,), (2, 3)):
             some = [g if k in kept else None for k, g in enumerate(given)]
             zeros = [g if k in kept else torch.zeros_like(g) for k, g in enumerate(given)]
-            found = backend.backward(*some, *inputs, False, 1, h, c, gates)
-            wanted = backend.backward(*zeros, *inputs, False, 1, h, c, gates)
+            found = TRITON.backward(inputs, Saved(h, c, gates), Grads(*some))
+            wanted = TRITON.backward(inputs, Saved(h, c, gates), Grads(*zeros))
             assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_inference_keeps_nothing(shape: str) -> None:
     inputs = cases.make(TAILS[1], torch.float32)
-    with backend.force(shape):
-        h, c, gates, h_n, c_n = backend.forward(*inputs, True, 0)
-        kept = backend.forward(*inputs, True, 1)
+    with TRITON.force(shape):
+        h, c, gates, h_n, c_n = TRITON.forward(OpInputs(*inputs, True, 0))
+        kept = TRITON.forward(OpInputs(*inputs, True, 1))
     assert c.shape == gates.shape == (0,)
     assert all(torch.equal(a, b) for a, b in zip((h, h_n, c_n), (kept[0], kept[3], kept[4]), strict=True))
 
@@ -202,8 +204,8 @@ def test_inference_keeps_nothing(shape: str) -> None:
 def test_results_are_the_same_bits_again() -> None:
     for shape in SHAPES:
         inputs = cases.make(TAILS[1], torch.bfloat16)
-        with backend.force(shape):
-            first, second = (backend.forward(*inputs, True, 1) for _ in range(2))
+        with TRITON.force(shape):
+            first, second = (TRITON.forward(OpInputs(*inputs, True, 1)) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -211,7 +213,7 @@ def test_unaligned_memory() -> None:
     """Addresses that are no multiple of 16 bytes are copied, so that one compiled kernel serves."""
     case = TAILS[0]
     inputs = cases.make(case, torch.float32)
-    wanted = backend.forward(*inputs, False, 1)
+    wanted = TRITON.forward(OpInputs(*inputs, False, 1))
 
     def shift(v: torch.Tensor | None) -> torch.Tensor | None:
         if v is None:
@@ -220,7 +222,7 @@ def test_unaligned_memory() -> None:
         assert moved.data_ptr() % 16
         return moved
 
-    found = backend.forward(*(shift(v) for v in inputs), False, 1)
+    found = TRITON.forward(OpInputs(*(shift(v) for v in inputs), False, 1))
     assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
 
@@ -230,10 +232,10 @@ def test_huge_pre_activations_saturate(shape: str) -> None:
     H, infinity = 16, float("inf")
     table = torch.tensor([[1e30, -1e30, infinity, -infinity]]).repeat_interleave(H, 1)  # i, f, g, o
     ids, zeros = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(2, H)
-    inputs = (None, ids, table, None, torch.zeros(4 * H, H), None, zeros, zeros + 5, None, None, None, False, 1)
-    with backend.force(shape):
-        h, c, gates, h_n, c_n = backend.forward(*inputs)
-        dxg, _, dh0, dc0 = backend.backward(torch.ones_like(h), None, None, None, *inputs, h, c, gates)
+    inputs = OpInputs(None, ids, table, None, torch.zeros(4 * H, H), None, zeros, zeros + 5, None, None, None, False, 1)
+    with TRITON.force(shape):
+        h, c, gates, h_n, c_n = TRITON.forward(inputs)
+        dxg, _, dh0, dc0 = TRITON.backward(inputs, Saved(h, c, gates), Grads(torch.ones_like(h), None, None, None))
     assert torch.equal(gates[0, 0].view(4, H)[:, 0], torch.tensor([1.0, 0.0, 1.0, 0.0]))
     assert torch.equal(c, torch.ones_like(c))
     assert torch.equal(c_n, c[-1])

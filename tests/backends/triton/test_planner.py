@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fastlstm.backends.triton import planner
-from fastlstm.backends.triton.planner import Plan
+from fastlstm.backends.triton.planner import TritonPlan
+from tools import triton_variants
 
 MADE_UP = planner.Device("Made up", 90, 10, 100 << 10)
 MATHS = ("half", "tf32", "ieee")
@@ -23,24 +24,24 @@ def test_needs_nothing_but_the_standard_library() -> None:
 
 @pytest.mark.parametrize("math", MATHS)
 def test_the_rule_goes_by_the_size_of_w_hh(math: str) -> None:
-    assert planner.choose(MADE_UP, 16, 8, math).shape == "resident"
+    assert planner.choose(MADE_UP, 16, 8, math).shape == "single_block"
     assert planner.choose(MADE_UP, 128, 8, math).shape == "streamed"
-    assert planner.choose(MADE_UP, 4096, 8, math).shape == "step"
+    assert planner.choose(MADE_UP, 4096, 8, math).shape == "per_step"
 
 
 def test_the_tile_covers_h_and_the_batch_grows_the_tile() -> None:
     for H in (1, 15, 16, 17, 33, 64):
         plan = planner.choose(MADE_UP, H, 8, "half")
-        assert plan.shape == "resident"
+        assert plan.shape == "single_block"
         assert plan.forward.BN // 2 < max(H, 16) <= plan.forward.BN
-    with planner.force("step"):
+    with planner.force("per_step"):
         few, many = (planner.choose(MADE_UP, 512, B, "half").forward for B in (8, 4096))
     assert few.BM < many.BM
 
 
 def test_shared_memory_is_held_to_the_device() -> None:
     """Each shape in turn is refused for what it needs, and stages are given up before the shape is."""
-    with planner.force("resident"):
+    with planner.force("single_block"):
         roomy = planner.choose(replace(MADE_UP, shared_bytes=227 << 10), 64, 8, "tf32")
         need = roomy.shared_bytes
         assert (roomy.forward.stages, roomy.backward.stages) == (2, 2)
@@ -48,44 +49,44 @@ def test_shared_memory_is_held_to_the_device() -> None:
         assert (tight.forward.stages, tight.backward.stages) == (2, 1)
         refused = planner.choose(replace(MADE_UP, shared_bytes=32 << 10), 64, 8, "tf32")
     assert isinstance(refused, str)
-    assert refused.startswith("resident: needs ")
+    assert refused.startswith("single_block: needs ")
     assert "Made up gives a block 32768" in refused
     nothing = planner.choose(replace(MADE_UP, shared_bytes=4 << 10), 64, 8, "tf32")
     assert nothing.count("bytes of shared memory") == 3
     smaller = planner.choose(replace(MADE_UP, shared_bytes=60 << 10), 64, 8, "tf32")
-    assert smaller.shape != "resident"
-    assert any(reason.startswith("resident: needs ") for reason in smaller.reasons)
+    assert smaller.shape != "single_block"
+    assert any(reason.startswith("single_block: needs ") for reason in smaller.reasons)
 
 
 def test_reasons_name_the_rule_and_what_does_not_fit() -> None:
     plan = planner.choose(replace(MADE_UP, shared_bytes=227 << 10), 200, 8, "half")
-    assert plan.reasons == ("W_hh has 312 KiB", "resident: W_hh of H 200 does not stay on one multiprocessor")
+    assert plan.reasons == ("W_hh has 312 KiB", "single_block: W_hh of H 200 does not stay on one multiprocessor")
     assert str(plan).startswith("triton: streamed (half), 16 rows × 64 units")
 
 
 def test_streamed_needs_a_multiprocessor_a_block() -> None:
     rows = planner.choose(MADE_UP, 200, 8, "half").forward.BM
     assert planner.choose(MADE_UP, 200, rows * MADE_UP.sms, "half").shape == "streamed"
-    assert planner.choose(MADE_UP, 200, rows * MADE_UP.sms + 1, "half").shape == "step"
+    assert planner.choose(MADE_UP, 200, rows * MADE_UP.sms + 1, "half").shape == "per_step"
 
 
 def test_projection_goes_through_step() -> None:
     plan = planner.choose(MADE_UP, 16, 8, "half", projected=True)
-    assert plan.shape == "step"
-    assert "streamed: projection goes through step" in plan.reasons
+    assert plan.shape == "per_step"
+    assert "streamed: projection goes through per_step" in plan.reasons
     with planner.force("streamed"):
         reason = planner.choose(MADE_UP, 16, 8, "half", projected=True)
-    assert "step: streamed was asked for" in reason
-    assert "streamed: projection goes through step" in reason
+    assert "per_step: streamed was asked for" in reason
+    assert "streamed: projection goes through per_step" in reason
 
 
 def test_force_is_undone_and_checked() -> None:
-    with planner.force("step"):
-        assert planner.choose(MADE_UP, 16, 8, "half").shape == "step"
+    with planner.force("per_step"):
+        assert planner.choose(MADE_UP, 16, 8, "half").shape == "per_step"
         with planner.force(None):
-            assert planner.choose(MADE_UP, 16, 8, "half").shape == "resident"
+            assert planner.choose(MADE_UP, 16, 8, "half").shape == "single_block"
     assert planner.forced() is None
-    with pytest.raises(ValueError, match="resident, streamed, step"), planner.force("cluster"):
+    with pytest.raises(ValueError, match="single_block, streamed, per_step"), planner.force("cluster"):
         pass
 
 
@@ -98,9 +99,9 @@ def test_how_products_are_made() -> None:
 
 def test_every_committed_call_has_a_plan_within_limits() -> None:
     """Tiles are legal for Triton (powers of two, 16 terms a product), and shared memory is what the device has."""
-    for device, H, B, math in planner.committed():
+    for device, H, B, math in triton_variants.committed():
         plan = planner.choose(device, H, B, math)
-        assert isinstance(plan, Plan), (device.name, H, B, math, plan)
+        assert isinstance(plan, TritonPlan), (device.name, H, B, math, plan)
         assert plan.shared_bytes <= device.shared_bytes
         for tile in (plan.forward, plan.backward):
             assert all(size & (size - 1) == 0 for size in (tile.BM, tile.BN, tile.BK, tile.warps))

@@ -1,7 +1,7 @@
-// Launches the kernels of `step`.
+// Launches the kernels of `per_step`.
 #include "api.h"
 #include "dispatch.h"
-#include "step.cuh"
+#include "per_step.cuh"
 
 namespace fastlstm::cuda {
 namespace {
@@ -22,42 +22,42 @@ int with_types(Type type, Type products, F f) {
 
 LaunchShape shape_for(int rows, int width, int per_thread) {
   const int64_t threads = int64_t(rows) * width / per_thread;
-  return {uint32_t((threads + kStepThreads - 1) / kStepThreads), kStepThreads, 0, false};
+  return {uint32_t((threads + kPerStepThreads - 1) / kPerStepThreads), kPerStepThreads, 0, false};
 }
 
 }  // namespace
 
-int step_forward(Type type, Type products, const ForwardArgs& p, int rows, void* stream) {
+int per_step_forward(Type type, Type products, const ForwardArgs& p, int rows, void* stream) {
   const bool wide = p.s.H % 4 == 0 && all_aligned(p.h, p.c, p.gates, p.h_n, p.c_n, p.xg, p.table, p.hw, p.y);
   return with_types(type, products, [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
-    const auto kernel = wide ? step_forward<T, S, 4> : step_forward<T, S, 1>;
-    return launch("step_forward", kernel, shape_for(rows, p.s.H, wide ? 4 : 1), stream, p);
+    const auto kernel = wide ? per_step_forward<T, S, 4> : per_step_forward<T, S, 1>;
+    return launch("per_step_forward", kernel, shape_for(rows, p.s.H, wide ? 4 : 1), stream, p);
   });
 }
 
-int step_backward_sum(Type type, Type products, const BackwardArgs& p, int rows, void* stream) {
+int per_step_backward_sum(Type type, Type products, const BackwardArgs& p, int rows, void* stream) {
   const bool wide = p.P % 4 == 0 && all_aligned(p.dh, p.dh_state, p.d_hr);
   return with_types(type, products, [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
-    const auto kernel = wide ? step_backward_sum<T, S, 4> : step_backward_sum<T, S, 1>;
-    return launch("step_backward_sum", kernel, shape_for(rows, p.P, wide ? 4 : 1), stream, p);
+    const auto kernel = wide ? per_step_backward_sum<T, S, 4> : per_step_backward_sum<T, S, 1>;
+    return launch("per_step_backward_sum", kernel, shape_for(rows, p.P, wide ? 4 : 1), stream, p);
   });
 }
 
-int step_backward(Type type, Type products, const BackwardArgs& p, int rows, void* stream) {
+int per_step_backward(Type type, Type products, const BackwardArgs& p, int rows, void* stream) {
   const bool wide = p.s.H % 4 == 0 && all_aligned(p.dxg, p.dh_state, p.dc_state, p.dh, p.dc, p.gates, p.c, p.c0, p.dy);
   return with_types(type, products, [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
-    const auto kernel = wide ? step_backward<T, S, 4> : step_backward<T, S, 1>;
-    return launch("step_backward", kernel, shape_for(rows, p.s.H, wide ? 4 : 1), stream, p);
+    const auto kernel = wide ? per_step_backward<T, S, 4> : per_step_backward<T, S, 1>;
+    return launch("per_step_backward", kernel, shape_for(rows, p.s.H, wide ? 4 : 1), stream, p);
   });
 }
 
 const char* describe_error(int code) { return error_text(code); }
-int patience_ms() { return kPatienceMs; }
+int timeout_ms() { return kTimeoutMs; }
 
 }  // namespace fastlstm::cuda

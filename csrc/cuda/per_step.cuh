@@ -1,32 +1,42 @@
-// `step`: the pointwise part of one time step, between two matrix products that cuBLAS does. Runs for any H and B; the
-// choice where W_hh is too large to stay on the chip, and the only one with a projection.
+// `per_step`: the pointwise part of one time step, between two matrix products by cuBLAS. Runs for any H and B: for
+// W_hh too large to stay on the chip, and the only kernel with a projection.
+//
+//   z = xg + hw                    hw = h' W_hhᵀ from cuBLAS; h', c': of the step before, zero at a reset
+//   i, f, o = σ(z_i), σ(z_f), σ(z_o);  g = tanh(z_g)
+//   c = f c' + i g;  h = o tanh(c)                (Hochreiter and Schmidhuber 1997; Gers et al. 2000)
+//
+//   dh = dh_out + dh_state         dh_state = dz_next W_hh from cuBLAS, dz_next: of the step after
+//   dc = dc_out + dc_next + dh o (1 - tanh²(c))
+//   dz_i = dc g i (1 - i);  dz_f = dc c' f (1 - f);  dz_g = dc i (1 - g²);  dz_o = dh tanh(c) o (1 - o)
+//   dc_next of the step before = dc f             (back-propagation through time, Werbos 1990)
 //
 // One thread per sequence and V neighbouring units (V = 4 where H and the pointers allow 4-wide access, else 1). A step
-// moves about 22 bytes per unit and sequence in half types; the launch itself, about 2 µs, bounds it below B * H of
-// some hundred thousand.
+// moves about 22 bytes per unit and sequence in half types. Bound: below B * H of some hundred thousand the launch,
+// about 2 µs; above it HBM.
 #pragma once
 #include "input.cuh"
 
 namespace fastlstm::cuda {
 
-constexpr int kStepThreads = 256;
+constexpr int kPerStepThreads = 256;
 
-// Which sequence and units a thread has; false: none.
+// The sequence and first unit of a thread; false: none.
 template <int V>
-__device__ __forceinline__ bool step_place(int count, int width, int& b, int& u) {
-  const int64_t index = (int64_t(blockIdx.x) * kStepThreads + threadIdx.x) * V;
+__device__ __forceinline__ bool cell_of_thread(int count, int width, int& b, int& u) {
+  const int64_t index = (int64_t(blockIdx.x) * kPerStepThreads + threadIdx.x) * V;
   b = int(index / width);
   u = int(index % width);
+  // MUTATE: per-step-row-tail
   return b < count;
 }
 
 // T: type of the call; S: type of the products hw.
 template <class T, class S, int V>
-__global__ void __launch_bounds__(kStepThreads) step_forward(ForwardArgs p) {
+__global__ void __launch_bounds__(kPerStepThreads) per_step_forward(ForwardArgs p) {
   const int H = p.s.H;
   const Rows rows = rows_of(p.s, p.s.begin);
   int b, u;
-  if (!step_place<V>(rows.count, H, b, u)) return;
+  if (!cell_of_thread<V>(rows.count, H, b, u)) return;
   const int64_t row = rows.first + b;
   const bool fresh = is_reset(p.s, rows, b);
   const T* x = input_row<T>(p, row) + u;
@@ -35,6 +45,7 @@ __global__ void __launch_bounds__(kStepThreads) step_forward(ForwardArgs p) {
   for (int g = 0; g < 4; ++g) {
     float product[V];
     load_floats(x + g * H, z[g]);
+    // MUTATE: per-step-gate
     load_floats(hw + g * H, product);
     for (int v = 0; v < V; ++v) z[g][v] += fresh ? 0.0f : product[v];
   }
@@ -54,9 +65,9 @@ __global__ void __launch_bounds__(kStepThreads) step_forward(ForwardArgs p) {
   store_floats(static_cast<T*>(p.h_n) + int64_t(b) * H + u, h);
 }
 
-// The gradient that arrives at h from the later step (a reset has stopped it already) and from outside.
+// dh: the gradient from the later step (zero already at a reset) and from outside.
 template <class T, class S, int V>
-__device__ __forceinline__ void arriving_dh(const BackwardArgs& p, const Rows& rows, int b, int u, int width,
+__device__ __forceinline__ void incoming_dh(const BackwardArgs& p, const Rows& rows, int b, int u, int width,
                                             float (&dh)[V]) {
   load_floats(reinterpret_cast<const S*>(p.dh_state) + int64_t(b) * width + u, dh);
   float outside[V] = {};
@@ -64,33 +75,34 @@ __device__ __forceinline__ void arriving_dh(const BackwardArgs& p, const Rows& r
   for (int v = 0; v < V; ++v) dh[v] += outside[v];
 }
 
-// With a projection: the total gradient at the projected h, (n, P), before the product with w_hr.
+// With a projection: d_hr = dh_out + dh_state, (n, P), before cuBLAS's product with w_hr.
 template <class T, class S, int V>
-__global__ void __launch_bounds__(kStepThreads) step_backward_sum(BackwardArgs p) {
+__global__ void __launch_bounds__(kPerStepThreads) per_step_backward_sum(BackwardArgs p) {
   const Rows rows = rows_of(p.s, p.s.begin);
   int b, u;
-  if (!step_place<V>(rows.count, p.P, b, u)) return;
+  if (!cell_of_thread<V>(rows.count, p.P, b, u)) return;
   float dh[V];
-  arriving_dh<T, S>(p, rows, b, u, p.P, dh);
+  incoming_dh<T, S>(p, rows, b, u, p.P, dh);
   store_floats(static_cast<T*>(p.d_hr) + (rows.first + b) * p.P + u, dh);
 }
 
 template <class T, class S, int V>
-__global__ void __launch_bounds__(kStepThreads) step_backward(BackwardArgs p) {
+__global__ void __launch_bounds__(kPerStepThreads) per_step_backward(BackwardArgs p) {
   const int H = p.s.H;
   const Rows rows = rows_of(p.s, p.s.begin), before = rows_of(p.s, p.s.begin - 1);
   int b, u;
-  if (!step_place<V>(rows.count, H, b, u)) return;
+  if (!cell_of_thread<V>(rows.count, H, b, u)) return;
   const int64_t row = rows.first + b, at = row * H + u, state = int64_t(b) * H + u;
   const bool fresh = is_reset(p.s, rows, b);
   float dh[V], dc[V], outside[V] = {}, c[V], c_prev[V], z[4][V];
   if (p.dy)
     load_floats(static_cast<const S*>(p.dy) + state, dh);
   else
-    arriving_dh<T, S>(p, rows, b, u, H, dh);
+    incoming_dh<T, S>(p, rows, b, u, H, dh);
   load_floats(p.dc_state + state, dc);
   if (p.dc) load_floats(p.dc + at, outside);
   load_floats(p.c + at, c);
+  // MUTATE: per-step-c-before
   load_floats(b < before.count ? p.c + (before.first + b) * H + u : p.c0 + state, c_prev);
   for (int g = 0; g < 4; ++g) load_floats(static_cast<const T*>(p.gates) + row * 4 * H + g * H + u, z[g]);
   for (int v = 0; v < V; ++v) {

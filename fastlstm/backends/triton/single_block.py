@@ -1,10 +1,13 @@
-"""The resident kernels: W_hh is read once, stays in shared memory, and one program runs a batch tile through all steps.
+"""The single_block kernels: W_hh is read once, stays in shared memory, and one program runs a batch tile through all steps.
 
-For small H. The four gates of a tile are one product: column γ·HP + j of its result is gate γ of unit j, so the cell runs
-on the registers that the product leaves. The state never leaves the registers either; loads that do not depend on it (the
-input's share, what forward saved) feed the product, so Triton asks for them STAGES − 1 steps ahead and memory latency lies
-beside the recurrence. No step reads what the kernel itself wrote to memory, which is what makes that legal. One program
-per batch tile; none waits for another.
+    forward     z = xg + h' W_hhᵀ, then the cell (cell.py)              h', c': of the step before, zero at a reset
+    backward    dh = dh_out + dz_next W_hh, then the cell's backward    dz_next: of the step after, zero where it is reset
+
+For small H. The four gates of a tile are one product: column γ·HP + j of its result is gate γ of unit j, so the cell
+reads its gates from the product's registers. The state stays in registers too. Loads that do not depend on the state (xg,
+saved tensors) are software-pipelined: Triton issues them STAGES − 1 steps ahead, so their latency overlaps the
+recurrence. That is legal because no step reads memory that the kernel itself wrote. One program per batch tile; no
+program waits for another. Recurrent weights kept on the chip: persistent RNNs, Diamos et al. 2016.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ def forward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """h, c and gates of all steps: z = xg + h' W_hhᵀ; c = f c' + i g; h = o tanh(c)."""
     lane = tl.arange(0, BM)
     tile = tl.program_id(0) * BM
     u, unit, column = tile_columns(0, H, HP)
@@ -108,6 +112,7 @@ def backward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """dxg (= dz) of all steps, dh0, dc0: dh = dh_out + dz_next W_hh; dc = dc_out + dc_next + dh o (1 - tanh²(c))."""
     lane = tl.arange(0, BM)
     tile = tl.program_id(0) * BM
     u, unit, column = tile_columns(0, H, HP)

@@ -8,11 +8,12 @@
 
 namespace fastlstm::cuda {
 
-struct BackwardPlace : Place {
+struct BackwardCoords : ThreadCoords {
   const Tiling& t;
   const int H;
 
-  __device__ __forceinline__ BackwardPlace(const Place& place, const Tiling& t, int H) : Place(place), t(t), H(H) {}
+  __device__ __forceinline__ BackwardCoords(const ThreadCoords& coords, const Tiling& t, int H)
+      : ThreadCoords(coords), t(t), H(H) {}
 
   __device__ __forceinline__ int columns() const { return 16 * t.groups; }  // of the block
   __device__ __forceinline__ int slice() const { return units_at % t.gate_splits; }
@@ -23,9 +24,9 @@ struct BackwardPlace : Place {
   __device__ __forceinline__ bool runs(int half) const {
     return (16 * group + 8 * half) / slice_units() == slice() && first_column() + 8 * half < H;
   }
-  // f(tile, half, which) for the cells that this warp runs, of the tiles of a phase from `first` on; bit j of `which`
-  // stands for the lane's sequence 2q + j. The warps of a group take the halves of its 16 units in turn and, where they
-  // are enough, single sequences.
+  // Calls f(tile, half, which) for the cells that this warp runs, of the tiles of a phase from `first` on; bit j of
+  // `which` selects the lane's sequence 2q + j. The halves of a group's 16 units are distributed round-robin over its
+  // warps and, with warps enough, single sequences.
   template <class F>
   __device__ __forceinline__ void for_own_cells(int first, F f) const {
     const int halves = int(runs(0)) + int(runs(1)), parts = t.k_splits >= 2 * halves ? 2 : 1, shares = halves * parts;
@@ -33,6 +34,7 @@ struct BackwardPlace : Place {
 #pragma unroll 1
     for (int i = split; i < count; i += t.k_splits) {
       const int share = i & (shares - 1), tile = shares == 4 ? i / 4 : shares == 2 ? i / 2 : i;
+      // MUTATE: backward-own-cells-row
       f(first + tile, halves == 2 ? share & 1 : int(runs(1)), parts == 1 ? 3 : 1 + share / halves);
     }
   }
@@ -41,7 +43,7 @@ struct BackwardPlace : Place {
 #pragma unroll 1
     for (int first = 0; first < t.row_tiles; first += t.phase) for_own_cells(first, f);
   }
-  __device__ __forceinline__ void forget() {
+  __device__ __forceinline__ void recompute_all() {
     recompute(lane), recompute(group), recompute(units_at), recompute(rows_at);
   }
 };

@@ -1,9 +1,12 @@
-"""The step kernels: one launch per step, a grid over batch tiles and tiles of units, so that W_hh is read once per step.
+"""The per_step kernels: one launch per step, a grid over batch tiles and tiles of units; W_hh is read once per step.
 
-For large H, where one program cannot read all of W_hh in the time of a step, and for projection. The product and the cell
-are one kernel: z = xg + h_prev W_hhᵀ, then the cell on the registers that hold z. The launches of a step need nothing from
-the host, so a sequence can be captured in a CUDA graph. With projection the kernel leaves o ⊙ tanh(c) (forward) or the
-gradient at the projected h (backward), and torch's matrix product goes between the launches.
+    forward     z = xg + h' W_hhᵀ, then the cell (cell.py)              h', c': of the step before, zero at a reset
+    backward    dh = dh_out + dz_next W_hh, then the cell's backward    dz_next: of the step after, zero where it is reset
+
+For large H, where one program cannot read all of W_hh in the time of a step, and for projection. Product and cell are one
+kernel: the cell runs on the registers that hold z. The launches of a step need nothing from the host, so a sequence can be
+captured in a CUDA graph. With projection the kernel writes y = o ⊙ tanh(c) (forward, h = y W_hrᵀ) or the gradient at the
+projected h (backward, dy = d_hr W_hr); the product with W_hr is torch's, between the launches.
 
 Rows: a step's n rows begin at row `base` of all N; the step processed before it had n_before rows from row `before` on,
 the one after it n_later from `later`. Rows of this step beyond the neighbour's count begin (or end) here.
@@ -43,6 +46,7 @@ def forward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """One step: z = xg + h' W_hhᵀ; c = f c' + i g; y = o tanh(c), which is h without projection."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     u0 = tl.program_id(1) * BN
     u, unit, column = tile_columns(u0, H, BN)
@@ -139,6 +143,7 @@ def backward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """One step: dh = dh_out + dz_next W_hh; dc = dc_out + dc_next + dh o (1 - tanh²(c)); dz into dxg."""
     dy = _incoming(
         dxg_ptr, w_ptr, reset_ptr, dh_n_ptr, dh0_ptr, later, n, n_later, H, H, BM, BN, BK, PRECISION, STAGES
     )  # fmt: skip
@@ -175,6 +180,7 @@ def backward_projected(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """One step with projection, first part: d_hr = dh_out + dz_next W_hh."""
     d_h = _incoming(
         dxg_ptr, w_ptr, reset_ptr, dh_n_ptr, dh0_ptr, later, n, n_later, H, P, BM, BN, BK, PRECISION, STAGES
     )  # fmt: skip
@@ -205,6 +211,7 @@ def backward_cell(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
+    """One step with projection, second part: the cell's backward from dy = d_hr W_hr; dz into dxg."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     u = tl.program_id(1) * BN + tl.arange(0, BN)
     mask = (rows < n)[:, None] & (u < H)[None, :]

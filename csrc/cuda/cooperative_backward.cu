@@ -1,0 +1,38 @@
+// `cooperative`, backward: dz of the cell and dh' = dz W_hh (backward.cuh), the counterpart of cooperative_forward.cu.
+// Blocks exchange dz and, with gate_splits, partial sums of dh.
+#include "api.h"
+#include "backward.cuh"
+#include "dispatch.h"
+
+namespace fastlstm::cuda {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(32 * max_warps(false), 1)
+    cooperative_backward_kernel(const __grid_constant__ KernelParams<BackwardArgs> p) {
+  const ThreadCoords thread(p.args.t);
+  BackwardRun<T, GridExchange>(p, thread, GridExchange(p.layout, thread, p.args.status)).run();
+}
+
+int mark_not_written(const BackwardArgs& p, int64_t row_bytes, int64_t first, int64_t rows, void* stream) {
+  char* from = static_cast<char*>(p.exchange) + first * row_bytes;
+  if (const int code = fill_bytes(from, 0xff, size_t(rows * row_bytes), stream)) return code;
+  if (p.t.gate_splits == 1) return 0;
+  const size_t words = size_t(p.s.end - p.s.begin) * size_t(partial_words(p.t, p.s.B));
+  return fill_bytes(p.partial, 0xff, 4 * words, stream);
+}
+
+}  // namespace
+
+int cooperative_backward(Type type, const BackwardArgs& p, int64_t first, int64_t rows, void* stream) {
+  return with_type(type, [&](auto sample) {
+    using T = decltype(sample);
+    if (const int code = mark_not_written(p, int64_t(p.exchange_width) * 4 * int(sizeof(T)), first, rows, stream))
+      return code;
+    const Layout l = backward_layout(p.t, p.s.H, sizeof(T), kRegisterSpans<T, kBackwardPieces, false>, false);
+    return launch_recurrent("cooperative_backward", cooperative_backward_kernel<T>, p, l, rows_aligned(p, sizeof(T)),
+                            true, stream);
+  });
+}
+
+}  // namespace fastlstm::cuda
