@@ -27,8 +27,6 @@ _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda", "reference": "cpu"}
 # Backends with a choice of kernels, and the order of the kernels' columns
 _GPU_BACKENDS = ("cuda", "triton")
 _ORDER = ("per_step", "single_block", "cooperative", "streamed")
-# Names that the kernels still have in the code, and those of docs/kernels.md
-_COLUMNS = {"step": "per_step", "tile": "single_block", "resident": "single_block", "persistent": "cooperative"}
 
 # What differs from a dense training call of T 64, B 16, I and H 128
 FEATURES: dict[str, dict[str, object]] = {
@@ -64,7 +62,7 @@ def kernels(backend: str, spec: Spec) -> tuple[str, ...]:
     if backend not in _GPU_BACKENDS:
         return chosen.kernel_names
     takes = _cuda_takes if backend == "cuda" else _triton_takes
-    return _sorted(_COLUMNS.get(kernel, kernel) for kernel in chosen.kernel_names if takes(kernel, spec))
+    return _sorted(kernel for kernel in chosen.kernel_names if takes(kernel, spec))
 
 
 def _sorted(names: Iterable[str]) -> tuple[str, ...]:
@@ -118,7 +116,7 @@ def render() -> str:
     columns = [
         (backend, kernel)
         for backend in _GPU_BACKENDS
-        for kernel in _sorted(_COLUMNS.get(name, name) for name in backends.load(backend).kernel_names)
+        for kernel in _sorted(name for name in backends.load(backend).kernel_names)
     ]
     by_kernel = [
         [
