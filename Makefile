@@ -75,7 +75,7 @@ PYTHONS ?= 3.10,3.11,3.12,3.13
 gpu-day: .venv/.tools $(if $(shell command -v nvcc),,.venv/.nvcc)
 	$(BIN)/python -m tools.gpu_folder --pythons $(PYTHONS) $(if $(TRITON),--triton $(TRITON))
 
-CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu')
+CPP_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/hostsim/*.h' 'tests/hostsim/*.cpp')
 lint: .venv/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
