@@ -136,6 +136,7 @@ class StepEngine {
     for (int r = 0; r < n; ++r) {
       float* h = (layer.w_hr ? state.y(row + r) : state.h(side ^ 1, l, row + r)) + block * kUnitBlock;
       float* c = state.c(l, row + r) + block * kUnitBlock;
+#pragma GCC unroll 4
       for (int64_t u = 0; u < kUnitBlock; u += V::width)
         step_cell(z + r * kWideBlock + u, kUnitBlock, c + u, V::width).store(h + u);
     }
