@@ -102,8 +102,11 @@ class StepEngine {
         for (int r = 0; r < n; ++r)
           start ? std::memcpy(to + r * width, start + at, size_t(columns) * sizeof(float))
                 : std::memset(to + r * width, 0, size_t(columns) * sizeof(float));
-        product_block<W>(n, static_cast<const W*>(w) + at * K, columns, v + row * v_row, v_row, K, to, width,
-                         prefetch_weights_);
+        const W* block_weights = static_cast<const W*>(w) + at * K;
+        const float* rows_of_v = v + row * v_row;
+        columns == kWideBlock
+            ? product_block<W, true>(n, block_weights, columns, rows_of_v, v_row, K, to, width, prefetch_weights_)
+            : product_block<W, false>(n, block_weights, columns, rows_of_v, v_row, K, to, width, prefetch_weights_);
       });
     }
   }
@@ -127,12 +130,13 @@ class StepEngine {
   void cells(int64_t l, int side, int64_t block, int64_t row, int n, const float* x, int64_t x_row, float* z) {
     const StepLayer& layer = layers_[l];
     const W* w = static_cast<const W*>(layer.w) + block * kWideBlock * (layer.I + P_);
-    if (layer.I > 0) product_block<W>(n, w, kWideBlock, x, x_row, layer.I, z, kWideBlock, prefetch_weights_);
+    if (layer.I > 0) product_block<W, true>(n, w, kWideBlock, x, x_row, layer.I, z, kWideBlock, prefetch_weights_);
     w += kWideBlock * layer.I;
-    product_block<W>(n, w, kWideBlock, state.h(side, l, row), state.P, P_, z, kWideBlock, prefetch_weights_);
+    product_block<W, true>(n, w, kWideBlock, state.h(side, l, row), state.P, P_, z, kWideBlock, prefetch_weights_);
     for (int r = 0; r < n; ++r) {
       float* h = (layer.w_hr ? state.y(row + r) : state.h(side ^ 1, l, row + r)) + block * kUnitBlock;
       float* c = state.c(l, row + r) + block * kUnitBlock;
+#pragma GCC unroll 4
       for (int64_t u = 0; u < kUnitBlock; u += V::width)
         step_cell(z + r * kWideBlock + u, kUnitBlock, c + u, V::width).store(h + u);
     }

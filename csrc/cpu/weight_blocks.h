@@ -43,18 +43,20 @@ constexpr int columns_at_once(int rows) {
 // weights come from the third-level cache or memory (bfloat16, 2 x 512, on an Intel Xeon: 15 %).
 constexpr int64_t prefetch_distance(int rows) { return rows == 1 ? 4096 : 2048; }
 
-// z[r][:] += sum_k v[r][k] * w[k][:]   for `rows` rows and `vecs` registers of columns
-template <class W, int rows, int vecs, bool prefetch>
+// z[r][:] += sum_k v[r][k] * w[k][:]   for `rows` rows and `vecs` registers of columns of a block of `columns`.
+// wide: columns is kWideBlock, and the stride of w a constant (one stream of 2 x 128 gains 5 %).
+template <class W, int rows, int vecs, bool prefetch, bool wide>
 __attribute__((noinline)) void tile_product_block(const W* w, int64_t columns, const float* v, int64_t v_row, int64_t K,
                                                   float* z, int64_t z_row) {
   constexpr int width = Vec<float>::width;
+  const int64_t stride = wide ? kWideBlock : columns;
   typename Vec<float>::Raw sum[rows][vecs];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 16
     for (int n = 0; n < vecs; ++n) sum[r][n] = Vec<float>::load(z + r * z_row + n * width).v;
 #pragma GCC unroll 4
-  for (int64_t k = 0; k < K; ++k, w += columns) {
+  for (int64_t k = 0; k < K; ++k, w += stride) {
     if constexpr (prefetch) {
 #pragma GCC unroll 16
       for (int n = 0; n < vecs * width * int(sizeof(W)); n += 64)
@@ -83,27 +85,27 @@ __attribute__((noinline)) void tile_product_block(const W* w, int64_t columns, c
 }
 
 // The same for all columns of a block: as many registers at once as the rows leave free, then halves of that.
-template <class W, int rows, bool prefetch, int vecs = columns_at_once(rows)>
+template <class W, int rows, bool prefetch, bool wide, int vecs = columns_at_once(rows)>
 void rows_product_block(const W* w, int64_t columns, const float* v, int64_t v_row, int64_t K, float* z, int64_t z_row,
                         int64_t at = 0) {
   constexpr int step = vecs * Vec<float>::width;
   for (; at + step <= columns; at += step)
-    tile_product_block<W, rows, vecs, prefetch>(w + at, columns, v, v_row, K, z + at, z_row);
-  if constexpr (vecs > 1)
-    if (at < columns) rows_product_block<W, rows, prefetch, vecs / 2>(w, columns, v, v_row, K, z, z_row, at);
+    tile_product_block<W, rows, vecs, prefetch, wide>(w + at, columns, v, v_row, K, z + at, z_row);
+  if constexpr (vecs > 1 && !wide)  // a wide block has no rest
+    if (at < columns) rows_product_block<W, rows, prefetch, wide, vecs / 2>(w, columns, v, v_row, K, z, z_row, at);
 }
 
 // z[r][:columns] += v[r] @ block for up to kTile rows; rows of v and z are v_row and z_row apart. prefetch_weights: the
 // weights are not in the second-level cache.
-template <class W>
+template <class W, bool wide>
 void product_block(int rows, const W* w, int64_t columns, const float* v, int64_t v_row, int64_t K, float* z,
                    int64_t z_row, bool prefetch_weights) {
   switch (rows) {
     case 1:
-      return prefetch_weights ? rows_product_block<W, 1, true>(w, columns, v, v_row, K, z, z_row)
-                              : rows_product_block<W, 1, false>(w, columns, v, v_row, K, z, z_row);
+      return prefetch_weights ? rows_product_block<W, 1, true, wide>(w, columns, v, v_row, K, z, z_row)
+                              : rows_product_block<W, 1, false, wide>(w, columns, v, v_row, K, z, z_row);
       // clang-format off
-#define FASTLSTM_ROWS(n) case n: return rows_product_block<W, n, true>(w, columns, v, v_row, K, z, z_row);
+#define FASTLSTM_ROWS(n) case n: return rows_product_block<W, n, true, wide>(w, columns, v, v_row, K, z, z_row);
     FASTLSTM_ROWS(2) FASTLSTM_ROWS(3) FASTLSTM_ROWS(4) FASTLSTM_ROWS(5) FASTLSTM_ROWS(6)
 #undef FASTLSTM_ROWS
       // clang-format on
