@@ -13,12 +13,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
-from fastlstm.backends.base import h_previous
 from fastlstm.backends.cuda import launch as cuda_launch
-from fastlstm.modules import layers, masks
-from fastlstm.modules.layers import Rows
+from fastlstm.modules import layers
+from fastlstm.modules.call import Call
 from fastlstm.ops import offsets
 from fastlstm.ops.arguments import Grads, OpInputs, Saved
+from fastlstm.ops.cell import Stack
+from fastlstm.ops.recompute import h_previous
 from fastlstm.testing.cases import Case, make, make_grads
 
 DIRECTIONS = ("forward", "backward")
@@ -202,11 +203,12 @@ def test_resets_masks_and_states_need_no_batch_sizes_on_the_gpu():
         data, h0 = torch.zeros(7, 5, device="meta"), torch.zeros(4, 5, device="meta")
         reset = torch.zeros(7, dtype=torch.bool, device="meta")
         sizes = torch.tensor([4, 2, 1])
-        layers._resets(Rows(data, sizes, first), reset, 2)
+        stack = Stack.of(torch.nn.LSTM(5, 5, bidirectional=True, device="meta"))
+        call = Call(stack, data, None, sizes, (h0, h0), [], reset=reset)
+        layers._resets(call, first)
         for reverse in (False, True):
-            h_previous(data, h0, sizes, first, reset, reverse)
-        lstm = fastlstm.LSTM(5, 5, input_dropout=0.5, device="meta")
-        masks.locked(lstm, Rows(data, torch.tensor([4, 2, 1]), first), first=True)
+            h_previous(data, OpInputs(data, None, h0, None, h0, None, h0, h0, sizes, first, reset, reverse, 1))
+        layers._locked_dropout(0.5, data, call, first)
     assert seen.count > 30
     assert seen.found == []
 
