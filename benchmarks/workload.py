@@ -10,15 +10,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import fastlstm
-
-if TYPE_CHECKING:
-    from benchmarks.layer import PreparedLayer
 
 Run = Callable[[], Iterable[Tensor]]
 
@@ -65,7 +62,7 @@ class Workload:
     optional: set[str] = field(default_factory=set)
     skipped: dict[str, str] = field(default_factory=dict)
     allowed: dict[str, float] = field(default_factory=dict)
-    prepared: PreparedLayer | None = None
+    prepared: Any = None
     characters: int = 0
 
     @property
