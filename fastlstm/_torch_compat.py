@@ -109,11 +109,11 @@ def is_plain_cpu(v: Tensor) -> bool:
     return type(v) in _PLAIN and _bits(_C._dispatch_keys(v)) in _CPU_KEYS
 
 
-def _look_through(*args: object) -> bool:
+def _any_requires_grad_in_python(*args: object) -> bool:
     return any(isinstance(v, Tensor) and v.requires_grad for v in args)
 
 
-any_requires_grad = getattr(_C, "_any_requires_grad", _look_through)  # torch before 2.5 has no quick one
+any_requires_grad = getattr(_C, "_any_requires_grad", _any_requires_grad_in_python)  # torch before 2.5 has no quick one
 
 DispatchKeySet = _C.DispatchKeySet
 OpOverload = torch._ops.OpOverload

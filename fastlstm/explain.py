@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import backends, dispatch
 from fastlstm.backends.cpu import small_call
-from fastlstm.modules.call import Call, normalise
+from fastlstm.modules.call import Call, State, normalise
 from fastlstm.modules.lstm import LSTM
 from fastlstm.modules.route import FUSED_CPU, TORCH, first_spec, route
 from fastlstm.modules.token_lstm import TokenLSTM
@@ -27,11 +27,19 @@ def _few_rows(kind: type, call: Call) -> bool:
     return prepared is not None and small_call.takes(call.stack, call.T, call.B, call.rows.dtype, call.batch_first)
 
 
-def explain(module: nn.Module, x: Tensor | PackedSequence) -> str:
-    """Say which route and backend would run `module(x)`, what it would do, and what each other backend says of the call.
+def explain(
+    module: nn.Module,
+    x: Tensor | PackedSequence,
+    hx: State | None = None,
+    *,
+    reset: Tensor | PackedSequence | None = None,
+    return_cell_states: bool | None = None,
+    return_gates: bool | None = None,
+) -> str:
+    """Say which route and backend would run a call of a module, what it would do, and what each other backend says of it.
 
     Args:
-        module: an LSTM or TokenLSTM. x: its input. Nothing runs.
+        module: an LSTM or TokenLSTM; nothing runs. x, hx, reset, return_cell_states, return_gates: as its forward takes them.
 
     Raises:
         TypeError: for another module. What `module(x)` raises where x does not fit.
@@ -39,20 +47,23 @@ def explain(module: nn.Module, x: Tensor | PackedSequence) -> str:
     lstm = module.lstm if isinstance(module, TokenLSTM) else module
     if not isinstance(lstm, LSTM):
         raise TypeError(f"module is a {type(module).__name__}, expected fastlstm.LSTM or fastlstm.TokenLSTM")
-    call = normalise(lstm, x, tokens=module.tokens if isinstance(module, TokenLSTM) else None)
-    spec, way = first_spec(call), route(call)
+    cells = getattr(module, "return_cell_states", False) if return_cell_states is None else return_cell_states
+    gates = getattr(module, "return_gates", False) if return_gates is None else return_gates
+    tokens = module.tokens if isinstance(module, TokenLSTM) else None
+    call = normalise(lstm, x, hx, reset, cells, gates, tokens)
+    spec, chosen_route = first_spec(call), route(call)
     name = dispatch.requested_backend()
     how = "automatic choice" if name is None else f"'{name}' is forced"
-    if way == TORCH:
+    if chosen_route == TORCH:
         chosen, plan = "torch", "nn.LSTM's own kernels, the whole module"
     else:
-        chosen = "cpu" if way == FUSED_CPU else dispatch.choose(spec)
+        chosen = "cpu" if chosen_route == FUSED_CPU else dispatch.choose(spec)
         plan = backends.load(chosen).describe(spec)
-    if way == FUSED_CPU and _few_rows(type(module), call):
-        plan, way = small_call.PLAN, f"{way}, few rows"
-    lines = [f"runs on {chosen} ({how}): {plan.removeprefix(f'{chosen}: ')}", f"route: {way}"]
+    if chosen_route == FUSED_CPU and _few_rows(type(module), call):
+        plan, chosen_route = small_call.PLAN, f"{chosen_route}, few rows"
+    lines = [f"runs on {chosen} ({how}): {plan.removeprefix(f'{chosen}: ')}", f"route: {chosen_route}"]
     if torch.is_grad_enabled():
-        lines.append("gradients are on; without them (torch.no_grad) less is kept and few rows go a shorter way")
+        lines.append("gradients are on; without them (torch.no_grad) less is kept, and T · B ≤ 4 is one native call")
     for line in dispatch.describe(spec).splitlines():
         lines.append(f"  {line}")
     return "\n".join(lines)

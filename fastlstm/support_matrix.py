@@ -84,7 +84,7 @@ def _triton_takes(shape: str, spec: Spec) -> bool:
     math = triton_planner.how(spec.dtype.itemsize, False, device)
     with triton_planner.force(shape):
         plan = triton_planner.choose(device, spec.H, spec.B, math, projected=spec.projected, training=spec.training)
-    return isinstance(plan, triton_planner.Plan)
+    return isinstance(plan, triton_planner.TritonPlan)
 
 
 def spec(feature: str, dtype: torch.dtype, device: str) -> Spec:

@@ -43,6 +43,18 @@ def test_what_it_says_is_what_runs(options: dict, grad: bool) -> None:
         assert said == f"runs on cpu (automatic choice): {fastlstm.last_plan().removeprefix('cpu: ')}", shape
 
 
+@pytest.mark.parametrize("options", [{"return_gates": True}, {"return_cell_states": True}])
+def test_extra_results_take_the_op(options: dict) -> None:
+    """Asked for by the module or by the call."""
+    x = torch.randn(2, 2, 3)
+    assert "route: op\n" in fastlstm.explain(fastlstm.LSTM(3, 5, **options), x)
+    assert "route: op\n" in fastlstm.explain(fastlstm.LSTM(3, 5), x, **options)
+    assert "route: op\n" in fastlstm.explain(fastlstm.LSTM(3, 5), x, reset=torch.zeros(2, 2, dtype=torch.bool))
+    assert "route: fused CPU\n" in fastlstm.explain(
+        fastlstm.LSTM(3, 5), x, (torch.zeros(1, 2, 5), torch.zeros(1, 2, 5))
+    )
+
+
 def test_every_other_backend_gives_its_reason() -> None:
     said = fastlstm.explain(fastlstm.LSTM(3, 5), pack_sequence([torch.randn(4, 3), torch.randn(2, 3)]))
     for name in backends.names():

@@ -1,4 +1,4 @@
-// gemm, sum_by_id and any_outside: what the layers need beside the recurrence (fastlstm/products.py, ops.py).
+// gemm, sum_by_id and any_outside: what the layers need beside the recurrence (fastlstm/ops/gemm.py, ops/lstm.py).
 #include <pybind11/pybind11.h>
 
 #include "arguments.h"

@@ -1,5 +1,5 @@
 // lstm_forward and lstm_backward: one layer in one direction. Python owns all memory and has checked every size
-// (fastlstm/backends/cpu.py). The GIL is released while a kernel runs.
+// (fastlstm/modules/call.py, fastlstm/ops/validation.py). The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
 
 #include "arguments.h"

@@ -1,4 +1,4 @@
-// sample: the sampling loop in one call, and its noise (fastlstm/decoding/native.py).
+// sample: the sampling loop in one call, and its noise (fastlstm/sampling/kernel.py).
 #include <pybind11/pybind11.h>
 
 #include "arguments.h"

@@ -1,4 +1,4 @@
-// Fast path of small-batch inference: T·B <= 4, float32 CPU, no gradients (fastlstm/quick.py). Checks and all layers
+// Fast path of small-batch inference: T·B <= 4, float32 CPU, no gradients (fastlstm/backends/cpu/small_call.py). Checks and all layers
 // run in one C++ call from Python objects to the kernel and back; anything else returns None, with nothing done.
 //
 // In Python the checks took longer than the work: 16 of 40 µs for one step of 2 layers of 128 units. Tensors are read
@@ -270,7 +270,7 @@ PyObject* small_call(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return SmallModuleCall(args[0], args[1], args[2]).run();
 }
 
-// Takes the objects of fastlstm/quick.py; false if this torch has no exchange API of a known version.
+// Takes the objects of fastlstm/backends/cpu/small_call.py; false if this torch has no exchange API of a known version.
 bool set_up_small_call(py::object capsule, const py::dict& objects) {
   if (!PyCapsule_IsValid(capsule.ptr(), dlpack::kCapsule)) return false;
   const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsule));

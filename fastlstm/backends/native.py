@@ -15,7 +15,7 @@ import torch  # noqa: F401  (first: see above)
 
 from fastlstm._torch_compat import dynamo_skip
 
-# What the package calls; a module without one of them was built from older sources (tests/test_native_module.py holds the
+# What the package calls; a module without one of them was built from older sources (tests/backends/test_native.py holds the
 # lists). A build with FASTLSTM_CPU=off has no CPU kernels and says so in `no_cpu`.
 _NAMES = ("plan",)
 _CPU_NAMES = (

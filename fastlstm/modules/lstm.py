@@ -21,7 +21,7 @@ from fastlstm import dispatch
 from fastlstm._torch_compat import dynamo_skip, is_plain_eager
 from fastlstm.backends.cpu import small_call
 from fastlstm.modules.call import State, normalise, permuted
-from fastlstm.modules.route import TORCH, WAYS, route
+from fastlstm.modules.route import RUN, TORCH, route
 from fastlstm.modules.stream import Stream
 
 __all__ = ["LSTM"]
@@ -124,10 +124,10 @@ class LSTM(nn.RNNBase):
                 if node is not None:
                     return node
         call = normalise(self, input, hx, reset, cells, gates)
-        way = route(call)
-        if way == TORCH and not torch.compiler.is_compiling():
+        chosen = route(call)
+        if chosen == TORCH and not torch.compiler.is_compiling():
             self._update_flat_weights()
-        return call.returned(WAYS[way](call))
+        return call.returned(RUN[chosen](call))
 
     @dynamo_skip
     def _small_call(self, input: Tensor | PackedSequence, hx: State | None) -> tuple | None:

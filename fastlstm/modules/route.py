@@ -1,4 +1,4 @@
-"""The one route of a call: which of three ways it runs, and the way itself.
+"""The one route of a call: which of three it takes, and what runs it there.
 
 fused CPU   all layers in one autograd Function over the native kernels (backends/cpu/function.py)
 op          one call of the op a layer and direction, through torch's dispatcher (ops/lstm.py); dispatch chooses a backend
@@ -20,7 +20,7 @@ from fastlstm.backends.cpu import function
 from fastlstm.modules.call import Call, Results, Tokens, is_state
 from fastlstm.modules.layers import run_layers, run_torch
 from fastlstm.ops import validation
-from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, SAVE_NOTHING, Spec, quick_spec
+from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, SAVE_NOTHING, Spec, make_spec
 from fastlstm.ops.gemm import REALS
 from fastlstm.ops.reference import cell_type
 
@@ -28,7 +28,7 @@ FUSED_CPU, OP, TORCH = "fused CPU", "op", "torch"
 
 
 def route(call: Call) -> str:
-    """Return which way a call runs: FUSED_CPU, OP or TORCH.
+    """Return the route of a call: FUSED_CPU, OP or TORCH.
 
     What torch's own LSTM cannot do (resets, cell states, gates, masks that it does not draw) goes to the op, where a
     requested "torch" raises; what the op cannot take goes to torch, which runs it or says what is wrong.
@@ -74,7 +74,7 @@ def first_spec(call: Call) -> Spec:
         save = SAVE_CELLS if call.recompute else SAVE_ALL
     sizes = (T, B, N, I, V, call.stack.hidden_size, call.stack.P)
     flags = (packed, tokens, bool(call.stack.proj_size), False, call.reset is not None)
-    return quick_spec(w_hh.device, w_hh.dtype, *sizes, *flags, save)
+    return make_spec(w_hh.device, w_hh.dtype, *sizes, *flags, save)
 
 
 def _op_takes(call: Call) -> bool:
@@ -98,7 +98,7 @@ def _op_takes(call: Call) -> bool:
 
 
 def _fuses(call: Call) -> bool:
-    """Whether the fused CPU route takes a call: plain CPU tensors that nobody watches, nothing to drop between layers."""
+    """Whether the fused CPU route takes a call: plain CPU tensors, `is_plain_eager`, nothing to drop between layers."""
     if not call.eager or call.rows.device.type != "cpu" or native.unavailable() is not None:
         return False
     if (call.masks.dropout and call.stack.layers > 1) or call.weights[0].dtype not in REALS:
@@ -161,5 +161,5 @@ def _through_ops(
     return run_layers(call)[:3]
 
 
-WAYS = {FUSED_CPU: dynamo_skip(run_fused), OP: run_layers, TORCH: run_torch}  # what runs a call
+RUN = {FUSED_CPU: dynamo_skip(run_fused), OP: run_layers, TORCH: run_torch}  # what runs a call
 dynamo_skip(_fuses)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm.modules.call import State, Tokens, normalise
 from fastlstm.modules.layers import token_tables
 from fastlstm.modules.lstm import LSTM
-from fastlstm.modules.route import TORCH, WAYS, route
+from fastlstm.modules.route import RUN, TORCH, route
 from fastlstm.ops.cell import Stack
 
 
@@ -96,10 +96,10 @@ class TokenLSTM(nn.Module):
         if type(self.lstm) is TORCH_LSTM:  # after fastlstm.restore
             return self._vectors_through(input, hx, reset, return_cell_states, return_gates)
         call = normalise(self.lstm, input, hx, reset, return_cell_states, return_gates, self.tokens)
-        way = route(call)
-        if way == TORCH:
+        chosen = route(call)
+        if chosen == TORCH:
             return self._vectors_through(input, hx, reset, return_cell_states, return_gates)
-        return call.returned(WAYS[way](call))
+        return call.returned(RUN[chosen](call))
 
     def _vectors_through(
         self,

@@ -50,7 +50,7 @@ class Spec:
 _FIELDS = tuple(Spec.__dataclass_fields__)
 
 
-def quick_spec(*values: object) -> Spec:
+def make_spec(*values: object) -> Spec:
     """A Spec from its fields in order; a frozen dataclass's own __init__ takes three times as long."""
     spec = object.__new__(Spec)
     spec.__dict__.update(zip(_FIELDS, values, strict=True))
@@ -99,7 +99,7 @@ class OpInputs(NamedTuple):
         N = self.rows.shape[0] if packed else T * B
         I, V = (0, w_x.shape[0]) if token else (w_x.shape[1], 0)
         flags = (packed, token, self.w_hr is not None, self.reverse, self.reset is not None)
-        return quick_spec(w_hh.device, w_hh.dtype, T, B, N, I, V, self.H, w_hh.shape[1], *flags, self.save)
+        return make_spec(w_hh.device, w_hh.dtype, T, B, N, I, V, self.H, w_hh.shape[1], *flags, self.save)
 
 
 class Grads(NamedTuple):

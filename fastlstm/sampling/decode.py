@@ -29,7 +29,7 @@ from fastlstm.sampling.weights import Weights, collect
 
 __all__ = ["Decoded", "Decoder", "Decoding", "decode"]
 
-PIECE = 256  # rows a native call: between calls Ctrl-C is heard
+ROWS_PER_CALL = 256  # rows a native call: between calls Ctrl-C is heard
 State = tuple[Tensor, Tensor]
 
 
@@ -117,7 +117,7 @@ class Decoding:
         scores = torch.zeros(length, options.num, device=streams.ids.device) if log_probs else None
         at = 0
         while at < length and not self.done:
-            rows = slice(at, min(at + PIECE, length))
+            rows = slice(at, min(at + ROWS_PER_CALL, length))
             ids[rows] = drawn = streams.extend(
                 self._engine.run, options, rows.stop - rows.start, None if scores is None else scores[rows]
             )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastlstm.sampling.weights import Sizes, Weights
 
-PIECE = 1024  # rows of a prime that an engine feeds in one call: between calls Ctrl-C is heard
+PRIME_ROWS_PER_CALL = 1024  # rows of a prime that an engine feeds in one call: between calls Ctrl-C is heard
 FAILED = -2  # an engine writes it where there was nothing to draw
 
 
@@ -133,8 +133,10 @@ class Streams:
         ended = torch.zeros(1 if alike else num, dtype=torch.uint8, device=device)
         ids = ids.contiguous()
         found = cls(ids, len(ids), h.clone().contiguous(), c.clone().contiguous(), ended, None, 0)
-        for first in range(0, len(ids) - 1, PIECE):  # each piece begins with the one id that the piece before left
-            found.ids = ids[first : first + PIECE + 1]
+        for first in range(
+            0, len(ids) - 1, PRIME_ROWS_PER_CALL
+        ):  # each piece begins with the one id that the piece before left
+            found.ids = ids[first : first + PRIME_ROWS_PER_CALL + 1]
             run(found, options, found.ids, None)
         states = None if options.starts is None else options.starts.to(device).clone()
         last = ids[-1:].expand(1, num).contiguous()

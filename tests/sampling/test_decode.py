@@ -65,7 +65,7 @@ def test_pieces_are_the_whole(made: Model, backend: str | None) -> None:
 def test_a_long_prime_is_fed_in_pieces(made: Model, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     prime = torch.randint(11, (length,))
     expected = fastlstm.decode(*made.args, prime, 10, num=2)
-    monkeypatch.setattr(options, "PIECE", 4)
+    monkeypatch.setattr(options, "PRIME_ROWS_PER_CALL", 4)
     found = fastlstm.decode(*made.args, prime, 10, num=2)
     assert torch.equal(found.ids, expected.ids)
     assert torch.equal(found.state[0], expected.state[0])

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from test_plain import CASES, chi_square, softmax
 
 import fastlstm
 from fastlstm.backends import native
 from fastlstm.sampling.plain import gumbel
 from tests.sampling.models import Model, model
+from tests.sampling.test_plain import CASES, chi_square, softmax
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 ISAS = native.load().isa_names() if native.unavailable() is None else []
