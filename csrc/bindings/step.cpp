@@ -58,7 +58,8 @@ void lstm_step(Arguments& a) {
 
 void bind_step(py::module_& m) {
   using py::arg;
-  py::class_<StepLayer>(m, "StepLayer", "Addresses of a layer's packed weights: StepLayer in csrc/kernels.h.")
+  py::class_<StepLayer>(m, "StepLayer", py::module_local(),
+                        "Addresses of a layer's packed weights: StepLayer in csrc/kernels.h.")
       .def(py::init(&step_layer), py::kw_only(), arg("start"), arg("w"), arg("w_hr"), arg("I"));
   define<&pack>(m, "pack", "Packs weights. Keywords: bfloat16 (else float), the fields of Pack in csrc/kernels.h.");
   define<&lstm_step>(

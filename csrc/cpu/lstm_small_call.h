@@ -22,7 +22,7 @@ class SmallCallPass {
         partition(make_partition()),
         barrier(partition.threads),
         prefetch_weights(4 * s.H * (s.H * (2 * s.L - 1) + s.I) * int64_t(sizeof(float)) / partition.threads >
-                         kStepL2Bytes) {}
+                         kL2Bytes) {}
 
   void run() {
     parallel_region(partition, barrier, [this](int i) { run_thread(i); });
@@ -120,6 +120,8 @@ class SmallCallPass {
     if (l == s.L - 1) h.store(s.out + (t * s.B + b) * H + u, n);
   }
 
+  // Weights of a thread up to this size are not prefetched
+  static constexpr int64_t kL2Bytes = int64_t(1) << 20;
   static constexpr int64_t kPrefetchInRow = 256;  // numbers of a row of w by which it is prefetched
 
   const SmallCall& s;

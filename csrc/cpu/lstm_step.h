@@ -24,8 +24,8 @@ FASTLSTM_INLINE Vec<float> step_cell(const float* z, int64_t gate_stride, float*
   return h;
 }
 
-// Weights of a thread up to this size stay in its second-level cache from one step to the next.
-constexpr int64_t kStepL2Bytes = int64_t(1) << 20;
+// Packed weights of a thread up to this size stay in its second-level cache from one step to the next.
+constexpr int64_t kStepL2Bytes = int64_t(512) << 10;
 
 // The state of n rows. H and P are rounded up to 16; numbers past H and P are zero or not read.
 struct StepState {
