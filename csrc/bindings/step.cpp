@@ -1,4 +1,4 @@
-// Packing of weights, and lstm_step: one time step of all layers (fastlstm/stream.py).
+// Packing of weights, and lstm_step: one time step of all layers (fastlstm/modules/stream.py).
 #include <pybind11/pybind11.h>
 
 #include "arguments.h"
