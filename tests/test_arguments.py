@@ -87,7 +87,7 @@ def test_calls_fit_their_functions(path):
 
 def test_a_call_that_does_not_fit_is_found():
     module = importlib.import_module("fastlstm.backends.triton.planner")
-    source = 'Plan("step", "half", None, None, 0, 0.0, ())\nPlan("step", "half", None, None, 0, ())\nPlan(*x, size=3)'
+    source = 'TritonPlan("step", "half", None, None, 0, 0.0, ())\nTritonPlan("step", "half", None, None, 0, ())\nTritonPlan(*x, size=3)'
     checked, wrong = misfits(source, module)
     assert checked == 3
     assert [line.split(":")[0] for line in wrong] == ["line 1", "line 3"]

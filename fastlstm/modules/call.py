@@ -148,7 +148,7 @@ def normalise(
     batched = packed or _is_batched(data, tokens)
     stack, weights = Stack.of(lstm), lstm._weights()
     like = weights[1] if tokens else data
-    mask = _reset_mask(reset, data.shape[:1] if packed else data.shape if tokens else data.shape[:-1])
+    mask = None if reset is None else _reset_mask(reset, data, packed, tokens)
     if packed:
         rows, hx = data, _packed_state(lstm, stack, like, hx, batch_sizes, order, tokens)
     else:
@@ -279,10 +279,11 @@ def _check_weights(lstm: nn.RNNBase, stack: Stack, weights: list[Tensor]) -> Non
             raise RuntimeError(f"{name} has shape {list(weight.shape)}, expected {list(shape)}")
 
 
-def _reset_mask(reset: Tensor | PackedSequence | None, shape: torch.Size) -> Tensor | None:
+def _reset_mask(reset: Tensor | PackedSequence, data: Tensor, packed: bool, tokens: Tokens | None) -> Tensor:
     """The reset mask as given; raises where its shape or type is wrong."""
     mask = reset.data if isinstance(reset, PackedSequence) else reset
-    if mask is not None and (mask.shape != shape or mask.dtype != torch.bool):
+    shape = data.shape[:1] if packed else data.shape if tokens else data.shape[:-1]
+    if mask.shape != shape or mask.dtype != torch.bool:
         raise RuntimeError(
             f"reset is {mask.dtype} with shape {list(mask.shape)}, expected torch.bool with shape {list(shape)}: "
             "the input's, without the last dimension"
