@@ -87,7 +87,8 @@ def test_calls_fit_their_functions(path):
 
 def test_a_call_that_does_not_fit_is_found():
     module = importlib.import_module("fastlstm.backends.triton.planner")
-    source = 'TritonPlan("step", "half", None, None, 0, 0.0, ())\nTritonPlan("step", "half", None, None, 0, ())\nTritonPlan(*x, size=3)'
+    arguments = ('"step", "half", None, None, 0, 0.0, ()', '"step", "half", None, None, 0, ()', "*x, size=3")
+    source = "\n".join(f"TritonPlan({each})" for each in arguments)
     checked, wrong = misfits(source, module)
     assert checked == 3
     assert [line.split(":")[0] for line in wrong] == ["line 1", "line 3"]

@@ -1,5 +1,6 @@
 // fastlstm._C: the CPU kernels, the planner and the CUDA kernels that this build has. If one of the two kinds of
-// kernels was left out, `no_cpu` or `no_cuda` says why (fastlstm/backends/native.py, fastlstm/backends/cuda/backend.py).
+// kernels was left out, `no_cpu` or `no_cuda` says why (fastlstm/backends/native.py,
+// fastlstm/backends/cuda/backend.py).
 #include <pybind11/pybind11.h>
 
 namespace py = pybind11;
