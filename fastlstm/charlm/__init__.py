@@ -7,14 +7,18 @@
     model.evaluate().nats_per_char
     trace(model, text).c, find_cells(model, text).rows         # what goes on inside
 
-Subpackages, in the order in which data meets them; each imports only from those before it:
+Modules and subpackages in the order of their imports; each imports only from those above it:
 
-    data       text sources, corpora, vocabulary, splits       config.py, model.py, checkpoint.py use it
-    sampling   text from a model, its novelty, its syntax      evaluate.py, ngram.py, lm.py (CharLM) are above it
-    analysis   traces, labels, the search for cells
-    training   the loop, optimiser, processes, resuming, logs
-    page       the HTML page of `fastlstm visualize`
-    commands   the command line
+    errors.py                             CharLMError
+    data/                                 text sources, corpora, vocabulary, splits
+    config.py model.py checkpoint.py      options of a run, the network, its file
+    evaluate.py ngram.py                  the loss on a text, and its baseline
+    sampling/                             text from a model; its novelty and its syntax
+    lm.py                                 CharLM, a trained model
+    analysis/                             traces, labels, the search for cells
+    training/                             the loop, optimiser, processes, resuming, logs
+    page/                                 the HTML page of `fastlstm visualize`
+    commands/                             the command line
 
 To read the whole: data/corpus.py, data/splits.py, model.py, training/optim.py, training/trainer.py, sampling/sample.py.
 """
