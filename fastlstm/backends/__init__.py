@@ -22,13 +22,15 @@ def names() -> tuple[str, ...]:
 
 def load(name: str) -> Backend:
     """Return a backend by its name; raises ValueError for a name that is none."""
-    found = registered().get(name)
-    return _load(name) if found is None else found
+    if name in _MODULES:
+        return _load(name)
+    if name not in registered():
+        raise ValueError(f"backend is {name!r}, expected one of {', '.join((*names(), 'torch'))}")
+    return registered()[name]
 
 
 @cache
 def _load(name: str) -> Backend:
-    if name not in _MODULES:
-        raise ValueError(f"backend is {name!r}, expected one of {', '.join((*names(), 'torch'))}")
+    """One of the package's own, whole: a thread that comes while another one imports it waits."""
     import_module(_MODULES[name])
     return registered()[name]

@@ -15,21 +15,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm._torch_compat import has_own_functions, is_plain_eager
+from fastlstm.modules import checks
+from fastlstm.modules.checks import State, Tokens, is_state
 from fastlstm.ops.autocast import autocast_type, casts
 from fastlstm.ops.cell import Stack
 from fastlstm.ops.reference import HALF_TYPES
 
 if TYPE_CHECKING:
     from torch import nn
-
-State = tuple[Tensor, Tensor]
-
-
-class Tokens(NamedTuple):
-    """What makes a call one on ids. V: number of ids; embedding: (V, I), None for one-hot ids (I = V)."""
-
-    V: int
-    embedding: Tensor | None
 
 
 class Masks(NamedTuple):
@@ -42,15 +35,16 @@ class Masks(NamedTuple):
 
     @staticmethod
     def of(lstm: nn.Module) -> Masks:
-        """What a module drops now."""
-        if not lstm.training:
-            return Masks()
+        """What a module drops in training."""
         return Masks(lstm.dropout, lstm.weight_drop, lstm.input_dropout, lstm.locked_dropout)
 
     @property
     def unknown_to_torch(self) -> bool:
         """Whether there is a mask that torch's own LSTM does not draw."""
         return bool(self.weight_drop or self.input_dropout or self.locked_dropout)
+
+
+_NO_MASKS = Masks()
 
 
 class Results(NamedTuple):
@@ -64,8 +58,10 @@ class Results(NamedTuple):
 
     def shaped(self, change: Callable[[Tensor], Tensor]) -> Results:
         """With `change` applied to everything that has one row a step."""
-        per_layer = ([change(v) for v in values] for values in (self.cells, self.gates))
-        return Results(change(self.output), self.h_n, self.c_n, *per_layer)
+        if not (self.cells or self.gates):
+            return self._replace(output=change(self.output))
+        cells, gates = ([change(v) for v in values] for values in (self.cells, self.gates))
+        return Results(change(self.output), self.h_n, self.c_n, cells, gates)
 
 
 class Call(NamedTuple):
@@ -73,8 +69,9 @@ class Call(NamedTuple):
 
     stack: sizes; rows: (T, B, I), or packed (N, I); with tokens the ids, (T, B) or (N,); batch_sizes: (T,), None when
     dense; hx: (h0, c0), each (layers · directions, B, ·); weights: torch's flat list; reset: (T, B) or (N,), or None.
-    before_autocast: rows, hx and weights as they were given. eager: nobody can observe that the call goes past torch's
-    dispatcher. own_functions: a weight is of a class that answers torch's functions itself.
+    before_autocast: rows, hx and weights as they were given. fits: `is_plain_eager`, and all tensors fit plainly
+    (modules/checks.py), so that the fused route may take the call. own_functions: a weight is of a class that answers
+    torch's functions itself.
     """
 
     stack: Stack
@@ -90,7 +87,7 @@ class Call(NamedTuple):
     masks: Masks = Masks()
     recompute: bool = False
     before_autocast: tuple[Tensor, State, list[Tensor]] | None = None
-    eager: bool = False
+    fits: bool = False
     own_functions: bool = False
     batch_first: bool = False
     batched: bool = True
@@ -145,79 +142,42 @@ def normalise(
     """
     packed = isinstance(input, PackedSequence)
     data, batch_sizes, order, back = input if packed else (input, None, None, None)
-    batched = packed or _is_batched(data, tokens)
-    stack, weights = Stack.of(lstm), lstm._weights()
+    batched = packed or checks.is_batched(data, tokens)
+    compiling = torch.compiler.is_compiling()
+    eager = not compiling and is_plain_eager()
+    stack, weights = Stack.of(lstm, cached=eager), lstm._weights()
     like = weights[1] if tokens else data
-    mask = None if reset is None else _reset_mask(reset, data, packed, tokens)
     if packed:
         rows, hx = data, _packed_state(lstm, stack, like, hx, batch_sizes, order, tokens)
     else:
-        hx = _dense_state(lstm, stack, like, hx, data, batched, tokens)
-        rows, mask = (_time_first(v, batched, lstm.batch_first) for v in (data, mask))
-    compiling, extra = torch.compiler.is_compiling(), mask is not None or cells or gates
-    own_functions = not (compiling or extra) and any(map(has_own_functions, weights))
+        rows = _time_first(data, batched, lstm.batch_first)
+        hx = zero_state(stack, rows.size(1), like) if hx is None else checks.with_batch(hx, batched)
+    fits = eager and checks.fits_plainly(stack, rows, tokens, batch_sizes, hx, weights)
+    if not packed and not (fits and type(lstm) is lstm._exact_class):
+        checks.check_dense(lstm, stack, data, batched, hx, tokens)
+    mask = None if reset is None else checks.reset_mask(reset, data, packed, tokens)
+    if mask is not None and not packed:
+        mask = _time_first(mask, batched, lstm.batch_first)
+    extra = mask is not None or cells or gates
+    own_functions = not (fits or compiling or extra) and any(map(has_own_functions, weights))
     before = None
-    if not own_functions:
-        _check_weights(lstm, stack, weights)
+    if not (fits or own_functions):
+        checks.check_weights(lstm, stack, weights)
         if casts(like, packed):
             before = (rows, hx, weights)
             rows, hx, weights = _autocast(*before)
-    return Call(
-        *(stack, rows, tokens, batch_sizes, hx, weights),
-        **{"reset": mask, "cells": bool(cells), "gates": bool(gates)},
-        **{"training": lstm.training, "masks": Masks.of(lstm), "recompute": lstm.recompute},
-        **{"before_autocast": before, "eager": not compiling and is_plain_eager(), "own_functions": own_functions},
-        **{"batch_first": lstm.batch_first, "batched": batched, "sorted_indices": order, "unsorted_indices": back},
-    )
+    results = (mask, bool(cells), bool(gates))
+    drops = (lstm.training, Masks.of(lstm) if lstm.training and lstm.drops() else _NO_MASKS, lstm.recompute)
+    how = (before, fits, own_functions)
+    form = (lstm.batch_first, batched, back, order)
+    return Call(stack, rows, tokens, batch_sizes, hx, weights, *results, *drops, *how, *form)
 
 
-def _time_first(value: Tensor | None, batched: bool, batch_first: bool) -> Tensor | None:
+def _time_first(value: Tensor, batched: bool, batch_first: bool) -> Tensor:
     """A value with one row a step, laid out as the module's input, as (T, B, …)."""
-    if value is None:
-        return None
     if not batched:
         return value.unsqueeze(1)
     return value.transpose(0, 1) if batch_first else value
-
-
-def permuted(hx: State, permutation: Tensor | None) -> State:
-    """The state with its sequences reordered."""
-    if permutation is None:
-        return hx
-    return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
-
-
-def is_state(hx: object) -> bool:
-    """Whether it is a pair of tensors."""
-    return isinstance(hx, (tuple, list)) and len(hx) == 2 and all(isinstance(v, Tensor) for v in hx)
-
-
-def _is_batched(data: Tensor, tokens: Tokens | None) -> bool:
-    """Whether dense input has a batch dimension; raises where it has another number of dimensions, or ids no type of ids."""
-    if tokens is None:
-        if data.dim() not in (2, 3):
-            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {data.dim()}D instead")
-        return data.dim() == 3
-    if data.dim() not in (1, 2):
-        raise ValueError(f"TokenLSTM: Expected ids to be 1D or 2D, got {data.dim()}D instead")
-    return data.dim() == 2
-
-
-def _dense_state(
-    lstm: nn.RNNBase, stack: Stack, like: Tensor, hx: State | None, data: Tensor, batched: bool, tokens: Tokens | None
-) -> State:
-    """The initial state of a dense call, with a batch dimension; checked, for vectors by torch's own checks."""
-    batch_dim = 0 if lstm.batch_first else 1
-    given = data if batched else data.unsqueeze(batch_dim)  # as torch's checks know it
-    B = given.size(batch_dim)
-    hx = zero_state(stack, B, like) if hx is None else _with_batch(hx, batched)
-    if tokens is None:
-        lstm.check_forward_args(given, hx, None)
-        return hx
-    if given.shape[1 - batch_dim] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    _check_state_sizes(lstm, stack, hx, B)
-    return hx
 
 
 def _packed_state(
@@ -232,13 +192,7 @@ def _packed_state(
     """The initial state of a packed call, in the order of its rows."""
     if hx is None:  # the order of unsorted sequences tells B without reading a number: torch.compile needs that
         return zero_state(stack, batch_sizes[0] if order is None else order.shape[0], like)
-    if tokens is not None:
-        hx = _with_batch(hx, True)
-        _check_state_sizes(lstm, stack, hx, int(batch_sizes[0]))
-    elif is_state(hx) and not torch.compiler.is_compiling() and hx[0].dim() == 3:
-        B = int(batch_sizes[0])
-        if hx[0].shape[1] != B:  # nn.LSTM returns uninitialised memory
-            lstm.check_hidden_size(hx[0], stack.state_shapes(B)[0], "Expected hidden[0] size {}, got {}")
+    checks.check_packed_state(lstm, stack, hx, batch_sizes, tokens)
     return lstm.permute_hidden(hx, order)
 
 
@@ -251,44 +205,11 @@ def zero_state(stack: Stack, B: int | Tensor, like: Tensor) -> State:
     return c0 if shared else torch.zeros(h_shape, **kind), c0
 
 
-def _with_batch(hx: State, batched: bool) -> State:
-    """A given state with a batch dimension."""
-    dims, word, kind = (3, "batched 3-D", "3-D") if batched else (2, "unbatched 2-D", "2-D")
-    if hx[0].dim() != dims or hx[1].dim() != dims:
-        raise RuntimeError(
-            f"For {word} input, hx and cx should also be {kind} but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-        )
-    return hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-
-
-def _check_state_sizes(lstm: nn.RNNBase, stack: Stack, hx: State, B: int) -> None:
-    for k, shape in enumerate(stack.state_shapes(B)):
-        lstm.check_hidden_size(hx[k], shape, f"Expected hidden[{k}] size {{}}, got {{}}")
-
-
-def _check_weights(lstm: nn.RNNBase, stack: Stack, weights: list[Tensor]) -> None:
-    """Raise RuntimeError where a weight has been given a size that the module's sizes do not imply.
-
-    nn.LSTM does not check, and may read memory behind a small one.
-    """
-    if torch.jit.is_tracing():
-        return  # sizes are tensors there
-    for k, (weight, shape) in enumerate(zip(weights, stack.weight_shapes(), strict=False)):
-        if weight is not None and weight.shape != shape:
-            name = lstm._flat_weights_names[k]
-            raise RuntimeError(f"{name} has shape {list(weight.shape)}, expected {list(shape)}")
-
-
-def _reset_mask(reset: Tensor | PackedSequence, data: Tensor, packed: bool, tokens: Tokens | None) -> Tensor:
-    """The reset mask as given; raises where its shape or type is wrong."""
-    mask = reset.data if isinstance(reset, PackedSequence) else reset
-    shape = data.shape[:1] if packed else data.shape if tokens else data.shape[:-1]
-    if mask.shape != shape or mask.dtype != torch.bool:
-        raise RuntimeError(
-            f"reset is {mask.dtype} with shape {list(mask.shape)}, expected torch.bool with shape {list(shape)}: "
-            "the input's, without the last dimension"
-        )
-    return mask
+def permuted(hx: State, permutation: Tensor | None) -> State:
+    """The state with its sequences reordered."""
+    if permutation is None:
+        return hx
+    return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
 
 
 def _autocast(rows: Tensor, hx: State, weights: list[Tensor]) -> tuple[Tensor, State, list[Tensor]]:

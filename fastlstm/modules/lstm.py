@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from numbers import Number
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +18,7 @@ from torch.nn.modules.rnn import LSTM as TORCH_LSTM  # also where someone has pu
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import dispatch
-from fastlstm._torch_compat import dynamo_skip, is_plain_eager
+from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends.cpu import small_call
 from fastlstm.modules.call import State, normalise, permuted
 from fastlstm.modules.route import RUN, TORCH, route
@@ -45,6 +45,7 @@ class LSTM(nn.RNNBase):
         What torch.nn.LSTM raises; TypeError or ValueError for an option of the second list.
     """
 
+    _exact_class: ClassVar[type]  # this class; a subclass may have its own idea of a check
     recompute = False
     return_cell_states = False
     return_gates = False
@@ -133,7 +134,7 @@ class LSTM(nn.RNNBase):
     def _small_call(self, input: Tensor | PackedSequence, hx: State | None) -> tuple | None:
         """The fast path for few rows without gradients, in one native call; None where it does not apply."""
         run_small = small_call.prepared(LSTM, dispatch.requested_name, dispatch.last_call)
-        return run_small(self, input, hx) if run_small is not None and is_plain_eager() else None
+        return None if run_small is None else run_small(self, input, hx)
 
     def _weights(self) -> list[Tensor]:
         """The weights as they are now, in torch's flat order; a parametrised weight is computed here."""
@@ -173,6 +174,7 @@ class LSTM(nn.RNNBase):
         )
 
 
+LSTM._exact_class = LSTM
 _OWN_OPTIONS = ("recompute", "return_cell_states", "return_gates", "weight_drop", "input_dropout", "locked_dropout")
 
 

@@ -7,13 +7,11 @@ torch       torch's own LSTM, the whole module
 
 from __future__ import annotations
 
-from operator import ge
-
 import torch
 from torch import Tensor
 
 from fastlstm import dispatch
-from fastlstm._torch_compat import dynamo_skip, forward_gradients_are_on, is_plain_cpu
+from fastlstm._torch_compat import dynamo_skip, forward_gradients_are_on
 from fastlstm.backends import native
 from fastlstm.backends.cpu import backend as cpu
 from fastlstm.backends.cpu import function
@@ -21,7 +19,6 @@ from fastlstm.modules.call import Call, Results, Tokens, is_state
 from fastlstm.modules.layers import run_layers, run_torch
 from fastlstm.ops import validation
 from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, SAVE_NOTHING, Spec, make_spec
-from fastlstm.ops.gemm import REALS
 from fastlstm.ops.reference import cell_type
 
 FUSED_CPU, OP, TORCH = "fused CPU", "op", "torch"
@@ -33,24 +30,26 @@ def route(call: Call) -> str:
     What torch's own LSTM cannot do (resets, cell states, gates, masks that it does not draw) goes to the op, where a
     requested "torch" raises; what the op cannot take goes to torch, which runs it or says what is wrong.
     """
-    if torch.compiler.is_compiling():
+    if not call.fits and torch.compiler.is_compiling():
         return _compiled_route(call)
     requested = dispatch.requested_backend()
+    if requested in (None, "cpu") and _fuses(call) and not (requested is None and _torch_is_faster(call)):
+        return FUSED_CPU
     if call.own_functions:  # torch.nn.utils' per-sample gradients are: they know nn.LSTM's own functions only
         return TORCH
     if not _op_takes(call):
+        if call.tokens is not None:  # the op's checks name the argument; torch's would speak of vectors
+            return OP
         return TORCH if call.T == 0 or requested in (None, "torch") else OP
     if call.extra or call.masks.unknown_to_torch:
         return OP
-    if requested is None and (torch.jit.is_tracing() or forward_gradients_are_on()):
+    if requested is not None:
+        return TORCH if requested == "torch" else OP
+    if torch.jit.is_tracing() or forward_gradients_are_on():
         return TORCH
-    if requested == "torch":
-        return TORCH
-    keeps_less = call.recompute and torch.is_grad_enabled()
-    asked_to_save_memory = keeps_less and call.rows.device.type == "cpu"  # which torch's path would not
-    if requested is None and not asked_to_save_memory and dispatch.prefers_torch(first_spec(call)):
-        return TORCH
-    return FUSED_CPU if requested in (None, "cpu") and not keeps_less and _fuses(call) else OP
+    if call.recompute and torch.is_grad_enabled() and call.rows.device.type == "cpu":
+        return OP  # asked for to save memory, which torch's path would not
+    return TORCH if dispatch.prefers_torch(first_spec(call)) else OP
 
 
 def _compiled_route(call: Call) -> str:
@@ -98,45 +97,24 @@ def _op_takes(call: Call) -> bool:
 
 
 def _fuses(call: Call) -> bool:
-    """Whether the fused CPU route takes a call: plain CPU tensors, `is_plain_eager`, nothing to drop between layers."""
-    if not call.eager or call.rows.device.type != "cpu" or native.unavailable() is not None:
+    """Whether the fused CPU route takes a call: it fits plainly, with nothing extra, nothing to drop or to compute again."""
+    if not call.fits or call.extra or native.unavailable() is not None:
         return False
-    if (call.masks.dropout and call.stack.layers > 1) or call.weights[0].dtype not in REALS:
+    masks = call.masks
+    drops = masks.unknown_to_torch or (masks.dropout and call.stack.layers > 1)
+    return not (drops or (call.recompute and torch.is_grad_enabled()))
+
+
+def _torch_is_faster(call: Call) -> bool:
+    """`dispatch.torch_is_faster`, asked only where it can be so."""
+    if call.stack.hidden_size < 512 or call.tokens is not None or call.batch_sizes is not None:
         return False
-    if not all(map(is_plain_cpu, (call.rows, *call.hx))) or not all(map(_fits, call.weights)):
-        return False
-    return (call.tokens is None or _fits_tokens(call, call.tokens)) and _packing_fits(call)
-
-
-def _fits(weight: Tensor) -> bool:
-    return is_plain_cpu(weight) and weight.is_contiguous()
-
-
-def _fits_tokens(call: Call, tokens: Tokens) -> bool:
-    embedding = tokens.embedding
-    if embedding is None:
-        return call.stack.input_size == tokens.V
-    same = embedding.dtype == call.weights[0].dtype and embedding.shape == (tokens.V, call.stack.input_size)
-    return same and _fits(embedding)
-
-
-def _packing_fits(call: Call) -> bool:
-    """Whether there are rows, and batch_sizes is what packing makes; the op says what is wrong with others."""
-    if call.rows.numel() == 0:
-        return False
-    batch_sizes = call.batch_sizes
-    if batch_sizes is None:
-        return True
-    if not is_plain_cpu(batch_sizes) or batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1:
-        return False
-    sizes = batch_sizes.tolist()
-    falling = sizes and sizes[-1] > 0 and all(map(ge, sizes, sizes[1:]))
-    return bool(falling and sizes[0] == call.B and sum(sizes) == call.rows.shape[0])
+    return dispatch.torch_is_faster(first_spec(call))
 
 
 def run_fused(call: Call) -> Results:
-    rows, tokens = call.rows.contiguous(), call.tokens
-    h0, c0 = (v.contiguous() for v in call.hx)
+    rows, tokens, (h0, c0) = call.rows.contiguous(), call.tokens, call.hx
+    h0, c0 = h0.contiguous(), c0.contiguous()
     if tokens is not None and function.any_outside(rows, tokens.V):
         validation.ids_in_range(rows, tokens.V)
     batch_sizes = None if call.batch_sizes is None else call.batch_sizes.contiguous()

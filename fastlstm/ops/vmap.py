@@ -11,12 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
+
 Dims = tuple[int | None, ...]
 
 _STATE = "dh_n dc_n h0 c0"
 _ROWS = "dh dc x ids reset h c gates"
-_FORWARD = ["x", "ids", "w_x", "bias", "w_hh", "w_hr", "h0", "c0", "batch_sizes", "offsets", "reset", "reverse", "save"]
-_BACKWARD = [*["dh", "dc", "dh_n", "dc_n"], *_FORWARD, *["h", "c", "gates"]]
+_FORWARD = [*OpInputs._fields]
+_BACKWARD = [*Grads._fields, *OpInputs._fields, *Saved._fields]
 
 
 def register(library: torch.library.Library) -> None:

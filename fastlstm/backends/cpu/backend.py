@@ -5,6 +5,8 @@ Half types run through float32: inputs are widened, h is rounded to the type at 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -92,8 +94,13 @@ class Cpu(Backend):
 
 def describe(dtype: torch.dtype) -> str:
     """One line on what runs for a type."""
+    return _line(dtype, native.load().isa(), torch.get_num_threads())
+
+
+@cache
+def _line(dtype: torch.dtype, isa: str, threads: int) -> str:
     kind = "rounded through float32" if dtype in _HALF else str(dtype).removeprefix("torch.")
-    return f"cpu: fused {native.load().isa()} recurrence, {kind}, up to {torch.get_num_threads()} threads"
+    return f"cpu: fused {isa} recurrence, {kind}, up to {threads} threads"
 
 
 def _address(tensor: Tensor | None) -> int:

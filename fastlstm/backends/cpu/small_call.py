@@ -1,8 +1,8 @@
 """Fast path for small-batch inference: T · B ≤ 4, float32 on the CPU, no gradients, one direction, no projection.
 
-Checks and all layers run in one C++ call (csrc/bindings/small_call.cpp), which reads every tensor's size, type and address
-anew. For one step of a small LSTM the checks in Python would cost more than the kernels: 17 µs instead of 7 at H 8. Anything
-else returns None, and the call goes on as any other. The caller has asked `is_plain_eager`.
+Checks and all layers run in one C++ call (csrc/bindings/small_call.cpp), which asks the observers of `is_plain_eager` and reads
+every tensor's size, type and address anew. For one step of a small LSTM the checks in Python would cost more than the kernels:
+17 µs instead of 7 at H 8. Anything else returns None, and the call goes on as any other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastlstm._torch_compat import dynamo_skip
+from fastlstm._torch_compat import OBSERVERS, dynamo_skip
 from fastlstm.backends import native
 from fastlstm.ops.cell import Stack
 
@@ -54,7 +54,7 @@ def prepared(lstm_class: type, requested: ContextVar, last_call: ContextVar) -> 
         "contiguous": Tensor.contiguous,
         "new_empty": Tensor.new_empty,
         "get_num_threads": torch.get_num_threads,
-        "watchers": (torch.is_grad_enabled,),
+        "watchers": (torch.is_grad_enabled, *OBSERVERS),
         "forward_ad": vars(torch.autograd.forward_ad),
         "forced": requested,
         "last": last_call,

@@ -1,0 +1,152 @@
+"""Every check of a module call's arguments.
+
+`fits_plainly` answers for the usual call, in one pass: plain tensors on the CPU whose sizes belong together. Where it is
+false, the other functions raise, with torch's words where torch has some, or leave it to the op's checks.
+"""
+
+from __future__ import annotations
+
+from operator import ge
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fastlstm._torch_compat import is_plain_cpu
+from fastlstm.ops.cell import Stack
+from fastlstm.ops.gemm import REALS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+State = tuple[Tensor, Tensor]
+
+
+class Tokens(NamedTuple):
+    """What makes a call one on ids. V: number of ids; embedding: (V, I), None for one-hot ids (I = V)."""
+
+    V: int
+    embedding: Tensor | None
+
+
+def is_state(hx: object) -> bool:
+    """Whether it is a pair of tensors."""
+    return isinstance(hx, (tuple, list)) and len(hx) == 2 and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor)
+
+
+def fits_plainly(
+    stack: Stack, rows: Tensor, tokens: Tokens | None, batch_sizes: Tensor | None, hx: State, weights: list[Tensor]
+) -> bool:
+    """Whether all tensors of a call are plain CPU tensors of one real type whose sizes belong together; there are rows.
+
+    The fused route hands their addresses to kernels after this and no other check: whatever those rely on is looked at here.
+    """
+    shapes, dtype = stack.weight_shapes, weights[0].dtype if weights else None
+    if dtype not in REALS or len(weights) != len(shapes) or not is_state(hx):
+        return False
+    h0, c0 = hx
+    if not (is_plain_cpu(rows) and is_plain_cpu(h0) and is_plain_cpu(c0)) or not rows.numel():
+        return False
+    if h0.dtype != dtype or c0.dtype != dtype or rows.dim() != (2 if batch_sizes is None else 1) + (tokens is None):
+        return False
+    B = rows.shape[1] if batch_sizes is None else _packed_sequences(rows.shape[0], batch_sizes)
+    if not B or (h0.shape, c0.shape) != stack.state_shapes(B):
+        return False
+    for weight, shape in zip(weights, shapes, strict=True):
+        if not (is_plain_cpu(weight) and weight.dtype == dtype and weight.shape == shape and weight.is_contiguous()):
+            return False
+    if tokens is not None:
+        return rows.dtype == torch.int64 and _embedding_fits(stack, tokens, dtype)
+    return rows.dtype == dtype and rows.shape[-1] == stack.input_size
+
+
+def _packed_sequences(N: int, batch_sizes: Tensor) -> int:
+    """The number of sequences in N packed rows; 0 where batch_sizes is not what packing makes: the op says what is wrong."""
+    if not is_plain_cpu(batch_sizes) or batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1:
+        return 0
+    sizes = batch_sizes.tolist()
+    falling = sizes and sizes[-1] > 0 and sum(sizes) == N and all(map(ge, sizes, sizes[1:]))
+    return sizes[0] if falling else 0
+
+
+def _embedding_fits(stack: Stack, tokens: Tokens, dtype: torch.dtype) -> bool:
+    embedding, sizes = tokens.embedding, (tokens.V, stack.input_size)
+    if embedding is None:
+        return stack.input_size == tokens.V
+    if not is_plain_cpu(embedding) or embedding.dtype != dtype or embedding.shape != sizes:
+        return False
+    return embedding.is_contiguous()
+
+
+def is_batched(data: Tensor, tokens: Tokens | None) -> bool:
+    """Whether dense input has a batch dimension; raises where it has another number of dimensions, or ids no type of ids."""
+    if tokens is None:
+        if data.dim() not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {data.dim()}D instead")
+        return data.dim() == 3
+    if data.dim() not in (1, 2):
+        raise ValueError(f"TokenLSTM: Expected ids to be 1D or 2D, got {data.dim()}D instead")
+    return data.dim() == 2
+
+
+def with_batch(hx: State, batched: bool) -> State:
+    """A given state with a batch dimension."""
+    dims, word, kind = (3, "batched 3-D", "3-D") if batched else (2, "unbatched 2-D", "2-D")
+    if hx[0].dim() != dims or hx[1].dim() != dims:
+        raise RuntimeError(
+            f"For {word} input, hx and cx should also be {kind} but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+        )
+    return hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+
+
+def check_dense(lstm: nn.RNNBase, stack: Stack, data: Tensor, batched: bool, hx: State, tokens: Tokens | None) -> None:
+    """Raise where input or state of a dense call do not fit, for vectors by torch's own checks."""
+    batch_dim = 0 if lstm.batch_first else 1
+    given = data if batched else data.unsqueeze(batch_dim)  # as torch's checks know it
+    if tokens is None:
+        lstm.check_forward_args(given, hx, None)
+        return
+    if given.shape[1 - batch_dim] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    check_state_sizes(lstm, stack, hx, given.shape[batch_dim])
+
+
+def check_packed_state(lstm: nn.RNNBase, stack: Stack, hx: State, batch_sizes: Tensor, tokens: Tokens | None) -> None:
+    """Raise where a given state of a packed call is one of other sequences."""
+    if tokens is not None:
+        check_state_sizes(lstm, stack, with_batch(hx, True), int(batch_sizes[0]))
+    elif is_state(hx) and not torch.compiler.is_compiling() and hx[0].dim() == 3:
+        B = int(batch_sizes[0])
+        if hx[0].shape[1] != B:  # nn.LSTM returns uninitialised memory
+            lstm.check_hidden_size(hx[0], stack.state_shapes(B)[0], "Expected hidden[0] size {}, got {}")
+
+
+def check_state_sizes(lstm: nn.RNNBase, stack: Stack, hx: State, B: int) -> None:
+    for k, shape in enumerate(stack.state_shapes(B)):
+        lstm.check_hidden_size(hx[k], shape, f"Expected hidden[{k}] size {{}}, got {{}}")
+
+
+def check_weights(lstm: nn.RNNBase, stack: Stack, weights: list[Tensor]) -> None:
+    """Raise RuntimeError where a weight has been given a size that the module's sizes do not imply.
+
+    nn.LSTM does not check, and may read memory behind a small one.
+    """
+    if torch.jit.is_tracing():
+        return  # sizes are tensors there
+    for k, (weight, shape) in enumerate(zip(weights, stack.weight_shapes, strict=False)):
+        if weight is not None and weight.shape != shape:
+            name = lstm._flat_weights_names[k]
+            raise RuntimeError(f"{name} has shape {list(weight.shape)}, expected {list(shape)}")
+
+
+def reset_mask(reset: Tensor | PackedSequence, data: Tensor, packed: bool, tokens: Tokens | None) -> Tensor:
+    """The reset mask as given; raises where its shape or type is wrong."""
+    mask = reset.data if isinstance(reset, PackedSequence) else reset
+    shape = data.shape[:1] if packed else data.shape if tokens else data.shape[:-1]
+    if mask.shape != shape or mask.dtype != torch.bool:
+        raise RuntimeError(
+            f"reset is {mask.dtype} with shape {list(mask.shape)}, expected torch.bool with shape {list(shape)}: "
+            "the input's, without the last dimension"
+        )
+    return mask
