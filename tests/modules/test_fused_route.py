@@ -141,6 +141,38 @@ def test_tampered_batch_sizes_do_not_reach_a_kernel(monkeypatch: pytest.MonkeyPa
             lstm(PackedSequence(data, torch.tensor(sizes)))
 
 
+class Unchecked(fastlstm.LSTM):
+    """Switches torch's checks of input and state off."""
+
+    def check_forward_args(self, *args: object) -> None:
+        pass
+
+    def check_hidden_size(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("how", ["subclass", "instance"])
+def test_overridden_checks_do_not_let_wrong_sizes_reach_a_kernel(how: str, grad: bool) -> None:
+    def module(I: int) -> fastlstm.LSTM:
+        lstm = Unchecked(I, 8) if how == "subclass" else fastlstm.LSTM(I, 8)
+        lstm.check_forward_args = lstm.check_hidden_size = lambda *args: None
+        return lstm
+
+    zero = torch.zeros(1, 2, 8)
+    with torch.set_grad_enabled(grad):
+        with pytest.raises(RuntimeError, match=r"h0 has shape \[2, 8\], expected \[3, 8\]"):
+            module(4)(torch.randn(5, 3, 4), (zero, zero))
+        with pytest.raises(RuntimeError, match=r"x has shape \[5, 3, 2\], expected \[5, 3, 400\]"):
+            module(400)(torch.randn(5, 3, 2))
+        tokens = fastlstm.TokenLSTM(7, 4, 8)
+        tokens.lstm = module(4)
+        with pytest.raises(RuntimeError, match=r"h0 has shape \[2, 8\], expected \[3, 8\]"):
+            tokens(torch.zeros(5, 3, dtype=torch.int64), (zero, zero))
+        module(4)(torch.randn(5, 3, 4))
+        assert fastlstm.last_plan().startswith("cpu: fused")
+
+
 def test_ids_beyond_a_table_that_shrank_do_not_reach_a_kernel() -> None:
     model = fastlstm.TokenLSTM(9, 4, 3)
     model.embedding.weight = torch.nn.Parameter(torch.randn(5, 4))
