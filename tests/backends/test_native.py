@@ -29,7 +29,7 @@ def _called() -> set[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Assign) and ast.unparse(node.value) in loads and len(node.targets) == 1:
                 loads = loads | {ast.unparse(node.targets[0])}
-        if path == PACKAGE / "native.py":
+        if path == PACKAGE / "backends" / "native.py":
             loads = {"_C"}
         found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) in loads}
     return found - {"cuda", "no_cuda", "no_cpu", "__file__"}  # what may be left out, or why; the backends ask which
@@ -86,8 +86,9 @@ module.__file__, module.no_cpu, module.no_cuda = "new", "FASTLSTM_CPU=off", "the
 module.plan = types.SimpleNamespace()
 sys.modules["fastlstm._C"] = module
 import torch, fastlstm
-from fastlstm import dispatch, doctor, native
-from fastlstm.backends import cuda
+from fastlstm import dispatch, doctor
+from fastlstm.backends import native
+from fastlstm.backends.cuda import backend as cuda
 """
 
 
