@@ -33,14 +33,14 @@ _RECORDERS = (
     _C._are_functorch_transforms_active,  # torch.func: grad, vmap, jvp, functionalize
     _C._len_torch_dispatch_stack,  # TorchDispatchMode: fake tensors, make_fx, FLOP counters
 )
-OBSERVERS = (
+NATIVE_OBSERVERS = (
     *_RECORDERS,
     _C._len_torch_function_stack,  # TorchFunctionMode: `with torch.device(...)`
     _C._get_tracing_state,  # torch.jit.trace
-    _forward_gradients,  # torch.autograd.forward_ad
     _C._is_any_autocast_enabled,
     torch.autograd._profiler_enabled,
 )
+OBSERVERS = (*NATIVE_OBSERVERS, _forward_gradients)  # the last one is Python: small_call.cpp reads its variable instead
 
 
 def is_plain_eager() -> bool:

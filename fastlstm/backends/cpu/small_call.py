@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastlstm._torch_compat import OBSERVERS, dynamo_skip
+from fastlstm._torch_compat import NATIVE_OBSERVERS, dynamo_skip
 from fastlstm.backends import native
 from fastlstm.ops.cell import Stack
 
@@ -54,7 +54,7 @@ def prepared(lstm_class: type, requested: ContextVar, last_call: ContextVar) -> 
         "contiguous": Tensor.contiguous,
         "new_empty": Tensor.new_empty,
         "get_num_threads": torch.get_num_threads,
-        "watchers": (torch.is_grad_enabled, *OBSERVERS),
+        "watchers": (torch.is_grad_enabled, *NATIVE_OBSERVERS),
         "forward_ad": vars(torch.autograd.forward_ad),
         "forced": requested,
         "last": last_call,
