@@ -40,13 +40,13 @@ def small_call(device: torch.device) -> Spec:
 
 def versions() -> dict[str, str]:
     """Names and versions of what matters here."""
-    found = {"fastlstm": __version__, "torch": torch.__version__, "Python": platform.python_version()}
+    names = {"fastlstm": __version__, "torch": torch.__version__, "Python": platform.python_version()}
     for name in ("triton", "numpy", "safetensors"):
         try:
-            found[name] = metadata.version(name)
+            names[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            names[name] = "not installed"
+    return names
 
 
 def processor() -> str:
@@ -69,11 +69,11 @@ def openmp_runtimes() -> list[str]:
 
 def gpus() -> list[str]:
     """Name, compute capability and memory of each GPU."""
-    found = []
+    lines = []
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
-        found.append(f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB")
-    return found
+        lines.append(f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB")
+    return lines
 
 
 def instruction_set() -> str:
@@ -127,8 +127,8 @@ def verdicts() -> dict[str, str | None]:
     """Every backend, and why it cannot run a plain call here, None where it can. A GPU backend is asked about a GPU."""
     gpu = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on = {"cuda": gpu, "triton": gpu}
-    found = {name: _verdict(name, on.get(name, torch.device("cpu"))) for name in backends.names()}
-    return {**found, "torch": None}
+    reasons = {name: _verdict(name, on.get(name, torch.device("cpu"))) for name in backends.names()}
+    return {**reasons, "torch": None}
 
 
 def _verdict(name: str, device: torch.device) -> str | None:
@@ -151,12 +151,12 @@ def report(console: Console) -> None:
     for _ in range(2):
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    found = verdicts()
-    for name, reason in found.items():
+    reasons = verdicts()
+    for name, reason in reasons.items():
         if reason is None:
             table.add_row(Text("✓", "green"), Text(name, "bold"), Text(f"can run: {WHAT.get(name, name)}"))
         else:
             table.add_row(Text("–", "yellow"), Text(name, "bold"), Text(f"cannot run: {reason}"))
     console.print(table)
-    chosen = dispatch.requested_backend() or ("cpu" if found["cpu"] is None else "torch")
+    chosen = dispatch.requested_backend() or ("cpu" if reasons["cpu"] is None else "torch")
     console.print(Text.assemble("\nA call on the CPU runs on ", (chosen, "bold green"), "."))

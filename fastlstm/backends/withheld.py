@@ -40,11 +40,11 @@ def kernels(backend: str, index: int, gpu: str, math: str, by_name: bool = False
     wrong = frozenset() if by_name else _recorded(gpu, backend, math)
     if not (wrong or _given_up):
         return _NONE
-    found = dict.fromkeys(wrong, f"`fastlstm doctor --verify` found it wrong in {math} on this GPU model")
+    reasons = dict.fromkeys(wrong, f"`fastlstm doctor --verify` found it wrong in {math} on this GPU model")
     mine = (
         (kernel, why) for (i, (b, kernel, m)), why in list(_given_up.items()) if (i, b, m) == (index, backend, math)
     )
-    return {**found, **dict(mine)}
+    return {**reasons, **dict(mine)}
 
 
 def _recorded(gpu: str, backend: str, math: str) -> frozenset[str]:

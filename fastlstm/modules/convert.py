@@ -38,10 +38,10 @@ def restore(model: Model) -> Model:
     For ONNX, TorchScript and quantisation. Subclasses of fastlstm.LSTM are left alone, and a warning names them. Raises
     ValueError, before anything is changed, where an option is on that nn.LSTM does not have.
     """
-    found = [(name, module) for name, module in model.named_modules() if type(module) is LSTM]
-    for name, module in found:
+    ours = [(name, module) for name, module in model.named_modules() if type(module) is LSTM]
+    for name, module in ours:
         check_restorable(name or "the model", module)
-    for _, module in found:
+    for _, module in ours:
         module.__class__ = TORCH_LSTM
     left = [(name, module) for name, module in model.named_modules() if isinstance(module, LSTM)]
     _warn("restore left alone what is not exactly fastlstm.LSTM", left)

@@ -59,21 +59,21 @@ def _kept(key: tuple, stream: int, capturing: bool, make: Callable[[], Tensor]) 
     Captures of the same lengths all read the same: what a graph reads is never given up.
     """
     with _keeping:
-        found = (_captured.get(key) if capturing else None) or _recent.pop(key, None)
-        if capturing and found is None:
+        entry = (_captured.get(key) if capturing else None) or _recent.pop(key, None)
+        if capturing and entry is None:
             raise RuntimeError(
                 "a CUDA graph is being captured, and these lengths of packed input have not been run before; run the call "
                 "once outside, as torch's warm-up before a capture does"
             )
-        if found is None or (found.stream != stream and not capturing):
+        if entry is None or (entry.stream != stream and not capturing):
             with torch.inference_mode(False):  # it may be kept for a call that trains
-                found = _Entry(make(), stream)
+                entry = _Entry(make(), stream)
         if capturing:
-            found = _captured.setdefault(key, found)
-        _recent[key] = found
+            entry = _captured.setdefault(key, entry)
+        _recent[key] = entry
         while len(_recent) > _MOST:
             _recent.pop(next(iter(_recent)), None)
-        return found.offsets
+        return entry.offsets
 
 
 def steps(offsets: Tensor, N: int) -> Tensor:

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS
+
 HALF_TYPES = (torch.bfloat16, torch.float16)
 
 
@@ -64,7 +66,7 @@ def forward(
     return (
         _stack(h, lead, w_hh.new_empty(0, w_hh.shape[1])),
         _stack(c, lead, c_state.new_empty(0, c0.shape[1])) if save else c_state.new_empty(0),
-        _stack(gates, lead, w_hh.new_empty(0, w_hh.shape[0])) if save == 1 else w_hh.new_empty(0),
+        _stack(gates, lead, w_hh.new_empty(0, w_hh.shape[0])) if save == SAVE_ALL else w_hh.new_empty(0),
         h_state.to(dtype, copy=True),
         c_state.clone(),
     )
@@ -102,8 +104,8 @@ def backward(
     w_rec, lead = w_hh.to(cell), h.shape[:-1]
     flat = [None if v is None else v.reshape(lead.numel(), v.shape[-1]).to(cell) for v in (dh, dc, h, c)]
     dh, dc, h, c = flat
-    xg = input_gates(x, ids, w_x, bias).to(cell) if save == 2 else None
-    gates = None if save == 2 else gates.reshape(lead.numel(), w_hh.shape[0]).to(cell)
+    xg = input_gates(x, ids, w_x, bias).to(cell) if save == SAVE_CELLS else None
+    gates = None if save == SAVE_CELLS else gates.reshape(lead.numel(), w_hh.shape[0]).to(cell)
     resets = None if reset is None else reset.reshape(-1, 1)
     dh_state = torch.zeros_like(h0, dtype=cell) if dh_n is None else dh_n.to(cell)
     dc_state = torch.zeros_like(c0, dtype=cell) if dc_n is None else dc_n.to(cell)

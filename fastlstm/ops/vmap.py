@@ -48,9 +48,9 @@ def _rule(name: str, names: list[str], outputs: list[str]) -> Callable:
                 folded.append(_fold(value, dim, axis["state" if n in _STATE.split() else "row"], K))
             else:
                 folded.append(value)
-        found = op(*folded)
-        dims = [None if y.dim() == 1 else axis[kind] for y, kind in zip(found, outputs, strict=True)]
-        return tuple(y if d is None else _unfold(y, d, K) for y, d in zip(found, dims, strict=True)), tuple(dims)
+        results = op(*folded)
+        dims = [None if y.dim() == 1 else axis[kind] for y, kind in zip(results, outputs, strict=True)]
+        return tuple(y if d is None else _unfold(y, d, K) for y, d in zip(results, dims, strict=True)), tuple(dims)
 
     return rule
 

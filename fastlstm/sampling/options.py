@@ -132,15 +132,15 @@ class Streams:
             ids, h, c = ids.expand(-1, num), h.expand(-1, num, -1), c.expand(-1, num, -1)
         ended = torch.zeros(1 if alike else num, dtype=torch.uint8, device=device)
         ids = ids.contiguous()
-        found = cls(ids, len(ids), h.clone().contiguous(), c.clone().contiguous(), ended, None, 0)
+        streams = cls(ids, len(ids), h.clone().contiguous(), c.clone().contiguous(), ended, None, 0)
         for first in range(
             0, len(ids) - 1, PRIME_ROWS_PER_CALL
         ):  # each piece begins with the one id that the piece before left
-            found.ids = ids[first : first + PRIME_ROWS_PER_CALL + 1]
-            run(found, options, found.ids, None)
+            streams.ids = ids[first : first + PRIME_ROWS_PER_CALL + 1]
+            run(streams, options, streams.ids, None)
         states = None if options.starts is None else options.starts.to(device).clone()
         last = ids[-1:].expand(1, num).contiguous()
-        h, c = (s.expand(-1, num, -1).contiguous() for s in (found.h, found.c))
+        h, c = (s.expand(-1, num, -1).contiguous() for s in (streams.h, streams.c))
         return cls(last, 1, h, c, ended.expand(num).contiguous(), states, 0)
 
     def extend(self, run: Run, options: Options, length: int, log_probs: Tensor | None) -> Tensor:

@@ -41,11 +41,11 @@ def choose(scores: Tensor, options: Options, position: int, streams: Tensor) -> 
     scores = scores.double()
     top = scores.amax(1, keepdim=True)  # NaN if one is
     if options.temperature == 0:
-        found = scores.argmax(1)
+        ids = scores.argmax(1)
     else:
         keys = truncated((scores - top) / options.temperature, options.top_k, options.top_p)
-        found = (keys + gumbel(scores.shape[1], options.seed, position, streams)).argmax(1)
-    return torch.where(top[:, 0].isfinite(), found, FAILED)
+        ids = (keys + gumbel(scores.shape[1], options.seed, position, streams)).argmax(1)
+    return torch.where(top[:, 0].isfinite(), ids, FAILED)
 
 
 def truncated(keys: Tensor, top_k: int, top_p: float) -> Tensor:

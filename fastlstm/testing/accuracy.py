@@ -47,8 +47,8 @@ def tolerance(ref64: Tensor, torch_same_type: Tensor, tf32: bool = False) -> flo
 def check(name: str, got: Tensor, ref64: Tensor, torch_same_type: Tensor, tf32: bool = False) -> None:
     """Assert the rule for one tensor. The type of `torch_same_type`, or tf32, says which eps is meant."""
     assert got.shape == ref64.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(ref64.shape)}"
-    found, allowed = error(got, ref64), tolerance(ref64, torch_same_type, tf32)
-    assert found <= allowed, f"{name}: relative error {found:.3g}, allowed {allowed:.3g}"  # false for NaN
+    measured, allowed = error(got, ref64), tolerance(ref64, torch_same_type, tf32)
+    assert measured <= allowed, f"{name}: relative error {measured:.3g}, allowed {allowed:.3g}"  # false for NaN
 
 
 def check_all(got: Mapping[str, Tensor | None], case: Case, dtype: torch.dtype, seed: int = 0, what: str = "") -> None:
@@ -83,8 +83,10 @@ def check_backend(
     tf32: bool = False,
 ) -> None:
     """Run a backend's forward and backward on a case (inputs inside canaries) and judge all that they return."""
-    for what, (found, allowed) in errors(backend, case, dtype, save=save, device=device, seed=seed, tf32=tf32).items():
-        assert found <= allowed, f"{what}: relative error {found:.3g}, allowed {allowed:.3g}"  # false for NaN
+    for what, (measured, allowed) in errors(
+        backend, case, dtype, save=save, device=device, seed=seed, tf32=tf32
+    ).items():
+        assert measured <= allowed, f"{what}: relative error {measured:.3g}, allowed {allowed:.3g}"  # false for NaN
 
 
 def errors(
@@ -101,16 +103,16 @@ def errors(
 
     Raises AssertionError where a tensor has the wrong shape or type.
     """
-    found, ref, yard = [], [], []
+    outputs, ref, yard = [], [], []
     for draw in draws(case, seed):
-        found.append(_run(backend, case, dtype, save, device, draw))
+        outputs.append(_run(backend, case, dtype, save, device, draw))
         ref.append(expected(case, dtype, draw))
         yard.append(baseline(case, dtype, draw))
     result = {}
-    for name, value in found[0].items():
+    for name, value in outputs[0].items():
         what = f"{backend.name} save={save} {case.id} {dtype} {name}"
-        assert [v[name].shape for v in found] == [v[name].shape for v in ref], f"{what}: {value.shape}"
-        got, right, torchs = (torch.cat([v[name].reshape(-1) for v in each]) for each in (found, ref, yard))
+        assert [v[name].shape for v in outputs] == [v[name].shape for v in ref], f"{what}: {value.shape}"
+        got, right, torchs = (torch.cat([v[name].reshape(-1) for v in each]) for each in (outputs, ref, yard))
         result[what] = error(got, right), tolerance(right, torchs, tf32)
     return result
 
@@ -123,8 +125,8 @@ def _run(
     checked = validation.checked_inputs(OpInputs(*inputs, case.reverse, save))
     h, c, gates, h_n, c_n = backend.forward(checked)
     grads = make_grads(case, dtype, seed + 1, device=device)
-    found = backend.backward(checked, *validation.checked_gradients(checked, Saved(h, c, gates), grads))
-    got = dict(zip(OP_OUTPUTS, (h, c, h_n, c_n, *found), strict=True))
+    grads_out = backend.backward(checked, *validation.checked_gradients(checked, Saved(h, c, gates), grads))
+    got = dict(zip(OP_OUTPUTS, (h, c, h_n, c_n, *grads_out), strict=True))
     if not case.projection:
         assert got.pop("d_hr").shape == (0,)
     assert [got[k].dtype for k in ("h", "h_n", "dxg", "dh0")] == [dtype] * 4
@@ -180,11 +182,11 @@ def _leaves(inputs: Inputs) -> Inputs:
 
 
 def _collect(inputs: Inputs, h, c, h_n, c_n, dxg, d_hr) -> dict[str, Tensor | None]:
-    found = {"h": h, "c": c, "h_n": h_n, "c_n": c_n, "dxg": dxg, "d_hr": d_hr}
+    values = {"h": h, "c": c, "h_n": h_n, "c_n": c_n, "dxg": dxg, "d_hr": d_hr}
     for name in LEAVES:
         leaf = getattr(inputs, name)
-        found["d" + name] = None if leaf is None else torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-    return {name: None if v is None else v.detach() for name, v in found.items()}
+        values["d" + name] = None if leaf is None else torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    return {name: None if v is None else v.detach() for name, v in values.items()}
 
 
 def _loop(case: Case, inputs: Inputs, xg: Tensor) -> tuple:

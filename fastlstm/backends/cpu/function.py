@@ -65,7 +65,7 @@ FIRST_WEIGHT = 4  # inputs of the Function before the weights: source, h0, c0, e
 _LARGE = 1 << 16  # scalars from which arrays are kept for the next step (csrc/bindings/array_cache.cpp)
 
 
-def _kept(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _cached_array(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An array of a training step, not initialised. (torch can't resize it, as it can't what requires a gradient.)"""
     if math.prod(shape) < _LARGE:
         return torch.empty(shape, dtype=dtype)
@@ -105,9 +105,9 @@ def _direction(
     if ids:
         w_ih, bias = native_table(embedding, w_ih, bias), None
     rows = x.shape if ids else x.shape[:-1]
-    h = (_kept if keep else torch.empty)((*rows, call.stack.P), dtype=dtype)
-    c = _kept((*rows, H), dtype) if keep else None
-    gates = _kept((*rows, 4 * H), dtype) if keep else None
+    h = (_cached_array if keep else torch.empty)((*rows, call.stack.P), dtype=dtype)
+    c = _cached_array((*rows, H), dtype) if keep else None
+    gates = _cached_array((*rows, 4 * H), dtype) if keep else None
     h_n, c_n, h0, c0 = states
     native.load().lstm_forward(
         **call.shape(reverse=k % call.stack.directions == 1),
@@ -185,7 +185,7 @@ class _Backward:
             before = FIRST_WEIGHT + each * layer if layer else 1  # states and weights below want it too
             wants_dx = any(self.wanted[:before])
             for d in range(call.stack.directions):
-                dx = self._direction(layer, d, self._share(d_out, d), wants_dx)
+                dx = self._one_direction(layer, d, self._share(d_out, d), wants_dx)
                 below = dx if below is None or dx is None else below.add_(dx)
             d_out = below
         return [d_out, self.dh0, self.dc0, self.d_embedding, *self.d_weights]
@@ -197,7 +197,7 @@ class _Backward:
             d_out if d_out is None or self.call.stack.directions == 1 else d_out[..., d * P : (d + 1) * P].contiguous()
         )
 
-    def _direction(self, layer: int, d: int, dh: Tensor | None, wants_dx: bool) -> Tensor | None:
+    def _one_direction(self, layer: int, d: int, dh: Tensor | None, wants_dx: bool) -> Tensor | None:
         call, k = self.call, layer * self.call.stack.directions + d
         first = k * call.stack.per_direction
         w_ih, w_hh, *rest = self.weights[first : first + call.stack.per_direction]
@@ -209,7 +209,7 @@ class _Backward:
             d_in = torch.empty((call.V, 4 * call.stack.hidden_size), dtype=call.dtype) if any(of_table) else None
         else:
             d_in = torch.empty_like(w_ih) if wanted[0] else None
-        dx = _kept(x.shape, x.dtype) if wants_dx and not ids else None
+        dx = _cached_array(x.shape, x.dtype) if wants_dx and not ids else None
         dw_hh = torch.empty_like(w_hh) if wanted[1] else None
         dbias = torch.empty_like(rest[0]) if of_bias and not ids else None
         dw_hr = torch.empty_like(rest[-1]) if call.stack.proj_size and wanted[-1] else None
@@ -253,9 +253,9 @@ def _through_ops(ctx, grads: tuple, inputs: tuple) -> list[Tensor | None]:
     """The gradients by operations that torch can differentiate and batch, for whoever does (create_graph, vmap)."""
     wanted = [k for k, want in enumerate(ctx.needs_input_grad[1:]) if want]
     given = [k for k, g in enumerate(grads) if g is not None]
-    found: list[Tensor | None] = [None] * len(inputs)
+    grads_in: list[Tensor | None] = [None] * len(inputs)
     if not given:
-        return found
+        return grads_in
     record, inputs = torch.is_grad_enabled(), list(inputs)
     with torch.enable_grad():
         for k in wanted:
@@ -264,8 +264,8 @@ def _through_ops(ctx, grads: tuple, inputs: tuple) -> list[Tensor | None]:
     outs, heads = [outputs[k] for k in given], [grads[k] for k in given]
     made = torch.autograd.grad(outs, [inputs[k] for k in wanted], heads, create_graph=record, allow_unused=True)
     for k, grad in zip(wanted, made, strict=True):
-        found[k] = grad
-    return found
+        grads_in[k] = grad
+    return grads_in
 
 
 dynamo_skip(__name__)

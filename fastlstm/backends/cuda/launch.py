@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastlstm.ops.arguments import Grads, OpInputs, Saved
+from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, Grads, OpInputs, Saved
 from fastlstm.ops.recompute import recompute_gates
 from fastlstm.ops.reference import cell_type
 
@@ -116,15 +116,15 @@ def forward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs) -> tuple[Tensor, ..
     steps = StepRows.of(source, h0.shape[0], batch_sizes, reverse)
     N = steps.starts[-1]
     h, c = w_hh.new_empty(N, P), w_hh.new_empty((N, H) if save else (0,), dtype=cell)
-    gates = w_hh.new_empty((N, 4 * H) if save == 1 and x is None else (0,))
+    gates = w_hh.new_empty((N, 4 * H) if save == SAVE_ALL and x is None else (0,))
     per_step = plan.forward.kernel == "per_step"  # reads h_n as the state; the others only write it
     h_n, c_n = h0.clone() if per_step or not N else torch.empty_like(h0), c0.clone()
     if N:
-        if save == 1 and x is not None:  # gates take the place of the input side
+        if save == SAVE_ALL and x is not None:  # gates take the place of the input side
             gates = input_side(x.reshape(N, -1), w_x, bias)
         args = _sequence(rt, rt.lib.ForwardArgs(), steps, H, offsets, reset)
         args.h, args.c = rt.use("h", h, "out"), rt.use("c", c if save else None, "out")
-        args.gates = rt.use("gates", gates if save == 1 else None, "out" if x is None else "state")
+        args.gates = rt.use("gates", gates if save == SAVE_ALL else None, "out" if x is None else "state")
         args.h_n, args.c_n = rt.use("h_n", h_n, "state" if per_step else "out"), rt.use("c_n", c_n, "state")
         args.w_hh, args.h0 = rt.use("w_hh", w_hh, "in"), rt.use("h0", h0, "in")
         run = _FORWARD[plan.forward.kernel](rt, plan, args, steps, w_hh, w_hr, h, h_n)
@@ -133,13 +133,13 @@ def forward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs) -> tuple[Tensor, ..
             absent = w_x.new_full((4 * H,), float("nan"))  # a name keeps it until all steps are launched
             args.absent = rt.use("absent", absent, "in")
             run(0, steps.T)
-        elif save == 1:
+        elif save == SAVE_ALL:
             args.xg = args.gates
             run(0, steps.T)
         else:
             least = 1 if per_step else _CHUNK_STEPS
             _in_chunks(rt, args, steps, x.reshape(N, -1), w_x, bias, run, least)
-    kept = gates.view(*lead, 4 * H) if save == 1 else gates
+    kept = gates.view(*lead, 4 * H) if save == SAVE_ALL else gates
     return h.view(*lead, P), c.view(*lead, H) if save else c, kept, h_n, c_n
 
 
@@ -223,7 +223,7 @@ def backward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs, saved: Saved, grad
     dh_state = torch.zeros_like(h0, dtype=state_type) if dh_n is None else dh_n.to(state_type, copy=True)
     dc_state = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
     if N:
-        if save == 2:
+        if save == SAVE_CELLS:
             wide = _wide_product(rt) if rt.product_type(h.dtype) != h.dtype else None
             gates = recompute_gates(inputs, h, wide)
         args = _sequence(rt, rt.lib.BackwardArgs(), steps, H, offsets, reset)

@@ -40,9 +40,9 @@ _making = Lock()  # two threads' kernels must not write to different words
 
 def words(index: int) -> Tensor:
     """The words of a device, (kernels · types,) int32; the same memory as long as the process lives."""
-    found = _words.get(index)
-    if found is not None:
-        return found
+    values = _words.get(index)
+    if values is not None:
+        return values
     pinned, count = torch.cuda.is_available(), len(KERNELS) * len(MATHS)
     with _making, torch.inference_mode(False):  # they are written outside it too
         if index not in _words:
@@ -60,10 +60,10 @@ def word(index: int, kernel: str, math: str) -> Tensor:
 
 def raise_on(index: int) -> None:
     """Raise what an earlier launch on a device wrote, once. A kernel that timed out is not planned there again."""
-    found = words(index).tolist()
-    if not any(found):
+    values = words(index).tolist()
+    if not any(values):
         return
-    at, why = next((k, why) for k, why in enumerate(found) if why)
+    at, why = next((k, why) for k, why in enumerate(values) if why)
     words(index)[at] = 0
     kernel, math = KERNELS[at // len(MATHS)], MATHS[at % len(MATHS)]
     timeout = native.load().cuda.timeout_ms

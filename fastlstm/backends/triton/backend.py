@@ -156,9 +156,9 @@ def _wrong_device(device: torch.device) -> str | None:
         return reason
     if interpreted():
         return "TRITON_INTERPRET is set, so kernels would run in Triton's interpreter; unset it"
-    found = gpu(device)
-    if found.capability < 80:
-        return f"{found.name} has compute capability {found.capability / 10}, 8.0 or newer is needed"
+    properties = gpu(device)
+    if properties.capability < 80:
+        return f"{properties.name} has compute capability {properties.capability / 10}, 8.0 or newer is needed"
     return None
 
 
@@ -184,12 +184,12 @@ def _shared_bytes(index: int) -> int:
 def _choose(spec: Spec) -> TritonPlan | str:
     device, math, forced = gpu(spec.device), math_of(spec.dtype), planner.forced()
     without = withheld.kernels(NAME, spec.device.index or 0, device.name, math, by_name=forced is not None)
-    found = _cached_choice(
+    choice = _cached_choice(
         device, spec.H, spec.B, spec.dtype.itemsize, math == "tf32", spec.projected, forced, frozenset(without)
     )
-    if isinstance(found, str):
-        return "; ".join((found, *(f"{kernel}: {why}" for kernel, why in without.items())))
-    return found
+    if isinstance(choice, str):
+        return "; ".join((choice, *(f"{kernel}: {why}" for kernel, why in without.items())))
+    return choice
 
 
 @lru_cache(maxsize=4096)
@@ -202,9 +202,9 @@ def _cached_choice(
         with force(shape):
             return planner.choose(device, H, B, planner.how(itemsize, tf32, device), projected=projected)
 
-    found = ask(forced)
-    if isinstance(found, str) or found.shape not in without:
-        return found
+    choice = ask(forced)
+    if isinstance(choice, str) or choice.shape not in without:
+        return choice
     others = (plan for plan in map(ask, (s for s in KERNELS if s not in without)) if isinstance(plan, TritonPlan))
     return next(others, "no kernel shape is left that can run this call")
 

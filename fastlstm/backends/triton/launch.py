@@ -21,7 +21,7 @@ from fastlstm.backends.device import multiplies_wide, product_into, products_as_
 from fastlstm.backends.triton import per_step, single_block, streamed
 from fastlstm.backends.triton.padding import cut_gates, cut_units, pad_gate_rows, pad_gates, pad_units, padded, to_tf32
 from fastlstm.backends.triton.planner import Tile, TritonPlan
-from fastlstm.ops.arguments import Grads, OpInputs, Saved
+from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, Grads, OpInputs, Saved
 from fastlstm.ops.recompute import recompute_gates
 from fastlstm.ops.reference import HALF_TYPES
 
@@ -104,12 +104,12 @@ def _weights(plan: TritonPlan, w_hh: Tensor, wide: int, narrow: int) -> Tensor:
 def _order(T: int, B: int, batch_sizes: Tensor | None, reverse: bool) -> list[_Step]:
     """All steps in the order of processing, with an empty one before the first and after the last."""
     sizes = [B] * T if batch_sizes is None else batch_sizes.tolist()
-    found, base = [], 0
+    order, base = [], 0
     for n in sizes:
-        found.append(_Step(base, n))
+        order.append(_Step(base, n))
         base += n
-    found = found[::-1] if reverse else found
-    return [_Step(0, 0), *found, _Step(0, 0)]
+    order = order[::-1] if reverse else order
+    return [_Step(0, 0), *order, _Step(0, 0)]
 
 
 def forward(plan: TritonPlan, inputs: OpInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -121,7 +121,7 @@ def forward(plan: TritonPlan, inputs: OpInputs) -> tuple[Tensor, Tensor, Tensor,
     with _guard(w_hh):
         if N == 0:
             h, c = w_hh.new_empty(*lead, P), c0.new_empty((*lead, H) if save else (0,))
-            return h, c, w_hh.new_empty((*lead, 4 * H) if save == 1 else (0,)), h0.clone(), c0.clone()
+            return h, c, w_hh.new_empty((*lead, 4 * H) if save == SAVE_ALL else (0,)), h0.clone(), c0.clone()
         wide, narrow = padded(H), padded(P)
         if ids is None:
             bias = None if bias is None else pad_gates(bias, wide)
@@ -129,7 +129,9 @@ def forward(plan: TritonPlan, inputs: OpInputs) -> tuple[Tensor, Tensor, Tensor,
         else:
             ids, xg = pad_units(ids, 0), pad_gates(w_x, wide)
         h, c = w_hh.new_empty(*lead, narrow), c0.new_empty(*lead, wide) if save else None
-        gates = (xg.view(*lead, 4 * wide) if ids is None else w_hh.new_empty(*lead, 4 * wide)) if save == 1 else None
+        gates = (
+            (xg.view(*lead, 4 * wide) if ids is None else w_hh.new_empty(*lead, 4 * wide)) if save == SAVE_ALL else None
+        )
         source = (xg, ids, _weights(plan, w_hh, wide, narrow), pad_units(h0, narrow), pad_units(c0, wide))
         if plan.shape == "per_step":
             w_hr = None if w_hr is None else F.pad(w_hr, (0, wide - H, 0, narrow - P))
@@ -195,7 +197,7 @@ def backward(plan: TritonPlan, inputs: OpInputs, saved: Saved, grads: Grads) -> 
             d_states = (torch.zeros_like(h0) if dh_n is None else dh_n, torch.zeros_like(c0) if dc_n is None else dc_n)
             d_hr = w_hh.new_empty((*lead, P) if w_hr is not None else (0,))
             return w_hh.new_empty(*lead, 4 * H), d_hr, *(d.clone() for d in d_states)
-        if save == 2:
+        if save == SAVE_CELLS:
             wide = _wide_product if h.is_cuda and h.dtype in HALF_TYPES and multiplies_wide() else None
             gates = recompute_gates(inputs, h, wide)
         wide, narrow = padded(H), padded(P)

@@ -139,16 +139,16 @@ def choose(
     math: see `how`; projected: h is projected, which only the step shape does; training: a backward follows.
     """
     weights = 4 * H * H * (2 if math == "half" else 4)
-    found, reasons = {}, []
+    plans, reasons = {}, []
     for shape in SHAPES:
         plan = _rejection(shape, H, math, projected) or _fit(device, shape, H, B, math, training)
         if isinstance(plan, str):
             reasons.append(f"{shape}: {plan}")
         else:
-            found[shape] = plan
-    for shape in _preferred(found.get("streamed"), H, B, weights, device):
-        if shape in found:
-            return replace(found[shape], reasons=(f"W_hh has {weights / 1024:.0f} KiB", *reasons))
+            plans[shape] = plan
+    for shape in _preferred(plans.get("streamed"), H, B, weights, device):
+        if shape in plans:
+            return replace(plans[shape], reasons=(f"W_hh has {weights / 1024:.0f} KiB", *reasons))
     return "; ".join(reasons)
 
 
