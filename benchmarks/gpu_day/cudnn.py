@@ -7,7 +7,7 @@ from itertools import product
 
 from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.layers import Cell, autocast, call_of, cudnn_algorithm, input_of, theirs
+from benchmarks.gpu_day.layers import GridPoint, autocast, call_of, cudnn_algorithm, input_of, theirs
 from benchmarks.gpu_day.place import Place
 
 LENGTHS = (64, 320)
@@ -20,13 +20,13 @@ KINDS = (
 REPEATS = {"rounds": 3, "target": 3e-3}
 
 
-def cells() -> list[Cell]:
+def cells() -> list[GridPoint]:
     """What matters most first; float32 without TF32 and the rarer sizes last."""
-    dense = [Cell("dense", math, 1, H, B, 0) for (H, B), math in product(SIZES, ("f16", "bf16", "tf32"))]
-    cast = [Cell("dense", f"autocast-{half}", 1, H, B, 0) for (H, B), half in product(SIZES[:4], ("f16", "bf16"))]
-    kinds = [Cell(layout, math, L, H, B, 0) for (layout, L, H, B), math in product(KINDS, ("bf16", "tf32", "f16"))]
-    rest = [Cell("dense", math, 1, H, B, 0) for (H, B), math in product(OTHERS, ("f16", "bf16", "tf32"))]
-    exact = [Cell("dense", "f32", 1, H, B, 0) for H, B in (*SIZES, *OTHERS)]
+    dense = [GridPoint("dense", math, 1, H, B, 0) for (H, B), math in product(SIZES, ("f16", "bf16", "tf32"))]
+    cast = [GridPoint("dense", f"autocast-{half}", 1, H, B, 0) for (H, B), half in product(SIZES[:4], ("f16", "bf16"))]
+    kinds = [GridPoint(layout, math, L, H, B, 0) for (layout, L, H, B), math in product(KINDS, ("bf16", "tf32", "f16"))]
+    rest = [GridPoint("dense", math, 1, H, B, 0) for (H, B), math in product(OTHERS, ("f16", "bf16", "tf32"))]
+    exact = [GridPoint("dense", "f32", 1, H, B, 0) for H, B in (*SIZES, *OTHERS)]
     return [*dense, *cast, *kinds, *rest, *exact]
 
 
@@ -35,9 +35,9 @@ def items(place: Place) -> list[Item]:
     wanted = cells()
     if place.rehearsal:
         wanted = [
-            Cell("dense", "bf16", 1, 16, 2, 0),
-            Cell("packed", "f32", 2, 16, 2, 0),
-            Cell("dense", "autocast-bf16", 1, 16, 2, 0),
+            GridPoint("dense", "bf16", 1, 16, 2, 0),
+            GridPoint("packed", "f32", 2, 16, 2, 0),
+            GridPoint("dense", "autocast-bf16", 1, 16, 2, 0),
         ]
     return [Item(cell.what, (cell,)) for cell in wanted]
 
@@ -59,7 +59,7 @@ def run(place: Place, item: Item) -> Iterator[dict]:
                 yield _row(place, cell, mode, True, seconds, often | errors)
 
 
-def _row(place: Place, cell: Cell, mode: str, graph: bool, seconds: dict, about: dict) -> dict:
+def _row(place: Place, cell: GridPoint, mode: str, graph: bool, seconds: dict, about: dict) -> dict:
     """us: of a step, without what a call costs apart from its steps; us_absolute: of a step of the longer call."""
     columns = {name: value for name, value in cell.columns.items() if name != "T"}
     row = {**columns, "mode": mode, "graph": graph, "algorithm": cudnn_algorithm(cell, mode == "training")}

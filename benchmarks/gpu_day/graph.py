@@ -9,24 +9,26 @@ import torch
 import fastlstm
 from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.layers import Cell, call_of, input_of, ours, theirs
+from benchmarks.gpu_day.layers import GridPoint, call_of, input_of, ours, theirs
 from benchmarks.gpu_day.place import Place
 
 CELLS = (
-    *(Cell("dense", math, 1, 512, 16, 64) for math in ("bf16", "f16", "tf32", "f32")),
-    Cell("dense", "bf16", 1, 1024, 16, 64),
-    Cell("dense", "bf16", 1, 128, 16, 64),
-    Cell("dense", "bf16", 2, 256, 64, 64),
-    Cell("bidirectional", "bf16", 1, 256, 16, 64),
-    Cell("projected", "bf16", 1, 512, 16, 64),
-    Cell("packed", "bf16", 1, 512, 16, 64),
-    Cell("packed", "tf32", 1, 256, 64, 64),
+    *(GridPoint("dense", math, 1, 512, 16, 64) for math in ("bf16", "f16", "tf32", "f32")),
+    GridPoint("dense", "bf16", 1, 1024, 16, 64),
+    GridPoint("dense", "bf16", 1, 128, 16, 64),
+    GridPoint("dense", "bf16", 2, 256, 64, 64),
+    GridPoint("bidirectional", "bf16", 1, 256, 16, 64),
+    GridPoint("projected", "bf16", 1, 512, 16, 64),
+    GridPoint("packed", "bf16", 1, 512, 16, 64),
+    GridPoint("packed", "tf32", 1, 256, 64, 64),
 )
 
 
 def items(place: Place) -> list[Item]:
     place.start()
-    cells = (Cell("dense", "bf16", 1, 16, 2, 3), Cell("packed", "f32", 1, 16, 2, 3)) if place.rehearsal else CELLS
+    cells = (
+        (GridPoint("dense", "bf16", 1, 16, 2, 3), GridPoint("packed", "f32", 1, 16, 2, 3)) if place.rehearsal else CELLS
+    )
     return [Item(f"{cell.what} {mode}", (cell, mode)) for cell in cells for mode in ("inference", "training")]
 
 

@@ -17,10 +17,10 @@ import torch
 import fastlstm
 from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.layers import Cell, call_of, input_of, ours, theirs
+from benchmarks.gpu_day.layers import GridPoint, call_of, input_of, ours, theirs
 from benchmarks.gpu_day.place import Place
 
-CELL = Cell("dense", "bf16", 1, 256, 16, 4)  # so short that the GPU is always done first
+CELL = GridPoint("dense", "bf16", 1, 256, 16, 4)  # so short that the GPU is always done first
 CALLS, ROUNDS, TOP = 200, 5, 40
 MODES = (
     "inference",

@@ -15,7 +15,7 @@ from benchmarks.gpu_day.place import MATHS, Place, dtype
 from fastlstm.verify.cudnn import algorithm
 
 
-class Cell(NamedTuple):
+class GridPoint(NamedTuple):
     """A size and kind of call. layout: dense, packed (lengths T … T / 4), projected (to H / 2) or bidirectional; I = H."""
 
     layout: str
@@ -34,18 +34,18 @@ class Cell(NamedTuple):
         return f"{self.math} {self.L}x{self.H} B{self.B} T{self.T} {self.layout}"
 
 
-def theirs(cell: Cell, place: Place) -> nn.LSTM:
+def theirs(cell: GridPoint, place: Place) -> nn.LSTM:
     return nn.LSTM(cell.H, cell.H, cell.L, device=place.device, **_kind(cell))
 
 
-def ours(of: nn.LSTM, cell: Cell, place: Place) -> nn.Module:
+def ours(of: nn.LSTM, cell: GridPoint, place: Place) -> nn.Module:
     """fastlstm.LSTM with the weights of nn.LSTM."""
     made = fastlstm.LSTM(cell.H, cell.H, cell.L, device=place.device, **_kind(cell))
     made.load_state_dict(of.state_dict())
     return made
 
 
-def _kind(cell: Cell) -> dict[str, Any]:
+def _kind(cell: GridPoint) -> dict[str, Any]:
     kind = {
         "bidirectional": cell.layout == "bidirectional",
         "proj_size": cell.H // 2 if cell.layout == "projected" else 0,
@@ -53,7 +53,7 @@ def _kind(cell: Cell) -> dict[str, Any]:
     return {**kind, "dtype": torch.float32 if cell.math.startswith("autocast") else dtype(cell.math)}
 
 
-def input_of(cell: Cell, place: Place, training: bool) -> Tensor | PackedSequence:
+def input_of(cell: GridPoint, place: Place, training: bool) -> Tensor | PackedSequence:
     of = _kind(cell)["dtype"]
     x = torch.randn(cell.T, cell.B, cell.H, device=place.device, dtype=of, requires_grad=training)
     if cell.layout != "packed":
@@ -81,14 +81,14 @@ def call_of(module: nn.Module, x: Tensor | PackedSequence, mode: str) -> Run:
     return run
 
 
-def cudnn_algorithm(cell: Cell, training: bool) -> str:
+def cudnn_algorithm(cell: GridPoint, training: bool) -> str:
     """The class of algorithm that torch's rules ask cuDNN for; under autocast, whatever its type, nn.LSTM is float16 there."""
     name = "float16" if cell.math.startswith("autocast") else MATHS[cell.math]
     layers = (cell.H, cell.H, cell.B, cell.L, cell.layout == "bidirectional")
     return algorithm(name, *layers, cell.layout == "packed", cell.layout == "projected", training)
 
 
-def autocast(cell: Cell, place: Place) -> Any:
+def autocast(cell: GridPoint, place: Place) -> Any:
     """The autocast that a cell speaks of, as a context."""
     half = torch.bfloat16 if cell.math.endswith("bf16") else torch.float16
     on = cell.math.startswith("autocast") and not place.rehearsal  # not every CPU has it

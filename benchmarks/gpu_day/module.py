@@ -10,7 +10,7 @@ import torch
 import fastlstm
 from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.layers import Cell, call_of, cudnn_algorithm, far, input_of, ours, theirs
+from benchmarks.gpu_day.layers import GridPoint, call_of, cudnn_algorithm, far, input_of, ours, theirs
 from benchmarks.gpu_day.place import ALLOWED, Place
 
 T = 128
@@ -29,15 +29,15 @@ SIZES = (
 KINDS = (("dense", 2), ("bidirectional", 1), ("packed", 1), ("projected", 1))
 
 
-def cells() -> list[Cell]:
+def cells() -> list[GridPoint]:
     """The headline first: one layer in each type, then other kinds of layers, then the remaining sizes."""
-    first = [Cell("dense", math, 1, H, B, T) for (H, B), math in product(SIZES[:4], ("bf16", "f16", "tf32"))]
+    first = [GridPoint("dense", math, 1, H, B, T) for (H, B), math in product(SIZES[:4], ("bf16", "f16", "tf32"))]
     kinds = [
-        Cell(layout, math, L, H, B, T)
+        GridPoint(layout, math, L, H, B, T)
         for (H, B), (layout, L), math in product(((512, 64), (256, 16)), KINDS, ("bf16", "tf32"))
     ]
-    rest = [Cell("dense", math, 1, H, B, T) for (H, B), math in product(SIZES[4:], ("bf16", "tf32", "f16"))]
-    return [*first, *kinds, *rest, Cell("dense", "bf16", 1, 1024, 1, T), Cell("dense", "f32", 1, 512, 16, T)]
+    rest = [GridPoint("dense", math, 1, H, B, T) for (H, B), math in product(SIZES[4:], ("bf16", "tf32", "f16"))]
+    return [*first, *kinds, *rest, GridPoint("dense", "bf16", 1, 1024, 1, T), GridPoint("dense", "f32", 1, 512, 16, T)]
 
 
 def items(place: Place) -> list[Item]:
@@ -45,9 +45,9 @@ def items(place: Place) -> list[Item]:
     wanted = cells()
     if place.rehearsal:
         wanted = [
-            Cell("dense", "bf16", 2, 16, 2, 3),
-            Cell("packed", "tf32", 1, 16, 2, 3),
-            Cell("projected", "f32", 1, 16, 2, 2),
+            GridPoint("dense", "bf16", 2, 16, 2, 3),
+            GridPoint("packed", "tf32", 1, 16, 2, 3),
+            GridPoint("projected", "f32", 1, 16, 2, 2),
         ]
     return [Item(cell.what, (cell,)) for cell in wanted]
 
@@ -63,7 +63,7 @@ def run(place: Place, item: Item) -> Iterator[dict]:
             yield from _mode(place, cell, their, our, mode, forced)
 
 
-def _mode(place: Place, cell: Cell, their, our, mode: str, forced: str) -> Iterator[dict]:
+def _mode(place: Place, cell: GridPoint, their, our, mode: str, forced: str) -> Iterator[dict]:
     x = input_of(cell, place, mode == "training")
     with fastlstm.backend(place.backend):
         plain = call_of(our, x, mode)
@@ -90,7 +90,7 @@ def _mode(place: Place, cell: Cell, their, our, mode: str, forced: str) -> Itera
     yield {**about, "graph": True, "seconds": seconds, "repeats": often | errors, **_status(place, cell, off)}
 
 
-def _status(place: Place, cell: Cell, off: float) -> dict:
+def _status(place: Place, cell: GridPoint, off: float) -> dict:
     """The status word, and whether the results are wrong; what timed out is not used again."""
     status = place.taken()
     if status:

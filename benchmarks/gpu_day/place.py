@@ -105,7 +105,7 @@ class Place:
 
     def force(self, kernel: str) -> None:
         """From now on module calls use this kernel; "" lets the planner choose. Autograd's threads follow too."""
-        cuda._forced = ContextVar("fastlstm_cuda_kernel", default=kernel)
+        cuda.requested_kernel = ContextVar("fastlstm_cuda_kernel", default=kernel)
 
     def math(self, math: str) -> Any:
         """A context in which float32 is multiplied as `math` says."""

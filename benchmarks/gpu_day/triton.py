@@ -14,7 +14,7 @@ import torch
 import fastlstm
 from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item, trouble
-from benchmarks.gpu_day.layers import Cell, call_of, far, input_of, ours, theirs
+from benchmarks.gpu_day.layers import GridPoint, call_of, far, input_of, ours, theirs
 from benchmarks.gpu_day.place import ALLOWED, MATHS, Place
 from fastlstm import backends
 from fastlstm.testing.cases import Case
@@ -22,7 +22,7 @@ from fastlstm.verify import correctness
 
 SHAPES = ("single_block", "streamed", "per_step")
 TIMED = tuple(
-    Cell("dense", math, 1, H, B, 128) for math in ("bf16", "tf32") for H, B in ((128, 16), (512, 16), (128, 64))
+    GridPoint("dense", math, 1, H, B, 128) for math in ("bf16", "tf32") for H, B in ((128, 16), (512, 16), (128, 64))
 )
 
 
@@ -34,7 +34,7 @@ CASES = (_sized(7, 3, 5, 40), _sized(9, 33, 40, 100, reset=True), _sized(5, 17, 
 
 
 def items(place: Place) -> list[Item]:
-    timed = (Cell("dense", "f32", 1, 8, 2, 2),) if place.rehearsal else TIMED
+    timed = (GridPoint("dense", "f32", 1, 8, 2, 2),) if place.rehearsal else TIMED
     return [Item("compile and check", ("check",)), *(Item(cell.what, ("time", cell)) for cell in timed)]
 
 
@@ -72,7 +72,7 @@ def check(shape: str, math: str, cases: tuple[Case, ...], device: str) -> list[d
     return rows
 
 
-def warm(cell: Cell, device: str) -> list[dict]:
+def warm(cell: GridPoint, device: str) -> list[dict]:
     """Compile what a timed cell runs, into the cache that all processes share."""
     place = Place({"out": "", "until": 0.0, "lost": [], "stage": "triton"})
     place.device = torch.device(device)
@@ -81,7 +81,7 @@ def warm(cell: Cell, device: str) -> list[dict]:
     return []
 
 
-def _timed(place: Place, cell: Cell, warming: bool = False) -> Iterator[dict]:
+def _timed(place: Place, cell: GridPoint, warming: bool = False) -> Iterator[dict]:
     with place.math(cell.math):
         torch.manual_seed(0)
         their = theirs(cell, place)

@@ -17,7 +17,7 @@ from fastlstm.testing import accuracy
 from fastlstm.verify import correctness, isolate, timings
 from fastlstm.verify.correctness import MATHS, Table
 from fastlstm.verify.stages import Process
-from fastlstm.verify.timings import Cell
+from fastlstm.verify.timings import GridPoint
 
 CANDIDATES = ("cuda", "triton")
 LIMIT = 170.0  # seconds for a GPU model by default
@@ -33,7 +33,7 @@ class Workload:
     """
 
     tables: dict[str, Table]
-    cells: tuple[Cell, ...]
+    cells: tuple[GridPoint, ...]
     silence: float
     checking: float
     whole: float
@@ -99,7 +99,7 @@ def _checks(table: Table) -> float:
     return seconds
 
 
-def _timed(cell: Cell, kernels: list[str]) -> float:
+def _timed(cell: GridPoint, kernels: list[str]) -> float:
     backward = 3 if cell.training else 1
     steps = 1e-6 * cell.T * sum(STEP_US[name] for name in ("torch", *kernels))
     products = (len(kernels) + 1) * 16e-12 * cell.H**2 * cell.B * cell.T / TFLOPS[cell.math]

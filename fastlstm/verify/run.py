@@ -15,7 +15,7 @@ from fastlstm.verify import correctness, plans, record, stages, timings
 from fastlstm.verify.correctness import Outcome, Run
 from fastlstm.verify.plans import VerifyPlan, Workload
 from fastlstm.verify.stages import Limits, Lost, TimeUpError
-from fastlstm.verify.timings import Cell, Clock, DeviceClock, Fault, Kernel
+from fastlstm.verify.timings import Clock, DeviceClock, Fault, GridPoint, Kernel
 
 FINE, WRONG, NO_GPU = 0, 1, 2  # exit codes
 SHOWN = 5  # failures that are printed
@@ -180,7 +180,7 @@ def _time(say: Say, machine: Machine, plan: VerifyPlan, work: Workload, found: F
     def args() -> tuple:
         return found.passed(), machine.device, machine.clock
 
-    def fault(kernels: tuple[Kernel, ...], cell: Cell | None, why: str) -> None:
+    def fault(kernels: tuple[Kernel, ...], cell: GridPoint | None, why: str) -> None:
         say(f"  timing {cell or ''} {', '.join(map(_named, kernels)) or 'no kernel'}: WRONG: {why}")
         for kernel in kernels:
             found.blame(kernel, f"timed at {cell}: {why}")

@@ -30,7 +30,7 @@ Kernel = tuple[str, str, str]  # backend, kernel, math
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridPoint:
     """One size and kind of call. layout: dense, packed (lengths T … T / 4) or projected (to H / 2); I = H."""
 
     layout: str
@@ -46,9 +46,9 @@ class Cell:
         )
 
 
-def grid(layout: str, H: tuple[int, ...], B: tuple[int, ...], T: tuple[int, ...], maths=ORDER) -> list[Cell]:
+def grid(layout: str, H: tuple[int, ...], B: tuple[int, ...], T: tuple[int, ...], maths=ORDER) -> list[GridPoint]:
     """All cells of a layout over these sizes."""
-    return [Cell(layout, *rest) for rest in product(maths, (True, False), H, B, T)]
+    return [GridPoint(layout, *rest) for rest in product(maths, (True, False), H, B, T)]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Fault:
     """A kernel did not end, or ruined the process, or raised what it should not, while a cell was timed."""
 
     kernels: tuple[Kernel, ...]
-    cell: Cell
+    cell: GridPoint
     why: str
     dead: bool
 
@@ -86,7 +86,7 @@ class DeviceClock:
 
 
 def run(
-    cells: tuple[Cell, ...], passed: frozenset[Kernel], device: torch.device, clock: Clock
+    cells: tuple[GridPoint, ...], passed: frozenset[Kernel], device: torch.device, clock: Clock
 ) -> Iterator[Started | Fault | dict]:
     """Time every cell.
 
@@ -123,7 +123,7 @@ def _others(passed: frozenset[Kernel]) -> frozenset[Kernel]:
 class Timed:
     """One cell: its modules, the contenders that have not failed, and the seconds of their calls by name."""
 
-    cell: Cell
+    cell: GridPoint
     device: torch.device
     ready: list[Contender] = field(default_factory=list)
     samples: dict[str, list[float]] = field(default_factory=dict)
@@ -208,12 +208,12 @@ def _to_blame(error: Exception, contender: Contender) -> tuple[Kernel, ...]:
     return contender.kernels
 
 
-def _algorithm(cell: Cell) -> str:
+def _algorithm(cell: GridPoint) -> str:
     packed, projected = cell.layout == "packed", cell.layout == "projected"
     return cudnn.algorithm(cell.math, cell.H, cell.H, cell.B, 1, False, packed, projected, cell.training)
 
 
-def _spec(cell: Cell, device: torch.device) -> Spec:
+def _spec(cell: GridPoint, device: torch.device) -> Spec:
     """The cell's call, as backends see it."""
     projected, packed = cell.layout == "projected", cell.layout == "packed"
     N = int(_lengths(cell).sum()) if packed else cell.T * cell.B
@@ -222,11 +222,11 @@ def _spec(cell: Cell, device: torch.device) -> Spec:
     return Spec(device, MATHS[cell.math], *sizes, *flags, int(cell.training))
 
 
-def _lengths(cell: Cell) -> Tensor:
+def _lengths(cell: GridPoint) -> Tensor:
     return torch.linspace(cell.T, max(1, cell.T // 4), cell.B).long()
 
 
-def _modules(cell: Cell, device: torch.device) -> tuple[nn.Module, nn.Module, Tensor | PackedSequence]:
+def _modules(cell: GridPoint, device: torch.device) -> tuple[nn.Module, nn.Module, Tensor | PackedSequence]:
     """nn.LSTM, ours with the same weights, and the input."""
     P, kind = cell.H // 2 if cell.layout == "projected" else 0, {"device": device, "dtype": MATHS[cell.math]}
     theirs = nn.LSTM(cell.H, cell.H, proj_size=P, **kind)

@@ -76,7 +76,9 @@ def test_nan_is_far_from_everything():
 
 
 def test_nn_lstm_under_autocast_is_judged_as_float16():
-    cells = [layers.Cell("dense", math, 1, 512, 16, 0) for math in ("autocast-bf16", "autocast-f16", "f16", "bf16")]
+    cells = [
+        layers.GridPoint("dense", math, 1, 512, 16, 0) for math in ("autocast-bf16", "autocast-f16", "f16", "bf16")
+    ]
     assert [layers.cudnn_algorithm(cell, True) for cell in cells] == ["PERSIST_STATIC"] * 3 + ["STANDARD"]
 
 

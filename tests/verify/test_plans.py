@@ -95,7 +95,7 @@ def _check(table: correctness.Table) -> None:
                 triton.backward(inputs, Saved(h, c, gates), Grads(*make_grads(case, dtype)))
 
 
-def _time(cells: tuple[timings.Cell, ...], kernels: tuple[str, ...]) -> None:
+def _time(cells: tuple[timings.GridPoint, ...], kernels: tuple[str, ...]) -> None:
     every = {("triton", kernel, math) for kernel in load("triton").kernel_names for math in correctness.MATHS}
     passed = {kernel for kernel in every if kernel[1] in kernels}
     with withheld.instead_of_record(every - passed):

@@ -121,7 +121,7 @@ from fastlstm.testing.cases import SHORT
 
 def work(present):
     table = correctness.Table((SHORT[0],), ("float32", "bfloat16"))
-    cells = (timings.Cell("dense", "bfloat16", True, 4, 2, 2),)
+    cells = (timings.GridPoint("dense", "bfloat16", True, 4, 2, 2),)
     return plans.Workload(dict.fromkeys(present, table), cells, 300.0, 300.0, 900.0)
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.verify import timings
 from fastlstm.verify.cudnn import SMALL_H, STANDARD
 from fastlstm.verify.stages import Started
-from fastlstm.verify.timings import Cell, Fault
+from fastlstm.verify.timings import Fault, GridPoint
 from tests.verify.verifying import Fake, clock
 
 CPU = torch.device("cpu")
-CELL = Cell("dense", "float32", True, 4, 2, 3)
+CELL = GridPoint("dense", "float32", True, 4, 2, 3)
 PASSED = frozenset({("cuda", "one", "float32"), ("cuda", "two", "float32")})
 
 
@@ -90,7 +90,7 @@ def test_a_plan_of_two_kernels_is_timed_by_itself(module):
     (row,) = results(costs=(2.0, 1.0, 4.0, 3.0))
     assert row["seconds"] == {"torch": 2.0, "cuda": 3.0}
     assert row["kernels"] == {"cuda": {"one": 1.0, "two": 4.0}}
-    (row,) = results([Cell("dense", "float32", False, 4, 2, 3)])
+    (row,) = results([GridPoint("dense", "float32", False, 4, 2, 3)])
     assert row["seconds"] == {"torch": 2.0, "cuda": 1.0}  # forward alone
 
 
@@ -126,7 +126,7 @@ def test_what_a_kernel_must_not_do_is_a_fault_and_it_is_not_used_again(module):
             raise ValueError("no such size")
 
     module.spoil = spoil
-    fault, *rows = results([CELL, Cell("dense", "float32", True, 8, 2, 3)], costs=(2.0, 1.0))
+    fault, *rows = results([CELL, GridPoint("dense", "float32", True, 8, 2, 3)], costs=(2.0, 1.0))
     assert fault == Fault((("cuda", "two", "float32"),), CELL, "ValueError: no such size", False)
     assert [row["kernels"] for row in rows] == [{"cuda": {"one": 1.0}}] * 2
     assert sum(kernel == "two" for _, kernel in module.ran) == 1
@@ -274,7 +274,7 @@ def test_who_has_its_turn_is_told_with_its_kernels(module):
 @pytest.mark.parametrize("training", [True, False])
 def test_a_cell_is_described_as_its_call_is(layout, training, monkeypatch):
     """Plans are asked for this description, and dispatch makes its own from the tensors."""
-    cell, seen = Cell(layout, "float32", training, 6, 5, 7), []
+    cell, seen = GridPoint(layout, "float32", training, 6, 5, 7), []
     monkeypatch.setattr(dispatch, "choose", lambda spec: seen.append(spec) or "reference")
     _, ours, x = timings._modules(cell, CPU)
     timings._run("reference", "", ours, x, training)

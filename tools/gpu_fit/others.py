@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from benchmarks.gpu_day.kernelbench import BASELINE, PUBLISHED
-from benchmarks.gpu_day.layers import Cell, cudnn_algorithm
+from benchmarks.gpu_day.layers import GridPoint, cudnn_algorithm
 from tools.gpu_fit import kept
 from tools.gpu_tables import markdown
 
@@ -69,7 +69,7 @@ def _algorithms(math: str, layout: str, L: int, H: int, batches: Sequence[int]) 
     """The algorithm, or algorithms with the batch sizes that have them."""
     by: dict[str, list[int]] = {}
     for B in batches:
-        by.setdefault(cudnn_algorithm(Cell(layout, math, L, H, B, 0), True), []).append(B)
+        by.setdefault(cudnn_algorithm(GridPoint(layout, math, L, H, B, 0), True), []).append(B)
     if len(by) == 1:
         return next(iter(by))
     return ", ".join(f"{name} (B {' '.join(map(str, of))})" for name, of in by.items())

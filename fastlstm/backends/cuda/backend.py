@@ -36,7 +36,7 @@ from fastlstm.ops import weight_gradients
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 
 NAME = "cuda"
-_forced: ContextVar[str] = ContextVar("fastlstm_cuda_kernel", default="")
+requested_kernel: ContextVar[str] = ContextVar("fastlstm_cuda_kernel", default="")
 
 
 @contextmanager
@@ -44,11 +44,11 @@ def force(kernel: str | None) -> Iterator[None]:
     """Use one kernel inside a `with` block: per_step, single_block or cooperative; None: choose as usual."""
     if kernel is not None and kernel not in KERNELS:
         raise ValueError(f"kernel is {kernel!r}, expected one of {', '.join(KERNELS)}")
-    token = _forced.set(kernel or "")
+    token = requested_kernel.set(kernel or "")
     try:
         yield
     finally:
-        _forced.reset(token)
+        requested_kernel.reset(token)
 
 
 @register(NAME)
@@ -158,7 +158,7 @@ def _gpu(index: int) -> cost_model.Device:
 
 
 def _choose(spec: Spec) -> LaunchPlan:
-    index, math, only = _index(spec.device), math_of(spec.dtype), _forced.get()
+    index, math, only = _index(spec.device), math_of(spec.dtype), requested_kernel.get()
     without = withheld.kernels(NAME, index, _gpu(index).name, math, by_name=bool(only))
     tf32 = math == "tf32" and _gpu(index).tf32 > 0
     try:

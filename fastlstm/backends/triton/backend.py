@@ -182,10 +182,10 @@ def _shared_bytes(index: int) -> int:
 
 
 def _choose(spec: Spec) -> TritonPlan | str:
-    device, math, forced = gpu(spec.device), math_of(spec.dtype), planner.forced()
-    without = withheld.kernels(NAME, spec.device.index or 0, device.name, math, by_name=forced is not None)
+    device, math, requested = gpu(spec.device), math_of(spec.dtype), planner.requested()
+    without = withheld.kernels(NAME, spec.device.index or 0, device.name, math, by_name=requested is not None)
     choice = _cached_choice(
-        device, spec.H, spec.B, spec.dtype.itemsize, math == "tf32", spec.projected, forced, frozenset(without)
+        device, spec.H, spec.B, spec.dtype.itemsize, math == "tf32", spec.projected, requested, frozenset(without)
     )
     if isinstance(choice, str):
         return "; ".join((choice, *(f"{kernel}: {why}" for kernel, why in without.items())))
@@ -194,7 +194,7 @@ def _choose(spec: Spec) -> TritonPlan | str:
 
 @lru_cache(maxsize=4096)
 def _cached_choice(
-    device, H: int, B: int, itemsize: int, tf32: bool, projected: bool, forced: str | None, without: frozenset[str]
+    device, H: int, B: int, itemsize: int, tf32: bool, projected: bool, requested: str | None, without: frozenset[str]
 ) -> TritonPlan | str:
     """The planner's choice; where that is not to run, the first of the other shapes that can."""
 
@@ -202,7 +202,7 @@ def _cached_choice(
         with force(shape):
             return planner.choose(device, H, B, planner.how(itemsize, tf32, device), projected=projected)
 
-    choice = ask(forced)
+    choice = ask(requested)
     if isinstance(choice, str) or choice.shape not in without:
         return choice
     others = (plan for plan in map(ask, (s for s in KERNELS if s not in without)) if isinstance(plan, TritonPlan))

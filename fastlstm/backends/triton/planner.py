@@ -104,7 +104,7 @@ _TILED = {
     },
 }
 
-_forced: ContextVar[str | None] = ContextVar("fastlstm_triton_shape", default=None)
+_requested: ContextVar[str | None] = ContextVar("fastlstm_triton_shape", default=None)
 
 
 @contextmanager
@@ -112,16 +112,16 @@ def force(shape: str | None) -> Iterator[None]:
     """Use one kernel shape inside a `with` block: single_block, streamed or per_step; None: choose as usual."""
     if shape is not None and shape not in SHAPES:
         raise ValueError(f"shape is {shape!r}, expected one of {', '.join(SHAPES)}")
-    token = _forced.set(shape)
+    token = _requested.set(shape)
     try:
         yield
     finally:
-        _forced.reset(token)
+        _requested.reset(token)
 
 
-def forced() -> str | None:
+def requested() -> str | None:
     """Return the shape that `force` asks for, or None."""
-    return _forced.get()
+    return _requested.get()
 
 
 def how(itemsize: int, tf32: bool, device: Device) -> str:
@@ -159,8 +159,8 @@ def _preferred(streamed: TritonPlan | None, H: int, B: int, weights: int, device
 
 
 def _rejection(shape: str, H: int, math: str, projected: bool) -> str | None:
-    if _forced.get() not in (None, shape):
-        return f"{_forced.get()} was asked for"
+    if _requested.get() not in (None, shape):
+        return f"{_requested.get()} was asked for"
     if projected and shape != "per_step":
         return "projection goes through per_step"
     if shape == "single_block" and _padded(math, H) is None:

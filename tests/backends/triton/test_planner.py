@@ -85,7 +85,7 @@ def test_force_is_undone_and_checked() -> None:
         assert planner.choose(MADE_UP, 16, 8, "half").shape == "per_step"
         with planner.force(None):
             assert planner.choose(MADE_UP, 16, 8, "half").shape == "single_block"
-    assert planner.forced() is None
+    assert planner.requested() is None
     with pytest.raises(ValueError, match="single_block, streamed, per_step"), planner.force("cluster"):
         pass
 
