@@ -21,6 +21,7 @@ import torch
 from fastlstm.backends import cost_model
 from fastlstm.backends.triton import planner
 from fastlstm.backends.triton.planner import Tile, TritonPlan
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from tools import triton_variants
 from tools.gpu_rows import KernelRow
 
@@ -92,13 +93,13 @@ def compile_variant(shape: str, math: str, tile: Tile, direction: str, options: 
         for projected in projections:
             tensors = _tensors(tile, shape, math, options, projected)
             if direction == "forward":
-                launch.forward(plan, *tensors["inputs"])
+                launch.forward(plan, tensors["inputs"])
             else:
-                launch.backward(plan, *tensors["grads"], *tensors["inputs"], *tensors["saved"])
+                launch.backward(plan, tensors["inputs"], tensors["saved"], tensors["grads"])
     return found
 
 
-def _tensors(tile: Tile, shape: str, math: str, options: str, projected: bool) -> dict[str, tuple]:
+def _tensors(tile: Tile, shape: str, math: str, options: str, projected: bool) -> dict[str, OpInputs | Saved | Grads]:
     """Arguments of a call of two steps, on the CPU: only their types, alignment and which are None matter."""
     full = options == "full"
     dtype = torch.bfloat16 if math == "half" else torch.float32
@@ -121,7 +122,7 @@ def _tensors(tile: Tile, shape: str, math: str, options: str, projected: bool) -
     saved = (new(*rows, P), new(*rows, H, dtype=torch.float32), new(*rows, 4 * H))
     dc = new(*rows, H, dtype=torch.float32) if full else None
     grads = (new(*rows, P), dc, *(states if full else (None, None)))
-    return {"inputs": inputs, "saved": saved, "grads": grads}
+    return {"inputs": OpInputs(*inputs), "saved": Saved(*saved), "grads": Grads(*grads)}
 
 
 def rows(capability: int, only: str | None = None, math: str | None = None) -> Iterator[Row]:
