@@ -161,7 +161,7 @@ def test_a_call_that_raises_is_left_out_of_the_turns():
 
 def test_what_it_takes_from_the_backend_is_there():
     """None of this runs here without a GPU, so a name that is gone would show on one first."""
-    for name in ("not_built", "_wrong_device", "_gpu", "_on", "_forced"):
+    for name in ("not_built", "_wrong_device", "_gpu", "_on", "requested_kernel"):
         assert hasattr(cuda, name)
     assert list(inspect.signature(cuda_launch.forward).parameters) == ["rt", "plan", "inputs"]
     assert list(inspect.signature(cuda_launch.backward).parameters) == ["rt", "plan", "inputs", "saved", "grads"]
