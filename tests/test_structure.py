@@ -114,3 +114,16 @@ _PRIVATE = re.compile(r"torch\._(?!_)|_SingleLevelFunction|_current_level|torch\
 def test_private_names_of_torch_live_in_one_file(name: str) -> None:
     text = FILES[name].read_text(encoding="utf-8")
     assert not [line for line in text.splitlines() if _PRIVATE.search(line.split("#")[0])]
+
+
+_ALLOCATE = {"empty", "zeros", "ones", "full", "tensor"}
+
+
+@pytest.mark.parametrize("package", ["modules", "ops", "backends", "sampling"])
+def test_allocations_state_type_and_device(package: str) -> None:
+    """A default type or device of the user's would change what kernels get by address."""
+    for path in (PACKAGE / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{name}" for name in _ALLOCATE}:
+                stated = {keyword.arg for keyword in node.keywords}
+                assert None in stated or {"dtype", "device"} <= stated, f"{path}:{node.lineno}: {ast.unparse(node)}"

@@ -33,7 +33,7 @@ def pack(
     w_h = w_h.to(torch.float32).contiguous()
     w_x = None if w_x is None else w_x.to(torch.float32).contiguous()
     units, P, I = w_h.shape[0] // (gates * count), w_h.shape[1], 0 if w_x is None else w_x.shape[1]
-    out = torch.empty(count * gates * padded(units) * (I + P), dtype=dtype)
+    out = torch.empty(count * gates * padded(units) * (I + P), dtype=dtype, device="cpu")
     native.load().pack(
         bfloat16=dtype is torch.bfloat16,
         out=out.data_ptr(),

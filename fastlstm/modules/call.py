@@ -1,8 +1,8 @@
 """One module call, turned into a `Call` once: checked, time first, batched, sequences in the order of the rows.
 
 Dense, packed, unbatched and `batch_first` input, and the ids of a TokenLSTM, end here: what runs a call
-(`fastlstm.modules.route`) sees one form, and `Call.returned` gives the results the form of the input. Every check of a
-module call's arguments is in this file. What only torch's own LSTM refuses goes there, for it says why in its own words.
+(`fastlstm.modules.route`) sees one form, and `Call.returned` gives the results the form of the input. The checks of a
+module call's arguments are in `checks.py`. What only torch's own LSTM refuses goes there, for it says why in its own words.
 """
 
 from __future__ import annotations

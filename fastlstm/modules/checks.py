@@ -80,7 +80,7 @@ def _embedding_fits(stack: Stack, tokens: Tokens, dtype: torch.dtype) -> bool:
 
 
 def is_batched(data: Tensor, tokens: Tokens | None) -> bool:
-    """Whether dense input has a batch dimension; raises where it has another number of dimensions, or ids no type of ids."""
+    """Whether dense input has a batch dimension; raises where it has another number of dimensions."""
     if tokens is None:
         if data.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {data.dim()}D instead")

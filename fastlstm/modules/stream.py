@@ -66,7 +66,7 @@ class Stream:
 
     def _step(self, x: Tensor) -> Tensor:
         B, H, P = self._sizes
-        out = torch.empty(B, P)
+        out = torch.empty(B, P, dtype=torch.float32, device=self.device)
         native.load().lstm_step(
             bfloat16=self.dtype is torch.bfloat16,
             layers=self._step_layers,
@@ -148,7 +148,7 @@ def _plain(weights: list[Tensor], bias: bool, projected: bool, dtype: torch.dtyp
 def _packed(weights: list[Tensor], bias: bool, projected: bool, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
     """`_plain` in the blocks of the step engine."""
     w_ih, w_hh, *rest = (w.detach() for w in weights)
-    b = rest[0].float() + rest[1].float() if bias else torch.zeros(w_hh.shape[0])
+    b = rest[0].float() + rest[1].float() if bias else w_hh.new_zeros(w_hh.shape[0], dtype=torch.float32)
     w_hr = pack(rest[-1], dtype=dtype) if projected else None
     return pack(w_hh, w_ih, gates=4, dtype=dtype), pack(b[:, None], gates=4), w_hr
 

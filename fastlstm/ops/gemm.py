@@ -29,7 +29,7 @@ def matmul(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
 
 def native_matmul(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
     """`matmul` by the native GEMM, for plain tensors that it `takes`; any strides."""
-    out = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype) if add_to is None else add_to
+    out = a.new_empty(a.shape[0], b.shape[1]) if add_to is None else add_to
     (a_row, a_column), (b_row, b_column) = a.stride(), b.stride()
     native.load().gemm(
         double=a.dtype == torch.float64,

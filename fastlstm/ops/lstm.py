@@ -87,7 +87,7 @@ _ONE_HOT = 1 << 26  # scalars of a one-hot matrix; its product is the fastest su
 def _sum_by_id_cpu(rows: Tensor, ids: Tensor, V: int) -> Tensor:
     if native.unavailable() is not None:
         return torch.ops.aten.embedding_dense_backward(rows, ids, V, -1, False)
-    out = torch.zeros(V, rows.shape[1], dtype=rows.dtype)
+    out = rows.new_zeros(V, rows.shape[1])
     native.load().sum_by_id(
         double=rows.dtype == torch.float64,
         out=out.data_ptr(),

@@ -114,7 +114,7 @@ class Decoding:
             raise ValueError(f"length is {length!r}, expected an int of 0 or more")
         streams, options = self._streams, self._options
         ids = torch.full((length, options.num), -1, dtype=torch.int64, device=streams.ids.device)
-        scores = torch.zeros(length, options.num, device=streams.ids.device) if log_probs else None
+        scores = torch.zeros(length, options.num, dtype=torch.float32, device=streams.ids.device) if log_probs else None
         at = 0
         while at < length and not self.done:
             rows = slice(at, min(at + ROWS_PER_CALL, length))

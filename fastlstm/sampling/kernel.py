@@ -39,8 +39,8 @@ class Native:
         """Feed the rows of `ids` that `streams` has not fed yet and draw the others, for every stream that has not ended."""
         _, H, P, V = self.weights.sizes
         known, B = len(streams.ids), ids.shape[1]
-        stops = torch.tensor([v for one in options.stop for v in one], dtype=torch.int64)
-        ends = torch.tensor([len(one) for one in options.stop], dtype=torch.int64).cumsum(0)
+        stops = torch.tensor([v for one in options.stop for v in one], dtype=torch.int64, device="cpu")
+        ends = torch.tensor([len(one) for one in options.stop], dtype=torch.int64, device="cpu").cumsum(0)
         follows = None if streams.states is None else options.follows
         engine = native.load()
         layers = [

@@ -124,6 +124,6 @@ def _advance(streams: Streams, options: Options, rows: Tensor, live: Tensor) -> 
         streams.states[live] = follows[streams.states[live].long(), drawn.clamp(min=0)]
     for stop in options.stop:
         if len(stop) <= len(rows):
-            wanted = torch.tensor(stop, device=rows.device)[:, None]
+            wanted = torch.tensor(stop, dtype=torch.int64, device=rows.device)[:, None]
             ended |= (rows[-len(stop) :, live] == wanted).all(0)
     streams.ended[live] = ended.to(streams.ended.dtype)

@@ -41,9 +41,9 @@ class Cpu(Backend):
         dtype, real, H, save = inputs.w_hh.dtype, _real_type(inputs.w_hh), inputs.H, inputs.save
         x, ids, w_x, bias, w_hh, w_hr, h0, c0 = (_as_real(v, real) for v in inputs[:8])
         lead = tuple(inputs.lead)
-        h = torch.empty((*lead, h0.shape[1]), dtype=real)
-        c = torch.empty((*lead, H) if save else (0,), dtype=real)
-        gates = torch.empty((*lead, 4 * H) if save == SAVE_ALL else (0,), dtype=real)
+        h = torch.empty((*lead, h0.shape[1]), dtype=real, device="cpu")
+        c = torch.empty((*lead, H) if save else (0,), dtype=real, device="cpu")
+        gates = torch.empty((*lead, 4 * H) if save == SAVE_ALL else (0,), dtype=real, device="cpu")
         h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
         native.load().lstm_forward(
             **_shape(inputs),
@@ -67,7 +67,7 @@ class Cpu(Backend):
 
     def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
         dtype = inputs.w_hh.dtype
-        dxg = torch.empty((*inputs.lead, inputs.w_hh.shape[0]), dtype=_real_type(inputs.w_hh))
+        dxg = torch.empty((*inputs.lead, inputs.w_hh.shape[0]), dtype=_real_type(inputs.w_hh), device="cpu")
         d_hr, dh0, dc0 = _backward(inputs, saved, grads, dxg, {})
         return dxg.to(dtype), d_hr.to(dtype), dh0.to(dtype), dc0
 
@@ -80,7 +80,9 @@ class Cpu(Backend):
         x, ids, w_x, _, w_hh, w_hr, h0, _ = (_as_real(v, real) for v in inputs[:8])
         h = _as_real(saved.h, real)
         sized = ((want_x, x), (want_w, w_x), (want_bias, w_hh[:, 0]), (want_hh, w_hh), (want_hr, w_hr))
-        dx, dw_x, dbias, dw_hh, dw_hr = made = [torch.empty(v.shape, dtype=real) if want else None for want, v in sized]
+        dx, dw_x, dbias, dw_hh, dw_hr = made = [
+            torch.empty(v.shape, dtype=real, device="cpu") if want else None for want, v in sized
+        ]
         products = {
             **{"dx": _address(dx), "dw_x": _address(dw_x), "dbias": _address(dbias)},
             **{"dw_hh": _address(dw_hh), "dw_hr": _address(dw_hr)},
@@ -148,8 +150,8 @@ def _backward(
         gates = recompute_gates(inputs, h)
     read = (*grads, gates, c, inputs.c0, inputs.w_hh, inputs.w_hr)
     dh, dc, dh_n, dc_n, gates, c, c0, w_hh, w_hr = (_as_real(v, real) for v in read)
-    d_hr = None if w_hr is None or dxg is None else torch.empty(h.shape, dtype=real)
-    dh0, dc0 = torch.empty(h0.shape, dtype=real), torch.empty(c0.shape, dtype=real)
+    d_hr = None if w_hr is None or dxg is None else torch.empty(h.shape, dtype=real, device="cpu")
+    dh0, dc0 = torch.empty(h0.shape, dtype=real, device="cpu"), torch.empty(c0.shape, dtype=real, device="cpu")
     native.load().lstm_backward(
         **_shape(inputs),
         dxg=_address(dxg),
@@ -167,7 +169,7 @@ def _backward(
         w_hr=_address(w_hr),
         **products,
     )
-    return torch.empty(0, dtype=real) if d_hr is None else d_hr, dh0, dc0
+    return torch.empty(0, dtype=real, device="cpu") if d_hr is None else d_hr, dh0, dc0
 
 
 dynamo_skip(__name__)

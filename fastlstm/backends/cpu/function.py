@@ -68,7 +68,7 @@ _LARGE = 1 << 16  # scalars from which arrays are kept for the next step (csrc/b
 def _cached_array(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An array of a training step, not initialised. (torch can't resize it, as it can't what requires a gradient.)"""
     if math.prod(shape) < _LARGE:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     return torch.utils.dlpack.from_dlpack(native.load().array(shape, dtype == torch.float64))
 
 
@@ -105,7 +105,7 @@ def _direction(
     if ids:
         w_ih, bias = native_table(embedding, w_ih, bias), None
     rows = x.shape if ids else x.shape[:-1]
-    h = (_cached_array if keep else torch.empty)((*rows, call.stack.P), dtype=dtype)
+    h = _cached_array((*rows, call.stack.P), dtype) if keep else x.new_empty((*rows, call.stack.P), dtype=dtype)
     c = _cached_array((*rows, H), dtype) if keep else None
     gates = _cached_array((*rows, 4 * H), dtype) if keep else None
     h_n, c_n, h0, c0 = states
@@ -206,7 +206,11 @@ class _Backward:
         ids, of_bias = call.V > 0 and layer == 0, call.stack.bias and any(wanted[2:4])
         of_table = self.wanted[3], wanted[0], of_bias
         if ids:
-            d_in = torch.empty((call.V, 4 * call.stack.hidden_size), dtype=call.dtype) if any(of_table) else None
+            d_in = (
+                torch.empty((call.V, 4 * call.stack.hidden_size), dtype=call.dtype, device="cpu")
+                if any(of_table)
+                else None
+            )
         else:
             d_in = torch.empty_like(w_ih) if wanted[0] else None
         dx = _cached_array(x.shape, x.dtype) if wants_dx and not ids else None
