@@ -32,17 +32,17 @@ struct LstmCell {
   }
 
   // In: activated gates, the states around the step, dh and dc = gradients that arrive at h and c.
-  // Out: dz[] = gradients at the pre-activations; dc_prev = gradient at c of the step before.
+  // Out: d_gates[] = gradients at the pre-activations; dc_prev = gradient at c of the step before.
   template <class Math, class V>
-  static FASTLSTM_FN void backward(const V (&gate)[gates], V c_prev, V c, V dh, V dc, V (&dz)[gates], V& dc_prev) {
+  static FASTLSTM_FN void backward(const V (&gate)[gates], V c_prev, V c, V dh, V dc, V (&d_gates)[gates], V& dc_prev) {
     const V one = V(1.0f);
     const V i = gate[0], f = gate[1], g = gate[2], o = gate[3];
     const V tanh_c = Math::tanh(c);
     const V dc_total = dc + dh * o * (one - tanh_c * tanh_c);
-    dz[0] = dc_total * g * i * (one - i);
-    dz[1] = dc_total * c_prev * f * (one - f);
-    dz[2] = dc_total * i * (one - g * g);
-    dz[3] = dh * tanh_c * o * (one - o);
+    d_gates[0] = dc_total * g * i * (one - i);
+    d_gates[1] = dc_total * c_prev * f * (one - f);
+    d_gates[2] = dc_total * i * (one - g * g);
+    d_gates[3] = dh * tanh_c * o * (one - o);
     dc_prev = dc_total * f;
   }
 };

@@ -25,13 +25,13 @@ struct Forward {
   // outputs
   R* h;      // (N, P)
   R* c;      // (N, H) or null
-  R* gates;  // (N, 4H) activated gates or null; may be the same memory as xg
+  R* gates;  // (N, 4H) activated gates or null; may be the same memory as x_gates
   R* h_n;    // (B, P)
   R* c_n;    // (B, H)
   // inputs
-  const R* xg;         // (N, 4H) input side of the pre-activations; with ids: the table (V, 4H); null with x
-  const int64_t* ids;  // (N,) rows of the table, checked by the caller; null: xg is used row by row
-  const R* bias;       // (4H,) added to xg, or null
+  const R* x_gates;    // (N, 4H) input side of the pre-activations; with ids: the table (V, 4H); null with x
+  const int64_t* ids;  // (N,) rows of the table, checked by the caller; null: x_gates is used row by row
+  const R* bias;       // (4H,) added to x_gates, or null
   const R* w_hh;       // (4H, P)
   const R* w_hr;       // (P, H) or null
   const R* h0;         // (B, P)
@@ -62,11 +62,11 @@ struct Products {
 template <class R>
 struct Backward {
   // outputs
-  R* dxg;   // (N, 4H) gradient at the pre-activations; may be the same memory as gates. Null: `products` are computed
-            // instead.
-  R* d_hr;  // (N, P) total gradient at the projected h; null without projection or without dxg
-  R* dh0;   // (B, P)
-  R* dc0;   // (B, H)
+  R* d_gates;  // (N, 4H) gradient at the pre-activations; may be the same memory as gates. Null: `products` are
+               // computed instead.
+  R* dh_proj;  // (N, P) total gradient at the projected h; null without projection or without d_gates
+  R* dh0;      // (B, P)
+  R* dc0;      // (B, H)
   // inputs; a null gradient is zero
   const R* dh;     // (N, P)
   const R* dc;     // (N, H)
@@ -122,11 +122,11 @@ struct StepLayer {
 
 // One step of all layers. H_up and P_up are H and P rounded up to 16.
 struct StepArgs {
-  float* out;      // (B, P)
-  float* h;        // (2, L, B, P_up): side `side` is read, the other written
-  float* c;        // (L, B, H_up), in place
-  float* y;        // (B, H_up) scratch with projection, or null
-  const float* x;  // (B, I)
+  float* out;            // (B, P)
+  float* h;              // (2, L, B, P_up): side `side` is read, the other written
+  float* c;              // (L, B, H_up), in place
+  float* h_unprojected;  // (B, H_up) scratch with projection, or null
+  const float* x;        // (B, I)
   const StepLayer* layers;
   int64_t L, B, H, P;
   int side;

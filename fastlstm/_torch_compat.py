@@ -137,10 +137,10 @@ _USUAL = (Tensor, torch.nn.Parameter, type(None))
 
 def has_own_functions(value: object) -> bool:
     """True for a tensor of a class that answers torch's functions itself."""
-    kind = type(value)
-    if kind in _USUAL:
+    cls = type(value)
+    if cls in _USUAL:
         return False
-    function = kind.__torch_function__
+    function = cls.__torch_function__
     inherited = getattr(function, "__func__", None) is Tensor.__torch_function__.__func__
     return not inherited and function is not _C._disabled_torch_function_impl
 

@@ -203,9 +203,9 @@ def backward(inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]
     return _run(inputs.spec(), "backward", inputs, saved, grads)
 
 
-def gradients(wanted: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads) -> tuple | None:
+def gradients(needs_grad: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads) -> tuple | None:
     """All gradients of a call in one, where the chosen backend has that; see `Backend.gradients`."""
-    return _run(inputs.spec(), "gradients", wanted, inputs, saved, grads)
+    return _run(inputs.spec(), "gradients", needs_grad, inputs, saved, grads)
 
 
 def describe(spec: Spec) -> str:

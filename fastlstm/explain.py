@@ -14,10 +14,10 @@ from fastlstm.modules.route import FUSED_CPU, TORCH, first_spec, route
 from fastlstm.modules.token_lstm import TokenLSTM
 
 
-def _few_rows(kind: type, call: Call) -> bool:
+def _few_rows(cls: type, call: Call) -> bool:
     """Whether the call goes in one native call instead (`LSTM.forward` tries that first)."""
     if (
-        kind is not LSTM
+        cls is not LSTM
         or torch.is_grad_enabled()
         or call.batch_sizes is not None
         or (call.training and any(call.masks))

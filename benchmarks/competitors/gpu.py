@@ -65,8 +65,8 @@ def flashrnn(prepared: PreparedLayer) -> Competitor:
     none = torch.zeros(4, 1, H, device=w_hh.device, dtype=w_hh.dtype)  # the bias is in the input product
 
     def forward() -> tuple[Tensor, Tensor, Tensor]:
-        xg = F.linear(prepared.rows, w_ih, b_ih + b_hh).view(T, B, 4, 1, H).transpose(0, 1)
-        states, last = run_flashrnn(xg, w_hh.view(4, 1, H, H), none, states=state, function="lstm", dtype=name)
+        x_gates = F.linear(prepared.rows, w_ih, b_ih + b_hh).view(T, B, 4, 1, H).transpose(0, 1)
+        states, last = run_flashrnn(x_gates, w_hh.view(4, 1, H, H), none, states=state, function="lstm", dtype=name)
         return states[0, :, :, 0].transpose(0, 1), last[0, :, -1].transpose(0, 1), last[1, :, -1].transpose(0, 1)
 
     run = (

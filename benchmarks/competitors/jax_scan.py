@@ -51,18 +51,20 @@ def _forward(weights: list, x, state: list):
     h, c = [], []
     for k in range(len(weights) // 4):
         w_ih, w_hh, b_ih, b_hh = weights[4 * k : 4 * k + 4]
-        xg = x @ w_ih.T + (b_ih + b_hh)
-        (h_k, c_k), x = lax.scan(lambda carry, xg_t, w=w_hh: _cell(carry, xg_t, w), (state[0][k], state[1][k]), xg)
+        x_gates = x @ w_ih.T + (b_ih + b_hh)
+        (h_k, c_k), x = lax.scan(
+            lambda carry, x_gates_t, w=w_hh: _cell(carry, x_gates_t, w), (state[0][k], state[1][k]), x_gates
+        )
         h.append(h_k)
         c.append(c_k)
     return x, numpy.stack(h), numpy.stack(c)
 
 
-def _cell(carry, xg_t, w_hh):
+def _cell(carry, x_gates_t, w_hh):
     import jax
 
     h, c = carry
-    i, f, g, o = jax.numpy.split(xg_t + h @ w_hh.T, 4, axis=-1)
+    i, f, g, o = jax.numpy.split(x_gates_t + h @ w_hh.T, 4, axis=-1)
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jax.numpy.tanh(g)
     h = jax.nn.sigmoid(o) * jax.numpy.tanh(c)
     return (h, c), h

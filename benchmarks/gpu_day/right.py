@@ -21,7 +21,7 @@ from fastlstm.testing.accuracy import TF32_EPS
 from fastlstm.testing.cases import Case, Inputs, make, make_grads, rounded
 
 KERNELS = ("cooperative", "single_block", "per_step")
-FORWARD, BACKWARD = ("h", "c", "gates", "h_n", "c_n"), ("dxg", "d_hr", "dh0", "dc0")  # what the op returns
+FORWARD, BACKWARD = ("h", "c", "gates", "h_n", "c_n"), ("d_gates", "dh_proj", "dh0", "dc0")  # what the op returns
 
 
 def _case(name: str, T: int, B: int, I: int, H: int, P: int = 0, **on: Any) -> Case:

@@ -36,16 +36,16 @@ def run(place: Place, item: Item) -> Iterator[dict]:
         plan = LaunchPlan(*place.choose(math, H, B), math == "tf32")
         grads = (new(steps, B, H), None, None, None)
         h, c, gates, _, _ = place.forward(plan, inputs)
-        dxg = place.backward(plan, grads, inputs, (h, c, gates))[0].view(steps * B, 4 * H)
+        d_gates = place.backward(plan, grads, inputs, (h, c, gates))[0].view(steps * B, 4 * H)
         rows, before = x.view(steps * B, H), h.view(steps * B, H)
         parts = {
             "input": lambda: torch.addmm(bias, rows, w_x.t()),
             "forward": lambda: place.forward(plan, inputs),
             "backward": lambda: place.backward(plan, grads, inputs, (h, c, gates)),
-            "dx": lambda: dxg @ w_x,
-            "dw_x": lambda: dxg.t() @ rows,
-            "dw_hh": lambda: dxg.t() @ before,
-            "dbias": lambda: dxg.sum(0),
+            "dx": lambda: d_gates @ w_x,
+            "dw_x": lambda: d_gates.t() @ rows,
+            "dw_hh": lambda: d_gates.t() @ before,
+            "dbias": lambda: d_gates.sum(0),
         }
         seconds, often = measure.in_turns(place, parts)
         us: dict[str, float | None] = {name: found / steps * 1e6 for name, found in seconds.items()}

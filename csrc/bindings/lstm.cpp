@@ -29,7 +29,7 @@ Forward<R> forward_of(Arguments& a) {
           .gates = a.optional_address<R>("gates"),
           .h_n = a.address<R>("h_n"),
           .c_n = a.address<R>("c_n"),
-          .xg = a.address_if<R>(!dense, "xg"),
+          .x_gates = a.address_if<R>(!dense, "x_gates"),
           .ids = a.optional_address<const int64_t>("ids"),
           .bias = a.optional_address<R>("bias"),
           .w_hh = a.address<R>("w_hh"),
@@ -61,8 +61,8 @@ Products<R> products_of(Arguments& a) {
 
 template <class R>
 Backward<R> backward_of(Arguments& a) {
-  return {.dxg = a.optional_address<R>("dxg"),
-          .d_hr = a.optional_address<R>("d_hr"),
+  return {.d_gates = a.optional_address<R>("d_gates"),
+          .dh_proj = a.optional_address<R>("dh_proj"),
           .dh0 = a.address<R>("dh0"),
           .dc0 = a.address<R>("dc0"),
           .dh = a.optional_address<R>("dh"),

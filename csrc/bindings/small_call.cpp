@@ -32,9 +32,9 @@ struct Torch {
   const dlpack::ExchangeApi* api = nullptr;
   PyObject *lstm = nullptr, *tensor = nullptr, *parameter = nullptr;
   PyObject *is_neg = nullptr, *contiguous = nullptr, *new_empty = nullptr, *threads = nullptr;
-  PyObject* watchers = nullptr;    // tuple of functions; each is false while torch's operations are not observed
+  PyObject* observers = nullptr;    // tuple of functions; each is false while torch's operations are not observed
   PyObject* forward_ad = nullptr;  // the namespace of torch.autograd.forward_ad
-  PyObject *forced = nullptr, *last = nullptr, *plan = nullptr;
+  PyObject *requested = nullptr, *last_call = nullptr, *plan = nullptr;
 } torch_;
 
 PyObject* name(const char* text) { return PyUnicode_InternFromString(text); }
@@ -93,18 +93,18 @@ bool look(PyObject* object, View& view) {
 // True if no functorch transform, mode, tracer, autocast, autograd or forward AD is active, and no other backend is
 // requested.
 bool bypass_allowed() {
-  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(torch_.watchers); ++k)
-    if (!is_false(owned(PyObject_CallNoArgs(PyTuple_GET_ITEM(torch_.watchers, k))).ptr())) return false;
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(torch_.observers); ++k)
+    if (!is_false(owned(PyObject_CallNoArgs(PyTuple_GET_ITEM(torch_.observers, k))).ptr())) return false;
   PyObject* level = PyDict_GetItemWithError(torch_.forward_ad, names().level);
   if (!level || PyLong_AsLong(level) >= 0) return PyErr_Clear(), false;
-  PyObject* forced = nullptr;
-  if (PyContextVar_Get(torch_.forced, nullptr, &forced) < 0) return PyErr_Clear(), false;
-  const Ref holder = owned(forced);
-  if (forced == Py_None) {
+  PyObject* requested = nullptr;
+  if (PyContextVar_Get(torch_.requested, nullptr, &requested) < 0) return PyErr_Clear(), false;
+  const Ref holder = owned(requested);
+  if (requested == Py_None) {
     const char* variable = std::getenv("FASTLSTM_BACKEND");
     return !variable || !*variable || std::strcmp(variable, "cpu") == 0;
   }
-  return PyUnicode_CompareWithASCIIString(forced, "") == 0 || PyUnicode_CompareWithASCIIString(forced, "cpu") == 0;
+  return PyUnicode_CompareWithASCIIString(requested, "") == 0 || PyUnicode_CompareWithASCIIString(requested, "cpu") == 0;
 }
 
 int64_t whole_number(PyObject* fields, PyObject* key) {
@@ -130,7 +130,7 @@ class SmallModuleCall {
   PyObject* run() {
     if (!sizes() || !input() || !state() || !weights() || !outputs()) return Py_NewRef(Py_None);
     if (!compute()) return PyErr_NoMemory();
-    Ref token = owned(PyContextVar_Set(torch_.last, torch_.plan));
+    Ref token = owned(PyContextVar_Set(torch_.last_call, torch_.plan));
     if (!token) return nullptr;
     Ref pair = owned(PyTuple_Pack(2, h_n_.ptr(), c_n_.ptr()));
     return pair ? PyTuple_Pack(2, out_.ptr(), pair.ptr()) : nullptr;
@@ -279,7 +279,7 @@ bool set_up_small_call(py::object capsule, const py::dict& objects) {
   const auto keep = [&](const char* key) { return py::object(objects[key]).release().ptr(); };
   torch_ = {nullptr,          keep("lstm"),       keep("tensor"),    keep("parameter"),
             keep("is_neg"),   keep("contiguous"), keep("new_empty"), keep("get_num_threads"),
-            keep("watchers"), keep("forward_ad"), keep("forced"),    keep("last"),
+            keep("observers"), keep("forward_ad"), keep("requested"),    keep("last_call"),
             keep("plan")};
   torch_.api = api;
   return true;

@@ -40,7 +40,7 @@ void lstm_step(Arguments& a) {
   const StepArgs args{.out = a.address<float>("out"),
                       .h = a.address<float>("h"),
                       .c = a.address<float>("c"),
-                      .y = a.address_if<float>(projected, "y"),
+                      .h_unprojected = a.address_if<float>(projected, "h_unprojected"),
                       .x = a.address<const float>("x"),
                       .layers = layers.data(),
                       .L = int64_t(layers.size()),

@@ -57,7 +57,7 @@ class Chunk {
   std::vector<int64_t> first_;
 };
 
-// xg = x @ w_x^T for the rows of a chunk.
+// x_gates = x @ w_x^T for the rows of a chunk.
 template <class R>
 class InputSide {
  public:
@@ -68,10 +68,11 @@ class InputSide {
       GemmBlock<R>::pack({nullptr, x_, w_x_, 0, W_, I_, W_, I_, 1, 1, I_, false, 1}, thread.split(panels()),
                          packed_.get());
   }
-  // Row n of the chunk goes to row n of xg, or to its row of the sequence if xg holds the `whole_sequence`.
-  void run(const Chunk& chunk, R* xg, bool whole_sequence, ThreadRank thread) {
+  // Row n of the chunk goes to row n of x_gates, or to its row of the sequence if x_gates holds the `whole_sequence`.
+  void run(const Chunk& chunk, R* x_gates, bool whole_sequence, ThreadRank thread) {
     const int64_t* at = chunk.row.data();
-    const Gemm<R> g{xg, x_, w_x_, chunk.size(), W_, I_, W_, I_, 1, 1, I_, false, 1, whole_sequence ? at : nullptr, at};
+    const Gemm<R> g{x_gates, x_, w_x_, chunk.size(), W_, I_, W_, I_, 1, 1, I_, false, 1, whole_sequence ? at : nullptr,
+                    at};
     GemmBlock<R>::run_packed(g, thread.split(chunk.size(), kMaxRows), packed_.get());
   }
 
@@ -82,7 +83,7 @@ class InputSide {
   Buffer<R> packed_;
 };
 
-// dx = dxg @ w_x for the rows of a chunk.
+// dx = d_gates @ w_x for the rows of a chunk.
 template <class R>
 class InputGradient {
  public:
@@ -93,9 +94,9 @@ class InputGradient {
       GemmBlock<R>::pack({nullptr, nullptr, w_x_, 0, I_, W_, I_, W_, 1, I_, 1, false, 1}, thread.split(panels()),
                          packed_.get());
   }
-  void run(const Chunk& chunk, const R* dxg, ThreadRank thread) {
+  void run(const Chunk& chunk, const R* d_gates, ThreadRank thread) {
     if (!dx_) return;
-    const Gemm<R> g{dx_, dxg, w_x_, chunk.size(), I_, W_, I_, W_, 1, I_, 1, false, 1, chunk.row.data(), nullptr};
+    const Gemm<R> g{dx_, d_gates, w_x_, chunk.size(), I_, W_, I_, W_, 1, I_, 1, false, 1, chunk.row.data(), nullptr};
     GemmBlock<R>::run_packed(g, thread.split(chunk.size(), kMaxRows), packed_.get());
   }
 

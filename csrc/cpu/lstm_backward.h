@@ -1,11 +1,12 @@
 // Backward recurrence of one layer in one direction: from the gradients at h, c, h_n, c_n to those at the
-// pre-activations (dxg) and the initial state, and from dxg to the gradients of the weights and the input.
+// pre-activations (d_gates) and the initial state, and from d_gates to the gradients of the weights and the input.
 //
 // Per step, from the last processed to the first:
-//   dh = dh_out[t] + dz[t+1] @ W_hh;  (dz, dc)[t] = the cell's backward (cell.h) of dh and dc[t+1];  dxg[t] = dz[t]
-// With projection, dh passes through W_hr before the cell. dz alternates between two padded buffers; a row is zero
-// where no gradient passes (ended sequences, resets). dc is updated in dc0. The products that follow from dxg are
-// computed per chunk of steps (chunks.h), and dxg is saved only if the caller asks for it.
+//   dh = dh_out[t] + d_gates[t+1] @ W_hh;  (d_gates, dc)[t] = the cell's backward (cell.h) of dh and dc[t+1]
+// With projection, dh passes through W_hr before the cell. The recurrence reads d_gates[t+1] from one of two padded
+// buffers, which take turns; a row is zero where no gradient passes (ended sequences, resets). dc is updated in dc0.
+// The products that follow from d_gates are computed per chunk of steps (chunks.h), and d_gates is saved only if the
+// caller asks for it.
 #pragma once
 #include "../cell.h"
 #include "lstm_weight_grads.h"
@@ -40,14 +41,14 @@ class BackwardPass {
         max_rows(std::min(schedule.rows(), chunk_rows + s.B)),
         input(args.products.dx, args.products.w_x, args.products.I, s.H),
         weights(s, schedule, args.products, private_chunks ? 0 : max_rows),
-        shared(args.dxg || private_chunks ? 0 : max_rows, s.H, s.P, args.products),
+        shared(args.d_gates || private_chunks ? 0 : max_rows, s.H, s.P, args.products),
         partial(size_t(partition.threads)),
         prefetch_weights(w.matrix_size() * int64_t(sizeof(R)) / partition.unit_threads() > kL2Weights) {
     w.data = w_data.get();
     proj.data = proj_data.get();
     const size_t rows = size_t(schedule.rows()) * sizeof(R);
-    advise_hugepages(a.dxg, rows * size_t(4 * s.H));
-    advise_hugepages(a.d_hr, rows * size_t(s.P));
+    advise_hugepages(a.d_gates, rows * size_t(4 * s.H));
+    advise_hugepages(a.dh_proj, rows * size_t(s.P));
   }
 
   void run() {
@@ -63,8 +64,8 @@ class BackwardPass {
     for (int64_t b = own.from; b < own.to; ++b) load_state(b);
     barrier.wait();
     const ThreadSlice slice{rows, unit_rank.split(w.blocks()), unit_rank.split(proj.blocks()), rank};
-    if (a.dxg)
-      run_steps(Chunk(s.T), slice, {a.dxg, a.d_hr, nullptr, 0});
+    if (a.d_gates)
+      run_steps(Chunk(s.T), slice, {a.d_gates, a.dh_proj, nullptr, 0});
     else if (private_chunks)
       run_private_chunks(slice);
     else
@@ -84,7 +85,7 @@ class BackwardPass {
       run_steps(chunk, slice, shared.rows());
       barrier.wait();
       weights.add(chunk, shared.rows(), k == 0, slice.rank, [this] { barrier.wait(); });
-      input.run(chunk, shared.rows().dxg, slice.rank);
+      input.run(chunk, shared.rows().d_gates, slice.rank);
       barrier.wait();
       k = chunk.to;
     }
@@ -105,7 +106,7 @@ class BackwardPass {
       k = chunk.to;
       if (chunk.size() == 0) continue;
       mine.add(chunk, memory.rows(), first, kOnlyThread, [] {});
-      input.run(chunk, memory.rows().dxg, kOnlyThread);
+      input.run(chunk, memory.rows().d_gates, kOnlyThread);
       first = false;
     }
     if (first) mine.clear(kOnlyThread, true);
@@ -119,7 +120,7 @@ class BackwardPass {
     for (int64_t k = chunk.from; k < chunk.to; ++k) {
       const int64_t t = time(k);
       const Range rows{slice.rows.from, std::min(slice.rows.to, schedule.active(t))};
-      if (!a.dxg) out.first = chunk.first(t);
+      if (!a.d_gates) out.first = chunk.first(t);
       step(t, k, rows, slice, out);
       sync();
       store_dh0(t, k, rows, slice.blocks);
@@ -139,7 +140,7 @@ class BackwardPass {
     for (int64_t j = proj_blocks.from; j < proj_blocks.to; ++j) proj.pack_panel(j, a.w_hr, 1, s.H);
   }
 
-  // dz of row b as the k-th step processed here reads it
+  // d_gates of row b as the k-th step processed here reads it
   R* carried(int64_t k, int64_t b) { return carry_data.get() + ((k & 1) * s.B + b) * stride; }
 
   void load_state(int64_t b) {
@@ -190,7 +191,7 @@ class BackwardPass {
   // Prefetches what `add_dh` reads and writes, while the product runs: otherwise a core stalls a third of the time.
   FASTLSTM_INLINE void prefetch_cell(int64_t t, int64_t b, int64_t u0, ChunkRows<R> out) const {
     if (a.dh) prefetch_units(a.dh + schedule.row(t, b) * s.P + u0);
-    if (out.d_hr) prefetch_units_for_write(out.d_hr + (schedule.row(t, b) - out.first) * s.P + u0);
+    if (out.dh_proj) prefetch_units_for_write(out.dh_proj + (schedule.row(t, b) - out.first) * s.P + u0);
     if (!a.w_hr) prefetch_cell_backward(t, b, u0, out);
   }
   FASTLSTM_INLINE void prefetch_cell_backward(int64_t t, int64_t b, int64_t u0, ChunkRows<R> out) const {
@@ -200,7 +201,7 @@ class BackwardPass {
     if (!schedule.is_first(t, b)) prefetch_units(a.c + schedule.previous_row(t, b) * H + u0);
     for (int g = 0; g < 4; ++g) {
       prefetch_units(a.gates + row * 4 * H + g * H + u0);
-      prefetch_units_for_write(out.dxg + (row - out.first) * 4 * H + g * H + u0);
+      prefetch_units_for_write(out.d_gates + (row - out.first) * 4 * H + g * H + u0);
     }
   }
 
@@ -218,7 +219,7 @@ class BackwardPass {
       if (a.dh) dh += Vec<R>::template load_some<whole>(a.dh + row * s.P + u, n);
       if (last) dh += Vec<R>::template load_some<whole>(a.dh_n + b * s.P + u, n);
       if (a.w_hr) {
-        if (out.d_hr) dh.template store_some<whole>(out.d_hr + (row - out.first) * s.P + u, n);
+        if (out.dh_proj) dh.template store_some<whole>(out.dh_proj + (row - out.first) * s.P + u, n);
         dh.template store_some<whole>(dh_data.get() + b * dh_stride + u, n);
       } else {
         cell<whole>(t, k, b, u, dh, out);
@@ -231,7 +232,7 @@ class BackwardPass {
   FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u, Vec<R> dh, ChunkRows<R> out) {
     const int64_t row = schedule.row(t, b), H = s.H, n = H - u;
     const bool reset = schedule.resets(t, b);
-    Vec<R> gate[4], dz[4], dc_prev;
+    Vec<R> gate[4], d_gates[4], dc_prev;
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) gate[g] = Vec<R>::template load_some<whole>(a.gates + row * 4 * H + g * H + u, n);
     R* dc_state = a.dc0 + b * H + u;
@@ -243,10 +244,12 @@ class BackwardPass {
       c_prev = Vec<R>::template load_some<whole>(from + u, n);
     }
     const Vec<R> c = Vec<R>::template load_some<whole>(a.c + row * H + u, n);
-    fastlstm::LstmCell::backward<Math>(gate, c_prev, c, dh, dc, dz, dc_prev);
-    if (out.y) (gate[3] * Math::tanh(c)).template store_some<whole>(out.y + (row - out.first) * H + u, n);
+    fastlstm::LstmCell::backward<Math>(gate, c_prev, c, dh, dc, d_gates, dc_prev);
+    if (out.h_unprojected)
+      (gate[3] * Math::tanh(c)).template store_some<whole>(out.h_unprojected + (row - out.first) * H + u, n);
 #pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) dz[g].template store_some<whole>(out.dxg + (row - out.first) * 4 * H + g * H + u, n);
+    for (int g = 0; g < 4; ++g)
+      d_gates[g].template store_some<whole>(out.d_gates + (row - out.first) * 4 * H + g * H + u, n);
     R* carry = carried(k + 1, b) + u;
     if (reset) {
       const Vec<R> zero(R(0));
@@ -255,10 +258,10 @@ class BackwardPass {
     }
     dc_prev.template store_some<whole>(dc_state, n);
 #pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) dz[g].template store_some<whole>(carry + g * H, n);
+    for (int g = 0; g < 4; ++g) d_gates[g].template store_some<whole>(carry + g * H, n);
   }
 
-  // dh0 = dz @ W_hh for the rows whose first step this was.
+  // dh0 = d_gates @ W_hh for the rows whose first step this was.
   void store_dh0(int64_t t, int64_t k, Range rows, Range blocks) {
     const int64_t next_active = s.reverse && t + 1 < s.T ? schedule.active(t + 1) : 0;
     if (s.reverse ? rows.to <= next_active : t != 0) return;

@@ -34,22 +34,22 @@ class ForwardPass {
         carry_data(2 * s.B * stride),
         unprojected_data(args.w_hr ? s.B * unprojected_stride : 0),
         input(a.x, a.w_x, a.I, s.H),
-        nontemporal_gates(a.gates && a.gates != a.xg && reinterpret_cast<uintptr_t>(a.gates) % 64 == 0 &&
+        nontemporal_gates(a.gates && a.gates != a.x_gates && reinterpret_cast<uintptr_t>(a.gates) % 64 == 0 &&
                           s.H % units == 0 && schedule.rows() * 4 * s.H * int64_t(sizeof(R)) > kNontemporalGates),
-        xg_in_gates(a.gates && !nontemporal_gates),
-        separate_gates(a.gates && !a.x && !nontemporal_gates && a.gates != a.xg),
+        x_gates_in_gates(a.gates && !nontemporal_gates),
+        separate_gates(a.gates && !a.x && !nontemporal_gates && a.gates != a.x_gates),
         partition(make_partition(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
         barrier(partition.threads),
         chunk_rows(partition.by_rows ? private_chunk_rows<R>(s.H) : shared_chunk_rows<R>(s.H)),
         max_rows(std::min(schedule.rows(), chunk_rows + s.B)),
-        shared_xg(a.x && !xg_in_gates && !partition.by_rows ? max_rows * 4 * s.H : 0),
+        shared_x_gates(a.x && !x_gates_in_gates && !partition.by_rows ? max_rows * 4 * s.H : 0),
         prefetch_weights(4 * w.matrix_size() * int64_t(sizeof(R)) / partition.unit_threads() > kL2Weights) {
     w.data = w_data.get();
     proj.data = proj_data.get();
     const size_t rows = size_t(schedule.rows()) * sizeof(R);
     advise_hugepages(a.h, rows * size_t(s.P));
     advise_hugepages(a.c, rows * size_t(s.H));
-    if (a.gates != a.xg) advise_hugepages(a.gates, rows * size_t(4 * s.H));
+    if (a.gates != a.x_gates) advise_hugepages(a.gates, rows * size_t(4 * s.H));
   }
 
   void run() {
@@ -66,11 +66,11 @@ class ForwardPass {
     const Range own = partition.by_rows ? rows : unit_rank.split(s.B);
     for (int64_t b = own.from; b < own.to; ++b) load_state(b);
     sync();
-    Buffer<R> private_xg(a.x && !xg_in_gates && partition.by_rows ? max_rows * 4 * s.H : 0);
+    Buffer<R> private_x_gates(a.x && !x_gates_in_gates && partition.by_rows ? max_rows * 4 * s.H : 0);
     for (int64_t k = 0; k < s.T;) {
       const Chunk chunk =
           a.x ? Chunk(schedule, rows, k, chunk_rows, [this](int64_t n) { return schedule.time(n); }) : Chunk(s.T);
-      R* xg = input_of(chunk, private_xg.get() ? private_xg.get() : shared_xg.get(), unit_rank);
+      R* x_gates = input_of(chunk, private_x_gates.get() ? private_x_gates.get() : shared_x_gates.get(), unit_rank);
       for (; k < chunk.to; ++k) {
         const int64_t t = schedule.time(k), active = schedule.active(t);
         if (s.reset) {
@@ -78,9 +78,9 @@ class ForwardPass {
             if (schedule.resets(t, b)) zero_state(b, k);
           sync();
         }
-        const Input in{a.x ? xg : a.xg, a.x && !xg_in_gates ? chunk.first(t) : 0};
+        const Input in{a.x ? x_gates : a.x_gates, a.x && !x_gates_in_gates ? chunk.first(t) : 0};
         step(t, k, {rows.from, rows.to < active ? rows.to : active}, blocks, proj_blocks, in);
-        sync();  // also before the next chunk overwrites xg
+        sync();  // also before the next chunk overwrites x_gates
       }
     }
     store_final_h(own);
@@ -95,8 +95,8 @@ class ForwardPass {
   // Computes it for a chunk, into the gates (all rows of the sequence) or into `scratch` (the chunk's rows).
   R* input_of(const Chunk& chunk, R* scratch, ThreadRank unit_rank) {
     if (!a.x) return nullptr;
-    R* to = xg_in_gates ? a.gates : scratch;
-    input.run(chunk, to, xg_in_gates, unit_rank);
+    R* to = x_gates_in_gates ? a.gates : scratch;
+    input.run(chunk, to, x_gates_in_gates, unit_rank);
     sync();
     return to;
   }
@@ -286,13 +286,13 @@ class ForwardPass {
   int64_t stride, unprojected_stride;
   Buffer<R> w_data, proj_data, carry_data, unprojected_data;
   InputSide<R> input;
-  // xg_in_gates: x @ w_x^T is written to `gates` and replaced by the gates. separate_gates: no input is read from
+  // x_gates_in_gates: x @ w_x^T is written to `gates` and replaced by the gates. separate_gates: no input is read from
   // there.
-  bool nontemporal_gates, xg_in_gates, separate_gates;
+  bool nontemporal_gates, x_gates_in_gates, separate_gates;
   Partition partition;
   Barrier barrier;
   int64_t chunk_rows, max_rows;
-  Buffer<R> shared_xg;
+  Buffer<R> shared_x_gates;
   bool prefetch_weights;
 };
 

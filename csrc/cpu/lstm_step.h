@@ -29,13 +29,13 @@ constexpr int64_t kStepL2Bytes = int64_t(512) << 10;
 
 // The state of n rows. H and P are rounded up to 16; numbers past H and P are zero or not read.
 struct StepState {
-  float* h_data;  // (2, L, n, P): one side is read, the other is written
-  float* c_data;  // (L, n, H)
-  float* y_data;  // (n, H) o tanh(c) before the projection; only with projection
+  float* h_data;              // (2, L, n, P): one side is read, the other is written
+  float* c_data;              // (L, n, H)
+  float* h_unprojected_data;  // (n, H) o tanh(c) before the projection; only with projection
   int64_t L, n, H, P;
   float* h(int side, int64_t l, int64_t row) const { return h_data + ((side * L + l) * n + row) * P; }
   float* c(int64_t l, int64_t row) const { return c_data + (l * n + row) * H; }
-  float* y(int64_t row) const { return y_data + row * H; }
+  float* h_unprojected(int64_t row) const { return h_unprojected_data + row * H; }
 };
 
 template <class W>
@@ -87,7 +87,7 @@ class StepEngine {
     sync();
     const void* w_hr = layers_[l].w_hr;
     if (!w_hr) return;
-    product(w_hr, H_, state.y_data, state.H, nullptr, state.h(side ^ 1, l, 0), state.P, rows, thread);
+    product(w_hr, H_, state.h_unprojected_data, state.H, nullptr, state.h(side ^ 1, l, 0), state.P, rows, thread);
     sync();
   }
 
@@ -134,7 +134,7 @@ class StepEngine {
     w += kWideBlock * layer.I;
     product_block<W, true>(n, w, kWideBlock, state.h(side, l, row), state.P, P_, z, kWideBlock, prefetch_weights_);
     for (int r = 0; r < n; ++r) {
-      float* h = (layer.w_hr ? state.y(row + r) : state.h(side ^ 1, l, row + r)) + block * kUnitBlock;
+      float* h = (layer.w_hr ? state.h_unprojected(row + r) : state.h(side ^ 1, l, row + r)) + block * kUnitBlock;
       float* c = state.c(l, row + r) + block * kUnitBlock;
 #pragma GCC unroll 4
       for (int64_t u = 0; u < kUnitBlock; u += V::width)
@@ -155,7 +155,7 @@ void lstm_step(const StepArgs& a) {
   const int64_t useful = 4 * a.H * (a.P + a.layers[a.L - 1].I) * int64_t(sizeof(W)) >> 17;
   const int64_t threads = useful < a.threads ? useful : a.threads;
   const Partition partition = threads > 1 ? Partition{int(threads), false} : Partition{1, true};
-  StepEngine<W> engine(a.layers, a.H, a.P, {a.h, a.c, a.y, a.L, a.B, H, P}, partition);
+  StepEngine<W> engine(a.layers, a.H, a.P, {a.h, a.c, a.h_unprojected, a.L, a.B, H, P}, partition);
   engine.run([&](int i) {
     const ThreadRank thread = engine.partition.unit_rank(i);
     for (int64_t l = 0; l < a.L; ++l)

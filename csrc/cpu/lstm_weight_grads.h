@@ -1,4 +1,4 @@
-// Gradients of the weights and the bias, summed over chunks of steps (chunks.h) while dxg is in the caches.
+// Gradients of the weights and the bias, summed over chunks of steps (chunks.h) while d_gates is in the caches.
 #pragma once
 #include "chunks.h"
 
@@ -12,22 +12,22 @@ constexpr int64_t kMaxSumBytes = int64_t(64) << 20;
 // What the backward recurrence writes for the rows of a chunk: row n of the sequence is row n - first of each array.
 template <class R>
 struct ChunkRows {
-  R* dxg;   // (rows, 4H) gradients at the pre-activations
-  R* d_hr;  // (rows, P) gradients at the projected h, or null
-  R* y;     // (rows, H) o tanh(c), which is projected to h, or null
+  R* d_gates;        // (rows, 4H) gradients at the pre-activations
+  R* dh_proj;        // (rows, P) gradients at the projected h, or null
+  R* h_unprojected;  // (rows, H) o tanh(c), which is projected to h, or null
   int64_t first;
 };
 
-// Memory for them; d_hr and y only if dw_hr is wanted.
+// Memory for them; dh_proj and h_unprojected only if dw_hr is wanted.
 template <class R>
 class ChunkMemory {
  public:
   ChunkMemory(int64_t rows, int64_t H, int64_t P, const Products<R>& p)
-      : dxg_(rows * 4 * H), d_hr_(p.dw_hr ? rows * P : 0), y_(p.dw_hr ? rows * H : 0) {}
-  ChunkRows<R> rows() const { return {dxg_.get(), d_hr_.get(), y_.get(), 0}; }
+      : d_gates_(rows * 4 * H), dh_proj_(p.dw_hr ? rows * P : 0), h_unprojected_(p.dw_hr ? rows * H : 0) {}
+  ChunkRows<R> rows() const { return {d_gates_.get(), dh_proj_.get(), h_unprojected_.get(), 0}; }
 
  private:
-  Buffer<R> dxg_, d_hr_, y_;
+  Buffer<R> d_gates_, dh_proj_, h_unprojected_;
 };
 
 // dw_x, dbias, dw_hh and dw_hr, summed over the chunks that `add` is called with. Threads that share an object all call
@@ -44,7 +44,7 @@ class WeightGradients {
         W(4 * shape.H),
         x_(p.dw_x && p.V == 0 ? Block::packed_size(p.I, max_rows) : 0),
         h_(p.dw_hh ? Block::packed_size(s.P, max_rows) : 0),
-        y_(p.dw_hr ? Block::packed_size(s.H, max_rows) : 0) {}
+        h_unprojected_(p.dw_hr ? Block::packed_size(s.H, max_rows) : 0) {}
 
   // True if threads that partition the rows may keep private sums, which are added at the end. These take memory, and
   // the gradient of a large token table would be larger than the rows that are added to it.
@@ -55,15 +55,15 @@ class WeightGradients {
 
   // Numbers in the wanted ones of dw_x, dw_hh and dw_hr, and in dbias
   static int64_t count(const Products<R>& p, int64_t H, int64_t P) {
-    return count_x(p, H) + count_h(p, H, P) + count_y(p, H, P) + 4 * H;
+    return count_x(p, H) + count_h(p, H, P) + count_h_unprojected(p, H, P) + 4 * H;
   }
   // `p` with its weight gradients in `sums`
   static Products<R> redirect(Products<R> p, R* sums, int64_t H, int64_t P) {
-    const int64_t x = count_x(p, H), h = count_h(p, H, P), y = count_y(p, H, P);
+    const int64_t x = count_x(p, H), h = count_h(p, H, P), h_unprojected = count_h_unprojected(p, H, P);
     if (p.dw_x) p.dw_x = sums;
     if (p.dw_hh) p.dw_hh = sums + x;
     if (p.dw_hr) p.dw_hr = sums + x + h;
-    if (p.dbias) p.dbias = sums + x + h + y;
+    if (p.dbias) p.dbias = sums + x + h + h_unprojected;
     return p;
   }
 
@@ -82,15 +82,15 @@ class WeightGradients {
       pack_rows(thread.split(Block::panels(p.I)), p.I, x_.get(), chunk.size(),
                 [&](int64_t n) { return p.x + chunk.row[size_t(n)] * p.I; });
     if (h_.get()) pack_previous(chunk, thread.split(Block::panels(s.P)));
-    if (y_.get())
-      pack_rows(thread.split(Block::panels(s.H)), s.H, y_.get(), chunk.size(),
-                [&](int64_t n) { return rows.y + n * s.H; });
+    if (h_unprojected_.get())
+      pack_rows(thread.split(Block::panels(s.H)), s.H, h_unprojected_.get(), chunk.size(),
+                [&](int64_t n) { return rows.h_unprojected + n * s.H; });
     sync();
     products(chunk.size(), rows, thread, first);
     if (p.dw_x && p.V > 0) {
       const Range columns = thread.split(W);
       for (int64_t n = 0; n < chunk.size(); ++n)
-        sum(p.dw_x + p.ids[chunk.row[size_t(n)]] * W, rows.dxg + n * W, columns);
+        sum(p.dw_x + p.ids[chunk.row[size_t(n)]] * W, rows.d_gates + n * W, columns);
     }
   }
 
@@ -103,11 +103,11 @@ class WeightGradients {
   }
 
  private:
-  static constexpr int64_t kOnePassBytes = 640 << 10;  // of packed right sides that one pass over dxg may read
+  static constexpr int64_t kOnePassBytes = 640 << 10;  // of packed right sides that one pass over d_gates may read
 
   static int64_t count_x(const Products<R>& p, int64_t H) { return p.dw_x ? 4 * H * (p.V > 0 ? p.V : p.I) : 0; }
   static int64_t count_h(const Products<R>& p, int64_t H, int64_t P) { return p.dw_hh ? 4 * H * P : 0; }
-  static int64_t count_y(const Products<R>& p, int64_t H, int64_t P) { return p.dw_hr ? P * H : 0; }
+  static int64_t count_h_unprojected(const Products<R>& p, int64_t H, int64_t P) { return p.dw_hr ? P * H : 0; }
 
   static void zero(R* to, Range range) {
     if (to) std::memset(to + range.from, 0, size_t(range.to - range.from) * sizeof(R));
@@ -158,16 +158,19 @@ class WeightGradients {
     R* out;
   };
 
-  // The thread's rows of dw_x = dxg^T x, dw_hh = dxg^T h_prev, dbias = sum of dxg, dw_hr = d_hr^T y. One pass over dxg
-  // computes the first two if both packed right sides fit into the second-level cache.
+  // The thread's rows of dw_x = d_gates^T x, dw_hh = d_gates^T h_prev, dbias = sum of d_gates and
+  // dw_hr = dh_proj^T h_unprojected. One pass over d_gates computes the first two if both packed right sides fit into
+  // the second-level cache.
   void products(int64_t N, const ChunkRows<R>& rows, ThreadRank thread, bool first) {
     const Range columns = thread.split(W, kMaxRows);
-    const Right x{x_.get(), p.I, p.dw_x}, h{h_.get(), s.P, p.dw_hh}, y{y_.get(), s.H, p.dw_hr}, none{};
+    const Right x{x_.get(), p.I, p.dw_x}, h{h_.get(), s.P, p.dw_hh}, h_unprojected{h_unprojected_.get(), s.H, p.dw_hr},
+        none{};
     const int64_t bytes = (p.I + s.P) * kDepth<R> * int64_t(sizeof(R));
     const bool two_passes = x.packed && h.packed && bytes > kOnePassBytes;
-    pass(N, rows.dxg, W, columns, first, x, two_passes ? none : h, p.dbias);
-    if (two_passes) pass(N, rows.dxg, W, columns, first, h, none, nullptr);
-    if (y.packed) pass(N, rows.d_hr, s.P, thread.split(s.P, kMaxRows), first, y, none, nullptr);
+    pass(N, rows.d_gates, W, columns, first, x, two_passes ? none : h, p.dbias);
+    if (two_passes) pass(N, rows.d_gates, W, columns, first, h, none, nullptr);
+    if (h_unprojected.packed)
+      pass(N, rows.dh_proj, s.P, thread.split(s.P, kMaxRows), first, h_unprojected, none, nullptr);
   }
   // The `columns` of left (N, width), transposed, times the right sides; and the sum of each column
   void pass(int64_t N, const R* left, int64_t width, Range columns, bool first, Right x, Right h, R* sum_of_left) {
@@ -207,7 +210,7 @@ class WeightGradients {
   const Schedule& schedule_;
   const Products<R> p;
   int64_t W;
-  Buffer<R> x_, h_, y_;
+  Buffer<R> x_, h_, h_unprojected_;
 };
 
 }  // namespace FASTLSTM_ISA

@@ -24,9 +24,10 @@ class SamplingLoop {
         s_row(round_up_16(a.V)),
         h_data(2 * a.L * n * h_row),
         c_data(a.L * n * c_row),
-        y_data(n * c_row),
+        h_unprojected_data(n * c_row),
         s_data(n * s_row),
-        engine(a.layers, a.H, a.P, {h_data.get(), c_data.get(), y_data.get(), a.L, n, c_row, h_row}, make_partition()),
+        engine(a.layers, a.H, a.P, {h_data.get(), c_data.get(), h_unprojected_data.get(), a.L, n, c_row, h_row},
+               make_partition()),
         samplers(size_t(engine.partition.threads), Sampler(a.options, a.V)) {}
 
   void run() {
@@ -151,7 +152,7 @@ class SamplingLoop {
   const SampleArgs& a;
   std::vector<int64_t> order;  // slot → stream
   const int64_t n, h_row, c_row, s_row;
-  Buffer<float> h_data, c_data, y_data, s_data;
+  Buffer<float> h_data, c_data, h_unprojected_data, s_data;
   StepEngine<W> engine;
   std::vector<Sampler> samplers;  // of each thread
 };

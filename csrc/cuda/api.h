@@ -5,7 +5,8 @@
 
 namespace fastlstm::cuda {
 
-// Part of step s.begin, `rows` sequences running. `products`: type of hw, dy and dh_state (float, or the call's type).
+// Part of step s.begin, `rows` sequences running. `products`: type of hw, dh_unprojected and dh_state (float, or the
+// call's type).
 int per_step_forward(Type type, Type products, const ForwardArgs& args, int rows, void* stream);
 int per_step_backward_sum(Type type, Type products, const BackwardArgs& args, int rows, void* stream);
 int per_step_backward(Type type, Type products, const BackwardArgs& args, int rows, void* stream);

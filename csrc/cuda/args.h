@@ -37,20 +37,20 @@ struct ForwardArgs {
   // outputs
   void* h;      // (N, H) type
   float* c;     // (N, H) or null
-  void* gates;  // (N, 4H) type, activated; or null. May be the same memory as xg
+  void* gates;  // (N, 4H) type, activated; or null. May be the same memory as x_gates
   void* h_n;    // (B, H) type; `per_step`: comes in as the state, goes out as the new one. Others only write it
   float* c_n;   // (B, H) comes in as the state, goes out as the new one
   // inputs
-  const void* xg;      // (N, 4H) type: input side of the pre-activations; null with ids
-  const void* table;   // (V, 4H) type, with ids
-  const int64_t* ids;  // (N,) rows of the table
-  const void* absent;  // (4H,) NaN, type: the row of an id outside the table
+  const void* x_gates;  // (N, 4H) type: input side of the pre-activations; null with ids
+  const void* table;    // (V, 4H) type, with ids
+  const int64_t* ids;   // (N,) rows of the table
+  const void* absent;   // (4H,) NaN, type: the row of an id outside the table
   int64_t V;
   const void* w_hh;  // (4H, H) type
   const void* h0;    // (B, H) type
   // `per_step` only
-  const void* hw;  // (B, 4H) float or type: h_prev @ w_hh^T
-  void* y;         // (B, H) type: o * tanh(c), in place of h and h_n, for a projection; else null
+  const void* hw;       // (B, 4H) float or type: h_prev @ w_hh^T
+  void* h_unprojected;  // (B, H) type: o * tanh(c), in place of h and h_n, for a projection; else null
   // `cooperative` only
   void* exchange;      // (N, exchange_width) type, filled with kNotWritten: h as blocks publish it; may be h itself
   int exchange_width;  // a multiple of 16 bytes
@@ -61,7 +61,7 @@ struct BackwardArgs {
   Sequence s;
   Tiling t;
   // outputs
-  void* dxg;        // (N, 4H) type
+  void* d_gates;    // (N, 4H) type
   float* dh_state;  // (B, H) float (`per_step`: float or type): comes in as the gradient at h_n, goes out as that at h0
   float* dc_state;  // (B, H) likewise for c
   // inputs
@@ -73,8 +73,8 @@ struct BackwardArgs {
   const void* w_hh_t;  // (H, 4H) type: W_hh transposed, so that a column of W_hh is contiguous; `per_step`: null
   // `per_step` only, for a projection to P
   int P;
-  const void* dy;  // (B, H) float or type: gradient at o * tanh(c); null: dh + dh_state is it
-  void* d_hr;      // (N, P) type: dh + dh_state, written by per_step_backward_sum
+  const void* dh_unprojected;  // (B, H) float or type: gradient at o * tanh(c); null: dh + dh_state is it
+  void* dh_proj;               // (N, P) type: dh + dh_state, written by per_step_backward_sum
   // `cooperative` only
   // (N, 4 * exchange_width) type, filled with kNotWritten: gradients of the gates, [unit / n][gate][unit % n] with n
   // units in 16 bytes, the order in which a span of the products reads them

@@ -1,21 +1,22 @@
 // The backward recurrence with W_hh on the chip for the whole sequence; `single_block` and `cooperative` again differ
 // in the exchange only.
 //
-//   dh = dh_out + dz_next W_hh                   dz_next: of the step after, zero where that step is reset
+//   dh = dh_out + d_gates_next W_hh                   d_gates_next: of the step after, zero where that step is reset
 //   dc = dc_out + dc_next + dh o (1 - tanh²(c))
-//   dz_i = dc g i (1 - i);  dz_f = dc c' f (1 - f);  dz_g = dc i (1 - g²);  dz_o = dh tanh(c) o (1 - o)
+//   d_gates_i = dc g i (1 - i);    d_gates_f = dc c' f (1 - f)
+//   d_gates_g = dc i (1 - g²);  d_gates_o = dh tanh(c) o (1 - o)
 //   dc_next of the step before = dc f            (back-propagation through time, Werbos 1990)
 //
-// From the last step to the first: the cells compute dz, the warps multiply it with W_hh. A group is 16 columns of
+// From the last step to the first: the cells compute d_gates, the warps multiply it with W_hh. A group is 16 columns of
 // W_hh, that is 16 units of the step before; the lane has columns lane / 4 and lane / 4 + 8 and keeps dh, dc and c of
 // both, for two sequences, in shared memory. The cells are distributed over the warps of a group: halves of the units
 // and, with warps enough, single sequences.
 //
-// With gate_splits = 1 every block reads all 4H numbers of dz. With gate_splits R > 1 a block sums only over its share
-// of the units, and blocks exchange partial sums of dh instead. They form a grid: block (column set, r) multiplies the
-// gates of units in slice r of their column set, runs the cells of slice r of its own column set, and adds the R
-// partial sums for those. A block exchanges B * 4H / R numbers of dz and 2 * B * columns floats a step. The order of
-// every sum is fixed: results are deterministic.
+// With gate_splits = 1 every block reads all 4H numbers of d_gates. With gate_splits R > 1 a block sums only over its
+// share of the units, and blocks exchange partial sums of dh instead. They form a grid: block (column set, r)
+// multiplies the gates of units in slice r of their column set, runs the cells of slice r of its own column set, and
+// adds the R partial sums for those. A block exchanges B * 4H / R numbers of d_gates and 2 * B * columns floats a step.
+// The order of every sum is fixed: results are deterministic.
 #pragma once
 #include "backward_coords.cuh"
 #include "dispatch.h"
@@ -25,7 +26,7 @@ namespace fastlstm::cuda {
 
 template <class T, class Exchange>
 struct BackwardRun {
-  static constexpr int kSpanUnits = 4 * kPerWord<T>;  // a span of dz: this many units, word group q is gate q
+  static constexpr int kSpanUnits = 4 * kPerWord<T>;  // a span of d_gates: this many units, word group q is gate q
   const BackwardArgs& p;
   const Tiling& t;
   const Layout& l;
@@ -139,7 +140,7 @@ struct BackwardRun {
     __syncwarp();
     unsigned char* staged = slot(k, tile, half);
     T* gates = reinterpret_cast<T*>(staged);
-    float dz[2][4] = {};
+    float d_gates[2][4] = {};
     const int u = thread.column(half);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -157,15 +158,16 @@ struct BackwardRun {
       const float c_prev = staged_c(staged)[at];
       const float dh = *carried(tile, kDh + i) + (p.dh ? to_float(staged_dh(staged)[at]) : 0.0f);
       const float dc_in = *dc + (p.dc ? p.dc[(now.first + b) * H + u] : 0.0f);
-      LstmCell::backward<typename MathOf<T>::type>(gate, fresh ? 0.0f : c_prev, c_now, dh, dc_in, dz[j], dc_prev);
+      LstmCell::backward<typename MathOf<T>::type>(gate, fresh ? 0.0f : c_prev, c_now, dh, dc_in, d_gates[j], dc_prev);
       *dc = fresh ? 0.0f : dc_prev;
       *c = c_prev;
     }
-    publish_dz(tile, half, which, gates, dz);
+    publish_d_gates(tile, half, which, gates, d_gates);
   }
 
-  // Passes dz on: to the products of this or the other blocks, and to dxg.
-  __device__ __forceinline__ void publish_dz(int tile, int half, int which, T* staged, const float (&dz)[2][4]) {
+  // Passes d_gates on: to the products of this or the other blocks, and to the output.
+  __device__ __forceinline__ void publish_d_gates(int tile, int half, int which, T* staged,
+                                                  const float (&d_gates)[2][4]) {
     thread.recompute_all();
     const int u = thread.column(half);
 #pragma unroll
@@ -173,7 +175,7 @@ struct BackwardRun {
 #pragma unroll
       for (int g = 0; g < 4; ++g) {
         if (!has(which, j)) continue;
-        const T value = from_float<T>(dz[j][g]);
+        const T value = from_float<T>(d_gates[j][g]);
         const int row = 2 * thread.q() + j;
         staged[(g * 8 + row) * 8 + thread.lane / 4] = value;
         // also for units beyond H, as zeros
@@ -192,10 +194,10 @@ struct BackwardRun {
           store_relaxed(reinterpret_cast<uint32_t*>(row + interleaved(first + i, thread.q())),
                         canonical_nan<T>(load_vector<uint4>(mine + i)));
     }
-    write_units(static_cast<T*>(p.dxg) + ((now.first + b) * 4 + thread.q()) * H + first, mine, H - first, wide);
+    write_units(static_cast<T*>(p.d_gates) + ((now.first + b) * 4 + thread.q()) * H + first, mine, H - first, wide);
   }
 
-  // Offset of gate g of a unit in a row of dz as the products read it: 16 bytes of each gate side by side.
+  // Offset of gate g of a unit in a row of d_gates as the products read it: 16 bytes of each gate side by side.
   static __device__ __forceinline__ int interleaved(int u, int g) {
     return 4 * (u - u % kSpanUnits) + g * kSpanUnits + u % kSpanUnits;
   }
@@ -302,14 +304,14 @@ struct BackwardRun {
     // MUTATE: carried-dh-dc
     for_own_states([](float* place, float* state) { *place = *state; });
     if constexpr (Exchange::kWhole) {
-      // MUTATE: clear-dz-buffers
+      // MUTATE: clear-d-gates-buffers
       exchange.clear();
       __syncthreads();
     }
 #pragma unroll 1
     for (int k = last; k >= p.s.begin; --k) {
       thread.for_all_own_cells([&](int tile, int half, int which) { cell(k, tile, half, which); });
-      // MUTATE: dz-barrier
+      // MUTATE: d-gates-barrier
       if constexpr (Exchange::kWhole) __syncthreads();
       __syncwarp();
       prefetch(k - 2, rows_of(p.s, k - 2), rows_of(p.s, k - 3));
@@ -325,7 +327,7 @@ struct BackwardRun {
 
 // Whether every row begins at a multiple of 16 bytes; decided on the host.
 inline bool rows_aligned(const BackwardArgs& p, int type_bytes) {
-  return p.s.H * type_bytes % 16 == 0 && all_aligned(p.dxg, p.dh, p.gates, p.c, p.c0, p.w_hh_t);
+  return p.s.H * type_bytes % 16 == 0 && all_aligned(p.d_gates, p.dh, p.gates, p.c, p.c0, p.w_hh_t);
 }
 
 }  // namespace fastlstm::cuda

@@ -47,22 +47,24 @@ void bind_args(py::module_& m) {
   f.def(py::init([] { return ForwardArgs{}; })).def(py::init<const ForwardArgs&>());
   sequence(f);
   pointer(f, "h", &ForwardArgs::h), pointer(f, "c", &ForwardArgs::c), pointer(f, "gates", &ForwardArgs::gates);
-  pointer(f, "h_n", &ForwardArgs::h_n), pointer(f, "c_n", &ForwardArgs::c_n), pointer(f, "xg", &ForwardArgs::xg);
+  pointer(f, "h_n", &ForwardArgs::h_n), pointer(f, "c_n", &ForwardArgs::c_n),
+      pointer(f, "x_gates", &ForwardArgs::x_gates);
   pointer(f, "table", &ForwardArgs::table), pointer(f, "ids", &ForwardArgs::ids);
   pointer(f, "absent", &ForwardArgs::absent);
   pointer(f, "w_hh", &ForwardArgs::w_hh), pointer(f, "h0", &ForwardArgs::h0), pointer(f, "hw", &ForwardArgs::hw);
-  pointer(f, "y", &ForwardArgs::y), pointer(f, "exchange", &ForwardArgs::exchange);
+  pointer(f, "h_unprojected", &ForwardArgs::h_unprojected), pointer(f, "exchange", &ForwardArgs::exchange);
   pointer(f, "status", &ForwardArgs::status);
   f.def_readwrite("V", &ForwardArgs::V).def_readwrite("exchange_width", &ForwardArgs::exchange_width);
 
   py::class_<BackwardArgs> b(m, "BackwardArgs", py::module_local());
   b.def(py::init([] { return BackwardArgs{}; })).def(py::init<const BackwardArgs&>());
   sequence(b);
-  pointer(b, "dxg", &BackwardArgs::dxg), pointer(b, "dh_state", &BackwardArgs::dh_state);
+  pointer(b, "d_gates", &BackwardArgs::d_gates), pointer(b, "dh_state", &BackwardArgs::dh_state);
   pointer(b, "dc_state", &BackwardArgs::dc_state), pointer(b, "dh", &BackwardArgs::dh);
   pointer(b, "dc", &BackwardArgs::dc), pointer(b, "gates", &BackwardArgs::gates), pointer(b, "c", &BackwardArgs::c);
-  pointer(b, "c0", &BackwardArgs::c0), pointer(b, "w_hh_t", &BackwardArgs::w_hh_t), pointer(b, "dy", &BackwardArgs::dy);
-  pointer(b, "d_hr", &BackwardArgs::d_hr), pointer(b, "exchange", &BackwardArgs::exchange);
+  pointer(b, "c0", &BackwardArgs::c0), pointer(b, "w_hh_t", &BackwardArgs::w_hh_t),
+      pointer(b, "dh_unprojected", &BackwardArgs::dh_unprojected);
+  pointer(b, "dh_proj", &BackwardArgs::dh_proj), pointer(b, "exchange", &BackwardArgs::exchange);
   pointer(b, "partial", &BackwardArgs::partial), pointer(b, "status", &BackwardArgs::status);
   b.def_readwrite("P", &BackwardArgs::P).def_readwrite("exchange_width", &BackwardArgs::exchange_width);
 }

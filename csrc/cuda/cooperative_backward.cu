@@ -1,5 +1,5 @@
-// `cooperative`, backward: dz of the cell and dh' = dz W_hh (backward.cuh), the counterpart of cooperative_forward.cu.
-// Blocks exchange dz and, with gate_splits, partial sums of dh.
+// `cooperative`, backward: d_gates of the cell and dh' = d_gates W_hh (backward.cuh), the counterpart of
+// cooperative_forward.cu. Blocks exchange d_gates and, with gate_splits, partial sums of dh.
 #include "api.h"
 #include "backward.cuh"
 #include "dispatch.h"

@@ -1,4 +1,4 @@
-// `cooperative`, forward: z = xg + h' W_hhᵀ and the cell (forward.cuh), with W_hh spread over blocks that are all
+// `cooperative`, forward: z = x_gates + h' W_hhᵀ and the cell (forward.cuh), with W_hh spread over blocks that are all
 // resident at once and exchange h through global memory, each word its own flag (exchange.cuh). For W_hh that does not
 // fit one block but fits all of them. A block reads all of h of its sequences from L2 in a step. A step takes 2.3 to
 // 3.4 µs on an H200 up to H 1024 and B 16: the exchange a third of a microsecond, the load of h a fifth, the rest is

@@ -141,7 +141,7 @@ struct EvenCursor {
   __device__ __forceinline__ void advance() { unit += step; }
 };
 
-// Spans of a row of dz: unit_step units apart, set_step more at the begin of a column set (layout.h).
+// Spans of a row of d_gates: unit_step units apart, set_step more at the begin of a column set (layout.h).
 struct SetCursor {
   static constexpr int kNumbers = 4;
   int unit;

@@ -283,7 +283,7 @@ struct ForwardRun {
 
 // Whether every row begins at a multiple of 16 bytes; decided on the host.
 inline bool rows_aligned(const ForwardArgs& p, int type_bytes) {
-  return p.s.H * type_bytes % 16 == 0 && all_aligned(p.w_hh, p.xg, p.table, p.gates, p.h0, p.h);
+  return p.s.H * type_bytes % 16 == 0 && all_aligned(p.w_hh, p.x_gates, p.table, p.gates, p.h0, p.h);
 }
 
 }  // namespace fastlstm::cuda

@@ -35,8 +35,8 @@ struct Layout {
   size_t weights, operand, partial, stage, carry, bytes;  // offsets; bytes: the end
   int stage_bytes;                                        // of one slot: one tile of 8 sequences, 8 units
   int carry_floats;                                       // per lane, tile and group
-  // Backward, numbers between a warp's spans in a row of dz: `unit_step` each time, `set_step` more where a span is the
-  // first in another column set; a span is `span_step` on from the one before, modulo the `set_spans` of a set.
+  // Backward, numbers between a warp's spans in a row of d_gates: `unit_step` each time, `set_step` more where a span
+  // is the first in another column set; a span is `span_step` on from the one before, modulo the `set_spans` of a set.
   int unit_step, set_step, span_step, set_spans;
 };
 

@@ -28,7 +28,8 @@ LaunchShape shape_for(int rows, int width, int per_thread) {
 }  // namespace
 
 int per_step_forward(Type type, Type products, const ForwardArgs& p, int rows, void* stream) {
-  const bool wide = p.s.H % 4 == 0 && all_aligned(p.h, p.c, p.gates, p.h_n, p.c_n, p.xg, p.table, p.hw, p.y);
+  const bool wide =
+      p.s.H % 4 == 0 && all_aligned(p.h, p.c, p.gates, p.h_n, p.c_n, p.x_gates, p.table, p.hw, p.h_unprojected);
   return with_types(type, products, [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
@@ -38,7 +39,7 @@ int per_step_forward(Type type, Type products, const ForwardArgs& p, int rows, v
 }
 
 int per_step_backward_sum(Type type, Type products, const BackwardArgs& p, int rows, void* stream) {
-  const bool wide = p.P % 4 == 0 && all_aligned(p.dh, p.dh_state, p.d_hr);
+  const bool wide = p.P % 4 == 0 && all_aligned(p.dh, p.dh_state, p.dh_proj);
   return with_types(type, products, [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
@@ -48,7 +49,8 @@ int per_step_backward_sum(Type type, Type products, const BackwardArgs& p, int r
 }
 
 int per_step_backward(Type type, Type products, const BackwardArgs& p, int rows, void* stream) {
-  const bool wide = p.s.H % 4 == 0 && all_aligned(p.dxg, p.dh_state, p.dc_state, p.dh, p.dc, p.gates, p.c, p.c0, p.dy);
+  const bool wide = p.s.H % 4 == 0 &&
+                    all_aligned(p.d_gates, p.dh_state, p.dc_state, p.dh, p.dc, p.gates, p.c, p.c0, p.dh_unprojected);
   return with_types(type, products, [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);

@@ -1,13 +1,14 @@
 // `per_step`: the pointwise part of one time step, between two matrix products by cuBLAS. Runs for any H and B: for
 // W_hh too large to stay on the chip, and the only kernel with a projection.
 //
-//   z = xg + hw                    hw = h' W_hhᵀ from cuBLAS; h', c': of the step before, zero at a reset
+//   z = x_gates + hw                    hw = h' W_hhᵀ from cuBLAS; h', c': of the step before, zero at a reset
 //   i, f, o = σ(z_i), σ(z_f), σ(z_o);  g = tanh(z_g)
 //   c = f c' + i g;  h = o tanh(c)                (Hochreiter and Schmidhuber 1997; Gers et al. 2000)
 //
-//   dh = dh_out + dh_state         dh_state = dz_next W_hh from cuBLAS, dz_next: of the step after
+//   dh = dh_out + dh_state         dh_state = d_gates_next W_hh from cuBLAS, d_gates_next: of the step after
 //   dc = dc_out + dc_next + dh o (1 - tanh²(c))
-//   dz_i = dc g i (1 - i);  dz_f = dc c' f (1 - f);  dz_g = dc i (1 - g²);  dz_o = dh tanh(c) o (1 - o)
+//   d_gates_i = dc g i (1 - i);    d_gates_f = dc c' f (1 - f)
+//   d_gates_g = dc i (1 - g²);  d_gates_o = dh tanh(c) o (1 - o)
 //   dc_next of the step before = dc f             (back-propagation through time, Werbos 1990)
 //
 // One thread per sequence and V neighbouring units (V = 4 where H and the pointers allow 4-wide access, else 1). A step
@@ -60,7 +61,7 @@ __global__ void __launch_bounds__(kPerStepThreads) per_step_forward(ForwardArgs 
   if (p.c) store_floats(p.c + row * H + u, c);
   if (p.gates)
     for (int g = 0; g < 4; ++g) store_floats(static_cast<T*>(p.gates) + row * 4 * H + g * H + u, z[g]);
-  if (p.y) return store_floats(static_cast<T*>(p.y) + int64_t(b) * H + u, h);
+  if (p.h_unprojected) return store_floats(static_cast<T*>(p.h_unprojected) + int64_t(b) * H + u, h);
   store_floats(static_cast<T*>(p.h) + row * H + u, h);
   store_floats(static_cast<T*>(p.h_n) + int64_t(b) * H + u, h);
 }
@@ -75,7 +76,7 @@ __device__ __forceinline__ void incoming_dh(const BackwardArgs& p, const Rows& r
   for (int v = 0; v < V; ++v) dh[v] += outside[v];
 }
 
-// With a projection: d_hr = dh_out + dh_state, (n, P), before cuBLAS's product with w_hr.
+// With a projection: dh_proj = dh_out + dh_state, (n, P), before cuBLAS's product with w_hr.
 template <class T, class S, int V>
 __global__ void __launch_bounds__(kPerStepThreads) per_step_backward_sum(BackwardArgs p) {
   const Rows rows = rows_of(p.s, p.s.begin);
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kPerStepThreads) per_step_backward_sum(Backwar
   if (!cell_of_thread<V>(rows.count, p.P, b, u)) return;
   float dh[V];
   incoming_dh<T, S>(p, rows, b, u, p.P, dh);
-  store_floats(static_cast<T*>(p.d_hr) + (rows.first + b) * p.P + u, dh);
+  store_floats(static_cast<T*>(p.dh_proj) + (rows.first + b) * p.P + u, dh);
 }
 
 template <class T, class S, int V>
@@ -95,8 +96,8 @@ __global__ void __launch_bounds__(kPerStepThreads) per_step_backward(BackwardArg
   const int64_t row = rows.first + b, at = row * H + u, state = int64_t(b) * H + u;
   const bool fresh = is_reset(p.s, rows, b);
   float dh[V], dc[V], outside[V] = {}, c[V], c_prev[V], z[4][V];
-  if (p.dy)
-    load_floats(static_cast<const S*>(p.dy) + state, dh);
+  if (p.dh_unprojected)
+    load_floats(static_cast<const S*>(p.dh_unprojected) + state, dh);
   else
     incoming_dh<T, S>(p, rows, b, u, H, dh);
   load_floats(p.dc_state + state, dc);
@@ -107,14 +108,14 @@ __global__ void __launch_bounds__(kPerStepThreads) per_step_backward(BackwardArg
   for (int g = 0; g < 4; ++g) load_floats(static_cast<const T*>(p.gates) + row * 4 * H + g * H + u, z[g]);
   for (int v = 0; v < V; ++v) {
     const float gate[4] = {z[0][v], z[1][v], z[2][v], z[3][v]};
-    float dz[4], dc_prev;
-    LstmCell::backward<typename MathOf<T>::type>(gate, fresh ? 0.0f : c_prev[v], c[v], dh[v], dc[v] + outside[v], dz,
-                                                 dc_prev);
-    for (int g = 0; g < 4; ++g) z[g][v] = dz[g];
+    float d_gates[4], dc_prev;
+    LstmCell::backward<typename MathOf<T>::type>(gate, fresh ? 0.0f : c_prev[v], c[v], dh[v], dc[v] + outside[v],
+                                                 d_gates, dc_prev);
+    for (int g = 0; g < 4; ++g) z[g][v] = d_gates[g];
     dc[v] = fresh ? 0.0f : dc_prev;
   }
   store_floats(p.dc_state + state, dc);
-  for (int g = 0; g < 4; ++g) store_floats(static_cast<T*>(p.dxg) + row * 4 * H + g * H + u, z[g]);
+  for (int g = 0; g < 4; ++g) store_floats(static_cast<T*>(p.d_gates) + row * 4 * H + g * H + u, z[g]);
 }
 
 }  // namespace fastlstm::cuda

@@ -1,4 +1,4 @@
-// `single_block`, backward: dz of the cell and dh' = dz W_hh (backward.cuh), the counterpart of
+// `single_block`, backward: d_gates of the cell and dh' = d_gates W_hh (backward.cuh), the counterpart of
 // single_block_forward.cu.
 #include "api.h"
 #include "backward.cuh"

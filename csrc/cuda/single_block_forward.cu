@@ -1,6 +1,6 @@
-// `single_block`, forward: z = xg + h' W_hhᵀ and the cell (forward.cuh), with all of W_hh in one block, a block per
-// tile of sequences, no synchronisation between blocks. For small H. W_hh is read once per block; in a step each warp
-// reads h from shared memory once.
+// `single_block`, forward: z = x_gates + h' W_hhᵀ and the cell (forward.cuh), with all of W_hh in one block, a block
+// per tile of sequences, no synchronisation between blocks. For small H. W_hh is read once per block; in a step each
+// warp reads h from shared memory once.
 #include "api.h"
 #include "dispatch.h"
 #include "forward.cuh"

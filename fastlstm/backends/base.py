@@ -73,12 +73,12 @@ class Backend:
         raise NotImplementedError
 
     def gradients(
-        self, wanted: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads
+        self, needs_grad: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads
     ) -> tuple[Tensor | None, ...] | None:
         """Backward and all products that follow from it in one; None where the backend has no such way.
 
         Args:
-            wanted: whether the gradient of x, ids, w_x, bias, w_hh and w_hr is.
+            needs_grad: whether the gradient of x, ids, w_x, bias, w_hh and w_hr is.
             inputs, saved, grads: what forward took and returned, and the incoming gradients; checked.
 
         Returns:

@@ -42,13 +42,13 @@ def _attempt() -> tuple[ModuleType | None, str | None]:
         )
         logging.getLogger("fastlstm").warning(reason)  # once: everything runs without it, slowly
         return None, reason
-    wanted = os.environ.get("FASTLSTM_ISA")
-    if wanted and not without_cpu:
-        if wanted not in _C.isa_names():
-            reason = f"FASTLSTM_ISA is '{wanted}', this machine runs {', '.join(_C.isa_names())}; choose one of them"
+    requested = os.environ.get("FASTLSTM_ISA")
+    if requested and not without_cpu:
+        if requested not in _C.isa_names():
+            reason = f"FASTLSTM_ISA is '{requested}', this machine runs {', '.join(_C.isa_names())}; choose one of them"
             logging.getLogger("fastlstm").warning("%s (torch's own LSTM runs until then)", reason)
             return None, reason
-        _C.set_isa(wanted)
+        _C.set_isa(requested)
     return _C, None
 
 

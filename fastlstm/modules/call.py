@@ -198,11 +198,11 @@ def _packed_state(
 
 def zero_state(stack: Stack, B: int | Tensor, like: Tensor) -> State:
     """A state of zeros, of the type and on the device of `like`."""
-    kind = {"dtype": like.dtype, "device": like.device}
+    options = {"dtype": like.dtype, "device": like.device}
     h_shape, c_shape = stack.state_shapes(B)
-    c0 = torch.zeros(c_shape, **kind)
+    c0 = torch.zeros(c_shape, **options)
     shared = h_shape == c_shape and like.dtype in HALF_TYPES  # the op casts c0 of a half type: a copy anyway
-    return c0 if shared else torch.zeros(h_shape, **kind), c0
+    return c0 if shared else torch.zeros(h_shape, **options), c0
 
 
 def permuted(hx: State, permutation: Tensor | None) -> State:

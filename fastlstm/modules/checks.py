@@ -92,10 +92,10 @@ def is_batched(data: Tensor, tokens: Tokens | None) -> bool:
 
 def with_batch(hx: State, batched: bool) -> State:
     """A given state with a batch dimension."""
-    dims, word, kind = (3, "batched 3-D", "3-D") if batched else (2, "unbatched 2-D", "2-D")
+    dims, words, dimension = (3, "batched 3-D", "3-D") if batched else (2, "unbatched 2-D", "2-D")
     if hx[0].dim() != dims or hx[1].dim() != dims:
         raise RuntimeError(
-            f"For {word} input, hx and cx should also be {kind} but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+            f"For {words} input, hx and cx should also be {dimension} but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
         )
     return hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
 
@@ -103,13 +103,13 @@ def with_batch(hx: State, batched: bool) -> State:
 def check_dense(lstm: nn.RNNBase, stack: Stack, data: Tensor, batched: bool, hx: State, tokens: Tokens | None) -> None:
     """Raise where input or state of a dense call do not fit, for vectors by torch's own checks."""
     batch_dim = 0 if lstm.batch_first else 1
-    given = data if batched else data.unsqueeze(batch_dim)  # as torch's checks know it
+    batched_data = data if batched else data.unsqueeze(batch_dim)  # as torch's checks know it
     if tokens is None:
-        lstm.check_forward_args(given, hx, None)
+        lstm.check_forward_args(batched_data, hx, None)
         return
-    if given.shape[1 - batch_dim] == 0:
+    if batched_data.shape[1 - batch_dim] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    check_state_sizes(lstm, stack, hx, given.shape[batch_dim])
+    check_state_sizes(lstm, stack, hx, batched_data.shape[batch_dim])
 
 
 def check_packed_state(lstm: nn.RNNBase, stack: Stack, hx: State, batch_sizes: Tensor, tokens: Tokens | None) -> None:

@@ -38,10 +38,10 @@ def restore(model: Model) -> Model:
     For ONNX, TorchScript and quantisation. Subclasses of fastlstm.LSTM are left alone, and a warning names them. Raises
     ValueError, before anything is changed, where an option is on that nn.LSTM does not have.
     """
-    ours = [(name, module) for name, module in model.named_modules() if type(module) is LSTM]
-    for name, module in ours:
+    swapped = [(name, module) for name, module in model.named_modules() if type(module) is LSTM]
+    for name, module in swapped:
         check_restorable(name or "the model", module)
-    for _, module in ours:
+    for _, module in swapped:
         module.__class__ = TORCH_LSTM
     left = [(name, module) for name, module in model.named_modules() if isinstance(module, LSTM)]
     _warn("restore left alone what is not exactly fastlstm.LSTM", left)
@@ -57,5 +57,5 @@ def _warn(what: str, left: list[tuple[str, nn.Module]]) -> None:
 
 def _is_other_lstm(module: nn.Module) -> bool:
     """A subclass of nn.LSTM, or a quantised or quantisable LSTM of torch.ao."""
-    kind = type(module)
-    return isinstance(module, TORCH_LSTM) or (kind.__module__.startswith("torch.ao.nn.") and kind.__name__ == "LSTM")
+    cls = type(module)
+    return isinstance(module, TORCH_LSTM) or (cls.__module__.startswith("torch.ao.nn.") and cls.__name__ == "LSTM")

@@ -208,7 +208,7 @@ def _sharing(module: nn.RNNBase, cls: type) -> nn.RNNBase:
 def _fx_node(lstm: LSTM, input: fx.Proxy, hx: object, *options: object) -> fx.Proxy | None:
     """One node for the whole module, as torch.fx makes for the modules of torch.nn; None where it is traced itself."""
     path = input.tracer.path_of_module(lstm)
-    given = dict(zip(("reset", "return_cell_states", "return_gates"), options, strict=True))
-    kwargs = {name: value for name, value in given.items() if value is not None}
+    extra = dict(zip(("reset", "return_cell_states", "return_gates"), options, strict=True))
+    kwargs = {name: value for name, value in extra.items() if value is not None}
     args = (input,) if hx is None else (input, hx)
     return input.tracer.create_proxy("call_module", path, args, kwargs) if path else None

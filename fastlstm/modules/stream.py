@@ -33,8 +33,8 @@ class Stream:
         self.batch_size, self.dtype, self.device = batch_size, dtype, weights[0].device
         self._sizes = (batch_size, lstm.hidden_size, lstm.proj_size or lstm.hidden_size)
         self._input_size, self._side = lstm.input_size, 0
-        each = len(weights) // lstm.num_layers
-        layers = [weights[k : k + each] for k in range(0, len(weights), each)]
+        per_layer = len(weights) // lstm.num_layers
+        layers = [weights[k : k + per_layer] for k in range(0, len(weights), per_layer)]
         self._native = self.device.type == "cpu" and native.unavailable() is None
         store = _packed if self._native else _plain
         with torch.no_grad():
@@ -43,7 +43,7 @@ class Stream:
         zero = {"dtype": torch.float32, "device": self.device}
         self._h = torch.zeros(2, lstm.num_layers, B, padded(P), **zero)
         self._c = torch.zeros(lstm.num_layers, B, padded(H), **zero)
-        self._y = torch.empty(B, padded(H), **zero)
+        self._h_unprojected = torch.empty(B, padded(H), **zero)
         if self._native:
             self._step_layers = [
                 native.load().StepLayer(start=_at(bias), w=_at(w), w_hr=_at(w_hr), I=P if k else lstm.input_size)
@@ -73,7 +73,7 @@ class Stream:
             out=out.data_ptr(),
             h=self._h.data_ptr(),
             c=self._c.data_ptr(),
-            y=self._y.data_ptr(),
+            h_unprojected=self._h_unprojected.data_ptr(),
             x=x.data_ptr(),
             B=B,
             H=H,

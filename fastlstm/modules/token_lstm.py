@@ -42,11 +42,11 @@ class TokenLSTM(nn.Module):
     ) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        kind = {"device": device, "dtype": dtype}
-        self.embedding = None if embedding_dim is None else nn.Embedding(num_embeddings, embedding_dim, **kind)
+        factory = {"device": device, "dtype": dtype}
+        self.embedding = None if embedding_dim is None else nn.Embedding(num_embeddings, embedding_dim, **factory)
         width = num_embeddings if embedding_dim is None else embedding_dim
         options = (hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        self.lstm = LSTM(width, *options, **kind)
+        self.lstm = LSTM(width, *options, **factory)
 
     @property
     def hidden_size(self) -> int:

@@ -24,8 +24,8 @@ def warm_up(module: nn.Module, x: object, training: bool = True) -> None:
     from fastlstm.backends.triton import launch
 
     # backward on this thread: in autograd's own threads `instead` would not hold
-    here, idle = torch.autograd.set_multithreading_enabled(False), launch.instead(launch.compile_only)
-    with dispatch.backend("triton"), here, idle, torch.set_grad_enabled(training):
+    same_thread, no_launch = torch.autograd.set_multithreading_enabled(False), launch.instead(launch.compile_only)
+    with dispatch.backend("triton"), same_thread, no_launch, torch.set_grad_enabled(training):
         outputs = [y for y in _tensors(module(x)) if y.requires_grad]
         leaves = [p for p in module.parameters() if p.requires_grad]
         for used in (outputs[:1], outputs) if leaves else ():  # losses on the output alone, and on the last states too

@@ -92,26 +92,26 @@ class Forward(SingleLevelFunction):
     def backward(ctx, dh, dc, _, dh_n, dc_n) -> tuple[Tensor | None, ...]:
         *tensors, h, c, gates = kept = ctx.saved_tensors
         inputs, saved = OpInputs(*tensors, ctx.reverse, ctx.save), Saved(h, c, gates)
-        grads, wanted = Grads(dh, dc, dh_n, dc_n), ctx.needs_input_grad[1:7]
+        grads, needs_grad = Grads(dh, dc, dh_n, dc_n), ctx.needs_input_grad[1:7]
         with dispatch.with_backend(ctx.backend):
             if ctx.save == SAVE_NOTHING:
                 inputs = inputs._replace(save=SAVE_ALL)
                 saved = Saved(*torch.ops.fastlstm.lstm_forward(*inputs)[:3])
             if not is_recorded(*grads, *kept):
-                out = _gradients_in_one(wanted, inputs, saved, grads)
+                out = _gradients_in_one(needs_grad, inputs, saved, grads)
                 if out is not None:
                     return None, *out, None, None, None, None, None
-            dxg, d_hr, dh0, dc0 = torch.ops.fastlstm.lstm_backward(*grads, *inputs, *saved)
-        out = weight_gradients.of_weights(wanted, dxg, d_hr, inputs, saved)
+            d_gates, dh_proj, dh0, dc0 = torch.ops.fastlstm.lstm_backward(*grads, *inputs, *saved)
+        out = weight_gradients.of_weights(needs_grad, d_gates, dh_proj, inputs, saved)
         return None, *out, dh0, dc0, None, None, None, None, None
 
 
-def _gradients_in_one(wanted: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads) -> tuple | None:
+def _gradients_in_one(needs_grad: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads) -> tuple | None:
     """All gradients by one call of the backend, where it has that. Hooks may have changed what autograd kept: checked."""
     with own_types(inputs.w_hh):
         inputs = validation.checked_inputs(inputs)
         saved, grads = validation.checked_gradients(inputs, saved, grads)
-        return dispatch.gradients(wanted, inputs, saved, grads)
+        return dispatch.gradients(needs_grad, inputs, saved, grads)
 
 
 class Backward(SingleLevelFunction):
@@ -131,22 +131,22 @@ class Backward(SingleLevelFunction):
     @staticmethod
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        wanted = [k for k in range(len(saved)) if ctx.needs_input_grad[k + 1]]
-        given = [k for k, g in enumerate(grads) if g is not None]
+        sources = [k for k in range(len(saved)) if ctx.needs_input_grad[k + 1]]
+        with_grad = [k for k, g in enumerate(grads) if g is not None]
 
         def definition(*values: Tensor) -> tuple[Tensor, ...]:
             args = list(saved)
-            for k, value in zip(wanted, values, strict=True):
+            for k, value in zip(sources, values, strict=True):
                 args[k] = value
             inputs = (*args[4:], ctx.reverse, SAVE_ALL)
             h, c, gates, _, _ = reference.forward(*inputs)
             out = reference.backward(*args[:4], *inputs, h, c, gates)
-            return tuple(out[k] for k in given)
+            return tuple(out[k] for k in with_grad)
 
         out = [None] * (len(ctx.needs_input_grad) - 1)
-        if given:
-            _, pull = torch.func.vjp(definition, *(saved[k] for k in wanted))
-            for k, grad in zip(wanted, pull(tuple(grads[k] for k in given)), strict=True):
+        if with_grad:
+            _, pull = torch.func.vjp(definition, *(saved[k] for k in sources))
+            for k, grad in zip(sources, pull(tuple(grads[k] for k in with_grad)), strict=True):
                 out[k] = grad
         return None, *out
 

@@ -1,7 +1,7 @@
 """The op for torch: schemas, what runs, and shapes for tracing. One call is one layer in one direction, all steps.
 
     lstm_forward    the recurrence               → h, c, gates, h_n, c_n
-    lstm_backward   its gradients                → dxg (at the pre-activations), d_hr (at the projected h), dh0, dc0
+    lstm_backward   its gradients                → d_gates (at the pre-activations), dh_proj (at the projected h), dh0, dc0
     sum_by_id       rows summed by an id, in a fixed order: the gradient of a token table
 
 Arguments and shapes: `fastlstm.ops.reference`. A backend is chosen inside the op, so torch.compile sees one node a layer
@@ -31,7 +31,7 @@ _library = torch.library.Library("fastlstm", "DEF")
 _library.define(f"lstm_forward({_INPUTS}) -> (Tensor h, Tensor c, Tensor gates, Tensor h_n, Tensor c_n)")
 _library.define(
     f"lstm_backward({_GRADS}, {_INPUTS}, Tensor h, Tensor c, Tensor gates) "
-    "-> (Tensor dxg, Tensor d_hr, Tensor dh0, Tensor dc0)"
+    "-> (Tensor d_gates, Tensor dh_proj, Tensor dh0, Tensor dc0)"
 )
 _library.define("sum_by_id(Tensor rows, Tensor ids, int V) -> Tensor")
 
@@ -112,9 +112,9 @@ def _fake_forward(*args: object) -> tuple[Tensor, ...]:
 
 def _fake_backward(*args: object) -> tuple[Tensor, ...]:
     inputs, h = OpInputs(*args[4:-3]), args[-3]
-    d_hr = h.new_empty(h.shape if inputs.w_hr is not None else (0,))
-    dxg = h.new_empty((*h.shape[:-1], inputs.w_hh.shape[0]))
-    return dxg, d_hr, inputs.h0.new_empty(inputs.h0.shape), inputs.c0.new_empty(inputs.c0.shape)
+    dh_proj = h.new_empty(h.shape if inputs.w_hr is not None else (0,))
+    d_gates = h.new_empty((*h.shape[:-1], inputs.w_hh.shape[0]))
+    return d_gates, dh_proj, inputs.h0.new_empty(inputs.h0.shape), inputs.c0.new_empty(inputs.c0.shape)
 
 
 def _fake_sum_by_id(rows, ids, V):

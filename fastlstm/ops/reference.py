@@ -48,17 +48,17 @@ def forward(
     reverse: steps run T-1 … 0; save: 0 keeps neither c nor gates, 1 both, 2 only c (what is not kept: shape (0,)).
     """
     dtype, cell = w_hh.dtype, cell_type(w_hh.dtype)
-    xg = input_gates(x, ids, w_x, bias).to(cell)
+    x_gates = input_gates(x, ids, w_x, bias).to(cell)
     resets = None if reset is None else reset.reshape(-1, 1)
     h_state, c_state = h0.to(cell), c0.to(cell)
     h, c, gates = {}, {}, {}
     for t, rows, n in steps(x if ids is None else ids, batch_sizes, reverse):
         keep = None if resets is None else ~resets[rows]
         h_prev, c_prev = _kept(h_state[:n], keep), _kept(c_state[:n], keep)
-        i, f, g, o = activate(xg[rows] + h_prev @ w_hh.to(cell).t())
+        i, f, g, o = activate(x_gates[rows] + h_prev @ w_hh.to(cell).t())
         c[t] = f * c_prev + i * g
-        y = o * torch.tanh(c[t])
-        h[t] = (y if w_hr is None else y @ w_hr.to(cell).t()).to(dtype)
+        h_unprojected = o * torch.tanh(c[t])
+        h[t] = (h_unprojected if w_hr is None else h_unprojected @ w_hr.to(cell).t()).to(dtype)
         gates[t] = torch.cat([i, f, g, o], 1).to(dtype)
         # rows beyond n have ended (forward) or not begun (reverse): they keep their state
         h_state, c_state = torch.cat([h[t].to(cell), h_state[n:]]), torch.cat([c[t], c_state[n:]])
@@ -94,53 +94,53 @@ def backward(
     c: Tensor,
     gates: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the recurrence: dxg at the pre-activations, d_hr at the projected h, dh0 and dc0.
+    """Gradients of the recurrence: d_gates at the pre-activations, dh_proj at the projected h, dh0 and dc0.
 
     dh, dc: shaped as h, c; dh_n: (B, P); dc_n: (B, H); each may be None, meaning zero. h, c, gates: what forward
-    returned with this `save`, 1 or 2 (2: the gates are computed again). Returns dxg (T, B, 4H) or (N, 4H); d_hr shaped
+    returned with this `save`, 1 or 2 (2: the gates are computed again). Returns d_gates (T, B, 4H) or (N, 4H); dh_proj shaped
     as h, or (0,) without projection; dh0 (B, P); dc0 (B, H). Gradients of weights and of x follow by one product each.
     """
     dtype, cell = w_hh.dtype, cell_type(w_hh.dtype)
     w_rec, lead = w_hh.to(cell), h.shape[:-1]
     flat = [None if v is None else v.reshape(lead.numel(), v.shape[-1]).to(cell) for v in (dh, dc, h, c)]
     dh, dc, h, c = flat
-    xg = input_gates(x, ids, w_x, bias).to(cell) if save == SAVE_CELLS else None
+    x_gates = input_gates(x, ids, w_x, bias).to(cell) if save == SAVE_CELLS else None
     gates = None if save == SAVE_CELLS else gates.reshape(lead.numel(), w_hh.shape[0]).to(cell)
     resets = None if reset is None else reset.reshape(-1, 1)
     dh_state = torch.zeros_like(h0, dtype=cell) if dh_n is None else dh_n.to(cell)
     dc_state = torch.zeros_like(c0, dtype=cell) if dc_n is None else dc_n.to(cell)
     order = list(steps(x if ids is None else ids, batch_sizes, reverse))
-    dxg, d_hr = {}, {}
+    d_gates, dh_proj = {}, {}
     for k in reversed(range(len(order))):
         t, rows, n = order[k]
         keep = None if resets is None else ~resets[rows]
         c_prev = _kept(_previous(c, c0.to(cell), order, k), keep)
         if gates is None:
             h_prev = _kept(_previous(h, h0.to(cell), order, k), keep)
-            parts = activate(xg[rows] + h_prev @ w_rec.t())
+            parts = activate(x_gates[rows] + h_prev @ w_rec.t())
         else:
             parts = gates[rows].chunk(4, 1)
-        d_hr[t] = dh_state[:n] if dh is None else dh_state[:n] + dh[rows]
-        dy = d_hr[t] if w_hr is None else d_hr[t] @ w_hr.to(cell)
+        dh_proj[t] = dh_state[:n] if dh is None else dh_state[:n] + dh[rows]
+        dh_unprojected = dh_proj[t] if w_hr is None else dh_proj[t] @ w_hr.to(cell)
         dc_in = dc_state[:n] if dc is None else dc_state[:n] + dc[rows]
-        dxg[t], dc_prev = _unit_gradients(dy, dc_in, parts, c_prev, torch.tanh(c[rows]))
-        dh_state = torch.cat([_kept(dxg[t] @ w_rec, keep), dh_state[n:]])
+        d_gates[t], dc_prev = _unit_gradients(dh_unprojected, dc_in, parts, c_prev, torch.tanh(c[rows]))
+        dh_state = torch.cat([_kept(d_gates[t] @ w_rec, keep), dh_state[n:]])
         dc_state = torch.cat([_kept(dc_prev, keep), dc_state[n:]])
     return (
-        _stack(dxg, lead, dh_state.new_empty(0, w_hh.shape[0])).to(dtype),
-        w_hh.new_empty(0) if w_hr is None else _stack(d_hr, lead, dh_state.new_empty(0, w_hh.shape[1])).to(dtype),
+        _stack(d_gates, lead, dh_state.new_empty(0, w_hh.shape[0])).to(dtype),
+        w_hh.new_empty(0) if w_hr is None else _stack(dh_proj, lead, dh_state.new_empty(0, w_hh.shape[1])).to(dtype),
         dh_state.to(dtype, copy=True),
         dc_state.clone(),
     )
 
 
 def _unit_gradients(
-    dy: Tensor, dc: Tensor, gates: tuple[Tensor, ...], c_prev: Tensor, tanh_c: Tensor
+    dh: Tensor, dc: Tensor, gates: tuple[Tensor, ...], c_prev: Tensor, tanh_c: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One step of one unit: gradients at the pre-activations (n, 4H) and at the cell state before, from those at y and c."""
+    """One step: gradients at the pre-activations (n, 4H) and the cell state before, from those at o tanh(c) and c."""
     i, f, g, o = gates
-    dc = dc + dy * o * (1 - tanh_c**2)
-    parts = (dc * g * i * (1 - i), dc * c_prev * f * (1 - f), dc * i * (1 - g**2), dy * tanh_c * o * (1 - o))
+    dc = dc + dh * o * (1 - tanh_c**2)
+    parts = (dc * g * i * (1 - i), dc * c_prev * f * (1 - f), dc * i * (1 - g**2), dh * tanh_c * o * (1 - o))
     return torch.cat(parts, 1), dc * f
 
 
@@ -159,8 +159,8 @@ def input_gates(x: Tensor | None, ids: Tensor | None, w_x: Tensor, bias: Tensor 
     cell = cell_type(w_x.dtype)
     if ids is not None:
         return rows_of(w_x.to(cell), ids)
-    xg = x.reshape(x.shape[:-1].numel(), x.shape[-1]).to(cell) @ w_x.to(cell).t()
-    return xg if bias is None else xg + bias.to(cell)
+    x_gates = x.reshape(x.shape[:-1].numel(), x.shape[-1]).to(cell) @ w_x.to(cell).t()
+    return x_gates if bias is None else x_gates + bias.to(cell)
 
 
 def rows_of(table: Tensor, ids: Tensor) -> Tensor:

@@ -39,12 +39,12 @@ class Gradients(NamedTuple):
 
 
 def native_gradients(
-    d_table: Tensor | None, embedding: Tensor | None, w_ih: Tensor, wanted: tuple[bool, bool, bool]
+    d_table: Tensor | None, embedding: Tensor | None, w_ih: Tensor, needs_grad: tuple[bool, bool, bool]
 ) -> Gradients:
-    """Of embedding, w_ih and bias, from the gradient (V, 4H) of the table; wanted: which. Plain tensors on the CPU."""
+    """Of embedding, w_ih and bias, from the gradient (V, 4H) of the table; needs_grad: which. Plain tensors on the CPU."""
     if d_table is None:
         return Gradients(None, None, None)
-    of_embedding, of_w_ih, of_bias = wanted
+    of_embedding, of_w_ih, of_bias = needs_grad
     dw = None
     if of_w_ih:
         dw = d_table.t().contiguous() if embedding is None else native_matmul(d_table.t(), embedding)

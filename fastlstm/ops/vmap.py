@@ -49,7 +49,7 @@ def _rule(name: str, names: list[str], outputs: list[str]) -> Callable:
             else:
                 folded.append(value)
         results = op(*folded)
-        dims = [None if y.dim() == 1 else axis[kind] for y, kind in zip(results, outputs, strict=True)]
+        dims = [None if y.dim() == 1 else axis[counts] for y, counts in zip(results, outputs, strict=True)]
         return tuple(y if d is None else _unfold(y, d, K) for y, d in zip(results, dims, strict=True)), tuple(dims)
 
     return rule

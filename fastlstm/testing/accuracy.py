@@ -23,7 +23,7 @@ from fastlstm.ops.arguments import OpInputs, Saved
 from fastlstm.testing.cases import Case, Inputs, make, make_grads, rounded
 
 LEAVES = ("x", "w_x", "bias", "w_hh", "w_hr", "h0", "c0")
-OP_OUTPUTS = ("h", "c", "h_n", "c_n", "dxg", "d_hr", "dh0", "dc0")
+OP_OUTPUTS = ("h", "c", "h_n", "c_n", "d_gates", "dh_proj", "dh0", "dc0")
 
 
 def error(got: Tensor, ref64: Tensor) -> float:
@@ -128,8 +128,8 @@ def _run(
     grads_out = backend.backward(checked, *validation.checked_gradients(checked, Saved(h, c, gates), grads))
     got = dict(zip(OP_OUTPUTS, (h, c, h_n, c_n, *grads_out), strict=True))
     if not case.projection:
-        assert got.pop("d_hr").shape == (0,)
-    assert [got[k].dtype for k in ("h", "h_n", "dxg", "dh0")] == [dtype] * 4
+        assert got.pop("dh_proj").shape == (0,)
+    assert [got[k].dtype for k in ("h", "h_n", "d_gates", "dh0")] == [dtype] * 4
     assert [got[k].dtype for k in ("c", "c_n", "dc0")] == [inputs.c0.dtype] * 3
     return got
 
@@ -138,15 +138,15 @@ def _run(
 def expected(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor | None]:
     """Outputs and gradients of the definition in float64 on the inputs of `make(case, dtype, seed)`.
 
-    Keys: h, c, h_n, c_n, dxg, d_hr, dh0, dc0, and d + leaf for every leaf (dx, dw_x, dbias, dw_hh, dw_hr).
+    Keys: h, c, h_n, c_n, d_gates, dh_proj, dh0, dc0, and d + leaf for every leaf (dx, dw_x, dbias, dw_hh, dw_hr).
     """
     inputs = _leaves(make(case, dtype, seed).to(torch.float64))
     grads = rounded(make_grads(case, dtype, seed + 1), torch.float64)
     h, c, gates, h_n, c_n = reference.forward(*inputs, case.reverse, 1)
     _backward([h, c, h_n, c_n], list(grads))
     with torch.no_grad():
-        dxg, d_hr, _, _ = reference.backward(*grads, *inputs, case.reverse, 1, h, c, gates)
-    return _collect(inputs, h, c, h_n, c_n, dxg, d_hr if case.projection else None)
+        d_gates, dh_proj, _, _ = reference.backward(*grads, *inputs, case.reverse, 1, h, c, gates)
+    return _collect(inputs, h, c, h_n, c_n, d_gates, dh_proj if case.projection else None)
 
 
 @lru_cache(maxsize=64)
@@ -154,19 +154,25 @@ def baseline(case: Case, dtype: torch.dtype, seed: int = 0, cells: bool = True) 
     """The same, by torch in `dtype` on the CPU. `cells=False`: no gradient flows into c, so nn.LSTM can do it."""
     inputs = _leaves(make(case, dtype, seed)._replace(c0=make(case, dtype, seed).c0.to(dtype)))
     dh, dc, dh_n, dc_n = (g.to(dtype) for g in make_grads(case, dtype, seed + 1))
-    xg = inputs.w_x[inputs.ids] if case.ids else F.linear(inputs.x, inputs.w_x, inputs.bias)
-    xg.retain_grad()
-    d_hr = torch.zeros(*xg.shape[:-1], case.P, dtype=dtype)
+    x_gates = inputs.w_x[inputs.ids] if case.ids else F.linear(inputs.x, inputs.w_x, inputs.bias)
+    x_gates.retain_grad()
+    dh_proj = torch.zeros(*x_gates.shape[:-1], case.P, dtype=dtype)
     if cells or case.reset or case.projection:
-        h, c, h_n, c_n, steps = _loop(case, inputs, xg)
+        h, c, h_n, c_n, steps = _loop(case, inputs, x_gates)
         _backward([h, c, h_n, c_n], [dh, dc if cells else torch.zeros_like(dc), dh_n, dc_n])
-        d_hr = torch.cat([steps[t].grad for t in sorted(steps)]).reshape_as(h) if steps else d_hr
+        dh_proj = torch.cat([steps[t].grad for t in sorted(steps)]).reshape_as(h) if steps else dh_proj
     else:
-        h, h_n, c_n = _nn_lstm(case, inputs, xg)
+        h, h_n, c_n = _nn_lstm(case, inputs, x_gates)
         c = None
         _backward([h, h_n, c_n], [dh, dh_n, dc_n])
     return _collect(
-        inputs, h, c, h_n, c_n, torch.zeros_like(xg) if xg.grad is None else xg.grad, d_hr if case.projection else None
+        inputs,
+        h,
+        c,
+        h_n,
+        c_n,
+        torch.zeros_like(x_gates) if x_gates.grad is None else x_gates.grad,
+        dh_proj if case.projection else None,
     )
 
 
@@ -181,17 +187,17 @@ def _leaves(inputs: Inputs) -> Inputs:
     return inputs._replace(**grown)
 
 
-def _collect(inputs: Inputs, h, c, h_n, c_n, dxg, d_hr) -> dict[str, Tensor | None]:
-    values = {"h": h, "c": c, "h_n": h_n, "c_n": c_n, "dxg": dxg, "d_hr": d_hr}
+def _collect(inputs: Inputs, h, c, h_n, c_n, d_gates, dh_proj) -> dict[str, Tensor | None]:
+    values = {"h": h, "c": c, "h_n": h_n, "c_n": c_n, "d_gates": d_gates, "dh_proj": dh_proj}
     for name in LEAVES:
         leaf = getattr(inputs, name)
         values["d" + name] = None if leaf is None else torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
     return {name: None if v is None else v.detach() for name, v in values.items()}
 
 
-def _loop(case: Case, inputs: Inputs, xg: Tensor) -> tuple:
+def _loop(case: Case, inputs: Inputs, x_gates: Tensor) -> tuple:
     """nn.LSTM's own arithmetic, everything in one type, as a loop of torch operations that can reset the state."""
-    xg = xg.reshape(case.N, 4 * case.H)
+    x_gates = x_gates.reshape(case.N, 4 * case.H)
     h, c, before = {}, {}, (inputs.h0, inputs.c0)
     rows_of = inputs.x if inputs.ids is None else inputs.ids
     for t, rows, n in reference.steps(rows_of, inputs.batch_sizes, case.reverse):
@@ -199,10 +205,10 @@ def _loop(case: Case, inputs: Inputs, xg: Tensor) -> tuple:
         if case.reset:
             keep = ~inputs.reset.reshape(-1, 1)[rows]
             h_prev, c_prev = h_prev * keep, c_prev * keep
-        i, f, g, o = reference.activate(xg[rows] + F.linear(h_prev, inputs.w_hh))
+        i, f, g, o = reference.activate(x_gates[rows] + F.linear(h_prev, inputs.w_hh))
         c[t] = f * c_prev + i * g
-        y = o * c[t].tanh()
-        h[t] = y if inputs.w_hr is None else F.linear(y, inputs.w_hr)
+        h_unprojected = o * c[t].tanh()
+        h[t] = h_unprojected if inputs.w_hr is None else F.linear(h_unprojected, inputs.w_hr)
         h[t].retain_grad()
         before = torch.cat([h[t], before[0][n:]]), torch.cat([c[t], before[1][n:]])
     lead = rows_of.shape if case.ids else rows_of.shape[:-1]
@@ -211,13 +217,13 @@ def _loop(case: Case, inputs: Inputs, xg: Tensor) -> tuple:
     return h_all.reshape(*lead, case.P), c_all.reshape(*lead, case.H), before[0] * 1, before[1] * 1, h
 
 
-def _nn_lstm(case: Case, inputs: Inputs, xg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _nn_lstm(case: Case, inputs: Inputs, x_gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """nn.LSTM on the pre-activations, with an identity in the place of W_ih; reversed input is flipped row by row."""
-    lstm = torch.nn.LSTM(4 * case.H, case.H, bias=False, dtype=xg.dtype)
+    lstm = torch.nn.LSTM(4 * case.H, case.H, bias=False, dtype=x_gates.dtype)
     del lstm.weight_ih_l0, lstm.weight_hh_l0
-    lstm.weight_ih_l0, lstm.weight_hh_l0 = torch.eye(4 * case.H, dtype=xg.dtype), inputs.w_hh
+    lstm.weight_ih_l0, lstm.weight_hh_l0 = torch.eye(4 * case.H, dtype=x_gates.dtype), inputs.w_hh
     order = _flip(case) if case.reverse else None
-    rows = xg.reshape(case.N, 4 * case.H)
+    rows = x_gates.reshape(case.N, 4 * case.H)
     rows = rows if order is None else rows[order]
     x = PackedSequence(rows, inputs.batch_sizes) if case.packed else rows.reshape(case.T, case.B, 4 * case.H)
     out, (h_n, c_n) = lstm(x, (inputs.h0[None], inputs.c0[None]))

@@ -79,7 +79,9 @@ MUTATIONS = (
     Mutation(TAIL, BACKWARD, "backward-unit-tail", "u >= H", "u > H"),
     Mutation(ROW, FORWARD, "own-cells-row", "1 + i % 2", "1 + i / 2"),
     Mutation(ROW, BACKWARD, "backward-own-cells-row", "share / halves", "share % 2"),
-    Mutation(BARRIER, "single_block_backward", "dz-barrier", "if constexpr (Exchange::kWhole) __syncthreads();", ""),
+    Mutation(
+        BARRIER, "single_block_backward", "d-gates-barrier", "if constexpr (Exchange::kWhole) __syncthreads();", ""
+    ),
     Mutation(BARRIER, BACKWARD, "backward-partials-barrier", "if (t.k_splits > 1) __syncthreads();", ""),
     Mutation(WAIT, BACKWARD, "backward-staged-wait", "wait_copies<1>", "wait_copies<2>"),
     Mutation(WAIT, "cooperative_backward", "parts-poll", "exchange.poll(v, where, timeout);", "v[0] = {};"),
@@ -91,7 +93,7 @@ MUTATIONS = (
         "      (IN_L(to), IN_R(v.x), IN_R(v.y), IN_R(v.z), IN_R(v.w)));",
         "store_vector(to, v);",
     ),
-    Mutation(UNSET, "single_block_backward", "clear-dz-buffers", "exchange.clear();", ""),
+    Mutation(UNSET, "single_block_backward", "clear-d-gates-buffers", "exchange.clear();", ""),
     Mutation(
         UNSET, BACKWARD, "carried-dh-dc", "for_own_states([](float* place, float* state) { *place = *state; });", ""
     ),

@@ -25,14 +25,14 @@ def _alone(case: Case, inputs: Inputs, b: int) -> tuple[list[int], torch.Tensor,
     lstm = torch.nn.LSTM(width, case.H, bias=False, proj_size=case.P if case.projection else 0, dtype=F64)
     state = {"weight_ih_l0": torch.eye(width, dtype=F64), "weight_hh_l0": inputs.w_hh, "weight_hr_l0": inputs.w_hr}
     lstm.load_state_dict({k: v for k, v in state.items() if v is not None})
-    xg = reference.input_gates(inputs.x, inputs.ids, inputs.w_x, inputs.bias)[rows]
+    x_gates = reference.input_gates(inputs.x, inputs.ids, inputs.w_x, inputs.bias)[rows]
     flags = inputs.reset.flatten()[rows].tolist() if case.reset else [False] * len(rows)
     state, outs, at = (inputs.h0[b : b + 1], inputs.c0[b : b + 1]), [], 0
     cuts = [k for k, flag in enumerate(flags) if flag and k] + [len(rows)]
     for cut in cuts:
         if flags[at]:
             state = (torch.zeros_like(state[0]), torch.zeros_like(state[1]))
-        out, state = lstm(xg[at:cut], state)
+        out, state = lstm(x_gates[at:cut], state)
         outs.append(out)
         at = cut
     return rows, torch.cat(outs), state[0], state[1]
@@ -55,21 +55,21 @@ def test_backward_is_the_gradient(case: Case, save: int) -> None:
     ref = accuracy.expected(case, F64)
     inputs, grads = make(case, F64, canary=True), make_grads(case, F64)
     h, c, gates, _, _ = reference.forward(*inputs, case.reverse, save)
-    dxg, d_hr, dh0, dc0 = reference.backward(*grads, *inputs, case.reverse, save, h, c, gates)
+    d_gates, dh_proj, dh0, dc0 = reference.backward(*grads, *inputs, case.reverse, save, h, c, gates)
     torch.testing.assert_close(dh0, ref["dh0"])
     torch.testing.assert_close(dc0, ref["dc0"])
     if not case.ids:
-        flat = dxg.reshape(case.N, 4 * case.H)
+        flat = d_gates.reshape(case.N, 4 * case.H)
         torch.testing.assert_close(flat.t() @ inputs.x.reshape(case.N, case.I), ref["dw_x"])
-        torch.testing.assert_close((dxg @ inputs.w_x).reshape_as(inputs.x), ref["dx"])
+        torch.testing.assert_close((d_gates @ inputs.w_x).reshape_as(inputs.x), ref["dx"])
     else:
-        table = torch.zeros_like(inputs.w_x).index_add_(0, inputs.ids.flatten(), dxg.reshape(case.N, 4 * case.H))
+        table = torch.zeros_like(inputs.w_x).index_add_(0, inputs.ids.flatten(), d_gates.reshape(case.N, 4 * case.H))
         torch.testing.assert_close(table, ref["dw_x"])
     if case.projection:
         _, _, _, o = gates.reshape(case.N, 4, case.H).unbind(1) if save == 1 else (None,) * 4
         if save == 1:
             y = o * c.reshape(case.N, case.H).tanh()
-            torch.testing.assert_close(d_hr.reshape(case.N, case.P).t() @ y, ref["dw_hr"])
+            torch.testing.assert_close(dh_proj.reshape(case.N, case.P).t() @ y, ref["dw_hr"])
 
 
 def test_absent_gradients_are_zero() -> None:
@@ -146,5 +146,5 @@ def test_an_id_outside_its_table_is_nan_wherever_it_is_read(bad: int) -> None:
     y = before_projection(OpInputs(*inputs, False, SAVE_CELLS), Saved(h, c, gates)).view(3, 2, 3)
     assert y[1:, 0].isnan().all()
     assert y[:, 1].isfinite().all()
-    dxg = reference.backward(*make_grads(case, F64), *inputs, False, 1, h, c, gates)[0]
-    assert dxg[1, 0].isnan().all()  # so the gradient of the table tells too
+    d_gates = reference.backward(*make_grads(case, F64), *inputs, False, 1, h, c, gates)[0]
+    assert d_gates[1, 0].isnan().all()  # so the gradient of the table tells too

@@ -52,7 +52,7 @@ class Cpu(Backend):
             gates=_address(gates if save == SAVE_ALL else None),
             h_n=h_n.data_ptr(),
             c_n=c_n.data_ptr(),
-            xg=_address(None if ids is None else w_x),
+            x_gates=_address(None if ids is None else w_x),
             ids=_address(ids),
             bias=_address(bias),
             w_hh=w_hh.data_ptr(),
@@ -67,16 +67,16 @@ class Cpu(Backend):
 
     def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
         dtype = inputs.w_hh.dtype
-        dxg = torch.empty((*inputs.lead, inputs.w_hh.shape[0]), dtype=_real_type(inputs.w_hh), device="cpu")
-        d_hr, dh0, dc0 = _backward(inputs, saved, grads, dxg, {})
-        return dxg.to(dtype), d_hr.to(dtype), dh0.to(dtype), dc0
+        d_gates = torch.empty((*inputs.lead, inputs.w_hh.shape[0]), dtype=_real_type(inputs.w_hh), device="cpu")
+        dh_proj, dh0, dc0 = _backward(inputs, saved, grads, d_gates, {})
+        return d_gates.to(dtype), dh_proj.to(dtype), dh0.to(dtype), dc0
 
     def gradients(
-        self, wanted: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads
+        self, needs_grad: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads
     ) -> tuple[Tensor | None, ...]:
-        """Without writing down dxg, the gradient at the pre-activations."""
+        """Without writing down d_gates, the gradient at the pre-activations."""
         dtype, real = inputs.w_hh.dtype, _real_type(inputs.w_hh)
-        want_x, _, want_w, want_bias, want_hh, want_hr = wanted
+        want_x, _, want_w, want_bias, want_hh, want_hr = needs_grad
         x, ids, w_x, _, w_hh, w_hr, h0, _ = (_as_real(v, real) for v in inputs[:8])
         h = _as_real(saved.h, real)
         sized = ((want_x, x), (want_w, w_x), (want_bias, w_hh[:, 0]), (want_hh, w_hh), (want_hr, w_hr))
@@ -138,11 +138,11 @@ def _shape(inputs: OpInputs) -> dict[str, int]:
 
 
 def _backward(
-    inputs: OpInputs, saved: Saved, grads: Grads, dxg: Tensor | None, products: dict[str, int]
+    inputs: OpInputs, saved: Saved, grads: Grads, d_gates: Tensor | None, products: dict[str, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The native call: d_hr, dh0, dc0 in the real type; dxg (or None) and the outputs in `products` are written to.
+    """The native call: dh_proj, dh0, dc0 in the real type; d_gates (or None) and the outputs in `products` are written to.
 
-    products: the fields of Products (csrc/kernels.h). d_hr is there with projection and dxg.
+    products: the fields of Products (csrc/kernels.h). dh_proj is there with projection and d_gates.
     """
     h, c, gates = saved
     real, h0 = _real_type(inputs.w_hh), inputs.h0
@@ -150,12 +150,12 @@ def _backward(
         gates = recompute_gates(inputs, h)
     read = (*grads, gates, c, inputs.c0, inputs.w_hh, inputs.w_hr)
     dh, dc, dh_n, dc_n, gates, c, c0, w_hh, w_hr = (_as_real(v, real) for v in read)
-    d_hr = None if w_hr is None or dxg is None else torch.empty(h.shape, dtype=real, device="cpu")
+    dh_proj = None if w_hr is None or d_gates is None else torch.empty(h.shape, dtype=real, device="cpu")
     dh0, dc0 = torch.empty(h0.shape, dtype=real, device="cpu"), torch.empty(c0.shape, dtype=real, device="cpu")
     native.load().lstm_backward(
         **_shape(inputs),
-        dxg=_address(dxg),
-        d_hr=_address(d_hr),
+        d_gates=_address(d_gates),
+        dh_proj=_address(dh_proj),
         dh0=dh0.data_ptr(),
         dc0=dc0.data_ptr(),
         dh=_address(dh),
@@ -169,7 +169,7 @@ def _backward(
         w_hr=_address(w_hr),
         **products,
     )
-    return torch.empty(0, dtype=real, device="cpu") if d_hr is None else d_hr, dh0, dc0
+    return torch.empty(0, dtype=real, device="cpu") if dh_proj is None else dh_proj, dh0, dc0
 
 
 dynamo_skip(__name__)

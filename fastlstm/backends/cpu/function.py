@@ -116,7 +116,7 @@ def _direction(
         gates=_address(gates),
         h_n=h_n,
         c_n=c_n,
-        xg=w_ih.data_ptr() if ids else 0,
+        x_gates=w_ih.data_ptr() if ids else 0,
         ids=x.data_ptr() if ids else 0,
         bias=_address(bias),
         w_hh=w_hh.data_ptr(),
@@ -169,7 +169,7 @@ class _Backward:
         kept: list,
     ) -> None:
         self.call: FusedCall = ctx.call
-        self.wanted = ctx.needs_input_grad[1:]
+        self.needs_grad = ctx.needs_input_grad[1:]
         self.d_out, self.dh_n, self.dc_n = grads
         self.inputs, self.embedding, self.weights, self.kept = inputs, embedding, weights, kept
         self.h0, self.c0 = states
@@ -181,9 +181,9 @@ class _Backward:
         """Gradients of source, h0, c0, embedding and the weights."""
         call, d_out = self.call, self.d_out
         for layer in reversed(range(call.stack.layers)):
-            each, below = call.stack.per_direction * call.stack.directions, None
-            before = FIRST_WEIGHT + each * layer if layer else 1  # states and weights below want it too
-            wants_dx = any(self.wanted[:before])
+            per_layer, below = call.stack.per_direction * call.stack.directions, None
+            before = FIRST_WEIGHT + per_layer * layer if layer else 1  # states and weights below want it too
+            wants_dx = any(self.needs_grad[:before])
             for d in range(call.stack.directions):
                 dx = self._one_direction(layer, d, self._share(d_out, d), wants_dx)
                 below = dx if below is None or dx is None else below.add_(dx)
@@ -201,10 +201,10 @@ class _Backward:
         call, k = self.call, layer * self.call.stack.directions + d
         first = k * call.stack.per_direction
         w_ih, w_hh, *rest = self.weights[first : first + call.stack.per_direction]
-        wanted = self.wanted[FIRST_WEIGHT + first : FIRST_WEIGHT + first + call.stack.per_direction]
+        needs_grad = self.needs_grad[FIRST_WEIGHT + first : FIRST_WEIGHT + first + call.stack.per_direction]
         x, (h, c, gates) = self.inputs[layer], self.kept[3 * k : 3 * k + 3]
-        ids, of_bias = call.V > 0 and layer == 0, call.stack.bias and any(wanted[2:4])
-        of_table = self.wanted[3], wanted[0], of_bias
+        ids, of_bias = call.V > 0 and layer == 0, call.stack.bias and any(needs_grad[2:4])
+        of_table = self.needs_grad[3], needs_grad[0], of_bias
         if ids:
             d_in = (
                 torch.empty((call.V, 4 * call.stack.hidden_size), dtype=call.dtype, device="cpu")
@@ -212,11 +212,11 @@ class _Backward:
                 else None
             )
         else:
-            d_in = torch.empty_like(w_ih) if wanted[0] else None
+            d_in = torch.empty_like(w_ih) if needs_grad[0] else None
         dx = _cached_array(x.shape, x.dtype) if wants_dx and not ids else None
-        dw_hh = torch.empty_like(w_hh) if wanted[1] else None
+        dw_hh = torch.empty_like(w_hh) if needs_grad[1] else None
         dbias = torch.empty_like(rest[0]) if of_bias and not ids else None
-        dw_hr = torch.empty_like(rest[-1]) if call.stack.proj_size and wanted[-1] else None
+        dw_hr = torch.empty_like(rest[-1]) if call.stack.proj_size and needs_grad[-1] else None
         dh0, dc0, dh_n, dc_n, c0, h0 = _addresses(k, self.dh0, self.dc0, self.dh_n, self.dc_n, self.c0, self.h0)
         native.load().lstm_backward(
             **call.shape(reverse=d == 1),
@@ -255,19 +255,19 @@ class _Backward:
 
 def _through_ops(ctx, grads: tuple, inputs: tuple) -> list[Tensor | None]:
     """The gradients by operations that torch can differentiate and batch, for whoever does (create_graph, vmap)."""
-    wanted = [k for k, want in enumerate(ctx.needs_input_grad[1:]) if want]
-    given = [k for k, g in enumerate(grads) if g is not None]
+    sources = [k for k, want in enumerate(ctx.needs_input_grad[1:]) if want]
+    with_grad = [k for k, g in enumerate(grads) if g is not None]
     grads_in: list[Tensor | None] = [None] * len(inputs)
-    if not given:
+    if not with_grad:
         return grads_in
     record, inputs = torch.is_grad_enabled(), list(inputs)
     with torch.enable_grad():
-        for k in wanted:
+        for k in sources:
             inputs[k] = inputs[k].view_as(inputs[k])  # so that what one input is to another does not count
         outputs = ctx.call.through_ops(ctx.call, *inputs)
-    outs, heads = [outputs[k] for k in given], [grads[k] for k in given]
-    made = torch.autograd.grad(outs, [inputs[k] for k in wanted], heads, create_graph=record, allow_unused=True)
-    for k, grad in zip(wanted, made, strict=True):
+    outs, heads = [outputs[k] for k in with_grad], [grads[k] for k in with_grad]
+    made = torch.autograd.grad(outs, [inputs[k] for k in sources], heads, create_graph=record, allow_unused=True)
+    for k, grad in zip(sources, made, strict=True):
         grads_in[k] = grad
     return grads_in
 

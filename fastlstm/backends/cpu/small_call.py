@@ -54,10 +54,10 @@ def prepared(lstm_class: type, requested: ContextVar, last_call: ContextVar) -> 
         "contiguous": Tensor.contiguous,
         "new_empty": Tensor.new_empty,
         "get_num_threads": torch.get_num_threads,
-        "watchers": (torch.is_grad_enabled, *NATIVE_OBSERVERS),
+        "observers": (torch.is_grad_enabled, *NATIVE_OBSERVERS),
         "forward_ad": vars(torch.autograd.forward_ad),
-        "forced": requested,
-        "last": last_call,
+        "requested": requested,
+        "last_call": last_call,
         "plan": PLAN,
     }
     module = native.load()

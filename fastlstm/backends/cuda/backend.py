@@ -93,10 +93,10 @@ class Cuda(Backend):
         return _run(self, inputs.spec(), 1, lambda gpu, chosen: launch.backward(gpu, chosen, inputs, saved, grads))
 
     def gradients(
-        self, wanted: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads
+        self, needs_grad: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads
     ) -> tuple[Tensor | None, ...]:
-        dxg, d_hr, dh0, dc0 = self.backward(inputs, saved, grads)
-        return *weight_gradients.of_weights(wanted, dxg, d_hr, inputs, saved), dh0, dc0
+        d_gates, dh_proj, dh0, dc0 = self.backward(inputs, saved, grads)
+        return *weight_gradients.of_weights(needs_grad, d_gates, dh_proj, inputs, saved), dh0, dc0
 
 
 def not_built() -> str | None:

@@ -22,7 +22,7 @@ from fastlstm.ops.reference import cell_type
 
 TYPE_CODES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}
 _TF32 = 1
-_CHUNK_BYTES = 32 << 20  # of an input side (xg) that is not saved
+_CHUNK_BYTES = 32 << 20  # of an input side (x_gates) that is not saved
 _CHUNK_STEPS = 256  # at least, since each launch loads W_hh again, which costs as much as several steps
 _PARTIAL_BYTES = 64 << 20  # of partial sums that blocks exchange
 
@@ -134,7 +134,7 @@ def forward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs) -> tuple[Tensor, ..
             args.absent = rt.use("absent", absent, "in")
             run(0, steps.T)
         elif save == SAVE_ALL:
-            args.xg = args.gates
+            args.x_gates = args.gates
             run(0, steps.T)
         else:
             least = 1 if per_step else _CHUNK_STEPS
@@ -146,13 +146,13 @@ def forward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs) -> tuple[Tensor, ..
 def _in_chunks(
     rt: Runtime, args: Any, steps: StepRows, x: Tensor, w_x: Tensor, bias: Tensor | None, run: Callable, least: int
 ) -> None:
-    """Input side and recurrence in ranges of at least `least` steps: xg is not saved, so it stays small."""
+    """Input side and recurrence in ranges of at least `least` steps: x_gates is not saved, so it stays small."""
     row_bytes = w_x.shape[0] * x.element_size()
     for begin, end in steps.chunks(max(1, _CHUNK_BYTES // row_bytes, least * steps.B)):
         rows = steps.rows(begin, end)
-        xg = input_side(x[rows], w_x, bias)
+        x_gates = input_side(x[rows], w_x, bias)
         # the address that row 0 of all N would have; modulo 2^64, as the kernel's address arithmetic
-        args.xg = (rt.use("xg", xg, "in") - rows.start * row_bytes) % 2**64
+        args.x_gates = (rt.use("x_gates", x_gates, "in") - rows.start * row_bytes) % 2**64
         run(begin, end)
 
 
@@ -162,8 +162,8 @@ def _per_step_forward(
     """One matrix product (two with a projection) and one kernel per step."""
     dtype, H = w_hh.dtype, args.H
     hw = w_hh.new_empty(steps.B, 4 * H, dtype=rt.product_type(dtype))
-    y = None if w_hr is None else w_hh.new_empty(steps.B, H)
-    args.hw, args.y = rt.use("hw", hw, "state"), rt.use("y", y, "out")
+    h_unprojected = None if w_hr is None else w_hh.new_empty(steps.B, H)
+    args.hw, args.h_unprojected = rt.use("hw", hw, "state"), rt.use("h_unprojected", h_unprojected, "out")
     code, products = plan.code(dtype), TYPE_CODES[hw.dtype]
 
     def run(begin: int, end: int) -> None:
@@ -173,7 +173,7 @@ def _per_step_forward(
             rt.product(h_n[:n], w_hh.t(), hw[:n])
             rt.lib.per_step_forward(code, products, args, k, n, rt.stream)
             if w_hr is not None:
-                rt.product(y[:n], w_hr.t(), h[rows])
+                rt.product(h_unprojected[:n], w_hr.t(), h[rows])
                 h_n[:n] = h[rows]
 
     return run
@@ -218,7 +218,7 @@ def backward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs, saved: Saved, grad
     H, P = w_hh.shape[0] // 4, w_hh.shape[1]
     steps = StepRows.of(h, h0.shape[0], batch_sizes, reverse)
     N, lead = steps.starts[-1], h.shape[:-1]
-    dxg, d_hr = w_hh.new_empty(N, 4 * H), w_hh.new_empty((N, P) if w_hr is not None else (0,))
+    d_gates, dh_proj = w_hh.new_empty(N, 4 * H), w_hh.new_empty((N, P) if w_hr is not None else (0,))
     state_type = rt.product_type(w_hh.dtype) if plan.backward.kernel == "per_step" else torch.float32
     dh_state = torch.zeros_like(h0, dtype=state_type) if dh_n is None else dh_n.to(state_type, copy=True)
     dc_state = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
@@ -231,11 +231,11 @@ def backward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs, saved: Saved, grad
         args.gates, args.c, args.c0 = rt.use("gates", gates, "in"), rt.use("c", c, "in"), rt.use("c0", c0, "in")
         # W_hhᵀ: the recurrent kernels load a column of W_hh 16 bytes at a time
         w_hh_t = None if plan.backward.kernel == "per_step" else w_hh.t().contiguous()
-        args.w_hh_t, args.dxg = rt.use("w_hh_t", w_hh_t, "in"), rt.use("dxg", dxg, "out")
+        args.w_hh_t, args.d_gates = rt.use("w_hh_t", w_hh_t, "in"), rt.use("d_gates", d_gates, "out")
         args.dh_state, args.dc_state = rt.use("dh_state", dh_state, "state"), rt.use("dc_state", dc_state, "state")
-        _BACKWARD[plan.backward.kernel](rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state)
-    d_hr = d_hr.view(*lead, P) if w_hr is not None else d_hr
-    return dxg.view(*lead, 4 * H), d_hr, dh_state.to(w_hh.dtype), dc_state
+        _BACKWARD[plan.backward.kernel](rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_proj, dh_state)
+    dh_proj = dh_proj.view(*lead, P) if w_hr is not None else dh_proj
+    return d_gates.view(*lead, 4 * H), dh_proj, dh_state.to(w_hh.dtype), dc_state
 
 
 def _wide_product(rt: Runtime) -> Callable[[Tensor, Tensor], Tensor]:
@@ -249,42 +249,42 @@ def _wide_product(rt: Runtime) -> Callable[[Tensor, Tensor], Tensor]:
     return product
 
 
-def _per_step_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
+def _per_step_backward(rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_proj, dh_state) -> None:
     code, products = plan.code(w_hh.dtype), TYPE_CODES[dh_state.dtype]
-    dy = None if w_hr is None else w_hh.new_empty(steps.B, args.H, dtype=dh_state.dtype)
-    args.P, args.dy = w_hh.shape[1], rt.use("dy", dy, "state")
-    args.d_hr = rt.use("d_hr", None if w_hr is None else d_hr, "out")
+    dh_unprojected = None if w_hr is None else w_hh.new_empty(steps.B, args.H, dtype=dh_state.dtype)
+    args.P, args.dh_unprojected = w_hh.shape[1], rt.use("dh_unprojected", dh_unprojected, "state")
+    args.dh_proj = rt.use("dh_proj", None if w_hr is None else dh_proj, "out")
     stopped = None if reset is None else reset.reshape(-1, 1)
     for k in reversed(range(steps.T)):
         rows = steps.rows(k, k + 1)
         n = rows.stop - rows.start
         if w_hr is not None:
             rt.lib.per_step_backward_sum(code, products, args, k, n, rt.stream)
-            rt.product(d_hr[rows], w_hr, dy[:n])
+            rt.product(dh_proj[rows], w_hr, dh_unprojected[:n])
         rt.lib.per_step_backward(code, products, args, k, n, rt.stream)
-        rt.product(dxg[rows], w_hh, dh_state[:n])
+        rt.product(d_gates[rows], w_hh, dh_state[:n])
         if stopped is not None:
             dh_state[:n].masked_fill_(stopped[rows], 0)
 
 
-def _single_block_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
+def _single_block_backward(rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_proj, dh_state) -> None:
     args.t, args.begin, args.end = plan.backward.t, 0, steps.T
     rt.lib.single_block_backward(plan.code(w_hh.dtype), args, rt.stream)
 
 
-def _cooperative_backward(rt, plan, args, steps, w_hh, w_hr, reset, dxg, d_hr, dh_state) -> None:
+def _cooperative_backward(rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_proj, dh_state) -> None:
     args.t = tiling = plan.backward.t
-    width = _width(args.H, dxg.element_size())
-    exchange = dxg.new_empty(dxg.shape[0], 4 * width)  # gates of a few units side by side, not dxg's order
+    width = _width(args.H, d_gates.element_size())
+    exchange = d_gates.new_empty(d_gates.shape[0], 4 * width)  # gates of a few units side by side, not d_gates's order
     args.exchange, args.exchange_width = rt.use("exchange", exchange, "out"), width
     per_step = rt.lib.partial_words(tiling, steps.B) if tiling.gate_splits > 1 else 0
     most = min(steps.T, max(1, _PARTIAL_BYTES // (4 * per_step))) if per_step else steps.T
-    partial = dxg.new_empty(most * per_step, dtype=torch.float32) if per_step else None
+    partial = d_gates.new_empty(most * per_step, dtype=torch.float32) if per_step else None
     args.partial = rt.use("partial", partial, "out")
     for end in range(steps.T, 0, -most):
         args.begin, args.end = max(0, end - most), end
         rows = steps.rows(args.begin, end)
-        rt.lib.cooperative_backward(plan.code(dxg.dtype), args, rows.start, rows.stop - rows.start, rt.stream)
+        rt.lib.cooperative_backward(plan.code(d_gates.dtype), args, rows.start, rows.stop - rows.start, rt.stream)
 
 
 _BACKWARD = {

@@ -3,7 +3,8 @@
 
     i, f, o = σ(z_i), σ(z_f), σ(z_o);  g = tanh(z_g);  c = f c' + i g;  h = o tanh(c)
     dc += dh o (1 - tanh²(c));  dc' = dc f
-    dz_i = dc g i (1 - i);  dz_f = dc c' f (1 - f);  dz_g = dc i (1 - g²);  dz_o = dh tanh(c) o (1 - o)
+    d_gates_i = dc g i (1 - i);    d_gates_f = dc c' f (1 - f)
+    d_gates_g = dc i (1 - g²);  d_gates_o = dh tanh(c) o (1 - o)
 
 Source: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
 """
@@ -26,14 +27,14 @@ def cell_forward(z, c_prev, BM: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def cell_backward(gates, tanh_c, c_prev, dy, dc, BM: tl.constexpr, BN: tl.constexpr):
-    """dxg (BM, 4 BN) and dc of the step before (BM, BN). dy, dc: the gradients that come to o ⊙ tanh(c) and to c."""
+def cell_backward(gates, tanh_c, c_prev, dh, dc, BM: tl.constexpr, BN: tl.constexpr):
+    """d_gates (BM, 4 BN) and dc of the step before (BM, BN). dh, dc: the gradients that come to o ⊙ tanh(c) and to c."""
     i, f, g, o = split_gates(gates, BM, BN)
-    dc += dy * o * (1.0 - tanh_c * tanh_c)
+    dc += dh * o * (1.0 - tanh_c * tanh_c)
     di = dc * g * i * (1.0 - i)
     df = dc * c_prev * f * (1.0 - f)
     dg = dc * i * (1.0 - g * g)
-    do = dy * tanh_c * o * (1.0 - o)
+    do = dh * tanh_c * o * (1.0 - o)
     return join_gates(di, df, dg, do, BM, BN), dc * f
 
 
@@ -46,23 +47,23 @@ def tile_columns(u0, H, BN: tl.constexpr):
 
 @triton.jit
 def tile_forward(
-    z, c_prev, y_ptr, c_ptr, gates_ptr, h_n_ptr, c_n_ptr, rows, u0, y_base, base, n, n_next, H,
+    z, c_prev, h_ptr, c_ptr, gates_ptr, h_n_ptr, c_n_ptr, rows, u0, h_base, base, n, n_next, H,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Run the cell on z (BM, 4 BN) and write what it makes for the rows below n.
 
-    y = o ⊙ tanh(c) goes to rows from y_base on, c and gates to rows from base on, and c to c_n; where rows end, from
-    n_next on, y goes to h_n. c, gates and h_n may be None.
+    h = o ⊙ tanh(c) goes to rows from h_base on, c and gates to rows from base on, and c to c_n; where rows end, from
+    n_next on, h goes to h_n. c, gates and h_n may be None.
     """
     u, unit, column = tile_columns(u0, H, BN)
     row = rows + base
     mask = (rows < n)[:, None] & (u < H)[None, :]
-    i, f, g, o, c, y = cell_forward(z, c_prev, BM, BN)
-    y = round_to(y, y_ptr.dtype.element_ty)
-    tl.store(y_ptr + (rows + y_base)[:, None] * H + u[None, :], y, mask=mask)
+    i, f, g, o, c, h = cell_forward(z, c_prev, BM, BN)
+    h = round_to(h, h_ptr.dtype.element_ty)
+    tl.store(h_ptr + (rows + h_base)[:, None] * H + u[None, :], h, mask=mask)
     at_state = rows.to(tl.int64)[:, None] * H + u[None, :]
     if h_n_ptr is not None:
-        tl.store(h_n_ptr + at_state, y, mask=mask & (rows >= n_next)[:, None])
+        tl.store(h_n_ptr + at_state, h, mask=mask & (rows >= n_next)[:, None])
     tl.store(c_n_ptr + at_state, c, mask=mask)
     if c_ptr is not None:
         tl.store(c_ptr + row[:, None] * H + u[None, :], c, mask=mask)
@@ -74,10 +75,10 @@ def tile_forward(
 
 @triton.jit
 def tile_backward(
-    dy, dc_ptr, c0_ptr, c_ptr, gates_ptr, dxg_ptr, dc0_ptr, rows, kept, u0, base, n, before, n_before, H,
+    dh, dc_ptr, c0_ptr, c_ptr, gates_ptr, d_gates_ptr, dc0_ptr, rows, kept, u0, base, n, before, n_before, H,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """From dy (BM, BN) to dxg and the running dc in dc0. kept: rows of the step whose state was not reset before it."""
+    """From dh (BM, BN) to d_gates and the running dc in dc0. kept: rows of the step whose state was not reset before it."""
     u, unit, column = tile_columns(u0, H, BN)
     live, inside = rows < n, (u < H)[None, :]
     mask = live[:, None] & inside
@@ -94,8 +95,8 @@ def tile_backward(
     dc = tl.load(dc0_ptr + at_state, mask=mask, other=0.0)
     if dc_ptr is not None:
         dc += tl.load(dc_ptr + at, mask=mask, other=0.0)
-    dxg, dc = cell_backward(gates, tanh_c, c_prev, dy, dc, BM, BN)
-    tl.store(dxg_ptr + at_gates, round_to(dxg, dxg_ptr.dtype.element_ty), mask=gate_mask)
+    d_gates, dc = cell_backward(gates, tanh_c, c_prev, dh, dc, BM, BN)
+    tl.store(d_gates_ptr + at_gates, round_to(d_gates, d_gates_ptr.dtype.element_ty), mask=gate_mask)
     tl.store(dc0_ptr + at_state, tl.where(kept[:, None], dc, 0.0), mask=mask)
 
 

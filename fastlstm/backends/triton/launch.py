@@ -125,14 +125,16 @@ def forward(plan: TritonPlan, inputs: OpInputs) -> tuple[Tensor, Tensor, Tensor,
         wide, narrow = padded(H), padded(P)
         if ids is None:
             bias = None if bias is None else pad_gates(bias, wide)
-            xg = _input_side(x.reshape(N, x.shape[-1]), pad_gate_rows(w_x, wide), bias)
+            x_gates = _input_side(x.reshape(N, x.shape[-1]), pad_gate_rows(w_x, wide), bias)
         else:
-            ids, xg = pad_units(ids, 0), pad_gates(w_x, wide)
+            ids, x_gates = pad_units(ids, 0), pad_gates(w_x, wide)
         h, c = w_hh.new_empty(*lead, narrow), c0.new_empty(*lead, wide) if save else None
         gates = (
-            (xg.view(*lead, 4 * wide) if ids is None else w_hh.new_empty(*lead, 4 * wide)) if save == SAVE_ALL else None
+            (x_gates.view(*lead, 4 * wide) if ids is None else w_hh.new_empty(*lead, 4 * wide))
+            if save == SAVE_ALL
+            else None
         )
-        source = (xg, ids, _weights(plan, w_hh, wide, narrow), pad_units(h0, narrow), pad_units(c0, wide))
+        source = (x_gates, ids, _weights(plan, w_hh, wide, narrow), pad_units(h0, narrow), pad_units(c0, wide))
         if plan.shape == "per_step":
             w_hr = None if w_hr is None else F.pad(w_hr, (0, wide - H, 0, narrow - P))
             order = _order(T, B, batch_sizes, reverse)
@@ -149,7 +151,7 @@ def _input_side(x: Tensor, w_x: Tensor, bias: Tensor | None) -> Tensor:
     return x @ w_x.t() if bias is None else torch.addmm(bias, x, w_x.t())
 
 
-def _whole_forward(plan: TritonPlan, xg, ids, w_hh, h0, c0, starts, reset, h, c, gates, T, reverse):
+def _whole_forward(plan: TritonPlan, x_gates, ids, w_hh, h0, c0, starts, reset, h, c, gates, T, reverse):
     """One launch for the whole sequence."""
     (B, H), tile = c0.shape, plan.forward
     h_n = torch.empty_like(h0)
@@ -157,28 +159,28 @@ def _whole_forward(plan: TritonPlan, xg, ids, w_hh, h0, c0, starts, reset, h, c,
     sizes = (T, B, H, int(reverse))
     if plan.shape == "single_block":
         c_n = torch.empty_like(c0)
-        args = (xg, ids, w_hh, h0, c0, starts, reset, h, c, gates, h_n, c_n, *sizes)
+        args = (x_gates, ids, w_hh, h0, c0, starts, reset, h, c, gates, h_n, c_n, *sizes)
         _run(single_block.forward, grid, args, tile, _constants(plan, tile))
     else:
         c_n = c0.clone()
-        args = (xg, ids, w_hh, h0, starts, reset, h, c, gates, h_n, c_n, *sizes)
+        args = (x_gates, ids, w_hh, h0, starts, reset, h, c, gates, h_n, c_n, *sizes)
         _run(streamed.forward, grid, args, tile, _constants(plan, tile))
     return h_n, c_n
 
 
-def _per_step_forward(plan: TritonPlan, xg, ids, w_hh, h0, c0, w_hr, order, reset, h, c, gates):
+def _per_step_forward(plan: TritonPlan, x_gates, ids, w_hh, h0, c0, w_hr, order, reset, h, c, gates):
     """One launch per step, and with projection one matrix product."""
     (H, P), tile = (c0.shape[1], h0.shape[1]), plan.forward
     flat, h_n, c_n = h.view(-1, P), h0.clone(), c0.clone()
-    y = h if w_hr is None else w_hh.new_empty(h0.shape[0], H)
+    h_unprojected = h if w_hr is None else w_hh.new_empty(h0.shape[0], H)
     constants = _constants(plan, tile)
     for before, now, after in zip(order, order[1:], order[2:], strict=False):
         grid = (_tiles(now.n, tile.BM), _tiles(H, tile.BN))
-        y_base = now.base if w_hr is None else 0
-        args = (xg, ids, w_hh, h0, h, reset, y, c, gates, c_n, *now, *before, y_base, H, P)
+        unprojected_base = now.base if w_hr is None else 0
+        args = (x_gates, ids, w_hh, h0, h, reset, h_unprojected, c, gates, c_n, *now, *before, unprojected_base, H, P)
         _run(per_step.forward, grid, args, tile, constants)
         if w_hr is not None:
-            torch.mm(y[: now.n], w_hr.t(), out=flat[now.base : now.base + now.n])
+            torch.mm(h_unprojected[: now.n], w_hr.t(), out=flat[now.base : now.base + now.n])
         if after.n < now.n:  # these rows end here
             h_n[after.n : now.n] = flat[now.base + after.n : now.base + now.n]
     return h_n, c_n
@@ -195,28 +197,28 @@ def backward(plan: TritonPlan, inputs: OpInputs, saved: Saved, grads: Grads) -> 
     with _guard(w_hh):
         if N == 0:
             d_states = (torch.zeros_like(h0) if dh_n is None else dh_n, torch.zeros_like(c0) if dc_n is None else dc_n)
-            d_hr = w_hh.new_empty((*lead, P) if w_hr is not None else (0,))
-            return w_hh.new_empty(*lead, 4 * H), d_hr, *(d.clone() for d in d_states)
+            dh_proj = w_hh.new_empty((*lead, P) if w_hr is not None else (0,))
+            return w_hh.new_empty(*lead, 4 * H), dh_proj, *(d.clone() for d in d_states)
         if save == SAVE_CELLS:
             wide = _wide_product if h.is_cuda and h.dtype in HALF_TYPES and multiplies_wide() else None
             gates = recompute_gates(inputs, h, wide)
         wide, narrow = padded(H), padded(P)
-        dxg = w_hh.new_empty(*lead, 4 * wide)
-        d_hr = w_hh.new_empty((*lead, narrow) if w_hr is not None else (0,))
+        d_gates = w_hh.new_empty(*lead, 4 * wide)
+        dh_proj = w_hh.new_empty((*lead, narrow) if w_hr is not None else (0,))
         incoming = (pad_units(dh, narrow), pad_units(dc, wide), pad_units(dh_n, narrow), pad_units(dc_n, wide))
         kept = (_weights(plan, w_hh, wide, narrow), pad_units(c0, wide), pad_units(c, wide), pad_gates(gates, wide))
         if plan.shape == "per_step":
             w_hr = None if w_hr is None else F.pad(w_hr, (0, wide - H, 0, narrow - P))
             order = _order(T, B, batch_sizes, reverse)
-            dh0, dc0 = _per_step_backward(plan, *incoming, *kept, w_hr, order, _bytes(reset), dxg, d_hr)
+            dh0, dc0 = _per_step_backward(plan, *incoming, *kept, w_hr, order, _bytes(reset), d_gates, dh_proj)
         else:
             starts = _starts(offsets, N)
-            dh0, dc0 = _whole_backward(plan, *incoming, *kept, starts, _bytes(reset), dxg, T, reverse)
+            dh0, dc0 = _whole_backward(plan, *incoming, *kept, starts, _bytes(reset), d_gates, T, reverse)
         d_states = map(cut_units, (dh0, dc0), (P, H))
-        return cut_gates(dxg, H), cut_units(d_hr, P), *d_states
+        return cut_gates(d_gates, H), cut_units(dh_proj, P), *d_states
 
 
-def _whole_backward(plan: TritonPlan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, dxg, T, reverse):
+def _whole_backward(plan: TritonPlan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, d_gates, T, reverse):
     """One launch for the whole sequence."""
     (B, H), tile = c0.shape, plan.backward
     dh0 = w_hh.new_empty(c0.shape)
@@ -224,16 +226,16 @@ def _whole_backward(plan: TritonPlan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, st
     sizes = (T, B, H, int(reverse))
     if plan.shape == "single_block":
         dc0 = torch.empty_like(c0)
-        args = (dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, dxg, dh0, dc0, *sizes)
+        args = (dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, d_gates, dh0, dc0, *sizes)
         _run(single_block.backward, grid, args, tile, _constants(plan, tile))
     else:
         dc0 = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
-        args = (dh, dc, dh_n, w_hh, c0, c, gates, starts, reset, dxg, dh0, dc0, *sizes)
+        args = (dh, dc, dh_n, w_hh, c0, c, gates, starts, reset, d_gates, dh0, dc0, *sizes)
         _run(streamed.backward, grid, args, tile, _constants(plan, tile))
     return dh0, dc0
 
 
-def _per_step_backward(plan: TritonPlan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, w_hr, order, reset, dxg, d_hr):
+def _per_step_backward(plan: TritonPlan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, w_hr, order, reset, d_gates, dh_proj):
     """One launch per step and one more that leaves dh0; with projection two and a matrix product."""
     (B, H), P, tile = c0.shape, w_hh.shape[1], plan.backward
     dh0, dc0 = w_hh.new_empty(B, P), torch.zeros_like(c0) if dc_n is None else dc_n.clone()
@@ -243,13 +245,13 @@ def _per_step_backward(plan: TritonPlan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates,
         before, now, later = order[k - 1] if k else _Step(0, 0), order[k], order[k + 1]
         rows = max(now.n, later.n)
         if w_hr is None:
-            args = (dh, dc, dh_n, w_hh, c0, c, gates, reset, dxg, dh0, dc0, *now, *before, *later, H)
+            args = (dh, dc, dh_n, w_hh, c0, c, gates, reset, d_gates, dh0, dc0, *now, *before, *later, H)
             _run(per_step.backward, (_tiles(rows, tile.BM), _tiles(H, tile.BN)), args, tile, constants)
             continue
-        args = (dh, dh_n, w_hh, reset, dxg, d_hr, dh0, *now, *later, H, P)
+        args = (dh, dh_n, w_hh, reset, d_gates, dh_proj, dh0, *now, *later, H, P)
         _run(per_step.backward_projected, (_tiles(rows, tile.BM), _tiles(P, tile.BN)), args, tile, constants)
         if now.n:
-            dy = torch.mm(d_hr.view(-1, P)[now.base : now.base + now.n], w_hr)
-            args = (dy, dc, c0, c, gates, reset, dxg, dc0, *now, *before, H)
+            dh_unprojected = torch.mm(dh_proj.view(-1, P)[now.base : now.base + now.n], w_hr)
+            args = (dh_unprojected, dc, c0, c, gates, reset, d_gates, dc0, *now, *before, H)
             _run(per_step.backward_cell, (_tiles(now.n, tile.BM), _tiles(H, tile.BN)), args, tile, cell_constants)
     return dh0, dc0

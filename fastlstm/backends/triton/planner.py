@@ -208,7 +208,7 @@ def shared_bytes(shape: str, tile: Tile, itemsize: int, backward: bool) -> int:
     sums = tile.BM * 4 * tile.BN * 4
     if shape == "single_block":
         weights = 4 * tile.BN * tile.BN * itemsize
-        # forward: xg; backward: gates, and c, the c before it twice, dh and dc
+        # forward: x_gates; backward: gates, and c, the c before it twice, dh and dc
         loads = tile.BM * tile.BN * ((4 * itemsize + 16 + itemsize) if backward else 4 * itemsize)
         return weights + (tile.stages - 1) * loads + sums + 1024
     rows = 1 if backward else 4

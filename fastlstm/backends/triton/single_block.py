@@ -1,10 +1,11 @@
 """The single_block kernels: W_hh is read once, stays in shared memory, and one program runs a batch tile through all steps.
 
-    forward     z = xg + h' W_hhᵀ, then the cell (cell.py)              h', c': of the step before, zero at a reset
-    backward    dh = dh_out + dz_next W_hh, then the cell's backward    dz_next: of the step after, zero where it is reset
+    forward     z = x_gates + h' W_hhᵀ, then the cell (cell.py); h', c': of the step before, zero at a reset
+    backward    dh = dh_out + d_gates_next W_hh, then the cell's backward; d_gates_next: of the step after, zero where
+                that step is reset
 
 For small H. The four gates of a tile are one product: column γ·HP + j of its result is gate γ of unit j, so the cell
-reads its gates from the product's registers. The state stays in registers too. Loads that do not depend on the state (xg,
+reads its gates from the product's registers. The state stays in registers too. Loads that do not depend on the state (x_gates,
 saved tensors) are software-pipelined: Triton issues them STAGES − 1 steps ahead, so their latency overlaps the
 recurrence. That is legal because no step reads memory that the kernel itself wrote. One program per batch tile; no
 program waits for another. Recurrent weights kept on the chip: persistent RNNs, Diamos et al. 2016.
@@ -21,7 +22,7 @@ from fastlstm.backends.triton.math import dot, join_gates, round_to, step_rows, 
 
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
 def forward(
-    xg_ptr,  # (N, 4H) pre-activations, or the table (V, 4H) when ids are given
+    x_gates_ptr,  # (N, 4H) pre-activations, or the table (V, 4H) when ids are given
     ids_ptr,  # (N,) int64 or None
     w_ptr,  # (4H, H)
     h0_ptr,  # (B, H)
@@ -30,7 +31,7 @@ def forward(
     reset_ptr,  # (N,) uint8 or None
     h_ptr,  # out (N, H)
     c_ptr,  # out (N, H) or None
-    gates_ptr,  # out (N, 4H) or None; may be xg_ptr
+    gates_ptr,  # out (N, 4H) or None; may be x_gates_ptr
     h_n_ptr,  # out (B, H)
     c_n_ptr,  # out (B, H)
     T,
@@ -42,7 +43,7 @@ def forward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """h, c and gates of all steps: z = xg + h' W_hhᵀ; c = f c' + i g; h = o tanh(c)."""
+    """h, c and gates of all steps: z = x_gates + h' W_hhᵀ; c = f c' + i g; h = o tanh(c)."""
     lane = tl.arange(0, BM)
     tile = tl.program_id(0) * BM
     u, unit, column = tile_columns(0, H, HP)
@@ -63,9 +64,9 @@ def forward(
         gate_mask = live[:, None] & (unit < H)[None, :]
         if ids_ptr is not None:
             ids = tl.load(ids_ptr + row + lane, mask=live, other=0)
-            x = tl.load((xg_ptr + ids * (4 * H))[:, None] + column[None, :], mask=gate_mask, other=0.0)
+            x = tl.load((x_gates_ptr + ids * (4 * H))[:, None] + column[None, :], mask=gate_mask, other=0.0)
         else:
-            x = tl.load(xg_ptr + row * (4 * H) + at_gates, mask=gate_mask, other=0.0)
+            x = tl.load(x_gates_ptr + row * (4 * H) + at_gates, mask=gate_mask, other=0.0)
         h_prev, c_prev = h, c
         if reset_ptr is not None:
             keep = tl.load(reset_ptr + row + lane, mask=live, other=0)[:, None] == 0
@@ -100,7 +101,7 @@ def backward(
     gates_ptr,  # (N, 4H)
     starts_ptr,  # (T + 1,) int64 first row of each step, or None when dense
     reset_ptr,  # (N,) uint8 or None
-    dxg_ptr,  # out (N, 4H)
+    d_gates_ptr,  # out (N, 4H)
     dh0_ptr,  # out (B, H)
     dc0_ptr,  # out (B, H)
     T,
@@ -112,7 +113,7 @@ def backward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """dxg (= dz) of all steps, dh0, dc0: dh = dh_out + dz_next W_hh; dc = dc_out + dc_next + dh o (1 - tanh²(c))."""
+    """d_gates of all steps, dh0, dc0: dh = dh_out + d_gates_next W_hh; dc = dc_out + dc_next + dh o (1 - tanh²(c))."""
     lane = tl.arange(0, BM)
     tile = tl.program_id(0) * BM
     u, unit, column = tile_columns(0, H, HP)
@@ -150,15 +151,15 @@ def backward(
         if reset_ptr is not None:
             keep = tl.load(reset_ptr + row + lane, mask=live, other=0)[:, None] == 0
             c_prev = tl.where(keep, c_prev, 0.0)
-        dy, d_cell = d_h, d_c
+        dh, d_cell = d_h, d_c
         if dh_ptr is not None:
-            dy += tl.load(dh_ptr + row * H + at, mask=mask, other=0.0).to(tl.float32)
+            dh += tl.load(dh_ptr + row * H + at, mask=mask, other=0.0).to(tl.float32)
         if dc_ptr is not None:
             d_cell += tl.load(dc_ptr + row * H + at, mask=mask, other=0.0)
-        dxg, new_c = cell_backward(gates, tanh_c, c_prev, dy, d_cell, BM, HP)
-        dxg = round_to(dxg, dxg_ptr.dtype.element_ty)
-        tl.store(dxg_ptr + row * (4 * H) + at_gates, dxg, mask=gate_mask)
-        new_h = dot(dxg, w, tl.zeros((BM, HP), dtype=tl.float32), PRECISION)
+        d_gates, new_c = cell_backward(gates, tanh_c, c_prev, dh, d_cell, BM, HP)
+        d_gates = round_to(d_gates, d_gates_ptr.dtype.element_ty)
+        tl.store(d_gates_ptr + row * (4 * H) + at_gates, d_gates, mask=gate_mask)
+        new_h = dot(d_gates, w, tl.zeros((BM, HP), dtype=tl.float32), PRECISION)
         if reset_ptr is not None:
             new_h = tl.where(keep, new_h, 0.0)
             new_c = tl.where(keep, new_c, 0.0)

@@ -1,9 +1,10 @@
 """The streamed kernels: one launch for the whole sequence, W_hh read from L2 in tiles at every step; any H.
 
-    forward     z = xg + h' W_hhᵀ, then the cell (cell.py)              h', c': of the step before, zero at a reset
-    backward    dh = dh_out + dz_next W_hh, then the cell's backward    dz_next: of the step after, zero where it is reset
+    forward     z = x_gates + h' W_hhᵀ, then the cell (cell.py); h', c': of the step before, zero at a reset
+    backward    dh = dh_out + d_gates_next W_hh, then the cell's backward; d_gates_next: of the step after, zero where
+                that step is reset
 
-One program per batch tile runs all steps. h (forward) or dxg (backward) of the step before is read from memory, after a
+One program per batch tile runs all steps. h (forward) or d_gates (backward) of the step before is read from memory, after a
 barrier of the block. Within a step the tiles of units and the blocks of the sum form one loop, so that loads of the next
 tile are in flight while a tile's cell runs. Data that a step reads from the step before was written before the barrier;
 prefetches do not cross a step. c_n (forward) and dc0 (backward) hold the running c and dc.
@@ -20,7 +21,7 @@ from fastlstm.backends.triton.math import dot, round_to, step_rows, tile_steps
 
 @triton.jit(do_not_specialize=["T", "B", "reverse"])
 def forward(
-    xg_ptr,  # (N, 4H) pre-activations, or the table (V, 4H) when ids are given
+    x_gates_ptr,  # (N, 4H) pre-activations, or the table (V, 4H) when ids are given
     ids_ptr,  # (N,) int64 or None
     w_ptr,  # (4H, H)
     h0_ptr,  # (B, H)
@@ -28,7 +29,7 @@ def forward(
     reset_ptr,  # (N,) uint8 or None
     h_ptr,  # out (N, H), read again at the next step
     c_ptr,  # out (N, H) or None
-    gates_ptr,  # out (N, 4H) or None; may be xg_ptr
+    gates_ptr,  # out (N, 4H) or None; may be x_gates_ptr
     h_n_ptr,  # out (B, H)
     c_n_ptr,  # in: c0, out: c_n (B, H)
     T,
@@ -41,7 +42,7 @@ def forward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """h, c and gates of all steps: z = xg + h' W_hhᵀ; c = f c' + i g; h = o tanh(c)."""
+    """h, c and gates of all steps: z = x_gates + h' W_hhᵀ; c = f c' + i g; h = o tanh(c)."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     state_row = rows.to(tl.int64) * H
     tiles = tl.cdiv(H, BN) * tl.cdiv(H, BK)
@@ -66,7 +67,7 @@ def forward(
             k = k0 + tl.arange(0, BK)
             u, unit, column = tile_columns(u0, H, BN)
             x_mask = (rows < tl.where(k0 == 0, n, 0))[:, None] & (unit < H)[None, :]  # once for a tile of units
-            x = tl.load(xg_ptr + row_in[:, None] * (4 * H) + column[None, :], mask=x_mask, other=0.0)
+            x = tl.load(x_gates_ptr + row_in[:, None] * (4 * H) + column[None, :], mask=x_mask, other=0.0)
             a = tl.load(h_prev[:, None] + k[None, :], mask=kept[:, None] & (k < H)[None, :], other=0.0)
             b = tl.load(
                 w_ptr + column[None, :] * H + k[:, None], mask=(k < H)[:, None] & (unit < H)[None, :], other=0.0
@@ -95,7 +96,7 @@ def backward(
     gates_ptr,  # (N, 4H)
     starts_ptr,  # (T + 1,) int64 first row of each step, or None when dense
     reset_ptr,  # (N,) uint8 or None
-    dxg_ptr,  # out (N, 4H), read again at the next step
+    d_gates_ptr,  # out (N, 4H), read again at the next step
     dh0_ptr,  # out (B, H)
     dc0_ptr,  # in: dc_n, out: dc0 (B, H)
     T,
@@ -108,7 +109,7 @@ def backward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """dxg (= dz) of all steps, dh0, dc0: dh = dh_out + dz_next W_hh; dc = dc_out + dc_next + dh o (1 - tanh²(c))."""
+    """d_gates of all steps, dh0, dc0: dh = dh_out + d_gates_next W_hh; dc = dc_out + dc_next + dh o (1 - tanh²(c))."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     state_row = rows.to(tl.int64) * H
     steps = tile_steps(starts_ptr, T, tl.program_id(0) * BM)
@@ -131,7 +132,7 @@ def backward(
             k = k0 + tl.arange(0, BK)
             u = u0 + tl.arange(0, BN)
             a_mask = flows[:, None] & (k < 4 * H)[None, :]
-            a = tl.load(dxg_ptr + (later + rows)[:, None] * (4 * H) + k[None, :], mask=a_mask, other=0.0)
+            a = tl.load(d_gates_ptr + (later + rows)[:, None] * (4 * H) + k[None, :], mask=a_mask, other=0.0)
             b = tl.load(w_ptr + k[:, None] * H + u[None, :], mask=(k < 4 * H)[:, None] & (u < H)[None, :], other=0.0)
             d_h = dot(a, b, tl.where(k0 == 0, 0.0, d_h), PRECISION)
             if end:
@@ -140,14 +141,14 @@ def backward(
                 gone = (rows < n_later) & (rows >= n)
                 d_h0 = round_to(d_h, dh0_ptr.dtype.element_ty)
                 tl.store(dh0_ptr + at_state, d_h0, mask=gone[:, None] & (u < H)[None, :])
-                dy = d_h
+                dh = d_h
                 if dh_n_ptr is not None:
                     joins = (rows >= n_later)[:, None]
-                    dy += tl.load(dh_n_ptr + at_state, mask=mask & joins, other=0.0).to(tl.float32)
+                    dh += tl.load(dh_n_ptr + at_state, mask=mask & joins, other=0.0).to(tl.float32)
                 if dh_ptr is not None:
-                    dy += tl.load(dh_ptr + row[:, None] * H + u[None, :], mask=mask, other=0.0).to(tl.float32)
+                    dh += tl.load(dh_ptr + row[:, None] * H + u[None, :], mask=mask, other=0.0).to(tl.float32)
                 tile_backward(
-                    dy, dc_ptr, c0_ptr, c_ptr, gates_ptr, dxg_ptr, dc0_ptr, rows, kept, u0, base, n, before, n_before,
+                    dh, dc_ptr, c0_ptr, c_ptr, gates_ptr, d_gates_ptr, dc0_ptr, rows, kept, u0, base, n, before, n_before,
                     H, BM, BN,
                 )  # fmt: skip
             u0 += tl.where(end, BN, 0)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(nat
 def _forward() -> tuple[dict, list[torch.Tensor]]:
     """Arguments of one step of lstm_forward, and the tensors behind them."""
     T, B, H = 1, 2, 3
-    shapes = {"h": (T, B, H), "h_n": (B, H), "c_n": (B, H), "xg": (T, B, 4 * H), "w_hh": (4 * H, H)}
+    shapes = {"h": (T, B, H), "h_n": (B, H), "c_n": (B, H), "x_gates": (T, B, 4 * H), "w_hh": (4 * H, H)}
     tensors = {name: torch.zeros(shape) for name, shape in (shapes | {"h0": (B, H), "c0": (B, H)}).items()}
     sizes = {"double": False, "T": T, "B": B, "H": H, "P": H, "reverse": False, "threads": 1}
     return sizes | {name: v.data_ptr() for name, v in tensors.items()}, [*tensors.values()]
@@ -64,6 +64,6 @@ def test_what_an_argument_requires() -> None:
     """An input that an output is computed from may not be missing."""
     arguments, _ = _forward()
     with pytest.raises(TypeError, match="lstm_forward needs the argument 'w_x'"):
-        native.load().lstm_forward(**arguments, x=arguments["xg"])
+        native.load().lstm_forward(**arguments, x=arguments["x_gates"])
     with pytest.raises(TypeError, match="lstm_step has 'layers' of the wrong type or range, expected a list of StepL"):
         native.load().lstm_step(bfloat16=False, layers=[1])

@@ -69,7 +69,7 @@ def test_short_table_in_float64(case: cases.Case, isa: str, threads: int) -> Non
         return float(np.sqrt((off**2).sum()) / max(np.sqrt((true**2).sum()), np.finfo(np.float64).tiny))
 
     for name in accuracy.OP_OUTPUTS:
-        if name != "d_hr" or case.projection:
+        if name != "dh_proj" or case.projection:
             allowed = max(2 * distance(torchs, name), 4 * np.finfo(np.float64).eps)
             assert distance(found, name) <= allowed, (
                 f"{case.id} {name}: {distance(found, name):.3g}, allowed {allowed:.3g}"
@@ -131,10 +131,10 @@ def test_fork_after_use_does_not_hang() -> None:
     child = os.fork()
     if child == 0:
         # the plain kernel call: torch's own operations, even torch.zeros, may hang after a fork
-        h, h_n, c_n, xg = (v.data_ptr() for v in made)
+        h, h_n, c_n, x_gates = (v.data_ptr() for v in made)
         w_hh, h0, c0 = (args[k].data_ptr() for k in (4, 6, 7))
         sizes = {"T": 20, "B": 64, "H": 128, "P": 128, "reverse": False, "double": False, "threads": 2}
-        native.load().lstm_forward(**sizes, h=h, h_n=h_n, c_n=c_n, xg=xg, w_hh=w_hh, h0=h0, c0=c0)
+        native.load().lstm_forward(**sizes, h=h, h_n=h_n, c_n=c_n, x_gates=x_gates, w_hh=w_hh, h0=h0, c0=c0)
         os.write(writing, b"done")
         os._exit(0)
     os.close(writing)

@@ -173,7 +173,7 @@ def test_an_input_side_at_a_low_address(monkeypatch):
     x, w_x, found = torch.randn(3, 2), torch.randn(8, 2), []
     rt, args = SimpleNamespace(use=lambda *_: 40), library_args()
     steps = cuda_launch.StepRows.of(x[:, None], 1, None, False)
-    cuda_launch._in_chunks(rt, args, steps, x, w_x, None, lambda begin, end: found.append(args.xg), 0)
+    cuda_launch._in_chunks(rt, args, steps, x, w_x, None, lambda begin, end: found.append(args.x_gates), 0)
     assert [(at + k * 32) % 2**64 for k, at in enumerate(found)] == [40, 40, 40]
 
 

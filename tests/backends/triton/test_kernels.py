@@ -235,13 +235,13 @@ def test_huge_pre_activations_saturate(shape: str) -> None:
     inputs = OpInputs(None, ids, table, None, torch.zeros(4 * H, H), None, zeros, zeros + 5, None, None, None, False, 1)
     with TRITON.force(shape):
         h, c, gates, h_n, c_n = TRITON.forward(inputs)
-        dxg, _, dh0, dc0 = TRITON.backward(inputs, Saved(h, c, gates), Grads(torch.ones_like(h), None, None, None))
+        d_gates, _, dh0, dc0 = TRITON.backward(inputs, Saved(h, c, gates), Grads(torch.ones_like(h), None, None, None))
     assert torch.equal(gates[0, 0].view(4, H)[:, 0], torch.tensor([1.0, 0.0, 1.0, 0.0]))
     assert torch.equal(c, torch.ones_like(c))
     assert torch.equal(c_n, c[-1])
     assert torch.equal(h, torch.zeros_like(h))
     assert torch.equal(h_n, h[-1])
-    for gradient in (dxg, dh0, dc0):
+    for gradient in (d_gates, dh0, dc0):
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
