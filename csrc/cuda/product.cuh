@@ -7,8 +7,7 @@
 //   forward    z += h' W_hhᵀ: 8 units x 4 gates (rows of W_hh) times 8 sequences. The lane has the four gates of unit
 //              lane / 4 and ends with the sums of sequences 2q and 2q + 1: the cell needs no exchange between lanes.
 //   backward   dh += d_gates W_hh: 16 columns of W_hh times 8 sequences. The lane has columns lane / 4 and lane / 4 + 8
-//   and
-//              ends with the sums of sequences 2q and 2q + 1.
+//              and ends with the sums of sequences 2q and 2q + 1.
 //
 // On tensor cores W_hh is the A operand (16 rows: two gates of 8 units, or 16 columns) and the sequences are n = 8, so
 // a tile of 8 sequences fills the instruction. The scalar version for float splits a span over the quad and reduces
