@@ -24,7 +24,7 @@ def doctor(capsys, monkeypatch):
     return call
 
 
-def test_doctor(doctor):
+def test_doctor_names_what_is_here_and_what_would_run(doctor):
     out = doctor()
     for word in (
         "torch",
@@ -53,7 +53,7 @@ def test_doctor_survives_a_broken_backend(doctor, monkeypatch):
     assert "A call on the CPU runs on torch" in out
 
 
-def test_full_goes_with_verify(capsys):
+def test_full_without_verify_is_an_error(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["doctor", "--full"])
     assert end.value.code == 2
@@ -70,7 +70,7 @@ def test_verify_and_full_reach_the_verification(monkeypatch, full):
     assert asked == [full]
 
 
-def test_the_hint_says_how_long_it_takes(caplog):
+def test_the_hint_says_how_long_a_verification_takes(caplog):
     """As long as the limit is, in minutes."""
     from fastlstm import dispatch
     from fastlstm.verify.plans import LIMIT

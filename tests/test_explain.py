@@ -18,33 +18,33 @@ needs_native = pytest.mark.skipif(native.unavailable() is not None, reason=str(n
 @pytest.mark.parametrize(
     "module", [fastlstm.LSTM(3, 5, 2, batch_first=True), fastlstm.TokenLSTM(7, 3, 5)], ids=["x", "ids"]
 )
-def test_says_what_then_runs(module: nn.Module) -> None:
+def test_explain_runs_nothing_and_names_the_plan_of_the_call(module: nn.Module) -> None:
     x = torch.randint(7, (6, 2)) if isinstance(module, fastlstm.TokenLSTM) else torch.randn(6, 2, 3)
     fastlstm.dispatch.record_plan("nothing")
-    said = fastlstm.explain(module, x)
+    text = fastlstm.explain(module, x)
     assert fastlstm.last_plan() == "nothing"
     module(x)
-    first = said.splitlines()[0]
+    first = text.splitlines()[0]
     assert first == f"runs on cpu (automatic choice): {fastlstm.last_plan().removeprefix('cpu: ')}"
-    assert "gradients are on" in said
+    assert "gradients are on" in text
 
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize(
     "options", [{}, {"batch_first": True}, {"bidirectional": True}, {"proj_size": 2}, {"num_layers": 2}]
 )
-def test_what_it_says_is_what_runs(options: dict, grad: bool) -> None:
+def test_the_plan_it_names_runs_for_every_option_and_size(options: dict, grad: bool) -> None:
     lstm = fastlstm.LSTM(3, 5, **options)
     for shape in ((1, 1, 3), (2, 2, 3), (4, 1, 3), (5, 1, 3), (7, 3, 3), (4, 3)):
         x = torch.randn(shape)
         with torch.set_grad_enabled(grad):
-            said = fastlstm.explain(lstm, x).splitlines()[0]
+            first = fastlstm.explain(lstm, x).splitlines()[0]
             lstm(x)
-        assert said == f"runs on cpu (automatic choice): {fastlstm.last_plan().removeprefix('cpu: ')}", shape
+        assert first == f"runs on cpu (automatic choice): {fastlstm.last_plan().removeprefix('cpu: ')}", shape
 
 
 @pytest.mark.parametrize("options", [{"return_gates": True}, {"return_cell_states": True}])
-def test_extra_results_take_the_op(options: dict) -> None:
+def test_extra_results_and_resets_take_the_route_of_the_op(options: dict) -> None:
     """Asked for by the module or by the call."""
     x = torch.randn(2, 2, 3)
     assert "route: op\n" in fastlstm.explain(fastlstm.LSTM(3, 5, **options), x)
@@ -56,11 +56,11 @@ def test_extra_results_take_the_op(options: dict) -> None:
 
 
 def test_every_other_backend_gives_its_reason() -> None:
-    said = fastlstm.explain(fastlstm.LSTM(3, 5), pack_sequence([torch.randn(4, 3), torch.randn(2, 3)]))
+    text = fastlstm.explain(fastlstm.LSTM(3, 5), pack_sequence([torch.randn(4, 3), torch.randn(2, 3)]))
     for name in backends.names():
         if backends.load(name) is not None:
-            assert f"  {name}: " in said
-    assert "  cuda: no, " in said or backends.load("cuda") is None
+            assert f"  {name}: " in text
+    assert "  cuda: no, " in text or backends.load("cuda") is None
     with torch.no_grad():
         assert "gradients are on" not in fastlstm.explain(fastlstm.LSTM(3, 5), torch.randn(2, 3))
 

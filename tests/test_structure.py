@@ -60,12 +60,12 @@ def circle_in(graph: dict[str, frozenset[str]]) -> list[str] | None:
         if name in done:
             return None
         for to in sorted(graph[name]):
-            if found := walk(to, [*path, name]):
-                return found
+            if circle := walk(to, [*path, name]):
+                return circle
         done.add(name)
         return None
 
-    return next((found for name in graph if (found := walk(name, []))), None)
+    return next((circle for name in graph if (circle := walk(name, []))), None)
 
 
 @pytest.mark.parametrize("package", ["fastlstm", "benchmarks", "tools"])

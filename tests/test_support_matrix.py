@@ -49,7 +49,7 @@ def test_a_gpu_backend_refuses_a_type_for_itself_where_the_matrix_has_none(backe
 
 
 @needs_native
-def test_what_is_known_of_the_kernels() -> None:
+def test_the_matrix_names_the_kernels_that_take_a_feature() -> None:
     half = torch.bfloat16
     assert kernels("cuda", spec("projection", half, "cuda")) == ("per_step",)
     assert kernels("triton", spec("projection", half, "cuda")) == ("per_step",)

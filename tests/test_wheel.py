@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # Without the finder of an editable installation, which would lend the unpacked package the native module of the tree
 PROGRAM = """
 import sys
-sys.meta_path[:] = [one for one in sys.meta_path if "__editable__" not in getattr(one, "__module__", "")]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
 from fastlstm import cli
 assert cli.__file__.startswith(sys.argv[1]), cli.__file__
 cli.main(["sample", "names", "--num", "5", "--seed", "1"])

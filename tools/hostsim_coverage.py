@@ -25,13 +25,13 @@ FLAGS = ("--coverage", "-fprofile-update=single")
 RUN = """
 import torch
 torch.set_num_threads(1)
-from tests.hostsim.shapes import KINDS, COOPERATIVE, PER_STEP, SINGLE_BLOCK, check, dense, fits
+from tests.hostsim.shapes import MATHS, COOPERATIVE, PER_STEP, SINGLE_BLOCK, check, dense, fits
 from fastlstm.testing import cases
 for k, case in enumerate([dense(3, 19, 40, initial=True, reset=True), *cases.SHORT]):
     for i, shape in enumerate((PER_STEP, *SINGLE_BLOCK, *COOPERATIVE)):
-        kind = KINDS[(k + i) % 4]
-        if fits(shape, case, kind):
-            check(shape, case, kind, seed=k, flags={flags!r})
+        math = MATHS[(k + i) % 4]
+        if fits(shape, case, math):
+            check(shape, case, math, seed=k, flags={flags!r})
 """
 
 

@@ -40,10 +40,10 @@ class Lib:
     archs, timeout_ms = "75,80,90", 1500
 
     def __init__(self, capability: int = 90, missing: str = ""):
-        self.capability, self.said, self.devices = capability, missing, []
+        self.capability, self.reason, self.devices = capability, missing, []
 
     def missing(self) -> str:
-        return self.said
+        return self.reason
 
     def properties(self, index: int) -> tuple[int, int, int]:
         return self.capability, 132, 227 << 10
@@ -61,11 +61,11 @@ def with_cuda(launchers, planner) -> SimpleNamespace:
 @pytest.fixture
 def lib(fresh, monkeypatch):
     """Make fastlstm._C look as if built with CUDA; the test sets the library's fields."""
-    found = Lib()
-    module = with_cuda(found, native.load().plan)
+    library = Lib()
+    module = with_cuda(library, native.load().plan)
     monkeypatch.setattr(native, "load", lambda: module)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100 80GB HBM3")
-    return found
+    return library
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def simulated(fresh, monkeypatch):
     reason = hostsim.BACKEND.unsupported_reason(small_call(torch.device("cpu")))
     if reason is not None:
         pytest.skip(reason)
-    library, seen = hostsim.library(), []
+    library, events = hostsim.library(), []
     gpu = replace(cost_model.KNOWN["H100"], sms=5, shared_kib=99)
     monkeypatch.setattr(cuda, "_index", lambda where: 3)
     monkeypatch.setattr(cuda, "_gpu", lambda index: gpu)
@@ -86,7 +86,7 @@ def simulated(fresh, monkeypatch):
 
     @contextmanager
     def on(where):
-        seen.append(("device", where.index if isinstance(where, torch.device) else where))
+        events.append(("device", where.index if isinstance(where, torch.device) else where))
         with hostsim.Simulated(library) as sim:
             monkeypatch.setattr(cuda._Gpu, "use", lambda self, *args: sim.use(*args))
             monkeypatch.setattr(cuda._Gpu, "product", lambda self, *args: sim.product(*args))
@@ -94,6 +94,6 @@ def simulated(fresh, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device", on)
     monkeypatch.setattr(cuda, "current_cuda_stream", lambda index: 0)
-    monkeypatch.setattr(library.cuda, "set_device", lambda index: seen.append(("runtime", index)), raising=False)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda index: seen.append(("waited", index)))
-    return seen
+    monkeypatch.setattr(library.cuda, "set_device", lambda index: events.append(("runtime", index)), raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda index: events.append(("waited", index)))
+    return events

@@ -20,7 +20,7 @@ PACKAGE = Path(fastlstm.__file__).parent
 
 def _called() -> set[str]:
     """Names that the package takes from `native.load()`, from a variable set to it, or from `_C` in native.py."""
-    found = set()
+    names = set()
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
         loads = {
@@ -31,8 +31,8 @@ def _called() -> set[str]:
                 loads = loads | {ast.unparse(node.targets[0])}
         if path == PACKAGE / "backends" / "native.py":
             loads = {"_C"}
-        found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) in loads}
-    return found - {"cuda", "no_cuda", "no_cpu", "__file__"}  # what may be left out, or why; the backends ask which
+        names |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) in loads}
+    return names - {"cuda", "no_cuda", "no_cpu", "__file__"}  # what may be left out, or why; the backends ask which
 
 
 def test_every_name_that_is_called_is_looked_for_when_it_loads() -> None:
@@ -113,39 +113,39 @@ def test_a_build_without_cpu_kernels_is_taken_as_it_is() -> None:
     assert doctor == f"none: {reason}"
 
 
-EVERY_WAY = """
+EVERY_CALL = """
 from torch.nn.utils.rnn import pack_sequence
 def check(name, value, expected):
     assert torch.allclose(value, expected, atol=1e-5), name
     print(name, fastlstm.last_plan().split(":")[0])
 torch.manual_seed(0)
-theirs = torch.nn.LSTM(3, 5, 2); mine = fastlstm.LSTM(3, 5, 2); mine.load_state_dict(theirs.state_dict())
+torch_lstm = torch.nn.LSTM(3, 5, 2); lstm = fastlstm.LSTM(3, 5, 2); lstm.load_state_dict(torch_lstm.state_dict())
 x = torch.randn(7, 2, 3)
 with torch.no_grad():
-    check("one step", mine(x[:1])[0], theirs(x[:1])[0])
-check("dense", mine(x)[0], theirs(x)[0])
+    check("one step", lstm(x[:1])[0], torch_lstm(x[:1])[0])
+check("dense", lstm(x)[0], torch_lstm(x)[0])
 packed = pack_sequence([x[:, 0], x[:4, 1]])
-check("packed", mine(packed)[0].data, theirs(packed)[0].data)
+check("packed", lstm(packed)[0].data, torch_lstm(packed)[0].data)
 large = fastlstm.LSTM(3, 1024); large(torch.randn(2, 48, 3))[0].sum().backward()
 print("large", fastlstm.last_plan().split(":")[0])
-check("double", mine.double()(x.double())[0], theirs.double()(x.double())[0])
-mine.float(); theirs.float()
+check("double", lstm.double()(x.double())[0], torch_lstm.double()(x.double())[0])
+lstm.float(); torch_lstm.float()
 reset = torch.zeros(7, 2, dtype=torch.bool)
-check("reset", mine(x, reset=reset)[0], theirs(x)[0])
-stream = mine.stream(2)
-print("stream", torch.allclose(torch.stack([stream.step(v) for v in x]), theirs(x)[0], atol=1e-5))
+check("reset", lstm(x, reset=reset)[0], torch_lstm(x)[0])
+stream = lstm.stream(2)
+print("stream", torch.allclose(torch.stack([stream.step(v) for v in x]), torch_lstm(x)[0], atol=1e-5))
 tokens = fastlstm.TokenLSTM(11, 4, 5); ids = torch.randint(11, (7, 2))
 tokens(ids)[0].sum().backward()
 print("tokens", fastlstm.last_plan().split(":")[0], tokens.embedding.weight.grad.abs().sum() > 0)
 print("decode", fastlstm.decode(tokens, torch.randn(11, 5), None, [1], length=4).ids.shape)
 print("compiled", dispatch.compiled_prefers_torch(torch.device("cpu"), torch.float32, 5, 0))
 with fastlstm.backend("cpu"):
-    mine(x)
+    lstm(x)
 """
 
 
-def test_without_cpu_kernels_every_way_of_a_call_takes_another() -> None:
-    done = _without_cpu(EVERY_WAY)
+def test_without_cpu_kernels_every_call_runs_on_another_backend() -> None:
+    done = _without_cpu(EVERY_CALL)
     last = done.stderr.strip().splitlines()[-1]
     assert "backend 'cpu' was asked for and cannot run this call: this build of fastlstm has no CPU kernels" in last
     assert len(done.stderr.strip().split("Traceback")) == 2

@@ -98,12 +98,12 @@ class Simulated:
 
     def _raise_on(self) -> None:
         """Raise what an earlier launch left, once."""
-        found = int(self.status[0])
+        status = int(self.status[0])
         self.status[0] = 0
-        if found:
-            raise cuda_status.error(found, "the simulated GPU", "of it", self.lib.timeout_ms)
+        if status:
+            raise cuda_status.error(status, "the simulated GPU", "of it", self.lib.timeout_ms)
 
-    def __exit__(self, kind, error, _) -> None:
+    def __exit__(self, error_type, error, _) -> None:
         self.module.forget()
         if isinstance(error, RuntimeError) and not isinstance(error, BackendError):
             raise Fault(with_source(str(error), self.module.__file__)) from None
@@ -129,29 +129,31 @@ def _library() -> ModuleType:
 
 def _device(lib: ModuleType | None = None) -> cost_model.Device:
     """An H100 cut down to what the settings say."""
-    of, h100 = _settings, cost_model.known("H100", 90, 132, 227 << 10, lib)
-    return replace(h100, name="simulated GPU", capability=of.capability, sms=of.sms, shared_kib=of.shared_kib)
+    current, h100 = _settings, cost_model.known("H100", 90, 132, 227 << 10, lib)
+    return replace(
+        h100, name="simulated GPU", capability=current.capability, sms=current.sms, shared_kib=current.shared_kib
+    )
 
 
 def choose(spec: Spec, lib: ModuleType) -> LaunchPlan:
     """What runs a call under the settings; ValueError where a kernel or tiling they name does not fit."""
     tf32, device = _settings.tf32, cuda_planner.gpu(lib, _device(lib))
     code = LaunchPlan(None, None, tf32).code(spec.dtype)
-    found = []
-    for backward, given in enumerate((_settings.forward, _settings.backward)):
-        if given is not None:
-            found.append(_fit(lib, code, spec, bool(backward), given))
+    choices = []
+    for backward, tiling in enumerate((_settings.forward, _settings.backward)):
+        if tiling is not None:
+            choices.append(_fit(lib, code, spec, bool(backward), tiling))
             continue
         only = _settings.kernel or ""
-        found.append(lib.choose(device, code, spec.H, spec.B, bool(backward), spec.projected, only))
-        if found[-1].blocks < 0:
-            raise ValueError(found[-1].why)
-    return LaunchPlan(*found, tf32)
+        choices.append(lib.choose(device, code, spec.H, spec.B, bool(backward), spec.projected, only))
+        if choices[-1].blocks < 0:
+            raise ValueError(choices[-1].why)
+    return LaunchPlan(*choices, tf32)
 
 
-def _fit(lib: ModuleType, code: int, spec: Spec, backward: bool, given: tuple[int, ...]):
+def _fit(lib: ModuleType, code: int, spec: Spec, backward: bool, numbers: tuple[int, ...]):
     tiling = lib.Tiling()
-    for name, value in zip(TILING, given, strict=True):
+    for name, value in zip(TILING, numbers, strict=True):
         setattr(tiling, name, value)
     return lib.fit(cuda_planner.gpu(lib, _device(lib)), code, spec.H, spec.B, backward, _settings.kernel, tiling)
 

@@ -120,14 +120,14 @@ def _compile(source: Path, flags: list[str], target: Path) -> None:
 
 def closure(source: Path, include: Path = CSRC) -> set[Path]:
     """The source and every file of the project that it includes. An object is kept by their contents, wherever they lie."""
-    found, waiting = set(), [source.resolve()]
+    files, waiting = set(), [source.resolve()]
     while waiting:
         file = waiting.pop()
-        found.add(file)
+        files.add(file)
         for name in re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE):
             candidates = (file.parent / name, include / name, SIMULATOR.parent / name)
-            waiting += [c.resolve() for c in candidates if c.exists() and c.resolve() not in found][:1]
-    return found
+            waiting += [c.resolve() for c in candidates if c.exists() and c.resolve() not in files][:1]
+    return files
 
 
 def _run(command: list[str]) -> None:

@@ -22,8 +22,8 @@ def one_thread():
 def library():
     if reason := build.unavailable():
         pytest.skip(reason)
-    here = Path(__file__).parent
-    return build.load("simulation_tests", [here / "kernels.cpp"], [here / "bindings.cpp"])
+    folder = Path(__file__).parent
+    return build.load("simulation_tests", [folder / "kernels.cpp"], [folder / "bindings.cpp"])
 
 
 @pytest.fixture(scope="session")

@@ -31,9 +31,9 @@ class Mutation:
     def find(self, cuda: Path) -> tuple[Path, str, str]:
         """The file in csrc/cuda that has the marker, its text, and its text with the fault."""
         comment = re.compile(rf"^ *// MUTATE: {self.marker}\n", re.MULTILINE)
-        found = [(path, m) for path in sorted(cuda.glob("*.cuh")) for m in comment.finditer(path.read_text())]
-        assert len(found) == 1, f"MUTATE: {self.marker} is there {len(found)} times"
-        path, text, begin = found[0][0], found[0][0].read_text(), found[0][1].end()
+        places = [(path, m) for path in sorted(cuda.glob("*.cuh")) for m in comment.finditer(path.read_text())]
+        assert len(places) == 1, f"MUTATE: {self.marker} is there {len(places)} times"
+        path, text, begin = places[0][0], places[0][0].read_text(), places[0][1].end()
         end = begin + re.search(r"[;{}]\n", text[begin:]).end()
         statement = text[begin:end]
         assert statement.count(self.old) == 1, f"{path.name}: {self.old!r} is not once below MUTATE: {self.marker}"

@@ -13,12 +13,12 @@ from fastlstm.testing.cases import Case, make
 from tests.hostsim import backend as hostsim
 
 F32, TF32, F16, BF16 = "float32", "tf32", "float16", "bfloat16"
-KINDS = (F32, TF32, F16, BF16)
+MATHS = (F32, TF32, F16, BF16)  # how numbers are multiplied
 SMS = 8  # of the fake device
 
 
-def dtype_of(kind: str) -> torch.dtype:
-    return torch.float32 if kind == TF32 else getattr(torch, kind)
+def dtype_of(math: str) -> torch.dtype:
+    return torch.float32 if math == TF32 else getattr(torch, math)
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,18 @@ COOPERATIVE = (
 PER_STEP = Shape("per_step")
 
 
-def fits(shape: Shape, case: Case, kind: str) -> bool:
+def fits(shape: Shape, case: Case, math: str) -> bool:
     """Whether the planner's limits let a case run on a shape (`single_block` needs all of W_hh in one block)."""
     if case.projection and shape.kernel != "per_step":
         return False
     try:
-        plan_of(shape, case, kind)
+        plan_of(shape, case, math)
     except ValueError:
         return False
     return True
 
 
-def settings(shape: Shape, case: Case, kind: str, seed: int, **other):
+def settings(shape: Shape, case: Case, math: str, seed: int, **other):
     """The hostsim settings under which a case runs on a shape."""
     forced = {}
     if shape.kernel != "per_step":
@@ -89,23 +89,23 @@ def settings(shape: Shape, case: Case, kind: str, seed: int, **other):
             "backward": shape.tiling(case.H, case.B, True),
         }
     return hostsim.settings(
-        kernel=shape.kernel, sms=SMS, shared_kib=227, seed=seed, tf32=kind == TF32, **forced, **other
+        kernel=shape.kernel, sms=SMS, shared_kib=227, seed=seed, tf32=math == TF32, **forced, **other
     )
 
 
-def check(shape: Shape, case: Case, kind: str, seed: int, *, save: int = 1, **other) -> None:
+def check(shape: Shape, case: Case, math: str, seed: int, *, save: int = 1, **other) -> None:
     """Run forward and backward and judge all that they return by the rule of accuracy."""
-    with settings(shape, case, kind, seed, **other):
-        accuracy.check_backend(hostsim.BACKEND, case, dtype_of(kind), save=save, tf32=kind == TF32)
+    with settings(shape, case, math, seed, **other):
+        accuracy.check_backend(hostsim.BACKEND, case, dtype_of(math), save=save, tf32=math == TF32)
 
 
-def plan_of(shape: Shape, case: Case, kind: str) -> cuda_launch.LaunchPlan:
+def plan_of(shape: Shape, case: Case, math: str) -> cuda_launch.LaunchPlan:
     """The Plan of a case on a shape; ValueError where it does not fit."""
-    inputs = OpInputs(*make(case, dtype_of(kind)), case.reverse, 1)
-    with settings(shape, case, kind, 0):
+    inputs = OpInputs(*make(case, dtype_of(math)), case.reverse, 1)
+    with settings(shape, case, math, 0):
         return hostsim.choose(inputs.spec(), hostsim.library().plan)
 
 
-def dense(T: int, B: int, H: int, **on) -> Case:
+def dense(T: int, B: int, H: int, **options) -> Case:
     """A case by its sizes."""
-    return Case(id=f"T{T}B{B}H{H}" + "".join(f"-{name}" for name in on), T=T, B=B, I=3, H=H, P=H, **on)
+    return Case(id=f"T{T}B{B}H{H}" + "".join(f"-{name}" for name in options), T=T, B=B, I=3, H=H, P=H, **options)

@@ -9,11 +9,11 @@ import pytest
 from tests.hostsim.apart import apart
 
 
-def test_answers():
+def test_the_functions_result_comes_back():
     assert apart(60, operator.add, 2, 3) == 5
 
 
-def test_death_and_endlessness_are_told():
+def test_a_process_that_dies_or_takes_too_long_is_an_error():
     with pytest.raises(RuntimeError, match="died with exit code 3"):
         apart(60, os._exit, 3)
     with pytest.raises(RuntimeError, match="died with exit code 1"):

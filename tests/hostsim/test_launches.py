@@ -40,7 +40,7 @@ class Recorder:
 
         return recording
 
-    def again(self):
+    def replay(self):
         for launch, args in self.calls:
             launch(*args)
 
@@ -54,7 +54,7 @@ def _same(a, b):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
-def test_launched_twice_on_one_workspace(hostsim_library, monkeypatch, shape):
+def test_a_second_launch_on_one_workspace_gives_the_same_bits(hostsim_library, monkeypatch, shape):
     """A CUDA graph's second replay finds its memory full of the first one's results; nothing may depend on that."""
     monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 1)
     monkeypatch.setattr(cuda_launch, "_CHUNK_STEPS", 0)
@@ -64,19 +64,19 @@ def test_launched_twice_on_one_workspace(hostsim_library, monkeypatch, shape):
         out = cuda_launch.forward(rt, plan, OpInputs(*v, False, 2))
         first = _copies(out)
         out[4].copy_(v.c0)  # comes in as the state
-        rt.lib.again()
+        rt.lib.replay()
         assert len(rt.lib.calls) == CASE.T
         assert _same(first, out)
     h, c, gates = _states(v)
     with settings(shape, CASE, F32, 1), hostsim.Simulated(hostsim_library) as rt:
         rt.lib = Recorder(rt.lib)
-        found = cuda_launch.backward(
+        results = cuda_launch.backward(
             rt, plan, OpInputs(*v, False, 1), Saved(h, c, gates), Grads(grads.dh, grads.dc, None, None)
         )
-        first = _copies(found)
-        found[2].zero_(), found[3].zero_()
-        rt.lib.again()
-        assert _same(first, found)
+        first = _copies(results)
+        results[2].zero_(), results[3].zero_()
+        rt.lib.replay()
+        assert _same(first, results)
 
 
 def _states(v):
@@ -88,7 +88,7 @@ def _states(v):
 @pytest.mark.parametrize(
     "pair", [(SINGLE_BLOCK[1], SINGLE_BLOCK[3]), (COOPERATIVE[1], COOPERATIVE[1]), (SINGLE_BLOCK[0], COOPERATIVE[3])]
 )
-def test_two_at_once(hostsim_library, pair, seed):
+def test_two_launches_at_once_give_the_bits_of_one_after_the_other(hostsim_library, pair, seed):
     """Two directions on two streams: the same bits as one after the other, and no deadlock."""
     v = make(CASE, torch.bfloat16)
     plans = [plan_of(shape, CASE, BF16) for shape in pair]
@@ -100,15 +100,15 @@ def test_two_at_once(hostsim_library, pair, seed):
         other = hostsim.Simulated(hostsim_library, stream=2)
         hostsim_library.hold()
         both = [
-            cuda_launch.forward(r, plan, OpInputs(*v, back, 1))
-            for r, plan, back in zip((rt, other), plans, (False, True), strict=True)
+            cuda_launch.forward(r, plan, OpInputs(*v, reverse, 1))
+            for r, plan, reverse in zip((rt, other), plans, (False, True), strict=True)
         ]
         hostsim_library.release()
         assert all(_same(a, b) for a, b in zip(alone, both, strict=True))
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_block_that_never_comes(hostsim_library, backward):
+def test_a_block_that_never_comes_ends_in_nan_and_an_error(hostsim_library, backward):
     """The wait ends: NaN in the results, and the next call says why. The one after it works."""
     shape = COOPERATIVE[0]
     case = dense(2, 2, 40, initial=True)
@@ -120,10 +120,10 @@ def test_a_block_that_never_comes(hostsim_library, backward):
         with settings(shape, case, F32, 0):
             with hostsim.Simulated(hostsim_library) as rt:
                 if backward:
-                    found = cuda_launch.backward(rt, plan, OpInputs(*v, False, 1), Saved(*_states(v)), Grads(*grads))
+                    results = cuda_launch.backward(rt, plan, OpInputs(*v, False, 1), Saved(*_states(v)), Grads(*grads))
                 else:
-                    found = cuda_launch.forward(rt, plan, OpInputs(*v, False, 1))
-                assert found[0].isnan().any()
+                    results = cuda_launch.forward(rt, plan, OpInputs(*v, False, 1))
+                assert results[0].isnan().any()
                 assert rt.status.item() == cuda_status.TIMED_OUT
             with pytest.raises(
                 BackendError, match=rf"waited {hostsim_library.cuda.timeout_ms / 1000:g} s for each other"
@@ -135,14 +135,14 @@ def test_a_block_that_never_comes(hostsim_library, backward):
 
 
 @pytest.mark.parametrize("shape", [PER_STEP, *SHAPES], ids=["per_step", *IDS])
-@pytest.mark.parametrize("kind", [F32, BF16])
-def test_an_id_outside_the_table(hostsim_library, shape, kind):
+@pytest.mark.parametrize("math", [F32, BF16])
+def test_an_id_outside_the_table_is_nan_and_an_error_of_the_next_call(hostsim_library, shape, math):
     """NaN where it counts and nowhere else; the next call says why, and the one after it works."""
     case = Case(id="ids", T=3, B=3, I=0, H=40, P=40, V=5, ids=True)
     for wrong in (-1, 5, 2**40):
-        v = make(case, dtype_of(kind))
+        v = make(case, dtype_of(math))
         v.ids[1, 2] = wrong
-        with settings(shape, case, kind, 0):
+        with settings(shape, case, math, 0):
             h, _, gates, h_n, _ = hostsim.BACKEND.forward(OpInputs(*v, False, 1))
             assert h[1:, 2].isnan().all()
             assert gates[1, 2].isnan().all()
@@ -162,12 +162,12 @@ def test_nan_and_infinity_pass_through(hostsim_library, shape):
     The input side is torch's product here; with AMX its bfloat16 spreads a NaN to the row before where the width is odd.
     """
     case = replace(CASE, I=4)
-    for kind in (F32, BF16):
-        v = make(case, dtype_of(kind))
+    for math in (F32, BF16):
+        v = make(case, dtype_of(math))
         v = v._replace(reset=None)
         v.x[1, 2, 0] = float("nan")
         v.x[1, 3, 0] = float("inf")
-        with settings(shape, case, kind, 0):
+        with settings(shape, case, math, 0):
             h = hostsim.BACKEND.forward(OpInputs(*v, False, 1))[0]
         assert h[1:, 2].isnan().all()
         assert not h[0].isnan().any()
@@ -179,7 +179,7 @@ def _status() -> int:
     return int(hostsim._status[0])
 
 
-class Asked(TorchDispatchMode):
+class OperatorNames(TorchDispatchMode):
     """The operators a call uses."""
 
     def __init__(self):
@@ -196,7 +196,7 @@ def test_nothing_waits_for_the_device(hostsim_library, shape):
     """No operator whose result the host must see, so that a call can be captured in a CUDA graph."""
     v, grads = make(CASE, torch.float32), make_grads(CASE, torch.float32)
     plan = plan_of(shape, CASE, F32)
-    with settings(shape, CASE, F32, 0), hostsim.Simulated(hostsim_library) as rt, Asked() as asked:
+    with settings(shape, CASE, F32, 0), hostsim.Simulated(hostsim_library) as rt, OperatorNames() as used:
         h, c, gates, _, _ = cuda_launch.forward(rt, plan, OpInputs(*v, False, 1))
         cuda_launch.backward(rt, plan, OpInputs(*v, False, 1), Saved(h, c, gates), Grads(*grads))
     waits = {
@@ -209,5 +209,5 @@ def test_nothing_waits_for_the_device(hostsim_library, shape):
         "is_nonzero",
         "item",
     }
-    assert asked.names
-    assert not asked.names & waits
+    assert used.names
+    assert not used.names & waits

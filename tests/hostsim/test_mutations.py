@@ -41,13 +41,13 @@ def _mutated(mutation: Mutation, stem: str, folder: Path) -> Path:
     return csrc
 
 
-def _failure(stem: str, csrc: Path, kind: str) -> str | None:
+def _failure(stem: str, csrc: Path, math: str) -> str | None:
     """What the first run that fails says."""
     for seed in SEEDS:
         for case in CASES:
             for shape in SHAPES[stem.removesuffix("_forward").removesuffix("_backward")]:
                 try:
-                    check(shape, case, kind, seed, csrc=csrc, only=(stem,))
+                    check(shape, case, math, seed, csrc=csrc, only=(stem,))
                 except (hostsim.Fault, AssertionError) as error:
                     return str(error)
     return None
@@ -60,19 +60,19 @@ PAIRS = [(m, stem) for m in MUTATIONS for stem in m.kernels.split()]
 @pytest.mark.parametrize(("mutation", "stem"), PAIRS, ids=[f"{stem}-{k}-{m.what}" for k, (m, stem) in enumerate(PAIRS)])
 def test_a_fault_is_found(hostsim_library, tmp_path, mutation, stem):
     csrc = _mutated(mutation, stem, tmp_path)
-    found = apart(LIMIT, _failure, stem, csrc, F32 if mutation.cpp == "float" else BF16)
-    assert found is not None, f"{stem} with {mutation.new!r} for {mutation.old!r} passed everything"
-    print(f"{stem}, {mutation.what}: {found.splitlines()[0]}")
+    failure = apart(LIMIT, _failure, stem, csrc, F32 if mutation.cpp == "float" else BF16)
+    assert failure is not None, f"{stem} with {mutation.new!r} for {mutation.old!r} passed everything"
+    print(f"{stem}, {mutation.what}: {failure.splitlines()[0]}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [F32, BF16])
+@pytest.mark.parametrize("math", [F32, BF16])
 @pytest.mark.parametrize("stem", ["per_step", "single_block", "cooperative"])
-def test_without_a_fault_the_same_runs_pass(hostsim_library, stem, kind):
-    assert _failure(stem, build.CSRC, kind) is None
+def test_without_a_fault_the_same_runs_pass(hostsim_library, stem, math):
+    assert _failure(stem, build.CSRC, math) is None
 
 
-def test_every_kernel_and_class_is_there(hostsim_library):
+def test_every_kernel_has_mutations_of_every_class_that_concerns_it(hostsim_library):
     """And every mutation still finds the text that it changes."""
     has = {(stem, m.what) for m, stem in PAIRS}
     assert has >= {("per_step", what) for what in (ROW, TAIL)}

@@ -21,8 +21,8 @@ BARE = ("cp.async.commit_group;", "trap;")  # no operands
 
 
 def _runs() -> None:
-    for shape, kind in RUNS:
-        check(shape, CASE, kind, seed=0)
+    for shape, math in RUNS:
+        check(shape, CASE, math, seed=0)
 
 
 def _times_out(lib) -> None:
@@ -40,10 +40,10 @@ def _times_out(lib) -> None:
 
 def _changed(text: str):
     """The text with one operand exchanged for another of its own, each in turn; a lone literal for another number."""
-    found = list(re.finditer(r"(?<![\w.%])(%\d+|%%\w+|\d+)(?![\w.])", text))
-    words = [m[0] for m in found]
-    for m in found:
-        other = next((w for w in words[words.index(m[0]) + 1 :] + words if w != m[0]), "2")
+    matches = list(re.finditer(r"(?<![\w.%])(%\d+|%%\w+|\d+)(?![\w.])", text))
+    operands = [m[0] for m in matches]
+    for m in matches:
+        other = next((operand for operand in operands[operands.index(m[0]) + 1 :] + operands if operand != m[0]), "2")
         if not m[0].startswith("%"):
             other = str(int(m[0]) // 2)
         yield text[: m.start()] + other + text[m.end() :]

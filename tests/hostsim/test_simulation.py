@@ -105,7 +105,7 @@ def test_faults_are_found_on_every_schedule(run, name):
     run("reverse", block=64)  # a fault leaves nothing behind
 
 
-def test_device_limits(run):
+def test_a_launch_past_the_limits_of_the_device_is_refused(run):
     with pytest.raises(RuntimeError, match="cooperative grid of 9 blocks does not fit 4 multiprocessors"):
         run("relay", grid=9, cooperative=True, shared=100_000)
     with pytest.raises(RuntimeError, match="the device gives a block 232448"):
@@ -117,7 +117,7 @@ def _mappings() -> int:
     return len(Path("/proc/self/maps").read_text().splitlines())
 
 
-def test_stacks_are_given_up(run):
+def test_stacks_are_freed_after_a_launch(run):
     """Each is two mappings, and a process that has no mapping left hangs when it starts a thread."""
     run("add_one", grid=1, n=32)
     before = _mappings()
@@ -126,7 +126,7 @@ def test_stacks_are_given_up(run):
     assert run("add_one", grid=2, n=40).tolist() == [1] * 40 + [0] * 24
 
 
-def test_no_room_for_stacks_is_told(run):
+def test_no_room_for_stacks_is_an_error(run):
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     in_use = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10
     resource.setrlimit(resource.RLIMIT_DATA, (in_use + (64 << 20), limits[1]))
@@ -145,7 +145,7 @@ def test_grid_that_spins_must_be_resident(run):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_two_launches_at_once(run, library, seed):
+def test_two_launches_at_once_race_unless_they_share_a_stream(run, library, seed):
     library.seed(seed)
     run("relay", grid=1)
     for streams, fails in (((1, 1), False), ((1, 2), True)):
@@ -227,15 +227,15 @@ def _words(values: torch.Tensor) -> np.ndarray:
     return values.contiguous().view(torch.int32).numpy()
 
 
-@pytest.mark.parametrize(("kind", "shape", "dtype"), [
+@pytest.mark.parametrize(("type_code", "shape", "dtype"), [
     (0, "m16n8k16.16", torch.float16),
     (1, "m16n8k16.16", torch.bfloat16),
     (2, "m16n8k8.16", torch.float16),
     (3, "m16n8k8.tf32", torch.float32),
 ])  # fmt: skip
-def test_mma_multiplies(run, kind, shape, dtype):
+def test_mma_multiplies(run, type_code, shape, dtype):
     k = 16 if "k16" in shape else 8
-    gen = torch.Generator().manual_seed(kind)
+    gen = torch.Generator().manual_seed(type_code)
     a, b = torch.randn(16, k, generator=gen).to(dtype), torch.randn(k, 8, generator=gen).to(dtype)
     c_in = torch.randn(16, 8, generator=gen)
     words = np.zeros((32, 10), np.int32)
@@ -245,25 +245,25 @@ def test_mma_multiplies(run, kind, shape, dtype):
             formula, elements = LAYOUTS[shape][matrix]
             picked = _words(torch.stack([values[formula(group, t, i)] for i in range(elements)]))
             words[lane, column : column + len(picked)] = picked
-    got = run("multiply", a=torch.from_numpy(words.reshape(-1)), b=torch.zeros(128, dtype=torch.int32), n=kind)
-    result = got.view(torch.float32).view(32, 4)
-    cut = [(v.view(torch.int32) & ~0x1FFF).view(torch.float32) if kind == 3 else v for v in (a, b)]
-    want = cut[0].double() @ cut[1].double() + c_in.double()
+    out = run("multiply", a=torch.from_numpy(words.reshape(-1)), b=torch.zeros(128, dtype=torch.int32), n=type_code)
+    result = out.view(torch.float32).view(32, 4)
+    operands = [(v.view(torch.int32) & ~0x1FFF).view(torch.float32) if type_code == 3 else v for v in (a, b)]
+    expected = operands[0].double() @ operands[1].double() + c_in.double()
     for lane in range(32):
         for i in range(4):
-            assert abs(result[lane, i] - want[c(lane >> 2, lane % 4, i)]) < 1e-5
+            assert abs(result[lane, i] - expected[c(lane >> 2, lane % 4, i)]) < 1e-5
 
 
 @pytest.mark.parametrize("transposed", [0, 1])
-def test_ldmatrix(run, transposed):
+def test_ldmatrix_gives_each_lane_its_elements(run, transposed):
     matrices = torch.arange(256, dtype=torch.int16).view(4, 8, 8)
-    got = run("load_matrix", a=matrices.view(torch.int32).view(-1), b=torch.zeros(128, dtype=torch.int32), n=transposed)
-    halves = got.view(torch.int16).view(32, 4, 2)
+    out = run("load_matrix", a=matrices.view(torch.int32).view(-1), b=torch.zeros(128, dtype=torch.int32), n=transposed)
+    halves = out.view(torch.int16).view(32, 4, 2)
     for lane in range(32):
         for m in range(4):
             row, column = lane // 4, 2 * (lane % 4)
-            want = matrices[m].t() if transposed else matrices[m]
-            assert halves[lane, m].tolist() == want[row, column : column + 2].tolist()
+            expected = matrices[m].t() if transposed else matrices[m]
+            assert halves[lane, m].tolist() == expected[row, column : column + 2].tolist()
 
 
 def test_half_conversions_are_torchs(library):

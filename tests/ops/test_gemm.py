@@ -63,8 +63,8 @@ def test_products_of_every_layout(size: tuple, dtype: torch.dtype, isa: str, thr
             a, b = _matrix(M, K, a_layout, dtype), _matrix(K, N, b_layout, dtype)
             exact, scale = a.double() @ b.double(), a.double().abs() @ b.double().abs()
             bound = (K + 2) * torch.finfo(dtype).eps  # of any order of summation; more than float64's own error
-            found = native_matmul(a, b)
-            assert ((found.double() - exact).abs() <= bound * scale + 1e-300).all(), (a_layout, b_layout)
+            product = native_matmul(a, b)
+            assert ((product.double() - exact).abs() <= bound * scale + 1e-300).all(), (a_layout, b_layout)
             before = torch.randn(M, N + 2, dtype=dtype)
             out = before.clone()
             native_matmul(a, b, out[:, 1:-1])
@@ -73,29 +73,29 @@ def test_products_of_every_layout(size: tuple, dtype: torch.dtype, isa: str, thr
             assert ((out[:, 1:-1].double() - summed).abs() <= bound * (scale + before[:, 1:-1].abs()) + 1e-300).all()
 
 
-def test_no_worse_than_torch(isa: str) -> None:
+def test_the_error_is_at_most_twice_torchs(isa: str) -> None:
     a, b = torch.randn(300, 2500), torch.randn(2500, 129)
     exact = a.double() @ b.double()
     assert (native_matmul(a, b) - exact).norm() <= 2 * (a @ b - exact).norm()
 
 
 def test_bits_do_not_depend_on_threads(isa: str) -> None:
-    a, b, found = torch.randn(129, 700), torch.randn(700, 515), []
+    a, b, products = torch.randn(129, 700), torch.randn(700, 515), []
     before = torch.get_num_threads()
     for n in (1, 2, 5):
         torch.set_num_threads(n)
-        found.append(native_matmul(a, b))
+        products.append(native_matmul(a, b))
     torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert torch.equal(products[0], products[1])
+    assert torch.equal(products[0], products[2])
 
 
-def test_steps_aside_where_someone_records() -> None:
+def test_torch_multiplies_what_the_native_gemm_does_not_take() -> None:
     a, b = torch.randn(7, 3, requires_grad=True), torch.randn(3, 65)
     matmul(a, b).sum().backward()
     assert torch.allclose(a.grad, b.sum(1).expand(7, 3))
-    each = torch.func.vmap(matmul)(torch.randn(4, 7, 3), torch.randn(4, 3, 65))
-    assert each.shape == (4, 7, 65)
+    products = torch.func.vmap(matmul)(torch.randn(4, 7, 3), torch.randn(4, 3, 65))
+    assert products.shape == (4, 7, 65)
     with torch.no_grad():
         assert torch.allclose(matmul(torch._neg_view(a), b), -(a @ b), atol=1e-5)
         assert torch.allclose(matmul(a, b, torch.ones(7, 65)), 1 + a @ b, atol=1e-5)
@@ -104,7 +104,9 @@ def test_steps_aside_where_someone_records() -> None:
 
 
 @pytest.mark.parametrize("bits", [repr, getattr(torch._C.DispatchKeySet, "raw_repr", repr)], ids=["names", "number"])
-def test_plain_tensors_with_and_without_a_number_for_their_keys(bits: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_tensors_are_told_by_the_names_or_the_number_of_their_keys(
+    bits: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Torch 2.4 has only the names."""
     monkeypatch.setattr(_torch_compat, "_bits", bits)
     monkeypatch.setattr(_torch_compat, "_CPU_KEYS", _torch_compat._plain_keys.__wrapped__("cpu"))

@@ -61,7 +61,7 @@ def test_opcheck_sum_by_id() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("save", [0, 1, 2])
-def test_weight_gradients_by_the_rule(backend: str, save: int, dtype: torch.dtype) -> None:
+def test_weight_gradients_by_the_rule_of_accuracy(backend: str, save: int, dtype: torch.dtype) -> None:
     """float64 is the judge itself here; its derivatives are checked numerically below."""
     with fastlstm.backend(backend):
         for case in SHORT if backend == "cpu" else SHORT[::3]:
@@ -80,9 +80,9 @@ def test_weight_gradients_by_the_rule(backend: str, save: int, dtype: torch.dtyp
                     assert v is None or not v.requires_grad or torch.equal(v.grad, w.grad)
                 continue
             torch.autograd.backward([h, c, h_n, c_n], list(grads))
-            got = {"h": h, "c": c, "h_n": h_n, "c_n": c_n}
-            got |= {f"d{n}": getattr(inputs, n).grad for n in accuracy.LEAVES if getattr(inputs, n) is not None}
-            accuracy.check_all(got, case, dtype, what=f"{backend} save={save}")
+            results = {"h": h, "c": c, "h_n": h_n, "c_n": c_n}
+            results |= {f"d{n}": getattr(inputs, n).grad for n in accuracy.LEAVES if getattr(inputs, n) is not None}
+            accuracy.check_all(results, case, dtype, what=f"{backend} save={save}")
             assert gates.requires_grad is False
 
 
@@ -117,7 +117,7 @@ _DOUBLE_BACKWARD = """
 import sys, torch, fastlstm
 if sys.argv[1] == "hostsim":
     import tests.hostsim.backend
-def second(backend, dtype):
+def second_gradients(backend, dtype):
     torch.manual_seed(0)
     lstm = fastlstm.LSTM(3, 8, dtype=torch.float64).to(dtype)
     x = torch.randn(3, 2, 3, dtype=torch.float64).to(dtype).requires_grad_()
@@ -128,10 +128,10 @@ def second(backend, dtype):
         sum(g.square().sum() for g in first).backward()
     return [x.grad, *(p.grad for p in lstm.parameters())]
 try:
-    found = second(sys.argv[1], torch.float32)
+    grads = second_gradients(sys.argv[1], torch.float32)
 except fastlstm.BackendError as error:
     sys.exit(f"cannot run: {error}")
-for a, b in zip(found, second("reference", torch.float64)):
+for a, b in zip(grads, second_gradients("reference", torch.float64)):
     torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
 """
 
@@ -162,11 +162,11 @@ def test_third_derivative() -> None:
         return lstm.lstm_forward(x, *inputs[1:], False, 1)[0].square().sum()
 
     x = inputs.x[:2]
-    expected = torch.func.jacrev(torch.func.jacrev(lambda v: grad(lambda y: _by_hand(y, inputs))(v).sum()))(x)
+    expected = torch.func.jacrev(torch.func.jacrev(lambda v: grad(lambda y: _reference_loss(y, inputs))(v).sum()))(x)
     assert torch.allclose(torch.func.jacrev(torch.func.jacrev(lambda v: grad(call)(v).sum()))(x), expected)
 
 
-def _by_hand(x: torch.Tensor, inputs) -> torch.Tensor:
+def _reference_loss(x: torch.Tensor, inputs) -> torch.Tensor:
     from fastlstm.ops import reference
 
     return reference.forward(x, *inputs[1:], False, 1)[0].square().sum()
@@ -188,11 +188,11 @@ def test_vmap_over_inputs_and_over_weights(case: Case) -> None:
         stacked = {n: torch.stack([getattr(m, n) for m in many]) for n in present}
         if not stacked or case.N == 0:
             continue
-        each = [{n: getattr(m, n) for n in present} for m in many]
-        torch.testing.assert_close(vmap(loss)(stacked), torch.stack([loss(one) for one in each]))
-        found, wanted = vmap(grad(loss))(stacked), [grad(loss)(one) for one in each]
+        calls = [{n: getattr(m, n) for n in present} for m in many]
+        torch.testing.assert_close(vmap(loss)(stacked), torch.stack([loss(args) for args in calls]))
+        grads, expected = vmap(grad(loss))(stacked), [grad(loss)(args) for args in calls]
         for n in present:
-            torch.testing.assert_close(found[n], torch.stack([one[n] for one in wanted]))
+            torch.testing.assert_close(grads[n], torch.stack([of_call[n] for of_call in expected]))
 
 
 def test_vmap_in_another_dimension_and_of_ids() -> None:
@@ -204,8 +204,8 @@ def test_vmap_in_another_dimension_and_of_ids() -> None:
         return lstm.lstm_forward(*(base | {"ids": ids, "h0": h0}).values(), case.reverse, 0)[0]
 
     ids, h0 = torch.stack([m.ids for m in many], 1), torch.stack([m.h0 for m in many], 2)
-    found = vmap(call, in_dims=(1, 2), out_dims=1)(ids, h0)
-    torch.testing.assert_close(found, torch.stack([call(m.ids, m.h0) for m in many], 1))
+    h = vmap(call, in_dims=(1, 2), out_dims=1)(ids, h0)
+    torch.testing.assert_close(h, torch.stack([call(m.ids, m.h0) for m in many], 1))
 
 
 def test_per_sample_gradients() -> None:
@@ -216,12 +216,12 @@ def test_per_sample_gradients() -> None:
         args = inputs._replace(x=x[:, None], w_x=w_x, w_hh=w_hh, h0=h0[None], c0=c0[None])
         return lstm.lstm_forward(*args, case.reverse, 1)[0].square().sum()
 
-    one_by_one = vmap(grad(loss, argnums=(0, 1)), in_dims=(None, None, 1, 0, 0))
-    found = one_by_one(inputs.w_hh, inputs.w_x, inputs.x, inputs.h0, inputs.c0)
+    per_sample = vmap(grad(loss, argnums=(0, 1)), in_dims=(None, None, 1, 0, 0))
+    grads = per_sample(inputs.w_hh, inputs.w_x, inputs.x, inputs.h0, inputs.c0)
     w_hh, w_x = inputs.w_hh.clone().requires_grad_(), inputs.w_x.clone().requires_grad_()
     lstm.lstm_forward(*inputs._replace(w_hh=w_hh, w_x=w_x), case.reverse, 1)[0].square().sum().backward()
-    torch.testing.assert_close(found[0].sum(0), w_hh.grad)
-    torch.testing.assert_close(found[1].sum(0), w_x.grad)
+    torch.testing.assert_close(grads[0].sum(0), w_hh.grad)
+    torch.testing.assert_close(grads[1].sum(0), w_x.grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -242,11 +242,11 @@ def test_autocast_does_not_reach_into_a_backend(dtype: torch.dtype) -> None:
 
 def test_sum_by_id_is_the_sum_and_repeats_its_bits() -> None:
     rows, ids = torch.randn(3000, 24), torch.randint(17, (3000,))
-    found = lstm.sum_by_id(rows, ids, 18)
+    sums = lstm.sum_by_id(rows, ids, 18)
     exact = torch.zeros(18, 24, dtype=F64).index_add_(0, ids, rows.double())
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
-    assert all(torch.equal(found, lstm.sum_by_id(rows, ids, 18)) for _ in range(5))
-    assert torch.equal(found[17], torch.zeros(24))
+    torch.testing.assert_close(sums.double(), exact, rtol=1e-5, atol=1e-4)
+    assert all(torch.equal(sums, lstm.sum_by_id(rows, ids, 18)) for _ in range(5))
+    assert torch.equal(sums[17], torch.zeros(24))
     with pytest.raises(IndexError, match="ids hold 17, expected 0 to 16"):
         lstm.sum_by_id(rows, ids.clamp(max=16).index_fill(0, torch.tensor([5]), 17), 17)
 

@@ -51,16 +51,16 @@ def kept(monkeypatch):
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_steps_and_what_comes_later(lengths):
+def test_offsets_give_each_rows_step_and_the_row_of_its_next_step(lengths):
     sizes, first, N = packed(lengths)
     assert first.tolist() == [sum(sizes[:t]) for t in range(len(sizes))]
-    of_step = [(t, b) for t, n in enumerate(sizes.tolist()) for b in range(n)]
-    assert offsets.steps(first, N).tolist() == [t for t, _ in of_step]
-    rows, there = offsets.later(first, N)
-    for row, (t, b) in enumerate(of_step):
-        assert there[row] == ((t + 1, b) in of_step)
-        if there[row]:
-            assert of_step[rows[row]] == (t + 1, b)
+    step_and_sequence = [(t, b) for t, n in enumerate(sizes.tolist()) for b in range(n)]
+    assert offsets.steps(first, N).tolist() == [t for t, _ in step_and_sequence]
+    rows, has_next = offsets.later(first, N)
+    for row, (t, b) in enumerate(step_and_sequence):
+        assert has_next[row] == ((t + 1, b) in step_and_sequence)
+        if has_next[row]:
+            assert step_and_sequence[rows[row]] == (t + 1, b)
     assert rows.min() >= 0
     assert rows.max() < N
 
@@ -86,7 +86,7 @@ def test_a_capture_without_a_warm_up_says_what_to_do(kept):
     assert kept.made == []
 
 
-def test_only_the_latest_are_kept_but_what_a_graph_reads_for_ever(kept):
+def test_only_the_latest_are_kept_and_for_ever_what_a_graph_reads(kept):
     captured = kept("graph"), kept("graph", capturing=True)
     for k in range(2 * offsets._MOST):
         kept(k)
@@ -106,13 +106,13 @@ def test_what_a_graph_reads_outlives_a_later_capture_of_the_same_lengths(kept):
     assert len(kept.made) == 2
 
 
-def test_what_inference_made_serves_training(kept):
+def test_what_was_made_in_inference_mode_serves_training(kept):
     with torch.inference_mode():
         kept("a")
     assert not kept("a").is_inference()
 
 
-def test_numbers_are_read_only_where_nobody_stands_between(monkeypatch):
+def test_batch_sizes_are_read_only_outside_dispatch_modes_vmap_and_tracing(monkeypatch):
     sizes = torch.tensor([2, 1])
     assert offsets._read(sizes)
     with TorchDispatchMode():
@@ -122,8 +122,8 @@ def test_numbers_are_read_only_where_nobody_stands_between(monkeypatch):
     assert not offsets._read(sizes)
 
 
-class Copies(TorchDispatchMode):
-    """What no CUDA graph can hold: operations that take numbers from the CPU, or that the host waits for.
+class CaptureCheck(TorchDispatchMode):
+    """Looks for what no CUDA graph can hold: operations that take numbers from the CPU, or that the host waits for.
 
     The meta device stands in for a GPU: its tensors have no numbers, so none can be read.
     """
@@ -134,7 +134,7 @@ class Copies(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found, self.count = [], 0
+        self.forbidden, self.count = [], 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -146,21 +146,21 @@ class Copies(TorchDispatchMode):
         devices |= {target.type} if func.overloadpacket.__name__ == "_to_copy" and target is not None else set()
         self.count += "meta" in devices
         if len(devices) > 1 or (func.overloadpacket.__name__ in self.WAITS and "meta" in devices):
-            self.found.append(str(func))
+            self.forbidden.append(str(func))
         return func(*args, **kwargs)
 
 
-def test_copies_are_seen():
-    with Copies() as seen:
+def test_copies_from_the_cpu_are_seen_as_forbidden():
+    with CaptureCheck() as check:
         sizes, on_gpu = torch.zeros(3, dtype=torch.int64), torch.zeros(3, device="meta")
         sizes.to("meta", non_blocking=True)
         on_gpu.copy_(sizes)
         on_gpu.add_(1)
-    assert seen.found == ["aten._to_copy.default", "aten.copy_.default"]
-    assert seen.count == 3
+    assert check.forbidden == ["aten._to_copy.default", "aten.copy_.default"]
+    assert check.count == 3
 
 
-def test_threads_may_come_at_the_same_time(kept):
+def test_threads_may_ask_at_the_same_time(kept):
     """As nn.DataParallel's do, each with a GPU and lengths of its own, more of them than are kept."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -186,19 +186,19 @@ def test_a_packed_training_step_takes_nothing_from_the_cpu(monkeypatch, bidirect
     lstm = fastlstm.LSTM(3, 5, 2, bidirectional=bidirectional, device="meta", **options)
     x = torch.zeros(N, 3, device="meta", requires_grad=True)
     mask = torch.zeros(N, dtype=torch.bool, device="meta") if reset else None
-    there, order = torch.zeros(3, dtype=torch.int64, device="meta"), torch.arange(4, device="meta")
-    monkeypatch.setattr(offsets, "of", lambda sizes, device: there)
-    with Copies() as seen, fastlstm.backend("cuda"):
+    first, order = torch.zeros(3, dtype=torch.int64, device="meta"), torch.arange(4, device="meta")
+    monkeypatch.setattr(offsets, "of", lambda sizes, device: first)
+    with CaptureCheck() as check, fastlstm.backend("cuda"):
         out, state = lstm(torch.nn.utils.rnn.PackedSequence(x, lengths, order, order), reset=mask)
         loss = out.data.sum() + state[0].sum() + state[1].sum()
         torch.autograd.grad(loss, [x, *lstm.parameters()])
-    assert seen.count > 30
-    assert seen.found == []
+    assert check.count > 30
+    assert check.forbidden == []
 
 
 def test_resets_masks_and_states_need_no_batch_sizes_on_the_gpu():
     """The parts of it, with nothing in their place."""
-    with Copies() as seen:
+    with CaptureCheck() as check:
         first = torch.zeros(3, dtype=torch.int64, device="meta")
         data, h0 = torch.zeros(7, 5, device="meta"), torch.zeros(4, 5, device="meta")
         reset = torch.zeros(7, dtype=torch.bool, device="meta")
@@ -209,14 +209,14 @@ def test_resets_masks_and_states_need_no_batch_sizes_on_the_gpu():
         for reverse in (False, True):
             h_previous(data, OpInputs(data, None, h0, None, h0, None, h0, h0, sizes, first, reset, reverse, 1))
         layers._locked_dropout(0.5, data, call, first)
-    assert seen.count > 30
-    assert seen.found == []
+    assert check.count > 30
+    assert check.forbidden == []
 
 
 @pytest.mark.parametrize("save", [1, 2])
 @pytest.mark.parametrize("kernel", ["per_step", "single_block", "cooperative"])
 @pytest.mark.parametrize("ids", [False, True])
-def test_the_cuda_backend_takes_nothing_from_the_cpu_either(kernel, save, ids):
+def test_a_packed_call_of_the_cuda_backend_takes_nothing_from_the_cpu(kernel, save, ids):
     """One packed call with resets, its launches left out."""
     case = Case("packed", 4, 3, 0 if ids else 3, 8, 8, V=5 * ids, lengths=(4, 2, 1), reset=True, ids=ids)
     lib = SimpleNamespace(ForwardArgs=SimpleNamespace, BackwardArgs=SimpleNamespace, partial_words=lambda *_: 4)
@@ -240,14 +240,14 @@ def test_the_cuda_backend_takes_nothing_from_the_cpu_either(kernel, save, ids):
     v = v._replace(**{k: t.to("meta") for k, t in v._asdict().items() if t is not None and k != "batch_sizes"})
     grads = [g.to("meta") for g in make_grads(case, torch.bfloat16)]
     inputs = OpInputs(*v, False, save)
-    with Copies() as seen:
+    with CaptureCheck() as check:
         h, c, gates, _, _ = cuda_launch.forward(rt, plan, inputs)
         cuda_launch.backward(rt, plan, inputs, Saved(h, c, gates), Grads(*grads))
-    assert seen.count > 10
-    assert seen.found == []
+    assert check.count > 10
+    assert check.forbidden == []
 
 
-def test_on_a_gpu_they_are_sent_once_for_each_device_and_lengths(kept, monkeypatch):
+def test_offsets_are_sent_once_for_each_gpu_and_lengths(kept, monkeypatch):
     sent, now = [], {"device": 0}
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(now.update(device=device.index)))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: now["device"])

@@ -39,7 +39,7 @@ def _alone(case: Case, inputs: Inputs, b: int) -> tuple[list[int], torch.Tensor,
 
 
 @pytest.mark.parametrize("case", FULL[:: len(FULL) // 97], ids=str)
-def test_each_sequence_alone(case: Case) -> None:
+def test_forward_is_nn_lstm_on_each_sequence_alone(case: Case) -> None:
     inputs = make(case, F64, canary=True)
     h, _, _, h_n, c_n = reference.forward(*inputs, case.reverse, 0)
     for b in range(0, case.B if case.T else 0, max(1, case.B // 5)):
@@ -89,13 +89,13 @@ def test_absent_gradients_are_zero() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", SHORT, ids=str)
-def test_types(case: Case, dtype: torch.dtype) -> None:
+def test_every_type_by_the_rule_of_accuracy(case: Case, dtype: torch.dtype) -> None:
     for save in (1, 2):
         accuracy.check_backend(backends.load("reference"), case, dtype, save=save)
 
 
 @pytest.mark.parametrize("save", [0, 1, 2])
-def test_what_is_kept(save: int) -> None:
+def test_save_says_which_states_and_gates_are_kept(save: int) -> None:
     case = SHORT[0]
     _, c, gates, _, _ = reference.forward(*make(case, F64), False, save)
     assert c.shape == ((0,) if save == 0 else (case.T, case.B, case.H))
@@ -106,20 +106,20 @@ def test_what_is_kept(save: int) -> None:
 def test_the_loop_yardstick_is_no_looser_than_nn_lstm(dtype: torch.dtype) -> None:
     """Where nn.LSTM can do the case, the loop that stands in for it has about its error."""
     for case in (c for c in SHORT if not (c.reset or c.projection) and c.T and c.B):
-        ref, own, loop = (
+        ref, lstm, loop = (
             accuracy.expected(case, dtype),
             accuracy.baseline(case, dtype, cells=False),
             accuracy.baseline(case, dtype),
         )
         for name in ("h", "h_n", "c_n"):
             floor = torch.finfo(dtype).eps
-            assert accuracy.error(loop[name], ref[name]) <= 2.5 * max(accuracy.error(own[name], ref[name]), floor), (
+            assert accuracy.error(loop[name], ref[name]) <= 2.5 * max(accuracy.error(lstm[name], ref[name]), floor), (
                 case,
                 name,
             )
 
 
-def test_the_rule_can_fail() -> None:
+def test_the_rule_of_accuracy_can_fail() -> None:
     ref = torch.ones(10, dtype=F64)
     accuracy.check("equal", ref.float(), ref, ref.float())
     with pytest.raises(AssertionError, match="relative error"):

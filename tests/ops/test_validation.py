@@ -23,7 +23,7 @@ def _case(*options: str, **sizes: int) -> Case:
 
 
 # Every way to get one argument wrong: another size, one dimension more or less, another type.
-_WRONG = {
+_FAULTS = {
     "longer": lambda v: torch.cat([v, v[:1]]) if v.dim() and v.shape[0] else torch.zeros(3, *v.shape[1:]),
     "shorter": lambda v: v[:-1] if v.dim() and v.shape[0] else None,
     "wider": lambda v: torch.cat([v, v[..., :1]], -1) if v.dim() and v.shape[-1] else None,
@@ -49,17 +49,17 @@ def test_no_bad_argument_reaches_a_kernel(data: st.DataObject) -> None:
     case = data.draw(st.sampled_from([c for c in SMALL if c.N]))
     inputs = make(case, F64)
     name = data.draw(st.sampled_from([n for n, v in inputs._asdict().items() if v is not None]))
-    kind = data.draw(st.sampled_from(sorted(_WRONG)))
-    wrong = _WRONG[kind](getattr(inputs, name))
-    if wrong is None or (wrong.shape == getattr(inputs, name).shape and kind in ("empty", "scalar")):
+    fault = data.draw(st.sampled_from(sorted(_FAULTS)))
+    wrong = _FAULTS[fault](getattr(inputs, name))
+    if wrong is None or (wrong.shape == getattr(inputs, name).shape and fault in ("empty", "scalar")):
         return
     free = ("x", "ids") if not (case.packed or case.reset) else ()  # another T, or another V, is no mistake
-    if kind in ("longer", "shorter") and name in (*free, *(("w_x",) if case.ids else ())):
+    if fault in ("longer", "shorter") and name in (*free, *(("w_x",) if case.ids else ())):
         return
     bad = inputs._replace(**{name: wrong})
     with pytest.raises((RuntimeError, IndexError, NotImplementedError)):
         validation.checked_inputs(OpInputs(*bad, case.reverse, 1))
-    if kind not in ("meta", "sparse"):
+    if fault not in ("meta", "sparse"):
         with pytest.raises((RuntimeError, IndexError)):
             lstm.lstm_forward(*bad, case.reverse, 1)
 
@@ -72,9 +72,9 @@ def test_no_bad_gradient_reaches_a_kernel(data: st.DataObject) -> None:
     inputs, grads = make(case, F64), make_grads(case, F64)
     h, c, gates, _, _ = lstm.lstm_forward(*inputs, case.reverse, save)
     named = grads._asdict() | {"h": h, "c": c, "gates": gates}
-    name, kind = data.draw(st.sampled_from(sorted(named))), data.draw(st.sampled_from(sorted(_WRONG)))
-    wrong = _WRONG[kind](named[name])
-    if wrong is None or (wrong.shape == named[name].shape and kind in ("empty", "scalar")):
+    name, fault = data.draw(st.sampled_from(sorted(named))), data.draw(st.sampled_from(sorted(_FAULTS)))
+    wrong = _FAULTS[fault](named[name])
+    if wrong is None or (wrong.shape == named[name].shape and fault in ("empty", "scalar")):
         return
     *bad, bad_h, bad_c, bad_gates = (named | {name: wrong}).values()
     checked = validation.checked_inputs(OpInputs(*inputs, case.reverse, save))

@@ -19,7 +19,7 @@ def _forward() -> tuple[dict, list[torch.Tensor]]:
     return sizes | {name: v.data_ptr() for name, v in tensors.items()}, [*tensors.values()]
 
 
-def test_names_in_any_order() -> None:
+def test_arguments_go_by_name_in_any_order() -> None:
     arguments, tensors = _forward()
     tensors[0].fill_(7)
     native.load().lstm_forward(**dict(reversed(arguments.items())))
@@ -60,7 +60,7 @@ def test_positional_arguments_are_refused() -> None:
         native.load().gemm(0, 0, 0)
 
 
-def test_what_an_argument_requires() -> None:
+def test_an_input_that_an_output_needs_may_not_be_missing() -> None:
     """An input that an output is computed from may not be missing."""
     arguments, _ = _forward()
     with pytest.raises(TypeError, match="lstm_forward needs the argument 'w_x'"):

@@ -1,4 +1,7 @@
-"""Arrays that wait for the next training step (csrc/bindings/array_cache.cpp). The Function itself: tests/test_direct.py."""
+"""Arrays that wait for the next training step (csrc/bindings/array_cache.cpp).
+
+The Function that uses them: tests/modules/test_fused_route.py.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def test_a_freed_array_is_used_again(double: bool) -> None:
     assert _array(shape, double).data_ptr() == place
 
 
-def test_one_in_use_is_not_given_out() -> None:
+def test_an_array_in_use_is_not_given_out() -> None:
     held = [_array((5,)) for _ in range(4)]
     assert len({v.data_ptr() for v in held}) == 4
     view = held[0][1:]
@@ -45,7 +48,7 @@ def test_one_in_use_is_not_given_out() -> None:
     assert view.shape == (4,)
 
 
-def test_arrays_of_nearly_the_same_size_are_one_for_the_other() -> None:
+def test_a_freed_array_serves_one_of_nearly_its_size() -> None:
     """As in batches of ragged sequences."""
     first = _array((10_001, 129))
     place = first.data_ptr()
@@ -61,7 +64,7 @@ def test_a_capsule_that_nobody_takes_gives_its_array_back() -> None:
     assert _array((PAGE,)).numel() == PAGE
 
 
-def test_what_nobody_asks_for_goes_back_to_the_system() -> None:
+def test_arrays_that_nobody_asks_for_go_back_to_the_system() -> None:
     del_me = [_array((9 * PAGE,)) for _ in range(2)]
     del_me.clear()
     most = native.load().cached_bytes()
@@ -70,7 +73,7 @@ def test_what_nobody_asks_for_goes_back_to_the_system() -> None:
     assert native.load().cached_bytes() <= most - 2 * 4 * 9 * PAGE + PAGE
 
 
-def test_freed_by_another_thread() -> None:
+def test_an_array_may_be_freed_by_another_thread() -> None:
     box = [_array((11, 3))]
     thread = threading.Thread(target=box.clear)
     thread.start()
@@ -78,15 +81,15 @@ def test_freed_by_another_thread() -> None:
     assert _array((11, 3)).shape == (11, 3)
 
 
-def test_large_calls_use_them_and_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_steps_on_used_arrays_have_nn_lstms_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps over arrays that hold what the step before left there."""
     monkeypatch.setattr(function, "_LARGE", 16)
-    lstm, reference = fastlstm.LSTM(3, 5, 2), torch.nn.LSTM(3, 5, 2)
-    reference.load_state_dict(lstm.state_dict())
+    lstm, torch_lstm = fastlstm.LSTM(3, 5, 2), torch.nn.LSTM(3, 5, 2)
+    torch_lstm.load_state_dict(lstm.state_dict())
     for T, B in ((7, 3), (7, 3), (1, 2), (7, 3)):
         x = torch.randn(T, B, 3)
-        for module in (lstm, reference):
+        for module in (lstm, torch_lstm):
             module.zero_grad()
             module(x)[0].square().sum().backward()
-        for mine, theirs in zip(lstm.parameters(), reference.parameters(), strict=True):
-            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+        for parameter, torch_parameter in zip(lstm.parameters(), torch_lstm.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, torch_parameter.grad, rtol=1e-4, atol=1e-5)

@@ -39,7 +39,7 @@ def threads(request: pytest.FixtureRequest):
 
 
 @pytest.mark.parametrize("case", cases.SHORT, ids=lambda case: case.id)
-def test_short_table(case: cases.Case, isa: str, threads: int) -> None:
+def test_short_table_in_float32(case: cases.Case, isa: str, threads: int) -> None:
     accuracy.check_backend(cpu, case, torch.float32)
     assert native.load().isa() == isa
 
@@ -48,7 +48,7 @@ def test_short_table(case: cases.Case, isa: str, threads: int) -> None:
 @pytest.mark.parametrize("case", cases.SHORT, ids=lambda case: case.id)
 def test_short_table_in_float64(case: cases.Case, isa: str, threads: int) -> None:
     """Judged in 80-bit numbers by the same rule: at most twice torch's own float64 error, or 4 eps."""
-    found, torchs, truth = [], [], []
+    results, torch_results, truth = [], [], []
     for seed in accuracy.draws(case):
         inputs, grads = (
             cases.make(case, torch.float64, seed, canary=True),
@@ -57,22 +57,22 @@ def test_short_table_in_float64(case: cases.Case, isa: str, threads: int) -> Non
         inputs = inputs._replace(**{k: v.contiguous() for k, v in inputs._asdict().items() if v is not None})
         op_inputs = OpInputs(*inputs, case.reverse, 1)
         h, c, gates, h_n, c_n = cpu.forward(op_inputs)
-        found.append((h, c, h_n, c_n, *cpu.backward(op_inputs, Saved(h, c, gates), Grads(*grads))))
+        results.append((h, c, h_n, c_n, *cpu.backward(op_inputs, Saved(h, c, gates), Grads(*grads))))
         baseline = accuracy.baseline(case, torch.float64, seed)
-        torchs.append([baseline[name] for name in accuracy.OP_OUTPUTS])
+        torch_results.append([baseline[name] for name in accuracy.OP_OUTPUTS])
         truth.append(exact.outputs(inputs, grads, case.reverse))
 
     def distance(values: list, name: str) -> float:
         """Of all draws together, relative to the truth."""
-        at, true = accuracy.OP_OUTPUTS.index(name), np.concatenate([t[name].ravel() for t in truth])
-        off = np.concatenate([v[at].detach().numpy().ravel() for v in values]).astype(np.longdouble) - true
-        return float(np.sqrt((off**2).sum()) / max(np.sqrt((true**2).sum()), np.finfo(np.float64).tiny))
+        place, true = accuracy.OP_OUTPUTS.index(name), np.concatenate([t[name].ravel() for t in truth])
+        error = np.concatenate([v[place].detach().numpy().ravel() for v in values]).astype(np.longdouble) - true
+        return float(np.sqrt((error**2).sum()) / max(np.sqrt((true**2).sum()), np.finfo(np.float64).tiny))
 
     for name in accuracy.OP_OUTPUTS:
         if name != "dh_proj" or case.projection:
-            allowed = max(2 * distance(torchs, name), 4 * np.finfo(np.float64).eps)
-            assert distance(found, name) <= allowed, (
-                f"{case.id} {name}: {distance(found, name):.3g}, allowed {allowed:.3g}"
+            allowed = max(2 * distance(torch_results, name), 4 * np.finfo(np.float64).eps)
+            assert distance(results, name) <= allowed, (
+                f"{case.id} {name}: {distance(results, name):.3g}, allowed {allowed:.3g}"
             )
 
 
@@ -105,33 +105,33 @@ def _layer(T: int, B: int, H: int) -> OpInputs:
 
 
 @pytest.mark.parametrize("shape", [(40, 50, 129), (40, 1, 300), (3, 200, 65), (70, 3, 520)], ids=str)
-def test_bits_repeat(shape: tuple[int, int, int], threads: int) -> None:
+def test_a_second_call_gives_the_same_bits(shape: tuple[int, int, int], threads: int) -> None:
     args = _layer(*shape)
     first, second = cpu.forward(args), cpu.forward(args)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_forward_from_several_python_threads() -> None:
+def test_forward_from_several_python_threads_gives_the_same_bits() -> None:
     args = _layer(50, 8, 65)
-    expected, found = cpu.forward(args)[0], []
-    workers = [threading.Thread(target=lambda: found.append(cpu.forward(args)[0])) for _ in range(4)]
+    expected, outputs = cpu.forward(args)[0], []
+    workers = [threading.Thread(target=lambda: outputs.append(cpu.forward(args)[0])) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert len(found) == 4
-    assert all(torch.equal(h, expected) for h in found)
+    assert len(outputs) == 4
+    assert all(torch.equal(h, expected) for h in outputs)
 
 
 def test_fork_after_use_does_not_hang() -> None:
     args = _layer(20, 64, 128)
     expected = cpu.forward(args)[0]
-    made = [torch.empty_like(expected), torch.empty(64, 128), torch.empty(64, 128), torch.zeros(20, 64, 512)]
+    buffers = [torch.empty_like(expected), torch.empty(64, 128), torch.empty(64, 128), torch.zeros(20, 64, 512)]
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         # the plain kernel call: torch's own operations, even torch.zeros, may hang after a fork
-        h, h_n, c_n, x_gates = (v.data_ptr() for v in made)
+        h, h_n, c_n, x_gates = (v.data_ptr() for v in buffers)
         w_hh, h0, c0 = (args[k].data_ptr() for k in (4, 6, 7))
         sizes = {"T": 20, "B": 64, "H": 128, "P": 128, "reverse": False, "double": False, "threads": 2}
         native.load().lstm_forward(**sizes, h=h, h_n=h_n, c_n=c_n, x_gates=x_gates, w_hh=w_hh, h0=h0, c0=c0)

@@ -12,7 +12,7 @@ from fastlstm.backends import native
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 ISAS = native.load().isa_names() if native.unavailable() is None else []
 T, B, I, H = 45, 26, 7, 19  # 1170 rows: five chunks for each of two threads
-KINDS = {
+VARIANTS = {
     "dense": {},
     "no bias": {"bias": False},
     "both directions": {"bidirectional": True, "num_layers": 2},
@@ -21,32 +21,32 @@ KINDS = {
 }
 
 
-def _module(kind: str, ids: int | None, dtype: torch.dtype) -> torch.nn.Module:
+def _module(variant: str, ids: int | None, dtype: torch.dtype) -> torch.nn.Module:
     torch.manual_seed(11)
     if ids is not None:
-        return fastlstm.TokenLSTM(ids, None, H, dtype=dtype, **KINDS[kind])
-    return fastlstm.LSTM(I, H, dtype=dtype, **KINDS[kind])
+        return fastlstm.TokenLSTM(ids, None, H, dtype=dtype, **VARIANTS[variant])
+    return fastlstm.LSTM(I, H, dtype=dtype, **VARIANTS[variant])
 
 
-def _everything(backend: str, kind: str, ids: int | None, ragged: bool, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _results(backend: str, variant: str, ids: int | None, ragged: bool, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Output, final states and all gradients, in float64."""
-    module = _module(kind, ids, torch.float32).to(dtype)
+    module = _module(variant, ids, torch.float32).to(dtype)
     torch.manual_seed(12)
     x = torch.randn(T, B, I).to(dtype).requires_grad_() if ids is None else torch.randint(ids, (T, B))
     lengths = torch.linspace(T, 3, B).long() if ragged else torch.full((B,), T)
     lengths[-1] = 1 if ragged else T
-    given = pack_padded_sequence(x, lengths) if ragged else x
+    inputs = pack_padded_sequence(x, lengths) if ragged else x
     lstm = getattr(module, "lstm", module)
     n, P = lstm.num_layers * (2 if lstm.bidirectional else 1), lstm.proj_size or H
     hx = tuple(torch.randn(n, B, size).to(dtype).requires_grad_() for size in (P, H))
     with fastlstm.backend(backend):
-        out, (h_n, c_n) = module(given, hx)
+        out, (h_n, c_n) = module(inputs, hx)
     data = out.data if isinstance(out, PackedSequence) else out
     loss = (data * torch.randn(data.shape).to(dtype)).sum() + (h_n * 2 + c_n[..., :1]).sum()
-    wanted = {**({"x": x} if ids is None else {}), "h0": hx[0], "c0": hx[1], **dict(module.named_parameters())}
-    grads = torch.autograd.grad(loss, list(wanted.values()))
-    found = {"out": data, "h_n": h_n, "c_n": c_n, **dict(zip(wanted, grads, strict=True))}
-    return {name: v.detach().double() for name, v in found.items()}
+    leaves = {**({"x": x} if ids is None else {}), "h0": hx[0], "c0": hx[1], **dict(module.named_parameters())}
+    grads = torch.autograd.grad(loss, list(leaves.values()))
+    results = {"out": data, "h_n": h_n, "c_n": c_n, **dict(zip(leaves, grads, strict=True))}
+    return {name: v.detach().double() for name, v in results.items()}
 
 
 @pytest.fixture(params=ISAS)
@@ -67,43 +67,45 @@ def threads(request: pytest.FixtureRequest):
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
 @pytest.mark.parametrize(  # a table as large as the text is shared, a small one is not
-    ("kind", "ids"),
-    [(kind, ids) for kind in KINDS for ids in (None, 9, 700) if ids is None or "projection" not in kind],
+    ("variant", "ids"),
+    [(variant, ids) for variant in VARIANTS for ids in (None, 9, 700) if ids is None or "projection" not in variant],
 )
-def test_by_the_rule_of_accuracy(kind: str, ids: int | None, ragged: bool, isa: None, threads: None) -> None:
-    truth = _everything("reference", kind, ids, ragged, torch.float64)
-    baseline = _everything("reference", kind, ids, ragged, torch.float32)
-    found = _everything("cpu", kind, ids, ragged, torch.float32)
+def test_results_and_gradients_by_the_rule_of_accuracy(
+    variant: str, ids: int | None, ragged: bool, isa: None, threads: None
+) -> None:
+    truth = _results("reference", variant, ids, ragged, torch.float64)
+    baseline = _results("reference", variant, ids, ragged, torch.float32)
+    actual = _results("cpu", variant, ids, ragged, torch.float32)
     for name, true in truth.items():
         allowed = max(2 * (baseline[name] - true).norm(), 4 * torch.finfo(torch.float32).eps * true.norm())
-        assert (found[name] - true).norm() <= allowed, name
+        assert (actual[name] - true).norm() <= allowed, name
 
 
 @pytest.mark.parametrize("ids", [None, 9])
-def test_bits_repeat(ids: int | None, threads: None) -> None:
-    first, second = (_everything("cpu", "dense", ids, True, torch.float32) for _ in range(2))
+def test_a_second_call_gives_the_same_bits(ids: int | None, threads: None) -> None:
+    first, second = (_results("cpu", "dense", ids, True, torch.float32) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("frozen", ["weight_hr_l0", "weight_hh_l0"])
 def test_a_frozen_weight_changes_no_other_gradient(frozen: str, threads: None) -> None:
     lstm, x = fastlstm.LSTM(I, H, proj_size=17), torch.randn(T, B, I)
-    found = []
+    grads = []
     for _ in range(2):
         lstm.zero_grad()
         with fastlstm.backend("cpu"):
             lstm(x)[0].square().sum().backward()
-        found.append({name: p.grad for name, p in lstm.named_parameters()})
+        grads.append({name: p.grad for name, p in lstm.named_parameters()})
         lstm.get_parameter(frozen).requires_grad_(False)
-    assert found[1].pop(frozen) is None
-    assert all(torch.equal(grad, found[0][name]) for name, grad in found[1].items())
+    assert grads[1].pop(frozen) is None
+    assert all(torch.equal(grad, grads[0][name]) for name, grad in grads[1].items())
 
 
 @pytest.mark.parametrize("width", [1, 5, 1030])
-def test_wide_layers(width: int, isa: None, threads: None) -> None:
+def test_wide_layers_by_the_rule_of_accuracy(width: int, isa: None, threads: None) -> None:
     """Many columns of gates, one or many of x, rows in the order of ragged sequences."""
 
-    def everything(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    def results(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
         torch.manual_seed(13)
         lstm, x = fastlstm.LSTM(width, 257), torch.randn(9, 11, width)
         lstm, x = lstm.to(dtype), x.to(dtype).requires_grad_()
@@ -112,21 +114,21 @@ def test_wide_layers(width: int, isa: None, threads: None) -> None:
         out.square().sum().backward()
         return [v.detach().double() for v in (out, x.grad, *(p.grad for p in lstm.parameters()))]
 
-    truth, baseline = (everything("reference", dtype) for dtype in (torch.float64, torch.float32))
-    for found, true, rounded in zip(everything("cpu", torch.float32), truth, baseline, strict=True):
+    truth, baseline = (results("reference", dtype) for dtype in (torch.float64, torch.float32))
+    for actual, true, rounded in zip(results("cpu", torch.float32), truth, baseline, strict=True):
         allowed = max(2 * (rounded - true).norm(), 4 * torch.finfo(torch.float32).eps * true.norm())
-        assert (found - true).norm() <= allowed
+        assert (actual - true).norm() <= allowed
 
 
-def test_resets(threads: None) -> None:
-    """Beside the same sequence cut where it is reset."""
+def test_gradients_with_resets_are_the_references(threads: None) -> None:
+    """All sequences start anew at two steps."""
     lstm, x, reset = fastlstm.LSTM(I, H), torch.randn(T, B, I), torch.zeros(T, B, dtype=torch.bool)
     reset[17], reset[30] = True, True
     with fastlstm.backend("cpu"):
         lstm(x, reset=reset)[0].square().sum().backward()
-    found = [p.grad.clone() for p in lstm.parameters()]
+    grads = [p.grad.clone() for p in lstm.parameters()]
     lstm.zero_grad()
     with fastlstm.backend("reference"):
         lstm(x, reset=reset)[0].square().sum().backward()
-    for mine, theirs in zip(found, lstm.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs.grad, rtol=1e-4, atol=1e-4)
+    for grad, parameter in zip(grads, lstm.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad, rtol=1e-4, atol=1e-4)

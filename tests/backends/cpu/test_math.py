@@ -9,7 +9,7 @@ from fastlstm.backends import native
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 ISAS = native.load().isa_names() if native.unavailable() is None else []
-WHAT = {"sigmoid": 0, "tanh": 1}
+CODES = {"sigmoid": 0, "tanh": 1}
 # units in the last place, as csrc/cpu/math.h states them
 LARGEST = {
     ("sigmoid", torch.float32): 1.2,
@@ -22,7 +22,7 @@ LARGEST = {
 def apply(name: str, x: torch.Tensor) -> torch.Tensor:
     """Run the kernel's own function on a contiguous tensor."""
     y = torch.empty_like(x)
-    native.load().unary(x.data_ptr(), y.data_ptr(), x.numel(), WHAT[name], x.dtype == torch.float64)
+    native.load().unary(x.data_ptr(), y.data_ptr(), x.numel(), CODES[name], x.dtype == torch.float64)
     return y
 
 
@@ -34,7 +34,7 @@ def isa(request: pytest.FixtureRequest):
     module.set_isa(before)
 
 
-@pytest.mark.parametrize("name", WHAT)
+@pytest.mark.parametrize("name", CODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_error_in_units_of_the_last_place(name: str, dtype: torch.dtype) -> None:
     dense = torch.linspace(-80, 80, 400_003, dtype=dtype)
@@ -47,7 +47,7 @@ def test_error_in_units_of_the_last_place(name: str, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_limits(dtype: torch.dtype) -> None:
+def test_limits_are_exact_and_nan_stays_nan(dtype: torch.dtype) -> None:
     x = torch.tensor([-float("inf"), -1e30, -100.0, 0.0, 100.0, 1e30, float("inf"), float("nan")], dtype=dtype)
     sigmoid, tanh = apply("sigmoid", x), apply("tanh", x)
     assert sigmoid[:3].abs().max() < 1e-37

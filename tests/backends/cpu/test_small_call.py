@@ -28,47 +28,47 @@ def _short() -> bool:
 
 
 def _pair(*args: object, **kwargs: object) -> tuple[nn.LSTM, fastlstm.LSTM]:
-    theirs = nn.LSTM(*args, **kwargs)
-    return theirs, fastlstm.LSTM.from_torch(theirs)
+    torch_lstm = nn.LSTM(*args, **kwargs)
+    return torch_lstm, fastlstm.LSTM.from_torch(torch_lstm)
 
 
-def _same(mine: tuple, theirs: tuple) -> None:
-    for a, b in zip((mine[0], *mine[1]), (theirs[0], *theirs[1]), strict=True):
+def _same(actual: tuple, expected: tuple) -> None:
+    for a, b in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
         assert [k for n, k in zip(a.shape, a.stride(), strict=True) if n > 1] == [
             k for n, k in zip(b.shape, b.stride(), strict=True) if n > 1
         ]
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("layout", ["time first", "batch first", "unbatched"])
-def test_same_as_nn_lstm(layout: str, bias: bool, given: bool) -> None:
+def test_results_are_nn_lstms(layout: str, bias: bool, with_state: bool) -> None:
     for (I, H, L), (T, B) in itertools.product(
         [(1, 1, 1), (3, 7, 3), (65, 129, 2), (128, 16, 1)], [(1, 1), (4, 1), (1, 4), (2, 2), (1, 3)]
     ):
         if layout == "unbatched" and B > 1:
             continue
-        theirs, mine = _pair(I, H, L, bias=bias, batch_first=layout == "batch first")
+        torch_lstm, lstm = _pair(I, H, L, bias=bias, batch_first=layout == "batch first")
         x = torch.randn({"time first": (T, B, I), "batch first": (B, T, I), "unbatched": (T, I)}[layout])
         shape = (L, H) if layout == "unbatched" else (L, B, H)
-        hx = (torch.randn(shape), torch.randn(shape)) if given else None
+        hx = (torch.randn(shape), torch.randn(shape)) if with_state else None
         with torch.no_grad():
-            found = mine(x, hx)
+            actual = lstm(x, hx)
             assert _short() == (layout != "batch first" or 1 in (T, B)), (T, B)
-            _same(found, theirs(x, hx))
+            _same(actual, torch_lstm(x, hx))
 
 
-def test_within_the_rule_of_accuracy() -> None:
+def test_results_by_the_rule_of_accuracy() -> None:
     for H in (8, 128, 513):
-        theirs, mine = _pair(H, H, 2)
+        torch_lstm, lstm = _pair(H, H, 2)
         x, hx = torch.randn(2, 2, H), (torch.randn(2, 2, H), torch.randn(2, 2, H))
         with torch.no_grad():
-            found, other = mine(x, hx), theirs(x, hx)
+            actual, baseline = lstm(x, hx), torch_lstm(x, hx)
             assert _short()
-            exact = theirs.double()(x.double(), tuple(v.double() for v in hx))
+            exact = torch_lstm.double()(x.double(), tuple(v.double() for v in hx))
         for y, reference, torch_y in zip(
-            (found[0], *found[1]), (exact[0], *exact[1]), (other[0], *other[1]), strict=True
+            (actual[0], *actual[1]), (exact[0], *exact[1]), (baseline[0], *baseline[1]), strict=True
         ):
             bound = max(2 * accuracy.error(torch_y, reference), 4 * torch.finfo(torch.float32).eps)
             assert accuracy.error(y, reference) <= bound
@@ -133,9 +133,9 @@ def test_changed_weights_show_at_once(change: Callable) -> None:
     assert not torch.allclose(before, after[0])
 
 
-def test_input_that_lies_otherwise() -> None:
+def test_inputs_of_any_strides_and_lazy_negations_are_right() -> None:
     """Strides, numbers that are still to be negated, and memory of another tensor."""
-    theirs, mine = _pair(3, 5, 2)
+    torch_lstm, lstm = _pair(3, 5, 2)
     state = torch.randn(2, 1, 10)
     for x in (
         torch.randn(1, 1, 6)[..., ::2], torch.randn(3, 1, 2).transpose(0, 2), torch.randn(1, 2, 1, 3)[:, 1],
@@ -151,30 +151,30 @@ def test_input_that_lies_otherwise() -> None:
             [torch.randn(2, B, 5), torch.randn(2, B, 5)],
         ):
             with torch.no_grad():
-                _same(mine(x, hx), theirs(x, hx))
+                _same(lstm(x, hx), torch_lstm(x, hx))
 
 
-def test_default_type_and_outputs_of_their_own() -> None:
+def test_outputs_have_memory_of_their_own_whatever_the_default_type() -> None:
     lstm, x, hx = fastlstm.LSTM(3, 5), torch.randn(1, 1, 3), (torch.randn(1, 1, 5), torch.randn(1, 1, 5))
     with torch.no_grad():
         expected = lstm(x, hx)
         torch.set_default_dtype(torch.float64)
         try:
-            found = lstm(x, hx)
+            actual = lstm(x, hx)
         finally:
             torch.set_default_dtype(torch.float32)
         assert _short()
-    _same(found, expected)
-    assert not any(v.requires_grad for v in (found[0], *found[1]))
-    places = {v.untyped_storage().data_ptr() for v in (x, *hx, found[0], *found[1])}
+    _same(actual, expected)
+    assert not any(v.requires_grad for v in (actual[0], *actual[1]))
+    places = {v.untyped_storage().data_ptr() for v in (x, *hx, actual[0], *actual[1])}
     assert len(places) == 6
-    assert found[0].resize_(3, 7).shape == (3, 7)
+    assert actual[0].resize_(3, 7).shape == (3, 7)
     with torch.inference_mode():
         assert lstm(x, hx)[0].is_inference()
         assert _short()
 
 
-def test_not_taken_where_someone_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_taken_under_modes_autocast_transforms_or_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     lstm, x = fastlstm.LSTM(3, 5), torch.randn(1, 1, 3)
@@ -224,9 +224,9 @@ def test_not_taken_where_someone_looks_on(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_subclass_keeps_its_own_checks() -> None:
     class Strict(fastlstm.LSTM):
         def check_forward_args(self, *args: object) -> None:
-            raise RuntimeError("mine")
+            raise RuntimeError("of the subclass")
 
-    with torch.no_grad(), pytest.raises(RuntimeError, match="mine"):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="of the subclass"):
         Strict(3, 5)(torch.randn(1, 1, 3))
 
 
@@ -242,26 +242,26 @@ _ODD = {
 @pytest.mark.parametrize("which", ["x", "h0", "c0"])
 def test_no_bad_argument_reaches_the_kernel(which: str, odd: str) -> None:
     """Each is wrong: nothing is run, and the general way says why, as torch does."""
-    theirs, mine = _pair(3, 5, 2)
-    given = {"x": torch.randn(1, 2, 3), "h0": torch.randn(2, 2, 5), "c0": torch.randn(2, 2, 5)}
+    torch_lstm, lstm = _pair(3, 5, 2)
+    arguments = {"x": torch.randn(1, 2, 3), "h0": torch.randn(2, 2, 5), "c0": torch.randn(2, 2, 5)}
     odd = "flat" if (which, odd) == ("h0", "sparse") else odd  # that one nn.LSTM takes, see the next test
-    given[which] = _ODD[odd](given[which])
-    x, hx = given["x"], (given["h0"], given["c0"])
+    arguments[which] = _ODD[odd](arguments[which])
+    x, hx = arguments["x"], (arguments["h0"], arguments["c0"])
     with torch.no_grad():
-        assert _SMALL_CALL(mine, x, hx) is None
+        assert _SMALL_CALL(lstm, x, hx) is None
         raised = []
-        for lstm in (theirs, mine):
+        for module in (torch_lstm, lstm):
             with pytest.raises(Exception) as caught:  # noqa: PT011
-                lstm(x, hx)
+                module(x, hx)
             raised.append(caught.type)
     assert raised[0] is raised[1]
 
 
 def test_a_sparse_state_is_left_to_torch() -> None:
-    theirs, mine = _pair(3, 5, 2)
+    torch_lstm, lstm = _pair(3, 5, 2)
     x, h0, c0 = torch.randn(1, 2, 3), torch.randn(2, 2, 5).relu().to_sparse(), torch.randn(2, 2, 5)
     with torch.no_grad():
-        _same(mine(x, (h0, c0)), theirs(x, (h0, c0)))
+        _same(lstm(x, (h0, c0)), torch_lstm(x, (h0, c0)))
 
 
 @pytest.mark.parametrize("odd", ["deeper", "flat", "wider", "narrow", "empty", "sparse", "half", "double", "meta"])
@@ -283,7 +283,7 @@ def test_no_bad_weight_reaches_a_kernel(name: str, odd: str) -> None:
                 lstm(x)
 
 
-def test_references_are_given_back() -> None:
+def test_reference_counts_do_not_grow() -> None:
     lstm, x, hx = fastlstm.LSTM(3, 5, 2), torch.randn(1, 1, 3), (torch.randn(2, 1, 5), torch.randn(2, 1, 5))
     held: list[object] = [x, *hx, hx, *lstm._parameters.values(), lstm._parameters, lstm.__dict__, small_call.PLAN]
     with torch.no_grad():
@@ -296,7 +296,7 @@ def test_references_are_given_back() -> None:
         after = [sys.getrefcount(v) for v in held]
     assert after == before
     with torch.no_grad():
-        found = _SMALL_CALL(lstm, x, hx)
-    assert sys.getrefcount(found) == 2
-    assert [sys.getrefcount(v) for v in found] == [3, 3]  # the tuple, the name and the argument
-    assert [sys.getrefcount(v) for v in found[1]] == [3, 3]
+        results = _SMALL_CALL(lstm, x, hx)
+    assert sys.getrefcount(results) == 2
+    assert [sys.getrefcount(v) for v in results] == [3, 3]  # the tuple, the name and the argument
+    assert [sys.getrefcount(v) for v in results[1]] == [3, 3]

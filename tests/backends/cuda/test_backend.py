@@ -29,13 +29,13 @@ def test_without_kernels_it_says_how_to_get_them(monkeypatch):
     assert cuda_kernels() == "none, since no nvcc was found when it was built"
 
 
-def test_what_doctor_says_of_built_kernels(lib):
+def test_doctor_names_the_architectures_of_built_kernels(lib):
     assert cuda_kernels() == "for sm_75, sm_80, sm_90, and what is newer"
 
 
 def test_without_a_driver_it_says_so_wherever_the_tensors_are(lib):
-    lib.said = "there is no NVIDIA driver; install one"
-    assert CUDA.unsupported_reason(GPU) == CUDA.unsupported_reason(small_call(torch.device("cpu"))) == lib.said
+    lib.reason = "there is no NVIDIA driver; install one"
+    assert CUDA.unsupported_reason(GPU) == CUDA.unsupported_reason(small_call(torch.device("cpu"))) == lib.reason
 
 
 def test_other_devices_and_types_are_refused(lib):
@@ -51,7 +51,7 @@ def test_rocm_is_refused(lib, monkeypatch):
 @pytest.mark.parametrize(
     ("capability", "runs"), [(70, False), (75, True), (80, True), (86, True), (89, True), (90, True), (100, True)]
 )
-def test_machine_code_of_one_major_version_and_ptx_for_newer_ones(lib, capability, runs):
+def test_machine_code_runs_on_its_major_version_and_ptx_on_newer_ones(lib, capability, runs):
     lib.capability = capability
     reason = CUDA.unsupported_reason(GPU)
     assert (reason is None) == runs, reason
@@ -123,7 +123,7 @@ def test_float32_follows_the_switch_of_tf32(lib, monkeypatch):
     assert cuda._choose(GPU).tf32 is False
 
 
-def test_products_go_to_wide_results_where_torch_can():
+def test_products_of_half_types_have_float32_results_where_torch_can():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     assert device.multiplies_wide()
@@ -134,7 +134,7 @@ def test_products_go_to_wide_results_where_torch_can():
 
 
 @pytest.mark.parametrize("kernel", CUDA.kernel_names)
-def test_whole_calls(simulated, kernel):
+def test_a_packed_call_with_resets_by_the_rule_of_accuracy(simulated, kernel):
     """Forward and backward of a packed case with resets, by the rule of accuracy; the device is set for both runtimes."""
     cases = [c for c in SHORT if c.H == 7 and c.packed and c.B and not c.projection]
     with CUDA.force(kernel if kernel != "cooperative" else None):
@@ -146,18 +146,20 @@ def test_whole_calls(simulated, kernel):
 @pytest.mark.parametrize("allowed", [True, False])
 def test_products_follow_cudnns_switch(simulated, monkeypatch, allowed):
     """As in nn.LSTM, whatever torch's own products do; inside a call only."""
-    seen, matmul = [], torch.backends.cuda.matmul
+    precisions, matmul = [], torch.backends.cuda.matmul
     monkeypatch.setattr(device, "allows_tf32", lambda: allowed)
     input_side = cuda_launch.input_side
-    monkeypatch.setattr(cuda_launch, "input_side", lambda *a: (seen.append(matmul.fp32_precision), input_side(*a))[1])
+    monkeypatch.setattr(
+        cuda_launch, "input_side", lambda *a: (precisions.append(matmul.fp32_precision), input_side(*a))[1]
+    )
     before = matmul.fp32_precision
     case = next(c for c in SHORT if c.H == 7 and not c.ids and not c.projection)
     accuracy.check_backend(CUDA, case, torch.float32, tf32=allowed)
-    assert set(seen) == {"tf32" if allowed else "ieee"}
+    assert set(precisions) == {"tf32" if allowed else "ieee"}
     assert matmul.fp32_precision == before
 
 
-def test_a_module_runs_through_it(simulated):
+def test_a_module_runs_forward_and_backward_on_it(simulated):
     lstm = fastlstm.LSTM(4, 8, dtype=torch.float16)
     x = torch.randn(3, 2, 4, dtype=torch.float16)
     with fastlstm.backend("cuda"):
@@ -167,27 +169,29 @@ def test_a_module_runs_through_it(simulated):
     assert simulated
 
 
-def test_an_input_side_at_a_low_address(monkeypatch):
+def test_the_row_address_of_an_input_side_at_a_low_address_wraps(monkeypatch):
     """Kernels count rows from the first of all; where a chunk lies lower than its rows are many, that address wraps."""
     monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 1)
-    x, w_x, found = torch.randn(3, 2), torch.randn(8, 2), []
+    x, w_x, addresses = torch.randn(3, 2), torch.randn(8, 2), []
     rt, args = SimpleNamespace(use=lambda *_: 40), library_args()
     steps = cuda_launch.StepRows.of(x[:, None], 1, None, False)
-    cuda_launch._in_chunks(rt, args, steps, x, w_x, None, lambda begin, end: found.append(args.x_gates), 0)
-    assert [(at + k * 32) % 2**64 for k, at in enumerate(found)] == [40, 40, 40]
+    cuda_launch._in_chunks(rt, args, steps, x, w_x, None, lambda begin, end: addresses.append(args.x_gates), 0)
+    assert [(address + k * 32) % 2**64 for k, address in enumerate(addresses)] == [40, 40, 40]
 
 
 @pytest.mark.parametrize(("kernel", "most"), [("per_step", 8), ("cooperative", 256)])
 def test_an_input_side_that_is_not_kept_is_small(simulated, monkeypatch, kernel, most):
     """Only launches that load W_hh get at least 256 steps of it at once."""
-    seen, real = [], cuda_launch.input_side
+    row_counts, input_side = [], cuda_launch.input_side
     monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 8 * 3 * 4 * 32 * 4)
-    monkeypatch.setattr(cuda_launch, "input_side", lambda x, *rest: seen.append(x.shape[0]) or real(x, *rest))
+    monkeypatch.setattr(
+        cuda_launch, "input_side", lambda x, *rest: row_counts.append(x.shape[0]) or input_side(x, *rest)
+    )
     lstm, x = fastlstm.LSTM(2, 32), torch.randn(300, 3, 2)
     with fastlstm.backend("cuda"), CUDA.force(kernel), torch.no_grad():
         lstm(x)
-    assert max(seen) == 3 * most
-    assert sum(seen) == 3 * 300
+    assert max(row_counts) == 3 * most
+    assert sum(row_counts) == 3 * 300
 
 
 @pytest.mark.parametrize("change", [lambda t: t.half(), lambda t: t[..., :-1]], ids=["type", "size"])
@@ -207,7 +211,7 @@ def library_args():
     return hostsim.library().cuda.ForwardArgs()
 
 
-def test_the_runtime_is_what_the_op_asks_for():
+def test_the_gpu_has_every_method_of_a_runtime():
     for name in ("use", "product", "product_type"):
         assert hasattr(cuda_launch.Runtime, name)
         assert hasattr(cuda._Gpu, name)

@@ -30,7 +30,7 @@ def _allowed(device: cost_model.Device, code: int) -> bool:
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_what_it_chooses_fits(lib, name):
+def test_what_is_chosen_fits_the_gpu(lib, name):
     device = cost_model.KNOWN[name]
     for (H, B), code in product(SIZES, CODES.values()):
         for backward, choice in enumerate(cuda_planner.choices(lib, device, code, H=H, B=B)):
@@ -46,12 +46,12 @@ def test_what_it_chooses_fits(lib, name):
             assert t.unit_blocks == 1 if choice.kernel == "single_block" else choice.blocks <= device.sms
             held = (choice.register_weights + choice.shared_weights) * t.unit_blocks
             assert held >= 4 * H * H * BYTES[code]
-            again = lib.fit(cuda_planner.gpu(lib, device), code, H, B, bool(backward), choice.kernel, t)
-            assert again.us == choice.us
+            refitted = lib.fit(cuda_planner.gpu(lib, device), code, H, B, bool(backward), choice.kernel, t)
+            assert refitted.us == choice.us
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_its_cost_is_the_cost_models(lib, name):
+def test_the_time_of_a_choice_is_the_cost_models(lib, name):
     device = cost_model.KNOWN[name]
     for (H, B), code in product(SIZES[::2], CODES.values()):
         for choice in cuda_planner.choices(lib, device, code, H=H, B=B):
@@ -60,7 +60,7 @@ def test_its_cost_is_the_cost_models(lib, name):
             assert choice.bound == predicted.bound == max(predicted.parts, key=predicted.parts.get)
 
 
-def test_it_takes_the_cheapest(lib):
+def test_the_cheapest_kernel_and_tiling_are_chosen(lib):
     device = cost_model.KNOWN["A100"]
     for (H, B), code in product(((64, 16), (512, 16), (1024, 128)), (0, 3)):
         best = cuda_planner.choices(lib, device, code, H=H, B=B)
@@ -85,15 +85,15 @@ def test_it_takes_the_cheapest(lib):
 def test_all_tilings_come_cheapest_first(lib, H, B, backward):
     device = cost_model.KNOWN["H100"]
     for code in CODES.values():
-        found = cuda_planner.tilings(lib, device, code, H=H, B=B, backward=backward)
-        assert [c.us for c in found] == sorted(c.us for c in found)
-        assert all(c.kernel == ("single_block" if c.t.unit_blocks == 1 else "cooperative") for c in found)
-        assert len({tuple(getattr(c.t, n) for n in TILING) for c in found}) == len(found)
+        choices = cuda_planner.tilings(lib, device, code, H=H, B=B, backward=backward)
+        assert [c.us for c in choices] == sorted(c.us for c in choices)
+        assert all(c.kernel == ("single_block" if c.t.unit_blocks == 1 else "cooperative") for c in choices)
+        assert len({tuple(getattr(c.t, n) for n in TILING) for c in choices}) == len(choices)
         best = cuda_planner.choices(lib, device, code, H=H, B=B)[backward]
         if best.kernel == "per_step":
-            assert all(c.us >= best.us for c in found)
+            assert all(c.us >= best.us for c in choices)
         else:
-            assert (found[0].us, found[0].work.l2_rounds) == (best.us, best.work.l2_rounds)
+            assert (choices[0].us, choices[0].work.l2_rounds) == (best.us, best.work.l2_rounds)
 
 
 def test_work_counts_what_a_warp_waits_for(lib):
@@ -119,7 +119,7 @@ def test_work_counts_what_a_warp_waits_for(lib):
     assert back["backward_cells"] == 0.5  # a block runs a fourth of its 32 columns' cells, 8 units; 4 warps, two tiles
 
 
-def test_constants_can_be_tried(lib):
+def test_every_part_is_linear_in_its_constant(lib):
     device = cost_model.KNOWN["H100"]
     free = replace(device, cost=tuple((name, 0.0) for name, *_ in lib.constants()))
     assert cuda_planner.gpu(lib, free).cost.l2_clocks == 0
@@ -144,7 +144,7 @@ def test_unknown_devices_borrow_from_their_generation(lib):
     assert cuda_planner.choices(lib, future, 3, H=1024, B=64)[0].kernel == "cooperative"
 
 
-def test_sizes_choose_kernels(lib):
+def test_the_size_of_h_decides_on_the_kernel(lib):
     """Small H stays in a block, larger H on the chip, what is too large nowhere."""
     h100 = cost_model.KNOWN["H100"]
 
@@ -171,12 +171,12 @@ def test_sizes_choose_kernels(lib):
         ({"only": "single_block", "H": 32, "device": "old"}, "compute capability 7.0, at least 7.5 is needed"),
     ],
 )
-def test_it_says_why_not(lib, options, reason):
+def test_a_kernel_that_does_not_fit_is_refused_with_its_reason(lib, options, reason):
     options = {"B": 16, "code": 3, "device": "H100", **options}
     device, code = options.pop("device"), options.pop("code")
-    found = replace(cost_model.KNOWN["T4"], capability=70) if device == "old" else cost_model.KNOWN[device]
+    gpu = replace(cost_model.KNOWN["T4"], capability=70) if device == "old" else cost_model.KNOWN[device]
     with pytest.raises(ValueError, match=reason):
-        cuda_planner.choices(lib, found, code, **options)
+        cuda_planner.choices(lib, gpu, code, **options)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_it_says_why_not(lib, options, reason):
         ({"groups": 1, "unit_blocks": 8}, "W_hh of H 64 does not stay in one block"),
     ],
 )
-def test_a_tiling_that_does_not_fit(lib, changes, reason):
+def test_a_tiling_that_does_not_fit_is_refused_with_its_reason(lib, changes, reason):
     tiling = lib.Tiling()
     for name, value in zip(TILING, (1, 1, 8, 1, 1, 1, 1), strict=True):
         setattr(tiling, name, changes.get(name, value))
@@ -198,7 +198,7 @@ def test_a_tiling_that_does_not_fit(lib, changes, reason):
         lib.fit(cuda_planner.gpu(lib, cost_model.KNOWN["H100"]), 3, 64, 8, False, "single_block", tiling)
 
 
-def test_too_many_blocks_for_the_chip(lib):
+def test_more_waiting_blocks_than_multiprocessors_are_refused(lib):
     tiling = lib.Tiling()
     for name, value in zip(TILING, (64, 4, 1, 1, 1, 1, 1), strict=True):
         setattr(tiling, name, value)
@@ -207,10 +207,10 @@ def test_too_many_blocks_for_the_chip(lib):
 
 
 @pytest.mark.parametrize(("H", "kernel"), [(64, "single_block"), (768, "cooperative"), (16384, "per_step")])
-def test_the_sentence(lib, H, kernel):
+def test_the_sentence_names_kernel_time_bound_and_tiling(lib, H, kernel):
     device = cost_model.KNOWN["H100"]
-    said = [cuda_planner.sentence(c, device) for c in cuda_planner.choices(lib, device, 3, H=H, B=16)]
-    for line in said:
+    lines = [cuda_planner.sentence(c, device) for c in cuda_planner.choices(lib, device, 3, H=H, B=16)]
+    for line in lines:
         assert line.startswith(f"{kernel}: ")
         words = ["µs a step predicted on H100", "bound by", "W_hh ("]
         if kernel != "per_step":

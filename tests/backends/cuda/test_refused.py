@@ -23,15 +23,15 @@ CASE = Case(id="spread", T=3, B=2, I=3, H=136, P=136, lengths=(3, 2), reset=True
 @pytest.fixture
 def refused(simulated, monkeypatch, request):
     """The simulated GPU as part of a real one; the launches that it has refused."""
-    launchers, seen = hostsim.library().cuda, []
+    launchers, launches = hostsim.library().cuda, []
 
     def refuse(*args):
-        seen.append(args)
+        launches.append(args)
         raise launchers.RefusedLaunchError("cooperative: too many blocks in cooperative launch, code 720")
 
     for direction in getattr(request, "param", ("forward", "backward")):
         monkeypatch.setattr(launchers, f"cooperative_{direction}", refuse)
-    return seen
+    return launches
 
 
 def spec_of(dtype: torch.dtype) -> Spec:
@@ -39,7 +39,7 @@ def spec_of(dtype: torch.dtype) -> Spec:
     return replace(small_call(torch.device("cpu")), dtype=dtype, packed=True, reset=True, **sizes)
 
 
-def test_the_launchers_have_this_error():
+def test_the_launchers_have_an_error_for_a_refused_launch():
     if reason := hostsim.BACKEND.unsupported_reason(small_call(torch.device("cpu"))):
         pytest.skip(reason)
     assert issubclass(hostsim.library().cuda.RefusedLaunchError, RuntimeError)
@@ -57,7 +57,7 @@ def test_another_kernel_runs_the_call_and_all_later_ones(refused, caplog):
 
 
 @pytest.mark.parametrize("refused", [("backward",)], indirect=True)
-def test_refused_between_forward_and_backward(refused):
+def test_a_backward_that_is_refused_after_its_forward_runs_on_another_kernel(refused):
     accuracy.check_backend(CUDA, CASE, torch.float32)
     assert len(refused) == 1
 

@@ -24,7 +24,7 @@ def warnings(caplog):
     return caplog
 
 
-def test_a_word_for_each_device_kernel_and_type(fresh):
+def test_each_device_kernel_and_type_has_a_word_of_its_own(fresh):
     words = {cuda_status.word(i, k, m).data_ptr() for i in (0, 1) for k in CUDA.kernel_names for m in device.MATHS}
     assert len(words) == 2 * 3 * 4
     cuda_status.word(1, "single_block", "float16")[0] = 7
@@ -45,9 +45,9 @@ def test_a_kernel_whose_blocks_waited_is_told_once_and_not_planned_again(lib, wa
     cuda_status.word(0, "cooperative", "bfloat16")[0] = cuda_status.TIMED_OUT
     with pytest.raises(
         BackendError, match=r"on cuda:0 gave up: the blocks of kernel cooperative in bfloat16 waited 1.5 s"
-    ) as told:
+    ) as raised:
         cuda_status.raise_on(0)
-    assert (told.value.kernel, told.value.math) == ("cooperative", "bfloat16")
+    assert (raised.value.kernel, raised.value.math) == ("cooperative", "bfloat16")
     cuda_status.raise_on(0)
     assert CUDA.kernels(LARGE) == ("per_step", "per_step")
     assert CUDA.kernels(replace(LARGE, dtype=torch.float16)) == ("cooperative", "cooperative")
@@ -106,12 +106,12 @@ def test_check_tells_why_where_the_device_failed(lib, monkeypatch):
     with pytest.raises(RuntimeError, match="launch failure"):
         fastlstm.check()
     cuda_status.word(0, "per_step", "float32")[0] = cuda_status.BAD_ID
-    with pytest.raises(IndexError) as found:
+    with pytest.raises(IndexError) as raised:
         fastlstm.check()
-    assert "launch failure" in str(found.value.__context__)
+    assert "launch failure" in str(raised.value.__context__)
 
 
-def test_check_is_not_for_captures(lib, monkeypatch):
+def test_check_raises_inside_a_capture(lib, monkeypatch):
     cuda_status.word(0, "per_step", "float32")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="a capture cannot; call it after a replay"):

@@ -42,8 +42,8 @@ _call_and_patch = interpreter.InterpretedFunction.__call__
 
 def _call(self, *args, **kwargs):
     """Call a function inside a kernel without patching triton.language again (a third of the time): the launch has."""
-    ours = self.fn.__module__.startswith("fastlstm.")
-    return self.rewrite()(*args, **kwargs) if ours else _call_and_patch(self, *args, **kwargs)
+    in_package = self.fn.__module__.startswith("fastlstm.")
+    return self.rewrite()(*args, **kwargs) if in_package else _call_and_patch(self, *args, **kwargs)
 
 
 interpreter.InterpretedFunction.__call__ = _call

@@ -46,18 +46,20 @@ def _call(dtype: torch.dtype = torch.float32) -> Spec:
     return OpInputs(*i, case.reverse, 1).spec()
 
 
-def _equal(found: list[torch.Tensor], wanted: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
+def _check(actual: list[torch.Tensor], baseline: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
     """Hold float32 results to twice nn.LSTM's own error against float64."""
-    assert len(found) == len(wanted) == len(exact)
-    for k, (a, b, c) in enumerate(zip(found, wanted, exact, strict=True)):
+    assert len(actual) == len(baseline) == len(exact)
+    for k, (a, b, c) in enumerate(zip(actual, baseline, exact, strict=True)):
         accuracy.check(f"tensor {k}", a, c, b)
 
 
-def test_bidirectional_packed() -> None:
+def test_two_bidirectional_layers_on_packed_input_by_the_rule_of_accuracy() -> None:
     """Two layers, both directions, packed, through the module: outputs and all gradients as nn.LSTM's."""
-    ours, theirs, exact = (kind(6, 20, 2, bidirectional=True) for kind in (fastlstm.LSTM, *[torch.nn.LSTM] * 2))
-    theirs.load_state_dict(ours.state_dict())
-    exact.load_state_dict(ours.state_dict())
+    lstm, torch_lstm, exact_lstm = (
+        module_class(6, 20, 2, bidirectional=True) for module_class in (fastlstm.LSTM, *[torch.nn.LSTM] * 2)
+    )
+    torch_lstm.load_state_dict(lstm.state_dict())
+    exact_lstm.load_state_dict(lstm.state_dict())
     x = pack_padded_sequence(torch.randn(5, 4, 6), torch.tensor([3, 5, 1, 4]), enforce_sorted=False)
     weights = [torch.randn(13, 40), torch.randn(4, 4, 20), torch.randn(4, 4, 20)]
 
@@ -68,39 +70,39 @@ def test_bidirectional_packed() -> None:
         return [out.data, *state, data.grad, *(p.grad for p in module.parameters())]
 
     with fastlstm.backend("triton"):
-        found = run(ours, torch.float32)
+        actual = run(lstm, torch.float32)
     assert dispatch.last_plan().startswith("triton: single_block (tf32), 16 rows × 32 units, 8 warps, 2 stages; ")
     assert dispatch.last_plan().endswith("; in Triton's interpreter")
-    _equal(found, run(theirs, torch.float32), run(exact.double(), torch.float64))
+    _check(actual, run(torch_lstm, torch.float32), run(exact_lstm.double(), torch.float64))
 
 
-def test_characters(ieee: None) -> None:
+def test_a_token_lstm_trains_as_nn_embedding_and_nn_lstm(ieee: None) -> None:
     """A TokenLSTM with an embedding trains as nn.Embedding and nn.LSTM do."""
-    ours = fastlstm.TokenLSTM(11, 8, 72, num_layers=2)
+    token_lstm = fastlstm.TokenLSTM(11, 8, 72, num_layers=2)
     ids, mix = torch.randint(11, (4, 3)), torch.randn(4, 3, 72)
 
-    def theirs(dtype: torch.dtype) -> list[torch.Tensor]:
+    def torch_results(dtype: torch.dtype) -> list[torch.Tensor]:
         embedding, lstm = torch.nn.Embedding(11, 8), torch.nn.LSTM(8, 72, 2)
-        embedding.load_state_dict(ours.embedding.state_dict())
-        lstm.load_state_dict(ours.lstm.state_dict())
+        embedding.load_state_dict(token_lstm.embedding.state_dict())
+        lstm.load_state_dict(token_lstm.lstm.state_dict())
         embedding, lstm = embedding.to(dtype), lstm.to(dtype)
         out, state = lstm(embedding(ids))
         (out * mix).sum().backward()
         return [out, *state, embedding.weight.grad, *(p.grad for p in lstm.parameters())]
 
     with fastlstm.backend("triton"):
-        out, state = ours(ids)
+        out, state = token_lstm(ids)
         (out * mix).sum().backward()
     assert dispatch.last_plan().startswith("triton: streamed (ieee), 4 rows × 32 units, blocks of 32, ")
-    found = [out, *state, ours.embedding.weight.grad, *(p.grad for p in ours.lstm.parameters())]
-    _equal(found, theirs(torch.float32), theirs(torch.float64))
+    actual = [out, *state, token_lstm.embedding.weight.grad, *(p.grad for p in token_lstm.lstm.parameters())]
+    _check(actual, torch_results(torch.float32), torch_results(torch.float64))
 
 
 def test_projected_bfloat16() -> None:
     """Half types and projection through the module: what is returned is bfloat16, the per-step kernel ran."""
-    ours = fastlstm.LSTM(5, 12, proj_size=7, dtype=torch.bfloat16)
+    lstm = fastlstm.LSTM(5, 12, proj_size=7, dtype=torch.bfloat16)
     with fastlstm.backend("triton"), torch.no_grad():
-        out, (h_n, c_n) = ours(torch.randn(3, 2, 5, dtype=torch.bfloat16))
+        out, (h_n, c_n) = lstm(torch.randn(3, 2, 5, dtype=torch.bfloat16))
     assert dispatch.last_plan().startswith("triton: per_step (half), ")
     assert (out.dtype, out.shape, h_n.shape, c_n.shape) == (torch.bfloat16, (3, 2, 7), (1, 2, 7), (1, 2, 12))
     assert torch.equal(out[-1], h_n[0])
@@ -116,14 +118,14 @@ def test_precision_follows_torch(ieee: None) -> None:
 @pytest.mark.parametrize("allowed", [True, False])
 def test_products_follow_cudnns_switch_as_the_kernels_do(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
     """Input side, products with projection, gates again: by cuDNN's switch, whatever torch's own products do; then back."""
-    cudnn, matmul, seen = torch.backends.cudnn, torch.backends.cuda.matmul, []
+    cudnn, matmul, precisions = torch.backends.cudnn, torch.backends.cuda.matmul, []
     monkeypatch.setattr(cudnn, "allow_tf32", allowed)
     matmul.fp32_precision, before = "ieee" if allowed else "tf32", matmul.fp32_precision
 
     class Products(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
-                seen.append(matmul.fp32_precision)
+                precisions.append(matmul.fp32_precision)
             return func(*args, **(kwargs or {}))
 
     case = cases.Case("projected", 2, 3, 4, 16, 7, projection=True)
@@ -133,8 +135,9 @@ def test_products_follow_cudnns_switch_as_the_kernels_do(monkeypatch: pytest.Mon
         assert f"({'tf32' if allowed else 'ieee'})" in TRITON.describe(_call())
         h, c, gates, _, _ = TRITON.forward(op_inputs)
         TRITON.backward(op_inputs, Saved(h, c, gates), Grads(*grads))
-    assert len(seen) == 1 + 2 + 2 + 2  # the input side, W_hr in two steps, input side and W_hh again, W_hr in two steps
-    assert set(seen) == {"tf32" if allowed else "ieee"}
+    # the input side, W_hr in two steps, input side and W_hh again, W_hr in two steps
+    assert len(precisions) == 1 + 2 + 2 + 2
+    assert set(precisions) == {"tf32" if allowed else "ieee"}
     after, matmul.fp32_precision = matmul.fp32_precision, before
     assert after == ("ieee" if allowed else "tf32")
 
@@ -148,7 +151,7 @@ def test_explain_gives_the_planners_reasons() -> None:
     assert "single_block: W_hh of H 200 does not stay on one multiprocessor" in text
 
 
-def test_why_not_of_a_call() -> None:
+def test_a_call_that_it_does_not_take_has_a_reason() -> None:
     assert TRITON.unsupported_reason(_call()) is None
     assert "float64" in TRITON.unsupported_reason(_call(torch.float64))
     assert "elements" in TRITON.unsupported_reason(replace(_call(), H=30000, P=30000))
@@ -157,7 +160,7 @@ def test_why_not_of_a_call() -> None:
     )  # with padding past 32-bit offsets
 
 
-def test_why_not_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_it_does_not_run_on_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = replace(_call(), device=torch.device("cuda", 0))
     assert "TRITON_INTERPRET is set" in TRITON.unsupported_reason(cuda)
     monkeypatch.setattr(backend, "interpreted", lambda: False)
@@ -184,7 +187,7 @@ def test_it_plans_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("installed", "expected"),
     [
         ({}, "Triton is not installed; pip install 'triton>=3.5'"),
         ({"triton": "3.4.0"}, "Triton is 3.4.0, 3.5 or newer is needed"),
@@ -193,20 +196,22 @@ def test_it_plans_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> 
         ({"pytorch-triton": "3.10.0+git1234"}, None),
     ],
 )
-def test_why_not_of_triton(monkeypatch: pytest.MonkeyPatch, found: dict[str, str], expected: str | None) -> None:
+def test_a_missing_or_old_triton_is_the_reason(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], expected: str | None
+) -> None:
     def version(name: str) -> str:
-        if name not in found:
+        if name not in installed:
             raise metadata.PackageNotFoundError(name)
-        return found[name]
+        return installed[name]
 
-    monkeypatch.setattr(util, "find_spec", lambda name: found or None)
+    monkeypatch.setattr(util, "find_spec", lambda name: installed or None)
     monkeypatch.setattr(metadata, "version", version)
     backend.missing.cache_clear()
     try:
         reason = TRITON.unsupported_reason(_call())
         if expected is None:
             assert reason is None
-            newer = found.get("pytorch-triton")
+            newer = installed.get("pytorch-triton")
             assert (
                 "; Triton 3.10.0+git1234 is newer than 3.9, the last one tried" in TRITON.describe(_call())
             ) == bool(newer)
@@ -248,7 +253,7 @@ def test_asking_does_not_import_triton() -> None:
     assert second.startswith("TRITON_INTERPRET was set after Triton had been imported")
 
 
-def test_triton_imported_in_another_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_imported_in_another_mode_is_refused_before_the_kernels_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels are decorated when they load: that they would not be as Triton is, is said before; after, they just run."""
     cuda = replace(_call(), device=torch.device("cuda", 0))
     monkeypatch.setattr(backend, "gpu", lambda _: H100)
@@ -270,12 +275,12 @@ def test_triton_imported_in_another_mode(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("training", [False, True])
 def test_warm_up_compiles_and_launches_nothing(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
     """Every kernel of a call is handed to the compiler, for a loss on the output and on the last states, and none runs."""
-    seen = []
+    compiled = []
 
     def compile_only(kernel, grid, args, options) -> None:
-        seen.append((kernel.__name__, args[2] is not None))
+        compiled.append((kernel.__name__, args[2] is not None))
 
     monkeypatch.setattr(launch, "compile_only", compile_only)
     fastlstm.warm_up(fastlstm.LSTM(4, 16), torch.randn(2, 3, 4), training=training)
-    assert [name for name, _ in seen] == (["forward", "backward", "backward"] if training else ["forward"])
-    assert [given for name, given in seen if name == "backward"] == ([False, True] if training else [])  # dh_n
+    assert [name for name, _ in compiled] == (["forward", "backward", "backward"] if training else ["forward"])
+    assert [has_dh_n for name, has_dh_n in compiled if name == "backward"] == ([False, True] if training else [])

@@ -114,28 +114,28 @@ def _broken(row: dict) -> list[str]:
 
 def _variants(rows: list[dict], capability: int) -> set[tuple]:
     """(shape, math, tile, direction) of what was compiled for one architecture."""
-    mine = [row for row in rows if row["capability"] == capability]
-    split = [(*row["kernel"].split("."), row["math"], row["tile"]) for row in mine]
+    compiled_rows = [row for row in rows if row["capability"] == capability]
+    split = [(*row["kernel"].split("."), row["math"], row["tile"]) for row in compiled_rows]
     return {(shape, math, tile, name.split("_")[0]) for shape, name, math, tile in split}
 
 
-def _wanted(capability: int) -> set[tuple]:
+def _expected_variants(capability: int) -> set[tuple]:
     """The same, of what the planner picks over its committed list."""
     return {(s, m, triton_variants.describe(s, t), d) for s, m, t, d in triton_variants.variants(capability)}
 
 
 @pytest.mark.slow
-def test_every_variant(compiled: list[dict]) -> None:
+def test_every_variant_keeps_what_is_promised(compiled: list[dict]) -> None:
     assert {row["capability"] for row in compiled} == {80, 90}
     broken = [(_broken(row), row) for row in compiled if _broken(row)]
     assert not broken, "\n".join(map(str, broken))
 
 
 @pytest.mark.slow
-def test_the_committed_list_is_whole(compiled: list[dict]) -> None:
+def test_every_variant_of_the_planners_list_is_compiled(compiled: list[dict]) -> None:
     """Every (shape, math, tile, direction) of the planner's list was compiled, and nothing else."""
     for capability in (80, 90):
-        assert _variants(compiled, capability) == _wanted(capability)
+        assert _variants(compiled, capability) == _expected_variants(capability)
 
 
 def test_committed_rows_are_of_the_planners_list() -> None:
@@ -145,4 +145,4 @@ def test_committed_rows_are_of_the_planners_list() -> None:
     capabilities = {row["capability"] for row in rows}
     assert capabilities == {device.capability for device, *_ in triton_variants.committed()}
     for capability in capabilities:
-        assert _variants(rows, capability) == _wanted(capability), f"sm_{capability}: compile it again"
+        assert _variants(rows, capability) == _expected_variants(capability), f"sm_{capability}: compile it again"

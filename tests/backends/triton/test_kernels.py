@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter against the definition.
 
 The interpreter runs the shipped kernels with numpy on the CPU: it proves indexing, masks and arithmetic, not layouts,
-barriers or timing, for which see test_triton_compile.py. It takes about 20 ms for a step, so few cases are tried here in
+barriers or timing, for which see test_compile.py. It takes about 20 ms for a step, so few cases are tried here in
 every kernel shape and type; the slow tests go through the whole table. Where the rule of accuracy wants many draws of a
 case (`accuracy.draws`), fewer steps or more rows stand in for it: `_affordable`.
 """
@@ -56,7 +56,7 @@ SHORT = [*TAILS, *map(_affordable, cases.SHORT)]
 FULL = [_affordable(case, 17) for case in cases.FULL]
 
 
-def test_stand_ins_keep_what_a_case_crosses() -> None:
+def test_shortened_cases_keep_every_option_and_size_but_t_and_b() -> None:
     assert max(case.T * len(accuracy.draws(case)) for case in SHORT + FULL if case.B) <= 65
     assert (max(case.T for case in SHORT), max(case.T for case in FULL)) == (65, 17)
     for before, after in zip(cases.FULL, FULL, strict=True):
@@ -148,14 +148,14 @@ class _Canaries(TorchDispatchMode):
         self.buffers = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
+        tensor = func(*args, **(kwargs or {}))
         if func._schema.name + (f".{func._overloadname}" if func._overloadname != "default" else "") not in self.EMPTY:
-            return made
-        if not made.is_floating_point():
-            return made
-        buffer = torch.full((made.numel() + 128,), float("nan"), dtype=made.dtype)
-        self.buffers.append((buffer, made.numel()))
-        return buffer[64 : 64 + made.numel()].view(made.shape)
+            return tensor
+        if not tensor.is_floating_point():
+            return tensor
+        buffer = torch.full((tensor.numel() + 128,), float("nan"), dtype=tensor.dtype)
+        self.buffers.append((buffer, tensor.numel()))
+        return buffer[64 : 64 + tensor.numel()].view(tensor.shape)
 
     def check(self) -> None:
         assert self.buffers
@@ -180,15 +180,15 @@ def test_missing_gradients_are_zero(shape: str) -> None:
     """None for dh, dc, dh_n, dc_n, alone and together, is what zeros are."""
     case = TAILS[0]
     inputs = OpInputs(*cases.make(case, torch.float32), False, 1)
-    given = cases.make_grads(case, torch.float32)
+    grads = cases.make_grads(case, torch.float32)
     with TRITON.force(shape):
         h, c, gates, _, _ = TRITON.forward(inputs)
         for kept in ((), (0,), (1,), (2, 3)):
-            some = [g if k in kept else None for k, g in enumerate(given)]
-            zeros = [g if k in kept else torch.zeros_like(g) for k, g in enumerate(given)]
-            found = TRITON.backward(inputs, Saved(h, c, gates), Grads(*some))
-            wanted = TRITON.backward(inputs, Saved(h, c, gates), Grads(*zeros))
-            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+            partial = [g if k in kept else None for k, g in enumerate(grads)]
+            zeros = [g if k in kept else torch.zeros_like(g) for k, g in enumerate(grads)]
+            actual = TRITON.backward(inputs, Saved(h, c, gates), Grads(*partial))
+            expected = TRITON.backward(inputs, Saved(h, c, gates), Grads(*zeros))
+            assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -209,11 +209,11 @@ def test_results_are_the_same_bits_again() -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_unaligned_memory() -> None:
+def test_unaligned_memory_gives_the_same_bits() -> None:
     """Addresses that are no multiple of 16 bytes are copied, so that one compiled kernel serves."""
     case = TAILS[0]
     inputs = cases.make(case, torch.float32)
-    wanted = TRITON.forward(OpInputs(*inputs, False, 1))
+    expected = TRITON.forward(OpInputs(*inputs, False, 1))
 
     def shift(v: torch.Tensor | None) -> torch.Tensor | None:
         if v is None:
@@ -222,8 +222,8 @@ def test_unaligned_memory() -> None:
         assert moved.data_ptr() % 16
         return moved
 
-    found = TRITON.forward(OpInputs(*(shift(v) for v in inputs), False, 1))
-    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+    actual = TRITON.forward(OpInputs(*(shift(v) for v in inputs), False, 1))
+    assert all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -245,17 +245,17 @@ def test_huge_pre_activations_saturate(shape: str) -> None:
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-def test_activations() -> None:
+def test_errors_and_limits_of_sigmoid_and_tanh() -> None:
     """Within 3 eps (sigmoid, whose exp takes a rounded -x: 3 (1 + |x|) eps), exact limits, NaN stays NaN."""
     special = torch.tensor([0.0, -0.0, 100.0, -100.0, float("inf"), float("-inf"), 1e-30, -1e-40, 0.55, -0.55])
     x = torch.cat(
         [special, torch.linspace(-20, 20, 6001), torch.linspace(-0.7, 0.7, 3001), torch.logspace(-20, 2, 800)]
     )
     for name, exact, allowed in (("tanh", torch.tanh, 3.0), ("sigmoid", torch.sigmoid, 3.0)):
-        got, want = apply(name, x), exact(x.double())
-        ulp = torch.finfo(torch.float32).eps * want.abs().clamp(min=2.0**-126)
+        actual, expected = apply(name, x), exact(x.double())
+        ulp = torch.finfo(torch.float32).eps * expected.abs().clamp(min=2.0**-126)
         grown = 1 + (x.double().abs() if name == "sigmoid" else 0)
-        assert ((got.double() - want).abs() <= allowed * ulp * grown)[want.abs() > 1e-37].all(), name
+        assert ((actual.double() - expected).abs() <= allowed * ulp * grown)[expected.abs() > 1e-37].all(), name
     assert apply("tanh", torch.tensor([float("inf"), float("-inf"), 100.0, -100.0])).tolist() == [1, -1, 1, -1]
     assert apply("sigmoid", torch.tensor([float("inf"), float("-inf"), 100.0])).tolist() == [1, 0, 1]
     assert apply("sigmoid", torch.tensor([-100.0])).item() < 1e-43

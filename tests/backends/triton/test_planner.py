@@ -16,7 +16,7 @@ MADE_UP = planner.Device("Made up", 90, 10, 100 << 10)
 MATHS = ("half", "tf32", "ieee")
 
 
-def test_needs_nothing_but_the_standard_library() -> None:
+def test_the_planner_imports_nothing_but_the_standard_library() -> None:
     lines = Path(planner.__file__).read_text(encoding="utf-8").splitlines()
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
     assert imported <= {"__future__", *sys.stdlib_module_names}
@@ -70,7 +70,7 @@ def test_streamed_needs_a_multiprocessor_a_block() -> None:
     assert planner.choose(MADE_UP, 200, rows * MADE_UP.sms + 1, "half").shape == "per_step"
 
 
-def test_projection_goes_through_step() -> None:
+def test_projection_goes_through_per_step() -> None:
     plan = planner.choose(MADE_UP, 16, 8, "half", projected=True)
     assert plan.shape == "per_step"
     assert "streamed: projection goes through per_step" in plan.reasons
@@ -90,7 +90,7 @@ def test_force_is_undone_and_checked() -> None:
         pass
 
 
-def test_how_products_are_made() -> None:
+def test_type_switch_and_capability_say_how_products_are_made() -> None:
     assert planner.how(2, False, MADE_UP) == "half"
     assert planner.how(4, True, MADE_UP) == "tf32"
     assert planner.how(4, False, MADE_UP) == "ieee"
