@@ -10,7 +10,7 @@ from itertools import groupby, product
 import torch
 
 from fastlstm import backends
-from fastlstm.backends import withheld
+from fastlstm.backends import blocklist
 from fastlstm.backends.base import Backend
 from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.ops.arguments import Spec
@@ -120,7 +120,7 @@ def runs(backend: str, table: Table) -> tuple[Run, ...]:
 def run(todo: tuple[Run, ...], backend: str, device: torch.device) -> Iterator[Started | Outcome]:
     """Do the runs one after the other, whatever an earlier record says. After a dead one it ends."""
     loaded = backends.load(backend)
-    with withheld.instead_of_record(()):
+    with blocklist.override_record(()):
         for index, one in enumerate(todo):
             yield Started(index)
             outcome = outcome_of(loaded, one, device)

@@ -10,7 +10,7 @@ from importlib import metadata, util
 import torch
 
 from fastlstm import __version__, dispatch
-from fastlstm.backends import withheld
+from fastlstm.backends import blocklist
 from fastlstm.verify import correctness, plans, record, stages, timings
 from fastlstm.verify.correctness import Outcome, Run
 from fastlstm.verify.plans import VerifyPlan, Workload
@@ -227,7 +227,7 @@ def unavailable(backend: str, device: torch.device) -> str | None:
     """Why a backend cannot run a plain call on a device, whatever an earlier record says, or None."""
     from fastlstm.doctor import small_call
 
-    with withheld.instead_of_record(()):
+    with blocklist.override_record(()):
         return dispatch.unsupported_reason(backend, small_call(device))
 
 

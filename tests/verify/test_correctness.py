@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from fastlstm.backends import withheld
+from fastlstm.backends import blocklist
 from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.ops.arguments import OpInputs
 from fastlstm.testing import accuracy
@@ -137,12 +137,12 @@ def test_a_kernel_that_does_not_take_a_case_is_skipped(module):
 
 
 def test_an_earlier_record_does_not_count(module, monkeypatch):
-    monkeypatch.setattr("fastlstm.verify.record.wrong", lambda *of: frozenset({"good"}))
+    monkeypatch.setattr("fastlstm.verify.record.wrong_kernels", lambda *of: frozenset({"good"}))
     seen = []
-    module.spoil = lambda *found: seen.append(withheld.kernels("cuda", 0, "GPU", "float32")) or found
+    module.spoil = lambda *found: seen.append(blocklist.blocked("cuda", 0, "GPU", "float32")) or found
     outcomes(correctness.Table(CASES[:1], ("float32",)))
     assert seen == [{}]
-    assert "good" in withheld.kernels("cuda", 0, "GPU", "float32")
+    assert "good" in blocklist.blocked("cuda", 0, "GPU", "float32")
 
 
 @pytest.mark.parametrize("case", [*SHORT, *correctness.LARGE], ids=str)

@@ -8,7 +8,7 @@ from importlib import util
 import pytest
 import torch
 
-from fastlstm.backends import load, withheld
+from fastlstm.backends import blocklist, load
 from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.testing.cases import make, make_grads
 from fastlstm.verify import correctness, plans, timings
@@ -98,7 +98,7 @@ def _check(table: correctness.Table) -> None:
 def _time(cells: tuple[timings.GridPoint, ...], kernels: tuple[str, ...]) -> None:
     every = {("triton", kernel, math) for kernel in load("triton").kernel_names for math in correctness.MATHS}
     passed = {kernel for kernel in every if kernel[1] in kernels}
-    with withheld.instead_of_record(every - passed):
+    with blocklist.override_record(every - passed):
         for cell in dict.fromkeys(replace(cell, T=2) for cell in cells):  # T compiles nothing
             with correctness.tf32(cell.math == "tf32"):
                 for contender in timings.Timed(cell, CPU).contenders(frozenset(passed)):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastlstm import backends, dispatch
-from fastlstm.backends import withheld
+from fastlstm.backends import blocklist
 from fastlstm.doctor import small_call
 from fastlstm.verify import record
 
@@ -88,7 +88,7 @@ def test_a_broken_record_is_none(text):
 def test_a_record_of_another_form_is_none(changed):
     record.write(GPU, made(**changed))
     assert record.read(GPU) is None
-    assert record.wrong(GPU, "cuda", "tf32") == frozenset()
+    assert record.wrong_kernels(GPU, "cuda", "tf32") == frozenset()
 
 
 @pytest.mark.parametrize("field", ["format", "identity"])
@@ -112,8 +112,8 @@ def test_identity_changes_with_the_kernels(monkeypatch, tmp_path):
 
 def test_unverified_is_none():
     assert record.choice(torch.device("cuda"), spec()) is None
-    assert record.wrong(GPU, "cuda", "tf32") == frozenset()
-    assert not record.trusts(torch.device("cuda"), spec(), "cuda", ("single_block",))
+    assert record.wrong_kernels(GPU, "cuda", "tf32") == frozenset()
+    assert not record.all_passed(torch.device("cuda"), spec(), "cuda", ("single_block",))
 
 
 def test_the_faster_of_two_that_beat_torch_wins():
@@ -158,13 +158,13 @@ def test_another_kind_of_call_was_not_timed(kind):
 def test_trusted_are_the_kernels_that_passed_in_that_type():
     device = torch.device("cuda")
     record.write(GPU, made(passed=PASSED, failed={"cuda": {"per_step": {"tf32": ["wrong"]}}}))
-    assert record.trusts(device, spec(), "cuda", ("single_block",))
-    assert not record.trusts(device, spec(), "cuda", ("single_block", "per_step"))  # was found wrong later
-    assert not record.trusts(device, spec(), "cuda", ("cooperative",))
-    assert not record.trusts(device, spec(dtype=torch.float16), "cuda", ("single_block",))
-    assert not record.trusts(device, spec(), "triton", ("single_block",))
-    assert record.wrong(GPU, "cuda", "tf32") == {"per_step"}
-    assert record.wrong(GPU, "cuda", "float16") == record.wrong(GPU, "triton", "tf32") == frozenset()
+    assert record.all_passed(device, spec(), "cuda", ("single_block",))
+    assert not record.all_passed(device, spec(), "cuda", ("single_block", "per_step"))  # was found wrong later
+    assert not record.all_passed(device, spec(), "cuda", ("cooperative",))
+    assert not record.all_passed(device, spec(dtype=torch.float16), "cuda", ("single_block",))
+    assert not record.all_passed(device, spec(), "triton", ("single_block",))
+    assert record.wrong_kernels(GPU, "cuda", "tf32") == {"per_step"}
+    assert record.wrong_kernels(GPU, "cuda", "float16") == record.wrong_kernels(GPU, "triton", "tf32") == frozenset()
 
 
 def test_where_torch_could_not_run_the_backend_wins():
@@ -172,9 +172,9 @@ def test_where_torch_could_not_run_the_backend_wins():
 
 
 def test_kind_of_a_call():
-    assert record.kind_of(spec()) == ("dense", "tf32", True)
-    assert record.kind_of(spec(packed=True, dtype=torch.float16, save=0)) == ("packed", "float16", False)
-    assert record.kind_of(spec(packed=True, projected=True))[0] == "projected"
+    assert record.call_type_of(spec()) == ("dense", "tf32", True)
+    assert record.call_type_of(spec(packed=True, dtype=torch.float16, save=0)) == ("packed", "float16", False)
+    assert record.call_type_of(spec(packed=True, projected=True))[0] == "projected"
 
 
 class Backend:
@@ -229,14 +229,14 @@ def test_a_backend_that_cannot_run_the_call_any_more_is_not_chosen(two_backends,
     assert dispatch.choose(spec(128, 64, 64)) == "triton"
 
 
-def test_wrong_kernels_are_withheld_from_plans():
+def test_wrong_kernels_are_on_the_blocklist():
     record.write(GPU, made(failed={"cuda": {"single_block": {"tf32": ["wrong"]}}}))
-    assert list(withheld.kernels("cuda", 0, GPU, "tf32")) == ["single_block"]
-    assert "found it wrong in tf32" in withheld.kernels("cuda", 0, GPU, "tf32")["single_block"]
-    assert not withheld.kernels("cuda", 0, GPU, "float32")
-    assert not withheld.kernels("cuda", 0, "another GPU", "tf32")
-    assert not withheld.kernels("cuda", 0, GPU, "tf32", by_name=True)
-    with withheld.instead_of_record({("cuda", "per_step", "float32")}):
-        assert list(withheld.kernels("cuda", 0, GPU, "float32")) == ["per_step"]
-        assert not withheld.kernels("cuda", 0, GPU, "tf32")
-    assert list(withheld.kernels("cuda", 0, GPU, "tf32")) == ["single_block"]
+    assert list(blocklist.blocked("cuda", 0, GPU, "tf32")) == ["single_block"]
+    assert "found it wrong in tf32" in blocklist.blocked("cuda", 0, GPU, "tf32")["single_block"]
+    assert not blocklist.blocked("cuda", 0, GPU, "float32")
+    assert not blocklist.blocked("cuda", 0, "another GPU", "tf32")
+    assert not blocklist.blocked("cuda", 0, GPU, "tf32", by_name=True)
+    with blocklist.override_record({("cuda", "per_step", "float32")}):
+        assert list(blocklist.blocked("cuda", 0, GPU, "float32")) == ["per_step"]
+        assert not blocklist.blocked("cuda", 0, GPU, "tf32")
+    assert list(blocklist.blocked("cuda", 0, GPU, "tf32")) == ["single_block"]

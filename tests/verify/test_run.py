@@ -90,10 +90,10 @@ def test_a_backend_that_is_not_here_is_named_with_its_reason():
 
 def test_an_earlier_record_keeps_no_kernel_from_being_verified(module, monkeypatch):
     """Else one that was wrong once, by a driver long gone, would stay out for ever."""
-    from fastlstm.backends import withheld
+    from fastlstm.backends import blocklist
 
     seen = []
-    monkeypatch.setattr(dispatch, "unsupported_reason", lambda name, spec: seen.append(withheld._instead))
+    monkeypatch.setattr(dispatch, "unsupported_reason", lambda name, spec: seen.append(blocklist._override))
     verified(2.0, 1.0, plan=plan("cuda"))
     assert all(found is not None for found in seen)
     assert seen

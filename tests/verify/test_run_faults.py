@@ -28,8 +28,8 @@ def test_a_wrong_kernel_is_left_out_in_its_type_alone(module):
     assert found["ratios"]["cuda"]["bad"]["float32"] > 10
     assert [len(drawn["ratios"]) for drawn in found["redrawn"]] == [3, 3]
     assert [row["kernels"] for row in found["timings"]] == [{"cuda": {"good": 1.0}}] * len(CELLS)
-    assert record.wrong("Fake GPU", "cuda", "float32") == {"bad"}
-    assert record.wrong("Fake GPU", "cuda", "bfloat16") == frozenset()
+    assert record.wrong_kernels("Fake GPU", "cuda", "float32") == {"bad"}
+    assert record.wrong_kernels("Fake GPU", "cuda", "bfloat16") == frozenset()
 
 
 def test_a_device_fault_takes_out_a_kernel_and_type_and_the_rest_goes_on(module):

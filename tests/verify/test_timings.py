@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastlstm import backends, dispatch
-from fastlstm.backends import withheld
+from fastlstm.backends import blocklist
 from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.verify import timings
 from fastlstm.verify.cudnn import SMALL_H, STANDARD
@@ -96,12 +96,12 @@ def test_a_plan_of_two_kernels_is_timed_by_itself(module):
 
 def test_kernels_that_did_not_pass_do_not_run(module):
     """Nor are they planned: the process knows nothing of the record that is to come."""
-    module.spoil = lambda kernel: withheld_seen.append(dict(withheld.kernels("cuda", 0, "GPU", "float32")))
-    withheld_seen: list[dict] = []
+    module.spoil = lambda kernel: blocked_seen.append(dict(blocklist.blocked("cuda", 0, "GPU", "float32")))
+    blocked_seen: list[dict] = []
     (row,) = results(passed=frozenset({("cuda", "one", "float32")}), costs=(2.0, 1.0))
     assert row["kernels"] == {"cuda": {"one": 1.0}}
     assert {kernel for _, kernel in module.ran} == {"one"}
-    assert all(list(seen) == ["two"] for seen in withheld_seen)
+    assert all(list(seen) == ["two"] for seen in blocked_seen)
     module.plan = ("two", "two")
     (row,) = results(passed=frozenset({("cuda", "one", "float32")}), costs=(2.0, 1.0))
     assert row["seconds"] == {"torch": 2.0}
