@@ -4,7 +4,7 @@
 Without that: CPU tensors go to the native kernels, or to torch's own path where the native module is missing or torch
 was measured faster (`torch_is_faster`); CUDA tensors go to torch's own path unless `fastlstm doctor --verify` recorded
 something faster for that GPU and the kernel that would run passed. What torch's path cannot do (resets, cell states) goes
-to the first backend that can. A kernel that was recorded wrong on a GPU model is not planned there (backends/withheld.py).
+to the first backend that can. A kernel that was recorded wrong on a GPU model is not planned there (backends/blocklist.py).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _verified(spec: Spec) -> str | None:
     if name in (None, "torch"):
         return name
     kernels = _planned(name, spec)
-    return name if kernels and verify.trusts(spec.device, spec, name, kernels) else "torch"
+    return name if kernels and verify.all_passed(spec.device, spec, name, kernels) else "torch"
 
 
 def _planned(name: str, spec: Spec) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from fastlstm.ops.arguments import SAVE_ALL, Spec
 
 from ._version import __version__
 
-WHAT = {
+DESCRIPTIONS = {
     "cpu": "fused C++ kernels",
     "cuda": "fused CUDA kernels",
     "triton": "fused Triton kernels",
@@ -123,15 +123,15 @@ def _no_gpu() -> str:
     return "none that torch can see (nvidia-smi tells whether the driver does)"
 
 
-def verdicts() -> dict[str, str | None]:
+def unsupported_reasons() -> dict[str, str | None]:
     """Every backend, and why it cannot run a plain call here, None where it can. A GPU backend is asked about a GPU."""
     gpu = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on = {"cuda": gpu, "triton": gpu}
-    reasons = {name: _verdict(name, on.get(name, torch.device("cpu"))) for name in backends.names()}
+    devices = {"cuda": gpu, "triton": gpu}
+    reasons = {name: _unsupported_reason(name, devices.get(name, torch.device("cpu"))) for name in backends.names()}
     return {**reasons, "torch": None}
 
 
-def _verdict(name: str, device: torch.device) -> str | None:
+def _unsupported_reason(name: str, device: torch.device) -> str | None:
     try:
         return dispatch.unsupported_reason(name, small_call(device))
     except Exception as error:  # whatever is broken in an installation, the report goes on
@@ -151,10 +151,10 @@ def report(console: Console) -> None:
     for _ in range(2):
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    reasons = verdicts()
+    reasons = unsupported_reasons()
     for name, reason in reasons.items():
         if reason is None:
-            table.add_row(Text("✓", "green"), Text(name, "bold"), Text(f"can run: {WHAT.get(name, name)}"))
+            table.add_row(Text("✓", "green"), Text(name, "bold"), Text(f"can run: {DESCRIPTIONS.get(name, name)}"))
         else:
             table.add_row(Text("–", "yellow"), Text(name, "bold"), Text(f"cannot run: {reason}"))
     console.print(table)

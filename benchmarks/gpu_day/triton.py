@@ -63,11 +63,11 @@ def check(shape: str, math: str, cases: tuple[Case, ...], device: str) -> list[d
     rows = []
     for case in cases:
         outcome = correctness.outcome_of(
-            backends.load("triton"), correctness.Run(shape, MATHS[math], case, 1), torch.device(device)
+            backends.load("triton"), correctness.CaseRun(shape, MATHS[math], case, 1), torch.device(device)
         )
         row = {"kernel": shape, "math": math, "case": case.id, "fine": None if outcome.skipped else not outcome.wrong}
         rows.append({**row, "wrong": outcome.wrong[:300], "skipped": outcome.skipped[:200]})
-        if outcome.dead:
+        if outcome.fatal:
             break
     return rows
 

@@ -26,9 +26,9 @@ LEAVES = ("x", "w_x", "bias", "w_hh", "w_hr", "h0", "c0")
 OP_OUTPUTS = ("h", "c", "h_n", "c_n", "d_gates", "dh_proj", "dh0", "dc0")
 
 
-def error(got: Tensor, ref64: Tensor) -> float:
-    """‖got − ref‖ / ‖ref‖ in float64; where ref is zero, 0 if got is too, else infinity."""
-    difference = (got.detach().double().cpu() - ref64.double()).norm().item()
+def error(actual: Tensor, ref64: Tensor) -> float:
+    """‖actual − ref‖ / ‖ref‖ in float64; where ref is zero, 0 if actual is too, else infinity."""
+    difference = (actual.detach().double().cpu() - ref64.double()).norm().item()
     size = ref64.double().norm().item()
     if size == 0:
         return 0.0 if difference == 0 else float("inf")
@@ -44,24 +44,26 @@ def tolerance(ref64: Tensor, torch_same_type: Tensor, tf32: bool = False) -> flo
     return max(2 * error(torch_same_type, ref64), 4 * eps)
 
 
-def check(name: str, got: Tensor, ref64: Tensor, torch_same_type: Tensor, tf32: bool = False) -> None:
+def check(name: str, actual: Tensor, ref64: Tensor, torch_same_type: Tensor, tf32: bool = False) -> None:
     """Assert the rule for one tensor. The type of `torch_same_type`, or tf32, says which eps is meant."""
-    assert got.shape == ref64.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(ref64.shape)}"
-    measured, allowed = error(got, ref64), tolerance(ref64, torch_same_type, tf32)
+    assert actual.shape == ref64.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(ref64.shape)}"
+    measured, allowed = error(actual, ref64), tolerance(ref64, torch_same_type, tf32)
     assert measured <= allowed, f"{name}: relative error {measured:.3g}, allowed {allowed:.3g}"  # false for NaN
 
 
-def check_all(got: Mapping[str, Tensor | None], case: Case, dtype: torch.dtype, seed: int = 0, what: str = "") -> None:
-    """Assert the rule for every tensor in `got`, named as `expected` names them."""
-    ref, yard = expected(case, dtype, seed), baseline(case, dtype, seed)
-    for name, value in got.items():
+def check_all(
+    actual: Mapping[str, Tensor | None], case: Case, dtype: torch.dtype, seed: int = 0, what: str = ""
+) -> None:
+    """Assert the rule for every tensor in `actual`, named as `expected` names them."""
+    ref, baselines = expected(case, dtype, seed), baseline(case, dtype, seed)
+    for name, value in actual.items():
         assert (value is None) == (ref[name] is None), f"{what} {case.id} {name}: {value} against {ref[name]}"
         if value is not None:
-            check(f"{what} {case.id} {dtype} {name}", value, ref[name], yard[name])
+            check(f"{what} {case.id} {dtype} {name}", value, ref[name], baselines[name])
 
 
 def draws(case: Case, seed: int = 0) -> list[int]:
-    """The seeds of a case: several where its smallest tensors are so small that luck would judge them.
+    """The seeds of a case: several where its smallest tensors are so small that luck would decide.
 
     The error of one number (dh0 at B = H = 1) is anything between nothing and its worst, torch's too; the tensors of
     16 draws taken together have a typical one. Sums of cancelling terms make the difference a factor of a hundred. A case
@@ -82,7 +84,7 @@ def check_backend(
     seed: int = 0,
     tf32: bool = False,
 ) -> None:
-    """Run a backend's forward and backward on a case (inputs inside canaries) and judge all that they return."""
+    """Run a backend's forward and backward on a case (inputs inside canaries) and check all that they return."""
     for what, (measured, allowed) in errors(
         backend, case, dtype, save=save, device=device, seed=seed, tf32=tf32
     ).items():
@@ -99,22 +101,24 @@ def errors(
     seed: int = 0,
     tf32: bool = False,
 ) -> dict[str, tuple[float, float]]:
-    """The relative error, found and allowed, of each tensor that a backend returns for a case, forward and backward.
+    """The relative error, measured and allowed, of each tensor that a backend returns for a case, forward and backward.
 
     Raises AssertionError where a tensor has the wrong shape or type.
     """
-    outputs, ref, yard = [], [], []
+    outputs, ref, baselines = [], [], []
     for draw in draws(case, seed):
         outputs.append(_run(backend, case, dtype, save, device, draw))
         ref.append(expected(case, dtype, draw))
-        yard.append(baseline(case, dtype, draw))
-    result = {}
+        baselines.append(baseline(case, dtype, draw))
+    errors_by_name = {}
     for name, value in outputs[0].items():
         what = f"{backend.name} save={save} {case.id} {dtype} {name}"
         assert [v[name].shape for v in outputs] == [v[name].shape for v in ref], f"{what}: {value.shape}"
-        got, right, torchs = (torch.cat([v[name].reshape(-1) for v in each]) for each in (outputs, ref, yard))
-        result[what] = error(got, right), tolerance(right, torchs, tf32)
-    return result
+        actual, ref64, torch_same_type = (
+            torch.cat([v[name].reshape(-1) for v in values]) for values in (outputs, ref, baselines)
+        )
+        errors_by_name[what] = error(actual, ref64), tolerance(ref64, torch_same_type, tf32)
+    return errors_by_name
 
 
 def _run(
@@ -126,12 +130,12 @@ def _run(
     h, c, gates, h_n, c_n = backend.forward(checked)
     grads = make_grads(case, dtype, seed + 1, device=device)
     grads_out = backend.backward(checked, *validation.checked_gradients(checked, Saved(h, c, gates), grads))
-    got = dict(zip(OP_OUTPUTS, (h, c, h_n, c_n, *grads_out), strict=True))
+    actual = dict(zip(OP_OUTPUTS, (h, c, h_n, c_n, *grads_out), strict=True))
     if not case.projection:
-        assert got.pop("dh_proj").shape == (0,)
-    assert [got[k].dtype for k in ("h", "h_n", "d_gates", "dh0")] == [dtype] * 4
-    assert [got[k].dtype for k in ("c", "c_n", "dc0")] == [inputs.c0.dtype] * 3
-    return got
+        assert actual.pop("dh_proj").shape == (0,)
+    assert [actual[k].dtype for k in ("h", "h_n", "d_gates", "dh0")] == [dtype] * 4
+    assert [actual[k].dtype for k in ("c", "c_n", "dc0")] == [inputs.c0.dtype] * 3
+    return actual
 
 
 @lru_cache(maxsize=64)
@@ -183,8 +187,8 @@ def _backward(outputs: list[Tensor], grads: list[Tensor]) -> None:
 
 
 def _leaves(inputs: Inputs) -> Inputs:
-    grown = {k: v.detach().requires_grad_() for k, v in inputs._asdict().items() if k in LEAVES and v is not None}
-    return inputs._replace(**grown)
+    leaves = {k: v.detach().requires_grad_() for k, v in inputs._asdict().items() if k in LEAVES and v is not None}
+    return inputs._replace(**leaves)
 
 
 def _collect(inputs: Inputs, h, c, h_n, c_n, d_gates, dh_proj) -> dict[str, Tensor | None]:
@@ -198,10 +202,10 @@ def _collect(inputs: Inputs, h, c, h_n, c_n, d_gates, dh_proj) -> dict[str, Tens
 def _loop(case: Case, inputs: Inputs, x_gates: Tensor) -> tuple:
     """nn.LSTM's own arithmetic, everything in one type, as a loop of torch operations that can reset the state."""
     x_gates = x_gates.reshape(case.N, 4 * case.H)
-    h, c, before = {}, {}, (inputs.h0, inputs.c0)
-    rows_of = inputs.x if inputs.ids is None else inputs.ids
-    for t, rows, n in reference.steps(rows_of, inputs.batch_sizes, case.reverse):
-        h_prev, c_prev = before[0][:n], before[1][:n]
+    h, c, state = {}, {}, (inputs.h0, inputs.c0)
+    inputs_by_row = inputs.x if inputs.ids is None else inputs.ids
+    for t, rows, n in reference.steps(inputs_by_row, inputs.batch_sizes, case.reverse):
+        h_prev, c_prev = state[0][:n], state[1][:n]
         if case.reset:
             keep = ~inputs.reset.reshape(-1, 1)[rows]
             h_prev, c_prev = h_prev * keep, c_prev * keep
@@ -210,11 +214,11 @@ def _loop(case: Case, inputs: Inputs, x_gates: Tensor) -> tuple:
         h_unprojected = o * c[t].tanh()
         h[t] = h_unprojected if inputs.w_hr is None else F.linear(h_unprojected, inputs.w_hr)
         h[t].retain_grad()
-        before = torch.cat([h[t], before[0][n:]]), torch.cat([c[t], before[1][n:]])
-    lead = rows_of.shape if case.ids else rows_of.shape[:-1]
+        state = torch.cat([h[t], state[0][n:]]), torch.cat([c[t], state[1][n:]])
+    lead = inputs_by_row.shape if case.ids else inputs_by_row.shape[:-1]
     h_all = torch.cat([h[t] for t in sorted(h)]) if h else inputs.h0[:0].clone()
     c_all = torch.cat([c[t] for t in sorted(c)]) if c else inputs.c0[:0].clone()
-    return h_all.reshape(*lead, case.P), c_all.reshape(*lead, case.H), before[0] * 1, before[1] * 1, h
+    return h_all.reshape(*lead, case.P), c_all.reshape(*lead, case.H), state[0] * 1, state[1] * 1, h
 
 
 def _nn_lstm(case: Case, inputs: Inputs, x_gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,6 @@ Dispatch imports this package for CUDA tensors, so only `record` is loaded here.
 
 from __future__ import annotations
 
-from fastlstm.verify.record import choice, trusts
+from fastlstm.verify.record import all_passed, choice
 
-__all__ = ["choice", "trusts"]
+__all__ = ["all_passed", "choice"]

@@ -1,4 +1,4 @@
-"""Runs the table of cases through every kernel of a GPU backend and judges what comes back."""
+"""Runs the table of cases through every kernel of a GPU backend and compares what comes back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import groupby, product
 import torch
 
 from fastlstm import backends
-from fastlstm.backends import withheld
+from fastlstm.backends import blocklist
 from fastlstm.backends.base import Backend
 from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.ops.arguments import Spec
@@ -66,7 +66,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Run:
+class CaseRun:
     """One case through one kernel."""
 
     kernel: str
@@ -80,7 +80,7 @@ class Outcome:
     """What came of a run.
 
     wrong: what is wrong with it; skipped: why the kernel does not take it; ratios: the worst error as a share of what is
-    allowed, of each draw of the case (one where the first is right). dead: the device failed or the kernel never ended
+    allowed, of each draw of the case (one where the first is right). fatal: the device failed or the kernel never ended
     (hung), so that nothing more is to run in this process.
     """
 
@@ -91,7 +91,7 @@ class Outcome:
     wrong: str = ""
     skipped: str = ""
     ratios: tuple[float, ...] = ()
-    dead: bool = False
+    fatal: bool = False
     hung: bool = False
 
 
@@ -106,92 +106,92 @@ def tf32(on: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def runs(backend: str, table: Table) -> tuple[Run, ...]:
+def runs(backend: str, table: Table) -> tuple[CaseRun, ...]:
     """All runs of a table. Those of a case and type are side by side: they share its reference."""
     names = table.kernels or backends.load(backend).kernel_names
     order = sorted(table.maths, key=lambda math: list(MATHS.values()).index(MATHS[math]))
     return tuple(
-        Run(kernel, math, case, save)
+        CaseRun(kernel, math, case, save)
         for _, of_type in groupby(order, MATHS.__getitem__)
         for case, math, kernel, save in product(table.cases, list(of_type), names, table.saves)
     )
 
 
-def run(todo: tuple[Run, ...], backend: str, device: torch.device) -> Iterator[Started | Outcome]:
-    """Do the runs one after the other, whatever an earlier record says. After a dead one it ends."""
+def run(case_runs: tuple[CaseRun, ...], backend: str, device: torch.device) -> Iterator[Started | Outcome]:
+    """Do the runs one after the other, whatever an earlier record says. After a fatal outcome it ends."""
     loaded = backends.load(backend)
-    with withheld.instead_of_record(()):
-        for index, one in enumerate(todo):
+    with blocklist.override_record(()):
+        for index, case_run in enumerate(case_runs):
             yield Started(index)
-            outcome = outcome_of(loaded, one, device)
+            outcome = outcome_of(loaded, case_run, device)
             yield outcome
-            if outcome.dead:
+            if outcome.fatal:
                 return
 
 
-def outcome_of(backend: Backend, one: Run, device: torch.device) -> Outcome:
+def outcome_of(backend: Backend, case_run: CaseRun, device: torch.device) -> Outcome:
     """Do one run."""
-    what = (backend.name, one.kernel, one.math, one.case.id)
-    with backend.force(one.kernel), tf32(one.math == "tf32"):
+    labels = (backend.name, case_run.kernel, case_run.math, case_run.case.id)
+    with backend.force(case_run.kernel), tf32(case_run.math == "tf32"):
         try:
-            reason = backend.unsupported_reason(_spec(one.case, MATHS[one.math], one.save, device))
+            reason = backend.unsupported_reason(_spec(case_run.case, MATHS[case_run.math], case_run.save, device))
             if reason is not None:
-                return Outcome(*what, skipped=reason)
-            wrong, ratios = _judged(backend, one, device)
+                return Outcome(*labels, skipped=reason)
+            wrong, ratios = _compare(backend, case_run, device)
         except AssertionError as error:
-            return Outcome(*what, wrong=str(error), **_after(backend, device))
+            return Outcome(*labels, wrong=str(error), **_pending_flags(backend, device))
         except Exception as error:  # whatever a driver, a compiler or a kernel brings is a failure of this kernel
-            after = _fate(error) if ruins(error) else _after(backend, device)
-            return Outcome(*what, wrong=line_of(error), **after)
-    return Outcome(*what, wrong=wrong, ratios=ratios)
+            flags = _flags(error) if is_fatal(error) else _pending_flags(backend, device)
+            return Outcome(*labels, wrong=one_line(error), **flags)
+    return Outcome(*labels, wrong=wrong, ratios=ratios)
 
 
-def _after(backend: Backend, device: torch.device) -> dict[str, bool]:
+def _pending_flags(backend: Backend, device: torch.device) -> dict[str, bool]:
     """What a failed run left for a later call to raise: it is this run's, not the next one's."""
     try:
         backend.check(device)
     except Exception as error:
-        return _fate(error)
+        return _flags(error)
     return {}
 
 
-def _fate(error: Exception) -> dict[str, bool]:
-    return {"dead": ruins(error), "hung": isinstance(error, GaveUpError)}
+def _flags(error: Exception) -> dict[str, bool]:
+    return {"fatal": is_fatal(error), "hung": isinstance(error, GaveUpError)}
 
 
-def ruins(error: Exception) -> bool:
+def is_fatal(error: Exception) -> bool:
     """Whether nothing more is to run in a process in which this happened."""
     return isinstance(error, GaveUpError) or "CUDA error" in str(error) or "AcceleratorError" in type(error).__name__
 
 
-def line_of(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def _judged(backend: Backend, one: Run, device: torch.device) -> tuple[str, tuple[float, ...]]:
+def _compare(backend: Backend, case_run: CaseRun, device: torch.device) -> tuple[str, tuple[float, ...]]:
     """What is wrong with a case, or nothing, and the worst error as a share of what is allowed, draw by draw.
 
     The baseline is torch's error on the same numbers, and now and then that is a small one: only what is too much in
     DRAWS draws is wrong.
     """
-    ratios, wrong, how = [], "", {"save": one.save, "device": device, "tf32": one.math == "tf32"}
+    ratios, wrong, options = [], "", {"save": case_run.save, "device": device, "tf32": case_run.math == "tf32"}
     for draw in range(DRAWS):
-        errors = accuracy.errors(backend, one.case, MATHS[one.math], seed=1000 * draw, **how)
+        errors = accuracy.errors(backend, case_run.case, MATHS[case_run.math], seed=1000 * draw, **options)
         backend.check(device)
-        name, (found, allowed) = max(errors.items(), key=lambda item: _ratio(*item[1]))
-        ratios.append(_ratio(found, allowed))
+        name, (measured, allowed) = max(errors.items(), key=lambda item: _ratio(*item[1]))
+        ratios.append(_ratio(measured, allowed))
         if ratios[-1] <= 1:
             return "", tuple(ratios)
-        wrong = f"{name}: relative error {found:.3g}, allowed {allowed:.3g}"
+        wrong = f"{name}: relative error {measured:.3g}, allowed {allowed:.3g}"
         if ratios[-1] == float("inf"):  # NaN, say: no matter of luck
             break
     return wrong, tuple(ratios)
 
 
-def _ratio(found: float, allowed: float) -> float:
+def _ratio(measured: float, allowed: float) -> float:
     """An error as a share of what is allowed; infinity for NaN."""
-    return found / allowed if found <= 1e30 else float("inf")
+    return measured / allowed if measured <= 1e30 else float("inf")
 
 
 def _spec(case: Case, dtype: torch.dtype, save: int, device: torch.device) -> Spec:

@@ -1,4 +1,4 @@
-"""Runs a function in a process of its own: a crash, a hang or a ruined device context ends there."""
+"""Runs a function in a process of its own: a crash, a hang or a fatal device error ends there."""
 
 from __future__ import annotations
 
@@ -9,59 +9,60 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
-START = 300.0  # seconds a process may take to import what it needs
+START_SECONDS = 300.0  # that a process may take to import what it needs
 
 
-class LostError(RuntimeError):
-    """The process ended before its work, or nothing came from it for too long (silent)."""
+class ProcessFailedError(RuntimeError):
+    """The process ended before its work, or nothing came from it for too long (timed_out)."""
 
-    def __init__(self, why: str, silent: bool = False):
-        super().__init__(why)
-        self.silent = silent
+    def __init__(self, reason: str, timed_out: bool = False):
+        super().__init__(reason)
+        self.timed_out = timed_out
 
 
-class TimeUpError(RuntimeError):
+class DeadlineError(RuntimeError):
     """The time for the whole work is over; nothing went wrong."""
 
 
-def stream(work: Callable[..., Iterator[Any]], *args: Any, seconds: float, until: float = math.inf) -> Iterator[Any]:
+def stream(work: Callable[..., Iterator[Any]], *args: Any, seconds: float, deadline: float = math.inf) -> Iterator[Any]:
     """Yield what `work(*args)` yields, from a fresh process.
 
-    work: a function of a module (it is sent by name); args and what it yields must pickle. Raises LostError where the
-    process dies or is silent for `seconds`, TimeUpError at the time `until` (of time.monotonic); it is ended then.
+    work: a function of a module (it is sent by name); args and what it yields must pickle. Raises ProcessFailedError
+    where the process ends early or nothing comes from it for `seconds`, DeadlineError at the time `deadline` (of
+    time.monotonic); it is ended then.
     """
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, work, args), daemon=True)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sender, work, args), daemon=True)
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        yield from _receive(ours, process, seconds, until)
+        yield from _receive(receiver, process, seconds, deadline)
     finally:
-        ours.close()
+        receiver.close()
         process.kill()
         process.join()
 
 
-def _receive(ours: Connection, process: multiprocessing.Process, seconds: float, until: float) -> Iterator[Any]:
-    timeout = START
+def _receive(receiver: Connection, process: multiprocessing.Process, seconds: float, deadline: float) -> Iterator[Any]:
+    timeout = START_SECONDS
     while True:
-        left = until - time.monotonic()
+        remaining = deadline - time.monotonic()
         try:
-            if left <= 0 or not ours.poll(min(timeout, left)):
-                if left <= timeout:
-                    raise TimeUpError("the time is over")
-                raise LostError(f"nothing came for {timeout:.0f} s; it was ended", silent=True)
-            kind, value = ours.recv()
+            if remaining <= 0 or not receiver.poll(min(timeout, remaining)):
+                if remaining <= timeout:
+                    raise DeadlineError("the time is over")
+                raise ProcessFailedError(f"nothing came for {timeout:.0f} s; it was ended", timed_out=True)
+            tag, value = receiver.recv()
         except EOFError:
             process.join(10)
-            raise LostError(f"the process ended with code {process.exitcode}") from None
+            raise ProcessFailedError(f"the process ended with code {process.exitcode}") from None
         timeout = seconds
-        if kind == "end":
+        if tag == "end":
             return
-        if kind == "error":
-            raise LostError(value)
-        if kind == "value":
+        if tag == "error":
+            raise ProcessFailedError(value)
+        if tag == "value":
             yield value
 
 
@@ -77,6 +78,6 @@ def _work(connection: Connection, work: Callable[..., Iterator[Any]], args: tupl
         connection.close()
 
 
-def here(work: Callable[..., Iterator[Any]], *args: Any, seconds: float, until: float = math.inf) -> Iterator[Any]:
+def inline(work: Callable[..., Iterator[Any]], *args: Any, seconds: float, deadline: float = math.inf) -> Iterator[Any]:
     """The same in this process, without limits: for tests and debuggers."""
     return work(*args)

@@ -33,9 +33,9 @@ MARGIN = 0.97  # a backend wins where it takes less than this share of torch's t
 
 def folder() -> Path:
     """Where records are kept: FASTLSTM_CACHE, else fastlstm in XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("FASTLSTM_CACHE")
-    if own:
-        return Path(own)
+    configured = os.environ.get("FASTLSTM_CACHE")
+    if configured:
+        return Path(configured)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastlstm"
 
 
@@ -47,8 +47,8 @@ def path(gpu: str) -> Path:
 @cache
 def identity() -> str:
     """A hash of what was verified: the native module, the Python around the kernels, torch's version."""
-    here = Path(__file__).parent.parent
-    files = sorted([*here.glob("_C*.so"), *(here / "backends").rglob("*.py")])
+    package = Path(__file__).parent.parent
+    files = sorted([*package.glob("_C*.so"), *(package / "backends").rglob("*.py")])
     digest = hashlib.sha256(torch.__version__.encode())
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
@@ -75,28 +75,28 @@ def write(gpu: str, record: dict) -> Path:
 
 def forget() -> None:
     """Read records anew from now on."""
-    for known in (read, _decided, wrong, _passed):
-        known.cache_clear()
+    for cached in (read, _cached_winner, wrong_kernels, _passed):
+        cached.cache_clear()
 
 
 @cache
 def read(gpu: str) -> dict | None:
     """The record of a GPU model, read once a process; None without one, and for one of other kernels or torch."""
     try:
-        found = json.loads(path(gpu).read_text(encoding="utf-8"))
-        fits = (found["format"], found["identity"]) == (FORMAT, identity())
-        return found if fits and _sound(found) else None
+        record = json.loads(path(gpu).read_text(encoding="utf-8"))
+        valid = (record["format"], record["identity"]) == (FORMAT, identity())
+        return record if valid and _well_formed(record) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _sound(found: dict) -> bool:
+def _well_formed(record: dict) -> bool:
     """Whether what calls read has the right form."""
-    groups = [kernels for name in ("passed", "failed") for kernels in found[name].values()]
+    groups = [kernels for name in ("passed", "failed") for kernels in record[name].values()]
     if not all(isinstance(maths, dict) for kernels in groups for maths in kernels.values()):
         return False
-    what = {"layout", "math", "training", "H", "B", "T"}
-    return all(what <= row.keys() and isinstance(row["seconds"], dict) for row in found["timings"])
+    keys = {"layout", "math", "training", "H", "B", "T"}
+    return all(keys <= row.keys() and isinstance(row["seconds"], dict) for row in record["timings"])
 
 
 @cache
@@ -113,52 +113,52 @@ def gpu_name(device: torch.device) -> str:
 
 def choice(device: torch.device, spec: Spec) -> str | None:
     """Return the backend that won for such calls on this GPU model, "torch" where none did, None where unverified."""
-    return _decided(gpu_name(device), kind_of(spec), spec.H, spec.B, spec.T)
+    return _cached_winner(gpu_name(device), call_type_of(spec), spec.H, spec.B, spec.T)
 
 
-def trusts(device: torch.device, spec: Spec, backend: str, kernels: tuple[str, ...]) -> bool:
+def all_passed(device: torch.device, spec: Spec, backend: str, kernels: tuple[str, ...]) -> bool:
     """Return whether all these kernels of a backend passed on this GPU model, as such a call multiplies."""
     return _passed(gpu_name(device), backend, math_of(spec.dtype)).issuperset(kernels)
 
 
 @lru_cache(maxsize=256)
 def _passed(gpu: str, backend: str, math: str) -> frozenset[str]:
-    return _kernels("passed", gpu, backend, math) - wrong(gpu, backend, math)
+    return _kernels("passed", gpu, backend, math) - wrong_kernels(gpu, backend, math)
 
 
 @lru_cache(maxsize=256)
-def wrong(gpu: str, backend: str, math: str) -> frozenset[str]:
+def wrong_kernels(gpu: str, backend: str, math: str) -> frozenset[str]:
     """Return the kernels of a backend that gave wrong results, crashed or hung on a GPU model."""
     return _kernels("failed", gpu, backend, math)
 
 
 def _kernels(group: str, gpu: str, backend: str, math: str) -> frozenset[str]:
-    found = read(gpu)
-    by_name = {} if found is None else found[group].get(backend, {})
+    record = read(gpu)
+    by_name = {} if record is None else record[group].get(backend, {})
     return frozenset(kernel for kernel, maths in by_name.items() if math in maths)
 
 
-def kind_of(spec: Spec) -> tuple[str, str, bool]:
+def call_type_of(spec: Spec) -> tuple[str, str, bool]:
     """What distinguishes calls beside their size: layout, arithmetic, training."""
     layout = "projected" if spec.projected else "packed" if spec.packed else "dense"
     return layout, math_of(spec.dtype), spec.training
 
 
 @lru_cache(maxsize=4096)
-def _decided(gpu: str, kind: tuple[str, str, bool], H: int, B: int, T: int) -> str | None:
-    found = read(gpu)
-    return None if found is None else winner(found, kind, H, B, T)
+def _cached_winner(gpu: str, call_type: tuple[str, str, bool], H: int, B: int, T: int) -> str | None:
+    record = read(gpu)
+    return None if record is None else winner(record, call_type, H, B, T)
 
 
-def winner(record: dict, kind: tuple[str, str, bool], H: int, B: int, T: int) -> str:
+def winner(record: dict, call_type: tuple[str, str, bool], H: int, B: int, T: int) -> str:
     """The backend that beats torch's own path at all timed sizes around a call, or "torch".
 
     One that is slower at some neighbour is not used: nobody is slower for having swapped the module.
     """
-    rows = [r for r in record["timings"] if (r["layout"], r["math"], r["training"]) == kind]
+    rows = [r for r in record["timings"] if (r["layout"], r["math"], r["training"]) == call_type]
     for name, value in (("H", H), ("B", B), ("T", T)):
-        around = _around({r[name] for r in rows}, value, longest=name == "T")
-        rows = [r for r in rows if r[name] in around]
+        near = _neighbours({r[name] for r in rows}, value, longest=name == "T")
+        rows = [r for r in rows if r[name] in near]
     if not rows:
         return "torch"
     candidates = set.intersection(*(set(r["seconds"]) for r in rows)) - {"torch"}
@@ -166,12 +166,12 @@ def winner(record: dict, kind: tuple[str, str, bool], H: int, B: int, T: int) ->
     return min(good, key=lambda name: (good[name], name)) if good else "torch"
 
 
-def _around(known: Iterable[int], value: int, longest: bool) -> set[int]:
+def _neighbours(timed: Iterable[int], value: int, longest: bool) -> set[int]:
     """The neighbours of a size among the timed ones; none where it is more than twice beyond their ends.
 
     longest: beyond the upper end too, since time only repeats what a step costs.
     """
-    sizes = sorted(known)
+    sizes = sorted(timed)
     if not sizes or 2 * value < sizes[0] or (value > 2 * sizes[-1] and not longest):
         return set()
     below = [s for s in sizes if s <= value]

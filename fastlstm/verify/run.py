@@ -10,14 +10,14 @@ from importlib import metadata, util
 import torch
 
 from fastlstm import __version__, dispatch
-from fastlstm.backends import withheld
+from fastlstm.backends import blocklist
 from fastlstm.verify import correctness, plans, record, stages, timings
-from fastlstm.verify.correctness import Outcome, Run
-from fastlstm.verify.plans import VerifyPlan, Workload
-from fastlstm.verify.stages import Limits, Lost, TimeUpError
-from fastlstm.verify.timings import Clock, DeviceClock, Fault, GridPoint, Kernel
+from fastlstm.verify.correctness import CaseRun, Outcome
+from fastlstm.verify.plans import VerifyPlan, VerifyWorkload
+from fastlstm.verify.stages import DeadlineError, Limits, ProcessFailure
+from fastlstm.verify.timings import ClockFunction, DeviceClock, Fault, KernelKey, TimingPoint
 
-FINE, WRONG, NO_GPU = 0, 1, 2  # exit codes
+PASSED, FAILED, NO_GPU = 0, 1, 2  # exit codes
 SHOWN = 5  # failures that are printed
 Say = Callable[[str], None]
 
@@ -28,50 +28,50 @@ class Machine:
 
     device: torch.device
     name: str
-    clock: Clock
+    clock: ClockFunction
 
 
 @dataclass
-class Found:
-    """What came out, kernel by kernel. todo: runs that are still to be done."""
+class VerifyResults:
+    """The results, kernel by kernel. pending: runs that are still to be done; passes: runs that were right."""
 
-    todo: dict[Kernel, int] = field(default_factory=dict)
-    count: dict[Kernel, int] = field(default_factory=dict)
-    wrong: dict[Kernel, list[str]] = field(default_factory=dict)
-    ratios: dict[Kernel, float] = field(default_factory=dict)
+    pending: dict[KernelKey, int] = field(default_factory=dict)
+    passes: dict[KernelKey, int] = field(default_factory=dict)
+    failures: dict[KernelKey, list[str]] = field(default_factory=dict)
+    ratios: dict[KernelKey, float] = field(default_factory=dict)
     redrawn: list[dict] = field(default_factory=list)
     rows: list[dict] = field(default_factory=list)
 
-    def blame(self, kernel: Kernel, why: str) -> None:
-        self.wrong.setdefault(kernel, []).append(why)
+    def add_failure(self, kernel: KernelKey, reason: str) -> None:
+        self.failures.setdefault(kernel, []).append(reason)
 
-    def passed(self) -> frozenset[Kernel]:
+    def passed(self) -> frozenset[KernelKey]:
         """The kernels that did all of their runs, one at least, and none of them wrong."""
-        return frozenset(k for k, n in self.count.items() if n and not self.todo.get(k) and k not in self.wrong)
+        return frozenset(k for k, n in self.passes.items() if n and not self.pending.get(k) and k not in self.failures)
 
-    def take(self, outcome: Outcome) -> None:
+    def add_outcome(self, outcome: Outcome) -> None:
         """Count an outcome."""
         kernel = (outcome.backend, outcome.kernel, outcome.math)
-        self.todo[kernel] -= 1
+        self.pending[kernel] -= 1
         if outcome.wrong:
-            self.blame(kernel, f"{outcome.case}: {outcome.wrong}")
+            self.add_failure(kernel, f"{outcome.case}: {outcome.wrong}")
         elif not outcome.skipped:
-            self.count[kernel] = self.count.get(kernel, 0) + 1
+            self.passes[kernel] = self.passes.get(kernel, 0) + 1
         if outcome.ratios:
             self.ratios[kernel] = max(self.ratios.get(kernel, 0.0), outcome.ratios[-1])
         if len(outcome.ratios) > 1:
-            of = dict(zip(("backend", "kernel", "math"), kernel, strict=True))
-            self.redrawn.append({**of, "case": outcome.case, "ratios": list(outcome.ratios)})
+            labels = dict(zip(("backend", "kernel", "math"), kernel, strict=True))
+            self.redrawn.append({**labels, "case": outcome.case, "ratios": list(outcome.ratios)})
 
 
 def gpus() -> list[Machine]:
     """One GPU of each model that torch sees."""
-    found = {}
+    machines = {}
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         name = torch.cuda.get_device_name(index)
-        found.setdefault(name, Machine(device, name, DeviceClock(device)))
-    return list(found.values())
+        machines.setdefault(name, Machine(device, name, DeviceClock(device)))
+    return list(machines.values())
 
 
 def no_gpu() -> str:
@@ -98,136 +98,146 @@ def verify(say: Say, machines: list[Machine] | None = None, plan: VerifyPlan | N
 def _verify(say: Say, machine: Machine, plan: VerifyPlan) -> int:
     begin = time.monotonic()
     absent = {name: reason for name in plan.candidates if (reason := unavailable(name, machine.device)) is not None}
-    work = plan.work(tuple(name for name in plan.candidates if name not in absent))
-    cases = sum(len(table.cases) for table in work.tables.values())
-    say(f"{machine.name} ({machine.device}): {cases} cases, {len(work.cells)} timed sizes, {_duration(work)}")
+    workload = plan.workload(tuple(name for name in plan.candidates if name not in absent))
+    cases = sum(len(table.cases) for table in workload.tables.values())
+    say(f"{machine.name} ({machine.device}): {cases} cases, {len(workload.points)} timed sizes, {_duration(workload)}")
     for name, reason in absent.items():
         say(f"  {name}: not here: {reason}")
-    found = Found()
-    for backend in work.tables:
-        check(say, backend, machine, plan, work, found)
-    if found.passed():
-        _time(say, machine, plan, work, found, work.whole - (time.monotonic() - begin))
-    results = {**_grouped(found), "absent": absent, "timings": _usable(found), "seconds": time.monotonic() - begin}
-    where = record.write(machine.name, {"gpu": machine.name, **versions(), **results})
-    for line in summary(results["timings"], tuple(work.tables)):
+    results = VerifyResults()
+    for backend in workload.tables:
+        check(say, backend, machine, plan, workload, results)
+    if results.passed():
+        _time(say, machine, plan, workload, results, workload.total_limit - (time.monotonic() - begin))
+    timed = _usable(results)
+    seconds = time.monotonic() - begin
+    groups = {**_grouped(results), "absent": absent, "timings": timed, "seconds": seconds}
+    path = record.write(machine.name, {"gpu": machine.name, **versions(), **groups})
+    for line in summary(timed, tuple(workload.tables)):
         say(f"  {line}")
-    if work.left_out:
-        say(f"  left out: {work.left_out}; `fastlstm doctor --verify --full` does it")
-    say(f"  recorded in {where}; calls on this GPU model now follow it")
-    return WRONG if found.wrong else FINE
+    if workload.left_out:
+        say(f"  left out: {workload.left_out}; `fastlstm doctor --verify --full` does it")
+    say(f"  recorded in {path}; calls on this GPU model now follow it")
+    return FAILED if results.failures else PASSED
 
 
-def _duration(work: Workload) -> str:
-    minutes = max(1, round(plans.estimate(work) / 60))
-    return f"about {minutes} minute{'s' * (minutes > 1)} on an H100 by estimate, ended after {work.whole / 60:.0f}"
+def _duration(workload: VerifyWorkload) -> str:
+    minutes = max(1, round(plans.estimate(workload) / 60))
+    return f"about {minutes} minute{'s' * (minutes > 1)} on an H100 by estimate, ended after {workload.total_limit / 60:.0f}"
 
 
-def check(say: Say, backend: str, machine: Machine, plan: VerifyPlan, work: Workload, found: Found) -> None:
+def check(
+    say: Say, backend: str, machine: Machine, plan: VerifyPlan, workload: VerifyWorkload, results: VerifyResults
+) -> None:
     """Run a backend's table, and say what passed and what did not."""
-    todo = correctness.runs(backend, work.tables[backend])
-    for one in todo:
-        kernel = (backend, one.kernel, one.math)
-        found.todo[kernel] = found.todo.get(kernel, 0) + 1
+    case_runs = correctness.runs(backend, workload.tables[backend])
+    for case_run in case_runs:
+        kernel = (backend, case_run.kernel, case_run.math)
+        results.pending[kernel] = results.pending.get(kernel, 0) + 1
     hung: set[str] = set()  # never ended: not to be tried in another type either
-    dead: set[Kernel] = set()
+    crashed: set[KernelKey] = set()
 
-    def skip(one: Run) -> bool:
-        return one.kernel in hung or (backend, one.kernel, one.math) in dead
+    def skip(case_run: CaseRun) -> bool:
+        return case_run.kernel in hung or (backend, case_run.kernel, case_run.math) in crashed
 
-    limits = Limits(work.silence, work.checking)
+    limits = Limits(workload.timeout, workload.check_limit)
+    outcomes = stages.run_in_processes(
+        plan.process, correctness.run, case_runs, lambda: (backend, machine.device), limits, skip
+    )
     try:
-        for one in stages.through(plan.process, correctness.run, todo, lambda: (backend, machine.device), limits, skip):
-            if isinstance(one, Lost) and one.item is None:
-                found.blame((backend, "", ""), one.why)
-            elif isinstance(one, Lost):
-                kernel = (backend, one.item.kernel, one.item.math)
-                found.blame(kernel, f"{one.item.case.id}: {one.why}")
-                dead.add(kernel)
-                hung.update([one.item.kernel] * one.silent)
+        for outcome in outcomes:
+            if isinstance(outcome, ProcessFailure) and outcome.item is None:
+                results.add_failure((backend, "", ""), outcome.reason)
+            elif isinstance(outcome, ProcessFailure):
+                kernel = (backend, outcome.item.kernel, outcome.item.math)
+                results.add_failure(kernel, f"{outcome.item.case.id}: {outcome.reason}")
+                crashed.add(kernel)
+                hung.update([outcome.item.kernel] * outcome.timed_out)
             else:
-                found.take(one)
-                dead.update([(backend, one.kernel, one.math)] * one.dead)
-                hung.update([one.kernel] * one.hung)
-    except TimeUpError:
-        say(f"  {backend}: the time for checks is over ({work.checking:.0f} s)")
-    _report(say, backend, found)
+                results.add_outcome(outcome)
+                crashed.update([(backend, outcome.kernel, outcome.math)] * outcome.fatal)
+                hung.update([outcome.kernel] * outcome.hung)
+    except DeadlineError:
+        say(f"  {backend}: the time for checks is over ({workload.check_limit:.0f} s)")
+    _report(say, backend, results)
 
 
-def _report(say: Say, backend: str, found: Found) -> None:
-    passed = found.passed()
-    for kernel in (k for k in found.wrong if k[0] == backend):
-        lines = found.wrong[kernel]
+def _report(say: Say, backend: str, results: VerifyResults) -> None:
+    passed = results.passed()
+    for kernel in (k for k in results.failures if k[0] == backend):
+        lines = results.failures[kernel]
         for line in lines[:SHOWN]:
-            say(f"  {_named(kernel)}: WRONG: {line}")
+            say(f"  {_kernel_name(kernel)}: WRONG: {line}")
         if len(lines) > SHOWN:
-            say(f"  {_named(kernel)}: and {len(lines) - SHOWN} more")
-    for kernel in (k for k, n in found.todo.items() if k[0] == backend and n and k not in found.wrong):
-        say(f"  {_named(kernel)}: not used, since {found.todo[kernel]} of its checks were not done")
-    mine = [k for k in found.count if k[0] == backend and k in passed]
-    if mine:
-        each = ", ".join(f"{' '.join(filter(None, k[1:]))} {found.count[k]}" for k in mine)
-        say(f"  {backend}: {sum(found.count[k] for k in mine)} checks passed ({each})")
+            say(f"  {_kernel_name(kernel)}: and {len(lines) - SHOWN} more")
+    for kernel in (k for k, n in results.pending.items() if k[0] == backend and n and k not in results.failures):
+        say(f"  {_kernel_name(kernel)}: not used, since {results.pending[kernel]} of its checks were not done")
+    passed_kernels = [k for k in results.passes if k[0] == backend and k in passed]
+    if passed_kernels:
+        per_kernel = ", ".join(f"{' '.join(filter(None, k[1:]))} {results.passes[k]}" for k in passed_kernels)
+        say(f"  {backend}: {sum(results.passes[k] for k in passed_kernels)} checks passed ({per_kernel})")
 
 
-def _named(kernel: Kernel) -> str:
+def _kernel_name(kernel: KernelKey) -> str:
     return " ".join(filter(None, kernel))
 
 
-def _time(say: Say, machine: Machine, plan: VerifyPlan, work: Workload, found: Found, seconds: float) -> None:
-    """Time the cells; rows are kept whatever happens to a process, and what ruined one is not used any more."""
+def _time(
+    say: Say, machine: Machine, plan: VerifyPlan, workload: VerifyWorkload, results: VerifyResults, seconds: float
+) -> None:
+    """Time the points; rows are kept whatever happens to a process, and a kernel that crashed one is not used any more."""
 
     def args() -> tuple:
-        return found.passed(), machine.device, machine.clock
+        return results.passed(), machine.device, machine.clock
 
-    def fault(kernels: tuple[Kernel, ...], cell: GridPoint | None, why: str) -> None:
-        say(f"  timing {cell or ''} {', '.join(map(_named, kernels)) or 'no kernel'}: WRONG: {why}")
+    def add_fault(kernels: tuple[KernelKey, ...], point: TimingPoint | None, reason: str) -> None:
+        say(f"  timing {point or ''} {', '.join(map(_kernel_name, kernels)) or 'no kernel'}: WRONG: {reason}")
         for kernel in kernels:
-            found.blame(kernel, f"timed at {cell}: {why}")
+            results.add_failure(kernel, f"timed at {point}: {reason}")
 
+    limits = Limits(workload.timeout, seconds)
     try:
-        for one in stages.through(plan.process, timings.run, work.cells, args, Limits(work.silence, seconds)):
-            if isinstance(one, Lost):
-                fault(one.using, one.item, one.why)
-            elif isinstance(one, Fault):
-                fault(one.kernels, one.cell, one.why)
+        for outcome in stages.run_in_processes(plan.process, timings.run, workload.points, args, limits):
+            if isinstance(outcome, ProcessFailure):
+                add_fault(outcome.using, outcome.item, outcome.reason)
+            elif isinstance(outcome, Fault):
+                add_fault(outcome.kernels, outcome.point, outcome.reason)
             else:
-                found.rows.append(one)
-    except TimeUpError:
-        say(f"  timing: the time is over; {len(found.rows)} of {len(work.cells)} sizes are done")
+                results.rows.append(outcome)
+    except DeadlineError:
+        say(f"  timing: the time is over; {len(results.rows)} of {len(workload.points)} sizes are done")
 
 
-def _usable(found: Found) -> list[dict]:
+def _usable(results: VerifyResults) -> list[dict]:
     """The rows, without times as planned where a kernel of the plan has been found wrong since."""
     rows = []
-    for row in found.rows:
-        bad = {n for n, used in row["planned"].items() if any((n, k, row["math"]) in found.wrong for k in used)}
-        rows.append({**row, "seconds": {name: s for name, s in row["seconds"].items() if name not in bad}})
+    for row in results.rows:
+        failed = {n for n, used in row["planned"].items() if any((n, k, row["math"]) in results.failures for k in used)}
+        rows.append({**row, "seconds": {name: s for name, s in row["seconds"].items() if name not in failed}})
     return rows
 
 
-def _grouped(found: Found) -> dict[str, dict]:
+def _grouped(results: VerifyResults) -> dict[str, dict]:
     """What the record holds by backend, kernel and math."""
-    passed = found.passed()
+    passed = results.passed()
     groups = {
-        "passed": {k: n for k, n in found.count.items() if k in passed},
-        "failed": {k: lines[:20] for k, lines in found.wrong.items()},
-        "unfinished": {k: n for k, n in found.todo.items() if n and k not in found.wrong},
-        "ratios": found.ratios,
+        "passed": {k: n for k, n in results.passes.items() if k in passed},
+        "failed": {k: lines[:20] for k, lines in results.failures.items()},
+        "unfinished": {k: n for k, n in results.pending.items() if n and k not in results.failures},
+        "ratios": results.ratios,
     }
-    result: dict[str, dict] = {"redrawn": found.redrawn}
+    grouped: dict[str, dict] = {"redrawn": results.redrawn}
     for group, values in groups.items():
-        result[group] = {}
+        grouped[group] = {}
         for (backend, kernel, math), value in values.items():
-            result[group].setdefault(backend, {}).setdefault(kernel, {})[math] = value
-    return result
+            grouped[group].setdefault(backend, {}).setdefault(kernel, {})[math] = value
+    return grouped
 
 
 def unavailable(backend: str, device: torch.device) -> str | None:
     """Why a backend cannot run a plain call on a device, whatever an earlier record says, or None."""
     from fastlstm.doctor import small_call
 
-    with withheld.instead_of_record(()):
+    with blocklist.override_record(()):
         return dispatch.unsupported_reason(backend, small_call(device))
 
 
@@ -240,15 +250,15 @@ def versions() -> dict[str, str]:
 def summary(rows: list[dict], candidates: tuple[str, ...]) -> list[str]:
     """One line per layout, arithmetic and direction: how often each backend beats torch's own path, and by how much."""
     lines = []
-    for kind in dict.fromkeys((r["layout"], r["math"], r["training"]) for r in rows):
-        mine = [r["seconds"] for r in rows if (r["layout"], r["math"], r["training"]) == kind]
+    for call_type in dict.fromkeys((r["layout"], r["math"], r["training"]) for r in rows):
+        seconds_of_rows = [r["seconds"] for r in rows if (r["layout"], r["math"], r["training"]) == call_type]
         words = []
         for name in candidates:
-            ratios = sorted(s["torch"] / s[name] for s in mine if name in s and "torch" in s)
+            ratios = sorted(s["torch"] / s[name] for s in seconds_of_rows if name in s and "torch" in s)
             if ratios:
                 better = sum(ratio * record.MARGIN > 1 for ratio in ratios)
-                middle = ratios[len(ratios) // 2]
-                words.append(f"{name} faster in {better} of {len(ratios)}, median {middle:.2f} x torch's speed")
-        what = f"{kind[0]} {kind[1]} {'training' if kind[2] else 'inference'}"
-        lines.append(f"{what}: {'; '.join(words) or 'no backend ran'}")
+                median = ratios[len(ratios) // 2]
+                words.append(f"{name} faster in {better} of {len(ratios)}, median {median:.2f} x torch's speed")
+        title = f"{call_type[0]} {call_type[1]} {'training' if call_type[2] else 'inference'}"
+        lines.append(f"{title}: {'; '.join(words) or 'no backend ran'}")
     return lines

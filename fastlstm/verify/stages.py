@@ -1,6 +1,6 @@
 """Goes through items in a process of their own, and on in a fresh one after a crash, a hang or a device fault.
 
-The work says which item it begins, so what was lost has a name and everything that came before it is kept.
+The work says which item it begins, so a failure is that item's and everything that came before it is kept.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fastlstm.verify.isolate import LostError, TimeUpError
+from fastlstm.verify.isolate import DeadlineError, ProcessFailedError
 
-Process = Callable[..., Iterator]  # isolate.stream or isolate.here
+Process = Callable[..., Iterator]  # isolate.stream or isolate.inline
 
 
 @dataclass(frozen=True)
@@ -25,28 +25,28 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Lost:
-    """The process was lost with this item (None: before the first) and part, which ran `using`.
+class ProcessFailure:
+    """The process failed in this item (None: before the first) and part, which ran `using`.
 
-    silent: nothing came from it for too long; else it ended by itself.
+    timed_out: nothing came from it for too long; else it ended by itself.
     """
 
     item: Any
     part: str
-    why: str
+    reason: str
     using: tuple = ()
-    silent: bool = False
+    timed_out: bool = False
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds: of silence before a process is ended, and of the stage as a whole from its begin."""
+    """Seconds: without a result before a process is ended, and of the stage as a whole from its begin."""
 
-    silence: float
-    whole: float
+    timeout: float
+    total: float
 
 
-def through(
+def run_in_processes(
     process: Process,
     work: Callable[..., Iterator],
     items: tuple,
@@ -54,29 +54,29 @@ def through(
     limits: Limits,
     skip: Callable[[Any], bool] = lambda item: False,
 ) -> Iterator:
-    """Yield what `work(items, *args())` yields, and a `Lost` for every process that was lost.
+    """Yield what `work(items, *args())` yields, and a `ProcessFailure` for every process that failed.
 
     The work yields a `Started` before each item and part, and may end early: what is left goes to a fresh process.
-    args: asked for each process; skip: which of what is left needs not be done any more. Raises TimeUpError when the
-    stage's time is over.
+    args: asked for each process; skip: which of what is left needs not be done any more. Raises DeadlineError when
+    the stage's time is over.
     """
-    until, left = time.monotonic() + limits.whole, tuple(items)
-    while left:
-        begun = None
+    deadline, remaining = time.monotonic() + limits.total, tuple(items)
+    while remaining:
+        started = None
         try:
-            for found in process(work, left, *args(), seconds=limits.silence, until=until):
-                if isinstance(found, Started):
-                    begun = found
+            for value in process(work, remaining, *args(), seconds=limits.timeout, deadline=deadline):
+                if isinstance(value, Started):
+                    started = value
                 else:
-                    yield found
-        except LostError as error:
-            if begun is None:
-                yield Lost(None, "", str(error), silent=error.silent)
+                    yield value
+        except ProcessFailedError as error:
+            if started is None:
+                yield ProcessFailure(None, "", str(error), timed_out=error.timed_out)
             else:
-                yield Lost(left[begun.index], begun.part, str(error), begun.using, error.silent)
-        if begun is None:
+                yield ProcessFailure(remaining[started.index], started.part, str(error), started.using, error.timed_out)
+        if started is None:
             return
-        left = tuple(item for item in left[begun.index + 1 :] if not skip(item))
+        remaining = tuple(item for item in remaining[started.index + 1 :] if not skip(item))
 
 
-__all__ = ["Limits", "Lost", "LostError", "Process", "Started", "TimeUpError", "through"]
+__all__ = ["DeadlineError", "Limits", "Process", "ProcessFailedError", "ProcessFailure", "Started", "run_in_processes"]

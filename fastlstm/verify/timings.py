@@ -16,21 +16,21 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fastlstm
 from fastlstm import backends, dispatch
-from fastlstm.backends import withheld
+from fastlstm.backends import blocklist
+from fastlstm.backends.blocklist import KernelKey
 from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.ops.arguments import Spec
 from fastlstm.verify import cudnn
-from fastlstm.verify.correctness import MATHS, line_of, ruins, tf32
+from fastlstm.verify.correctness import MATHS, is_fatal, one_line, tf32
 from fastlstm.verify.stages import Started
 
 ROUNDS = 7
 ORDER = ("tf32", "bfloat16", "float16", "float32")  # the types that most calls have first, should time run out
-Clock = Callable[[], float]
-Kernel = tuple[str, str, str]  # backend, kernel, math
+ClockFunction = Callable[[], float]
 
 
 @dataclass(frozen=True)
-class GridPoint:
+class TimingPoint:
     """One size and kind of call. layout: dense, packed (lengths T … T / 4) or projected (to H / 2); I = H."""
 
     layout: str
@@ -46,28 +46,31 @@ class GridPoint:
         )
 
 
-def grid(layout: str, H: tuple[int, ...], B: tuple[int, ...], T: tuple[int, ...], maths=ORDER) -> list[GridPoint]:
-    """All cells of a layout over these sizes."""
-    return [GridPoint(layout, *rest) for rest in product(maths, (True, False), H, B, T)]
+def grid(layout: str, H: tuple[int, ...], B: tuple[int, ...], T: tuple[int, ...], maths=ORDER) -> list[TimingPoint]:
+    """All points of a layout over these sizes."""
+    return [TimingPoint(layout, *rest) for rest in product(maths, (True, False), H, B, T)]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A kernel did not end, or ruined the process, or raised what it should not, while a cell was timed."""
+    """A kernel hung, crashed the process or raised what it should not while a point was timed.
 
-    kernels: tuple[Kernel, ...]
-    cell: GridPoint
-    why: str
-    dead: bool
+    fatal: nothing more is to run in this process.
+    """
+
+    kernels: tuple[KernelKey, ...]
+    point: TimingPoint
+    reason: str
+    fatal: bool
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to run a cell. kernels: what it runs of ours (none: torch's own path)."""
+    """One way to run a point. kernels: those of fastlstm that it runs (none: torch's own path)."""
 
     name: str
     step: Callable[[], None]
-    kernels: tuple[Kernel, ...] = ()
+    kernels: tuple[KernelKey, ...] = ()
 
 
 Calls = Callable[[Contender], None]
@@ -86,33 +89,33 @@ class DeviceClock:
 
 
 def run(
-    cells: tuple[GridPoint, ...], passed: frozenset[Kernel], device: torch.device, clock: Clock
+    points: tuple[TimingPoint, ...], passed: frozenset[KernelKey], device: torch.device, clock: ClockFunction
 ) -> Iterator[Started | Fault | dict]:
-    """Time every cell.
+    """Time every point.
 
     passed: the kernels that may run. Yields the rows of a record (record.py says what they hold), a `Fault` where a kernel
     is not to be used any more, and a `Started` before each turn of a contender, with its name and kernels: whatever ends
-    this process then is theirs. After a `Fault` that leaves the process of no use it ends; that cell has no row.
+    this process then is the fault of those kernels. After a fatal `Fault` it ends; that point has no row.
     """
-    out: set[Kernel] = set()
-    for index, cell in enumerate(cells):
+    excluded: set[KernelKey] = set()
+    for index, point in enumerate(points):
         yield Started(index)
         torch.manual_seed(0)
-        with tf32(cell.math == "tf32"), withheld.instead_of_record(_others(passed - out)):
-            timed = Timed(cell, device)
-            for contender, calls in timed.turns(passed - out, clock):
+        with tf32(point.math == "tf32"), blocklist.override_record(_other_kernels(passed - excluded)):
+            timed = PointTiming(point, device)
+            for contender, calls in timed.turns(passed - excluded, clock):
                 yield Started(index, contender.name, contender.kernels)  # 50 µs for the pipe, outside of what is timed
                 fault = timed.turn(contender, calls)
                 if fault is not None:
-                    out.update(fault.kernels)
+                    excluded.update(fault.kernels)
                     yield fault
-                    if fault.dead:
+                    if fault.fatal:
                         return
             yield Started(index)
             yield timed.row()
 
 
-def _others(passed: frozenset[Kernel]) -> frozenset[Kernel]:
+def _other_kernels(passed: frozenset[KernelKey]) -> frozenset[KernelKey]:
     """Every kernel of the backends that is not among these."""
     names = {name for name, _, _ in passed}
     all_of = {(name, kernel, math) for name in names for kernel in backends.load(name).kernel_names for math in MATHS}
@@ -120,43 +123,45 @@ def _others(passed: frozenset[Kernel]) -> frozenset[Kernel]:
 
 
 @dataclass
-class Timed:
-    """One cell: its modules, the contenders that have not failed, and the seconds of their calls by name."""
+class PointTiming:
+    """The timing of one point: its modules, the contenders that have not failed, and the seconds of their calls by name."""
 
-    cell: GridPoint
+    point: TimingPoint
     device: torch.device
-    ready: list[Contender] = field(default_factory=list)
+    active: list[Contender] = field(default_factory=list)
     samples: dict[str, list[float]] = field(default_factory=dict)
     planned: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def contenders(self, passed: frozenset[Kernel]) -> list[Contender]:
-        """Torch's own path, every kernel that can run the cell, and a backend as planned where that is none of them."""
-        theirs, ours, x = _modules(self.cell, self.device)
-        spec, training = _spec(self.cell, self.device), self.cell.training
-        found = [Contender("torch", partial(_call, theirs, x, training))]
+    def contenders(self, passed: frozenset[KernelKey]) -> list[Contender]:
+        """Torch's own path, every kernel that can run the point, and a backend as planned where that is none of them."""
+        torch_lstm, lstm, x = _modules(self.point, self.device)
+        spec, training = _spec(self.point, self.device), self.point.training
+        contenders = [Contender("torch", partial(_call, torch_lstm, x, training))]
         for name in dict.fromkeys(backend for backend, _, _ in sorted(passed)):
             loaded = backends.load(name)
             for kernel in loaded.kernel_names:
-                used = (name, kernel, self.cell.math)
+                used = (name, kernel, self.point.math)
                 if used not in passed:
                     continue
                 with _forced(name, kernel):
                     if dispatch.unsupported_reason(name, spec) is not None:
                         continue
-                found.append(Contender(f"{name}:{kernel}", partial(_run, name, kernel, ours, x, training), (used,)))
+                contenders.append(
+                    Contender(f"{name}:{kernel}", partial(_run, name, kernel, lstm, x, training), (used,))
+                )
             if dispatch.unsupported_reason(name, spec) is None:
                 self.planned[name] = loaded.kernels(spec)
-                used = tuple((name, kernel, self.cell.math) for kernel in dict.fromkeys(self.planned[name]))
+                used = tuple((name, kernel, self.point.math) for kernel in dict.fromkeys(self.planned[name]))
                 if len(used) > 1:  # forward and backward differ
-                    found.append(Contender(name, partial(_run, name, "", ours, x, training), used))
-        return found
+                    contenders.append(Contender(name, partial(_run, name, "", lstm, x, training), used))
+        return contenders
 
-    def turns(self, passed: frozenset[Kernel], clock: Clock) -> Iterator[tuple[Contender, Calls]]:
+    def turns(self, passed: frozenset[KernelKey], clock: ClockFunction) -> Iterator[tuple[Contender, Calls]]:
         """Whose turn it is, and what to do: all begin, then those that are left are timed ROUNDS times, interleaved."""
-        self.ready = self.contenders(passed)
+        self.active = self.contenders(passed)
         for calls in (self._begin, *[partial(self._time, clock)] * ROUNDS):
-            for contender in tuple(self.ready):
-                if contender in self.ready:  # no fault of this round has taken it out
+            for contender in tuple(self.active):
+                if contender in self.active:  # no fault of this round has removed it
                     yield contender, calls
 
     def _begin(self, contender: Contender) -> None:
@@ -164,30 +169,30 @@ class Timed:
         contender.step(), contender.step()
         DeviceClock(self.device)()
 
-    def _time(self, clock: Clock, contender: Contender) -> None:
+    def _time(self, clock: ClockFunction, contender: Contender) -> None:
         """One call that counts."""
         start = clock()
         contender.step()
         self.samples.setdefault(contender.name, []).append(clock() - start)
 
     def turn(self, contender: Contender, calls: Calls) -> Fault | None:
-        """Do the calls and ask the device. A contender that fails has no more turns; what ours must not do is a fault."""
+        """Do the calls and ask the device. A contender that fails has no more turns; a failure of fastlstm's is a fault."""
         try:
             calls(contender)
             for name in {name for name, _, _ in contender.kernels}:
                 backends.load(name).check(self.device)
         except torch.cuda.OutOfMemoryError:
-            self.ready.remove(contender)
+            self.active.remove(contender)
         except Exception as error:
-            fault = Fault(_to_blame(error, contender), self.cell, line_of(error), ruins(error))
-            self.ready = [c for c in self.ready if c != contender and not {*c.kernels} & {*fault.kernels}]
-            return fault if fault.kernels or fault.dead else None  # else cuDNN without such a kernel
+            fault = Fault(_failed_kernels(error, contender), self.point, one_line(error), is_fatal(error))
+            self.active = [c for c in self.active if c != contender and not {*c.kernels} & {*fault.kernels}]
+            return fault if fault.kernels or fault.fatal else None  # else cuDNN without such a kernel
         return None
 
     def row(self) -> dict:
         """Median seconds of one call of everything that is left, as a row of the record."""
         seconds, by_kernel = {}, {}
-        for contender in self.ready:
+        for contender in self.active:
             median = statistics.median(self.samples[contender.name])
             if len(contender.kernels) == 1:
                 name, kernel, _ = contender.kernels[0]
@@ -197,45 +202,45 @@ class Timed:
         for name, used in self.planned.items():  # as planned, that is one of the kernels already timed
             if len(set(used)) == 1 and used[0] in by_kernel.get(name, {}):
                 seconds[name] = by_kernel[name][used[0]]
-        row = {**asdict(self.cell), "seconds": seconds, "kernels": by_kernel, "cudnn": _algorithm(self.cell)}
+        row = {**asdict(self.point), "seconds": seconds, "kernels": by_kernel, "cudnn": _algorithm(self.point)}
         return {**row, "planned": {name: list(used) for name, used in self.planned.items()}}
 
 
-def _to_blame(error: Exception, contender: Contender) -> tuple[Kernel, ...]:
+def _failed_kernels(error: Exception, contender: Contender) -> tuple[KernelKey, ...]:
     """The kernels of the contender in whose turn an error came, or the one that left it there in an earlier turn."""
     if isinstance(error, GaveUpError) and error.math:
         return (("cuda", error.kernel, error.math),)
     return contender.kernels
 
 
-def _algorithm(cell: GridPoint) -> str:
-    packed, projected = cell.layout == "packed", cell.layout == "projected"
-    return cudnn.algorithm(cell.math, cell.H, cell.H, cell.B, 1, False, packed, projected, cell.training)
+def _algorithm(point: TimingPoint) -> str:
+    packed, projected = point.layout == "packed", point.layout == "projected"
+    return cudnn.algorithm(point.math, point.H, point.H, point.B, 1, False, packed, projected, point.training)
 
 
-def _spec(cell: GridPoint, device: torch.device) -> Spec:
-    """The cell's call, as backends see it."""
-    projected, packed = cell.layout == "projected", cell.layout == "packed"
-    N = int(_lengths(cell).sum()) if packed else cell.T * cell.B
-    sizes = (cell.T, cell.B, N, cell.H, 0, cell.H, cell.H // 2 if projected else cell.H)
+def _spec(point: TimingPoint, device: torch.device) -> Spec:
+    """The point's call, as backends see it."""
+    projected, packed = point.layout == "projected", point.layout == "packed"
+    N = int(_lengths(point).sum()) if packed else point.T * point.B
+    sizes = (point.T, point.B, N, point.H, 0, point.H, point.H // 2 if projected else point.H)
     flags = (packed, False, projected, False, False)
-    return Spec(device, MATHS[cell.math], *sizes, *flags, int(cell.training))
+    return Spec(device, MATHS[point.math], *sizes, *flags, int(point.training))
 
 
-def _lengths(cell: GridPoint) -> Tensor:
-    return torch.linspace(cell.T, max(1, cell.T // 4), cell.B).long()
+def _lengths(point: TimingPoint) -> Tensor:
+    return torch.linspace(point.T, max(1, point.T // 4), point.B).long()
 
 
-def _modules(cell: GridPoint, device: torch.device) -> tuple[nn.Module, nn.Module, Tensor | PackedSequence]:
-    """nn.LSTM, ours with the same weights, and the input."""
-    P, kind = cell.H // 2 if cell.layout == "projected" else 0, {"device": device, "dtype": MATHS[cell.math]}
-    theirs = nn.LSTM(cell.H, cell.H, proj_size=P, **kind)
-    ours = fastlstm.LSTM(cell.H, cell.H, proj_size=P, **kind)
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(cell.T, cell.B, cell.H, **kind, requires_grad=cell.training)
-    if cell.layout == "packed":
-        x = nn.utils.rnn.pack_padded_sequence(x, _lengths(cell))
-    return theirs, ours, x
+def _modules(point: TimingPoint, device: torch.device) -> tuple[nn.Module, nn.Module, Tensor | PackedSequence]:
+    """nn.LSTM, fastlstm.LSTM with the same weights, and the input."""
+    P, factory = point.H // 2 if point.layout == "projected" else 0, {"device": device, "dtype": MATHS[point.math]}
+    torch_lstm = nn.LSTM(point.H, point.H, proj_size=P, **factory)
+    lstm = fastlstm.LSTM(point.H, point.H, proj_size=P, **factory)
+    lstm.load_state_dict(torch_lstm.state_dict())
+    x = torch.randn(point.T, point.B, point.H, **factory, requires_grad=point.training)
+    if point.layout == "packed":
+        x = nn.utils.rnn.pack_padded_sequence(x, _lengths(point))
+    return torch_lstm, lstm, x
 
 
 def _forced(name: str, kernel: str) -> AbstractContextManager:
@@ -263,12 +268,12 @@ def _call(module: nn.Module, x: Tensor | PackedSequence, training: bool) -> None
         torch.autograd.grad(out, [leaf, *module.parameters()], torch.ones_like(out))
 
 
-CELLS = (
+POINTS = (
     *grid("dense", (16, 64, 128, 256, 512, 1024), (1, 16, 64, 256), (4, 128)),
     *grid("packed", (128, 256, 512), (16, 64), (64,)),
     *grid("projected", (256, 512, 1024), (16, 64), (64,)),
 )
-CELLS_TRITON = (  # the layouts and padded sizes of correctness.QUICK_TRITON
+POINTS_TRITON = (  # the layouts and padded sizes of correctness.QUICK_TRITON
     *grid("dense", (64, 128), (16, 64), (4, 128)),
     *grid("packed", (64, 128), (16, 64), (64,)),
 )

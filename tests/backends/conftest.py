@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastlstm.backends import cost_model, device, native, withheld
+from fastlstm.backends import blocklist, cost_model, device, native
 from fastlstm.backends.cuda import backend as cuda
 from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.doctor import small_call
@@ -25,7 +25,7 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("FASTLSTM_CACHE", str(tmp_path / "records"))
     monkeypatch.setattr(cuda_status, "_launched_on", set())
     monkeypatch.setattr(cuda_status, "_words", {})
-    monkeypatch.setattr(withheld, "_given_up", {})
+    monkeypatch.setattr(blocklist, "_blocked_in_process", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for forget in (record.forget, *(cached.cache_clear for cached in _CACHES)):
         forget()

@@ -9,7 +9,7 @@ import pytest
 from fastlstm import backends, dispatch
 from fastlstm.ops import reference
 from fastlstm.verify import record
-from tests.verify.verifying import Fake
+from tests.verify.fakes import FakeBackend
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def module(monkeypatch):
-    """A backend `cuda` with kernels `good` and `bad`; the test says what `bad` does with its results and types."""
+def fake_backend(monkeypatch):
+    """A backend `cuda` with kernels `good` and `bad`; the test says what `bad` does with its outputs and types."""
     forced = [""]
 
     @contextmanager
@@ -32,17 +32,17 @@ def module(monkeypatch):
         forced.pop()
 
     def forward(inputs):
-        found = reference.forward(*inputs)
-        return made.spoil(*found) if forced[-1] == "bad" else found
+        outputs = reference.forward(*inputs)
+        return backend.alter_outputs(*outputs) if forced[-1] == "bad" else outputs
 
-    made = Fake(
+    backend = FakeBackend(
         kernel_names=("good", "bad"),
         kernels=lambda spec: ("good", "good"),
         force=force,
         forward=forward,
-        spoil=lambda h, *rest: (h, *rest),
+        alter_outputs=lambda h, *rest: (h, *rest),
     )
     load = backends.load
-    monkeypatch.setattr(backends, "load", lambda name: made if name == "cuda" else load(name))
+    monkeypatch.setattr(backends, "load", lambda name: backend if name == "cuda" else load(name))
     monkeypatch.setattr(dispatch, "unsupported_reason", lambda name, spec: None)
-    return made
+    return backend

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from fastlstm.backends import withheld
+from fastlstm.backends import blocklist
 from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.ops.arguments import OpInputs
 from fastlstm.testing import accuracy
@@ -21,65 +21,71 @@ TABLE = correctness.Table(CASES, ("float32", "bfloat16"))
 
 
 def outcomes(table: correctness.Table = TABLE) -> list[correctness.Outcome]:
-    return [f for f in correctness.run(correctness.runs("cuda", table), "cuda", CPU) if not isinstance(f, Started)]
+    return [
+        result
+        for result in correctness.run(correctness.runs("cuda", table), "cuda", CPU)
+        if not isinstance(result, Started)
+    ]
 
 
-def test_all_kernels_of_a_case_and_type_are_side_by_side(module):
+def test_runs_of_a_case_and_type_follow_each_other(fake_backend):
     """Their reference is computed once."""
-    runs = correctness.runs("cuda", correctness.Table(CASES, ("float16", "tf32", "float32", "bfloat16"), saves=(1, 2)))
-    assert len(runs) == len(set(runs)) == 2 * 4 * 2 * 2
-    seen = [(correctness.MATHS[run.math], run.case) for run in runs]
-    changes = sum(a != b for a, b in itertools.pairwise(seen))
-    assert changes + 1 == len(set(seen)) == 3 * 2
+    case_runs = correctness.runs(
+        "cuda", correctness.Table(CASES, ("float16", "tf32", "float32", "bfloat16"), saves=(1, 2))
+    )
+    assert len(case_runs) == len(set(case_runs)) == 2 * 4 * 2 * 2
+    types_and_cases = [(correctness.MATHS[run.math], run.case) for run in case_runs]
+    changes = sum(a != b for a, b in itertools.pairwise(types_and_cases))
+    assert changes + 1 == len(set(types_and_cases)) == 3 * 2
 
 
-def test_a_table_may_name_its_kernels(module):
+def test_a_table_that_names_kernels_runs_only_those(fake_backend):
     assert {run.kernel for run in correctness.runs("cuda", correctness.Table(CASES, kernels=("bad",)))} == {"bad"}
 
 
-def test_a_right_kernel_is_drawn_once(module):
-    found = outcomes()
-    assert len(found) == 8
-    assert all(not f.wrong and len(f.ratios) == 1 and 0 < f.ratios[0] <= 1 for f in found)
+def test_a_case_of_a_right_kernel_is_drawn_once(fake_backend):
+    results = outcomes()
+    assert len(results) == 8
+    assert all(not outcome.wrong and len(outcome.ratios) == 1 and 0 < outcome.ratios[0] <= 1 for outcome in results)
 
 
-def test_a_wrong_kernel_is_drawn_three_times_and_its_errors_are_kept(module):
-    module.spoil = lambda *found: (found[0] * 1.001, *found[1:])
-    bad = [f for f in outcomes() if f.kernel == "bad" and f.math == "float32"]
+def test_a_case_of_a_wrong_kernel_is_drawn_three_times_and_its_errors_are_kept(fake_backend):
+    fake_backend.alter_outputs = lambda h, *rest: (h * 1.001, *rest)
+    bad = [outcome for outcome in outcomes() if outcome.kernel == "bad" and outcome.math == "float32"]
     assert len(bad) == 2
     for outcome in bad:
         assert "relative error" in outcome.wrong
         assert len(outcome.ratios) == correctness.DRAWS
         assert all(ratio > 10 for ratio in outcome.ratios)
-        assert not outcome.dead
-    assert not any(f.wrong for f in outcomes() if f.kernel == "good")
+        assert not outcome.fatal
+    assert not any(outcome.wrong for outcome in outcomes() if outcome.kernel == "good")
 
 
-def test_one_unlucky_draw_is_not_wrong(module):
+def test_one_draw_above_the_allowed_error_is_not_wrong(fake_backend):
     calls = []
 
-    def spoil(*found):
+    def alter_outputs(h, *rest):
         calls.append(1)
-        return (found[0] * 1.001, *found[1:]) if len(calls) == 1 else found
+        return (h * 1.001 if len(calls) == 1 else h, *rest)
 
-    module.spoil = spoil
-    (found,) = [f for f in outcomes(correctness.Table(CASES[:1], ("float32",))) if f.kernel == "bad"]
-    assert not found.wrong
-    assert found.ratios[0] > 1 >= found.ratios[1]
-
-
-def test_nan_is_no_matter_of_luck(module):
-    module.spoil = lambda *found: (found[0] * float("nan"), *found[1:])
-    (found,) = [f for f in outcomes(correctness.Table(CASES[:1], ("float32",))) if f.kernel == "bad"]
-    assert found.ratios == (float("inf"),)
-    assert "relative error nan" in found.wrong
+    fake_backend.alter_outputs = alter_outputs
+    (outcome,) = [result for result in outcomes(correctness.Table(CASES[:1], ("float32",))) if result.kernel == "bad"]
+    assert not outcome.wrong
+    assert outcome.ratios[0] > 1 >= outcome.ratios[1]
 
 
-def test_a_wrong_shape_is_wrong_at_once(module):
-    module.spoil = lambda *found: (found[0][:-1], *found[1:])
-    wrong = [f for f in outcomes() if f.wrong]
-    assert {f.kernel for f in wrong} == {"bad"}
-    assert not any(f.ratios for f in wrong)
+def test_nan_is_wrong_after_one_draw(fake_backend):
+    fake_backend.alter_outputs = lambda h, *rest: (h * float("nan"), *rest)
+    (outcome,) = [result for result in outcomes(correctness.Table(CASES[:1], ("float32",))) if result.kernel == "bad"]
+    assert outcome.ratios == (float("inf"),)
+    assert "relative error nan" in outcome.wrong
+
+
+def test_a_wrong_shape_is_wrong_without_a_ratio(fake_backend):
+    fake_backend.alter_outputs = lambda h, *rest: (h[:-1], *rest)
+    wrong = [outcome for outcome in outcomes() if outcome.wrong]
+    assert {outcome.kernel for outcome in wrong} == {"bad"}
+    assert not any(outcome.ratios for outcome in wrong)
 
 
 @pytest.mark.parametrize(
@@ -89,64 +95,66 @@ def test_a_wrong_shape_is_wrong_at_once(module):
         (GaveUpError("an earlier call on cuda:0 gave up"), True),
     ],
 )
-def test_what_ruins_the_process_ends_it(module, error, hung):
-    def spoil(*found):
+def test_no_run_follows_a_fatal_error(fake_backend, error, hung):
+    def alter_outputs(*outputs):
         raise error
 
-    module.spoil = spoil
-    found = outcomes()
-    assert [f.kernel for f in found] == ["good", "bad"]
-    assert found[-1].dead
-    assert found[-1].hung is hung
-    assert found[-1].wrong == f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    fake_backend.alter_outputs = alter_outputs
+    results = outcomes()
+    assert [outcome.kernel for outcome in results] == ["good", "bad"]
+    assert results[-1].fatal
+    assert results[-1].hung is hung
+    assert results[-1].wrong == f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
 
-def test_other_errors_are_wrong_and_it_goes_on(module):
+def test_the_runs_go_on_after_an_error_that_is_not_fatal(fake_backend):
     class CompilationError(Exception):
         pass
 
-    def spoil(*found):
+    def alter_outputs(*outputs):
         raise CompilationError("at 3:4")
 
-    module.spoil = spoil
-    found = outcomes()
-    assert len(found) == 8
-    assert [f.wrong for f in found if f.kernel == "bad"] == ["CompilationError: at 3:4"] * 4
-    assert not any(f.dead for f in found)
+    fake_backend.alter_outputs = alter_outputs
+    results = outcomes()
+    assert len(results) == 8
+    assert [outcome.wrong for outcome in results if outcome.kernel == "bad"] == ["CompilationError: at 3:4"] * 4
+    assert not any(outcome.fatal for outcome in results)
 
 
-def test_the_device_is_asked_after_each_draw(module):
-    """What a kernel left for the next call belongs to this run."""
-    asked = []
+def test_the_device_is_checked_after_each_draw(fake_backend):
+    """An error that a kernel left for the next call belongs to this run."""
+    checked = []
 
     def check(device):
-        asked.append(device)
+        checked.append(device)
         raise GaveUpError("the blocks of kernel bad waited")
 
-    module.check = check
-    found = outcomes()
-    assert asked == [CPU]
-    assert found[-1].hung
+    fake_backend.check = check
+    results = outcomes()
+    assert checked == [CPU]
+    assert results[-1].hung
 
 
-def test_a_kernel_that_does_not_take_a_case_is_skipped(module):
-    module.unsupported_reason = lambda spec: "no"
-    found = outcomes()
-    assert len(found) == 8
-    assert {outcome.skipped for outcome in found} == {"no"}
+def test_a_kernel_that_does_not_take_a_case_is_skipped(fake_backend):
+    fake_backend.unsupported_reason = lambda spec: "no"
+    results = outcomes()
+    assert len(results) == 8
+    assert {outcome.skipped for outcome in results} == {"no"}
 
 
-def test_an_earlier_record_does_not_count(module, monkeypatch):
-    monkeypatch.setattr("fastlstm.verify.record.wrong", lambda *of: frozenset({"good"}))
-    seen = []
-    module.spoil = lambda *found: seen.append(withheld.kernels("cuda", 0, "GPU", "float32")) or found
+def test_an_earlier_record_blocks_no_kernel_during_the_runs(fake_backend, monkeypatch):
+    monkeypatch.setattr("fastlstm.verify.record.wrong_kernels", lambda *of: frozenset({"good"}))
+    blocked = []
+    fake_backend.alter_outputs = lambda *outputs: (
+        blocked.append(blocklist.blocked("cuda", 0, "GPU", "float32")) or outputs
+    )
     outcomes(correctness.Table(CASES[:1], ("float32",)))
-    assert seen == [{}]
-    assert "good" in withheld.kernels("cuda", 0, "GPU", "float32")
+    assert blocked == [{}]
+    assert "good" in blocklist.blocked("cuda", 0, "GPU", "float32")
 
 
 @pytest.mark.parametrize("case", [*SHORT, *correctness.LARGE], ids=str)
-def test_a_case_is_described_as_its_tensors_are(case):
+def test_the_spec_of_a_case_is_the_spec_of_its_tensors(case):
     inputs = OpInputs(*make(case, torch.bfloat16), case.reverse, 2)
     assert correctness._spec(case, torch.bfloat16, 2, CPU) == inputs.spec()
 
@@ -174,22 +182,22 @@ def test_tf32_is_set_and_restored():
 
 
 @pytest.mark.parametrize("raised", [RuntimeError("no memory for partial sums"), AssertionError("h has shape [3]")])
-@pytest.mark.parametrize("left", [GaveUpError("bad gave up"), RuntimeError("CUDA error: illegal memory access")])
-def test_what_a_failed_run_left_is_its_own(module, raised, left):
-    """A kernel that raises before anyone asks the device may have left a word, or a ruined device, for the next call."""
-    words = []
+@pytest.mark.parametrize("pending", [GaveUpError("bad gave up"), RuntimeError("CUDA error: illegal memory access")])
+def test_an_error_pending_after_a_failed_run_belongs_to_that_run(fake_backend, raised, pending):
+    """A kernel that raises before anyone asks the device may have left a status word, or a failed device, for the next call."""
+    pending_errors = []
 
-    def spoil(*found):
-        words.append(left)
+    def alter_outputs(*outputs):
+        pending_errors.append(pending)
         raise raised
 
     def check(device):
-        if words:
-            raise words.pop()
+        if pending_errors:
+            raise pending_errors.pop()
 
-    module.spoil, module.check = spoil, check
-    found = outcomes()
-    assert (found[-1].kernel, found[-1].dead, found[-1].hung) == ("bad", True, isinstance(left, GaveUpError))
-    assert str(raised) in found[-1].wrong
-    assert not words
-    assert not any(one.wrong for one in found if one.kernel == "good")
+    fake_backend.alter_outputs, fake_backend.check = alter_outputs, check
+    results = outcomes()
+    assert (results[-1].kernel, results[-1].fatal, results[-1].hung) == ("bad", True, isinstance(pending, GaveUpError))
+    assert str(raised) in results[-1].wrong
+    assert not pending_errors
+    assert not any(outcome.wrong for outcome in results if outcome.kernel == "good")

@@ -7,17 +7,17 @@ import pytest
 from fastlstm.verify.cudnn import PERSIST_STATIC, SMALL_H, STANDARD, algorithm
 
 CALL = {"math": "float16", "H": 512, "I": 128, "B": 64, "layers": 1, "bidirectional": False}
-KIND = {"packed": False, "projected": False, "training": True}
+OPTIONS = {"packed": False, "projected": False, "training": True}
 
 
-def of(**changes) -> str:
-    return algorithm(**{**CALL, **KIND, **changes})
+def algorithm_of(**changes) -> str:
+    return algorithm(**{**CALL, **OPTIONS, **changes})
 
 
 @pytest.mark.parametrize("H", [256, 384, 1024])
 @pytest.mark.parametrize("B", [8, 16, 80, 128])
-def test_half_precision_in_whole_tiles_stays_on_the_chip(H, B):
-    assert of(H=H, B=B) == PERSIST_STATIC
+def test_float16_in_whole_tiles_runs_persist_static(H, B):
+    assert algorithm_of(H=H, B=B) == PERSIST_STATIC
 
 
 @pytest.mark.parametrize(
@@ -39,21 +39,21 @@ def test_half_precision_in_whole_tiles_stays_on_the_chip(H, B):
     ids=str,
 )
 @pytest.mark.parametrize("training", [True, False])
-def test_one_thing_that_does_not_fit_makes_it_standard(changes, training):
-    assert of(**changes, training=training) == STANDARD
+def test_any_unsupported_setting_runs_standard(changes, training):
+    assert algorithm_of(**changes, training=training) == STANDARD
 
 
 @pytest.mark.parametrize("math", ["float32", "tf32", "bfloat16", "float16"])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_a_small_h_stays_in_every_type(math, layers, bidirectional):
+def test_a_small_h_runs_the_small_h_algorithm_in_every_type(math, layers, bidirectional):
     call = {"math": math, "layers": layers, "bidirectional": bidirectional, "I": 7, "B": 3}
-    assert of(H=128, **call) == SMALL_H
-    assert of(H=192, training=False, **call) == SMALL_H
-    assert of(H=192, **call) == f"{SMALL_H}/{STANDARD}"
-    assert of(H=193, **call) == of(H=193, training=False, **call) == STANDARD
+    assert algorithm_of(H=128, **call) == SMALL_H
+    assert algorithm_of(H=192, training=False, **call) == SMALL_H
+    assert algorithm_of(H=192, **call) == f"{SMALL_H}/{STANDARD}"
+    assert algorithm_of(H=193, **call) == algorithm_of(H=193, training=False, **call) == STANDARD
 
 
-@pytest.mark.parametrize("other", ["packed", "projected"])
-def test_a_small_h_packed_or_projected_is_standard(other):
-    assert of(H=64, **{other: True}) == STANDARD
+@pytest.mark.parametrize("layout", ["packed", "projected"])
+def test_a_small_h_that_is_packed_or_projected_runs_standard(layout):
+    assert algorithm_of(H=64, **{layout: True}) == STANDARD

@@ -10,11 +10,11 @@ import pytest
 from fastlstm.verify import isolate
 
 
-def counts(n: int):
+def yields_range(n: int):
     yield from range(n)
 
 
-def dies(n: int):
+def exits(n: int):
     yield n
     os._exit(7)
 
@@ -30,26 +30,26 @@ def raises():
 
 
 def received(work, *args, seconds: float = 60.0) -> list:
-    got = []
+    values = []
     try:
         for value in isolate.stream(work, *args, seconds=seconds):
-            got.append(value)
-    except isolate.LostError as error:
-        got.append((str(error), error.silent))
-    return got
+            values.append(value)
+    except isolate.ProcessFailedError as error:
+        values.append((str(error), error.timed_out))
+    return values
 
 
-def test_results_come_back_in_order():
-    assert received(counts, 3) == [0, 1, 2]
+def test_values_come_back_in_order():
+    assert received(yields_range, 3) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
     ("work", "args", "seconds", "end"),
     [
-        (dies, (1,), 60.0, ("the process ended with code 7", False)),
+        (exits, (1,), 60.0, ("the process ended with code 7", False)),
         (hangs, (), 1.0, ("nothing came for 1 s; it was ended", True)),
         (raises, (), 60.0, ("ValueError: no such kernel", False)),
     ],
 )
-def test_what_came_before_the_end_is_kept(work, args, seconds, end):
+def test_values_before_an_exit_a_hang_or_an_error_are_kept(work, args, seconds, end):
     assert received(work, *args, seconds=seconds) == [1, end]

@@ -12,94 +12,94 @@ import pytest
 
 from fastlstm import dispatch
 from fastlstm.verify import correctness, record, timings
-from fastlstm.verify.run import FINE, NO_GPU, gpus
-from fastlstm.verify.stages import TimeUpError
-from tests.verify.verifying import CELLS, plan, verified
+from fastlstm.verify.run import NO_GPU, PASSED, gpus
+from fastlstm.verify.stages import DeadlineError
+from tests.verify.fakes import POINTS, plan, run_verify
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def test_what_passed_and_won_is_recorded():
-    code, found, said = verified(2.0, 1.0, 3.0, plan=plan("cpu", "reference"))
-    assert code == FINE
-    assert found["passed"]["reference"] == {"": {"float32": 2, "bfloat16": 2}}
-    assert found["failed"] == found["unfinished"] == {}
-    assert found["timings"][0]["seconds"] == {"torch": 2.0, "cpu": 1.0, "reference": 3.0}
-    assert len(found["timings"]) == len(CELLS)
-    assert 0 < found["ratios"]["reference"][""]["float32"] <= 1
-    assert found["redrawn"] == []
-    assert record.winner(found, ("dense", "float32", True), 5, 2, 3) == "cpu"
-    assert "cpu faster in 2 of 2, median 2.00 x torch's speed" in said
-    assert "recorded in" in said
-    assert "about 1 minute on an H100 by estimate, ended after 2" in said
+def test_kernels_that_passed_and_their_timings_are_recorded():
+    code, recorded, output = run_verify(2.0, 1.0, 3.0, plan=plan("cpu", "reference"))
+    assert code == PASSED
+    assert recorded["passed"]["reference"] == {"": {"float32": 2, "bfloat16": 2}}
+    assert recorded["failed"] == recorded["unfinished"] == {}
+    assert recorded["timings"][0]["seconds"] == {"torch": 2.0, "cpu": 1.0, "reference": 3.0}
+    assert len(recorded["timings"]) == len(POINTS)
+    assert 0 < recorded["ratios"]["reference"][""]["float32"] <= 1
+    assert recorded["redrawn"] == []
+    assert record.winner(recorded, ("dense", "float32", True), 5, 2, 3) == "cpu"
+    assert "cpu faster in 2 of 2, median 2.00 x torch's speed" in output
+    assert "recorded in" in output
+    assert "about 1 minute on an H100 by estimate, ended after 2" in output
 
 
-def test_when_time_is_up_what_there_is_is_recorded(module):
-    def process(work, todo, *args, **limits):
-        for k, found in enumerate(work(todo, *args)):
-            if work is timings.run and k == 30:  # a cell has 27, its row is the last
-                raise TimeUpError
-            yield found
+def test_rows_timed_before_the_deadline_are_recorded(fake_backend):
+    def process(work, items, *args, **limits):
+        for k, value in enumerate(work(items, *args)):
+            if work is timings.run and k == 30:  # a point has 27, its row is the last
+                raise DeadlineError
+            yield value
 
-    code, found, said = verified(2.0, 1.0, 4.0, plan=plan("cuda", process=process))
-    assert code == FINE
-    assert len(found["timings"]) == 1
-    assert "timing: the time is over; 1 of 4 sizes are done" in said
+    code, recorded, output = run_verify(2.0, 1.0, 4.0, plan=plan("cuda", process=process))
+    assert code == PASSED
+    assert len(recorded["timings"]) == 1
+    assert "timing: the time is over; 1 of 4 sizes are done" in output
 
 
-def test_checks_that_were_not_done_in_time_pass_nothing(module):
-    def process(work, todo, *args, **limits):
-        for k, found in enumerate(work(todo, *args)):
+def test_a_kernel_with_unfinished_checks_does_not_pass(fake_backend):
+    def process(work, items, *args, **limits):
+        for k, value in enumerate(work(items, *args)):
             if work is correctness.run and k == 8:  # 4 of 8 runs
-                raise TimeUpError
-            yield found
+                raise DeadlineError
+            yield value
 
-    code, found, said = verified(2.0, 1.0, 4.0, plan=plan("cuda", process=process))
-    assert code == FINE
-    assert found["passed"] == {"cuda": {"good": {"float32": 2}, "bad": {"float32": 2}}}
-    assert found["unfinished"]["cuda"] == {"good": {"bfloat16": 2}, "bad": {"bfloat16": 2}}
-    assert "cuda: the time for checks is over (60 s)" in said
-    assert "cuda good bfloat16: not used, since 2 of its checks were not done" in said
-
-
-def test_what_checks_left_of_the_time_goes_to_timing(module):
-    seen = []
-
-    def process(work, todo, *args, seconds, until):
-        seen.append((work, seconds))
-        return work(todo, *args)
-
-    verified(2.0, plan=plan("cuda", process=process, silence=7.0))
-    assert seen == [(correctness.run, 7.0), (timings.run, 7.0)]
+    code, recorded, output = run_verify(2.0, 1.0, 4.0, plan=plan("cuda", process=process))
+    assert code == PASSED
+    assert recorded["passed"] == {"cuda": {"good": {"float32": 2}, "bad": {"float32": 2}}}
+    assert recorded["unfinished"]["cuda"] == {"good": {"bfloat16": 2}, "bad": {"bfloat16": 2}}
+    assert "cuda: the time for checks is over (60 s)" in output
+    assert "cuda good bfloat16: not used, since 2 of its checks were not done" in output
 
 
-def test_where_nothing_passed_nothing_is_timed(module):
-    module.unsupported_reason = lambda spec: "no"
-    code, found, _ = verified(2.0, plan=plan("cuda"))
-    assert code == FINE
-    assert found["timings"] == []
-    assert record.winner(found, ("dense", "float32", True), 4, 2, 3) == "torch"
+def test_checks_and_timings_run_with_the_same_timeout(fake_backend):
+    timeouts = []
+
+    def process(work, items, *args, seconds, deadline):
+        timeouts.append((work, seconds))
+        return work(items, *args)
+
+    run_verify(2.0, plan=plan("cuda", process=process, timeout=7.0))
+    assert timeouts == [(correctness.run, 7.0), (timings.run, 7.0)]
 
 
-def test_a_backend_that_is_not_here_is_named_with_its_reason():
-    _, found, said = verified(2.0, 1.0, plan=plan("cuda", "reference"))
-    assert "  cuda: not here: " in said
-    assert set(found["absent"]) == {"cuda"}
+def test_nothing_is_timed_where_no_kernel_passed(fake_backend):
+    fake_backend.unsupported_reason = lambda spec: "no"
+    code, recorded, _ = run_verify(2.0, plan=plan("cuda"))
+    assert code == PASSED
+    assert recorded["timings"] == []
+    assert record.winner(recorded, ("dense", "float32", True), 4, 2, 3) == "torch"
 
 
-def test_an_earlier_record_keeps_no_kernel_from_being_verified(module, monkeypatch):
+def test_an_unavailable_backend_is_printed_with_its_reason():
+    _, recorded, output = run_verify(2.0, 1.0, plan=plan("cuda", "reference"))
+    assert "  cuda: not here: " in output
+    assert set(recorded["absent"]) == {"cuda"}
+
+
+def test_kernels_that_an_earlier_record_has_as_wrong_are_verified_again(fake_backend, monkeypatch):
     """Else one that was wrong once, by a driver long gone, would stay out for ever."""
-    from fastlstm.backends import withheld
+    from fastlstm.backends import blocklist
 
-    seen = []
-    monkeypatch.setattr(dispatch, "unsupported_reason", lambda name, spec: seen.append(withheld._instead))
-    verified(2.0, 1.0, plan=plan("cuda"))
-    assert all(found is not None for found in seen)
-    assert seen
+    overrides = []
+    monkeypatch.setattr(dispatch, "unsupported_reason", lambda name, spec: overrides.append(blocklist._override))
+    run_verify(2.0, 1.0, plan=plan("cuda"))
+    assert all(override is not None for override in overrides)
+    assert overrides
 
 
-def test_without_a_gpu_it_says_so_and_the_exit_code_too(tmp_path):
+def test_without_a_gpu_the_command_prints_so_and_exits_with_no_gpu(tmp_path):
     if gpus():
         pytest.skip("there is a GPU")
     env = {**os.environ, "FASTLSTM_CACHE": str(tmp_path)}
@@ -111,7 +111,7 @@ def test_without_a_gpu_it_says_so_and_the_exit_code_too(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_gpu_backends_without_a_gpu(tmp_path):
+def test_triton_and_the_cuda_kernels_pass_without_a_gpu(tmp_path):
     """Triton in its interpreter and the CUDA kernels in the host simulation, each in a process of its own."""
     code = """
 import json, torch
@@ -119,16 +119,16 @@ from tests.hostsim import backend as hostsim
 from fastlstm.verify import correctness, plans, record, run, timings
 from fastlstm.testing.cases import SHORT
 
-def work(present):
+def workload(present):
     table = correctness.Table((SHORT[0],), ("float32", "bfloat16"))
-    cells = (timings.GridPoint("dense", "bfloat16", True, 4, 2, 2),)
-    return plans.Workload(dict.fromkeys(present, table), cells, 300.0, 300.0, 900.0)
+    points = (timings.TimingPoint("dense", "bfloat16", True, 4, 2, 2),)
+    return plans.VerifyWorkload(dict.fromkeys(present, table), points, 300.0, 300.0, 900.0)
 
 if __name__ == "__main__":
     hostsim.library()  # g++ takes a while when it is first built
     device = torch.device("cpu")
     machine = run.Machine(device, "Fake GPU", timings.DeviceClock(device))
-    code = run.verify(print, [machine], plans.VerifyPlan(("triton", "hostsim"), work))
+    code = run.verify(print, [machine], plans.VerifyPlan(("triton", "hostsim"), workload))
     print(json.dumps([code, record.read("Fake GPU")]))
 """
     script = tmp_path / "verify_here.py"
@@ -137,11 +137,11 @@ if __name__ == "__main__":
     env = {**os.environ, "TRITON_INTERPRET": "1", "FASTLSTM_CACHE": str(tmp_path / "cache"), "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, str(script)], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    code, found = json.loads(done.stdout.splitlines()[-1])
-    assert code == FINE, done.stdout
-    assert {name: set(kernels) for name, kernels in found["passed"].items()} == {
+    code, recorded = json.loads(done.stdout.splitlines()[-1])
+    assert code == PASSED, done.stdout
+    assert {name: set(kernels) for name, kernels in recorded["passed"].items()} == {
         "triton": {"single_block", "streamed", "per_step"},
         "hostsim": {""},
     }, done.stdout
-    assert all(set(row["seconds"]) == {"torch", "triton", "hostsim"} for row in found["timings"])
-    assert all(set(row["kernels"]["triton"]) == {"single_block", "streamed", "per_step"} for row in found["timings"])
+    assert all(set(row["seconds"]) == {"torch", "triton", "hostsim"} for row in recorded["timings"])
+    assert all(set(row["kernels"]["triton"]) == {"single_block", "streamed", "per_step"} for row in recorded["timings"])

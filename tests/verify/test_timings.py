@@ -9,22 +9,22 @@ import pytest
 import torch
 
 from fastlstm import backends, dispatch
-from fastlstm.backends import withheld
+from fastlstm.backends import blocklist
 from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.verify import timings
 from fastlstm.verify.cudnn import SMALL_H, STANDARD
 from fastlstm.verify.stages import Started
-from fastlstm.verify.timings import Fault, GridPoint
-from tests.verify.verifying import Fake, clock
+from fastlstm.verify.timings import Fault, TimingPoint
+from tests.verify.fakes import FakeBackend, fake_clock
 
 CPU = torch.device("cpu")
-CELL = GridPoint("dense", "float32", True, 4, 2, 3)
+POINT = TimingPoint("dense", "float32", True, 4, 2, 3)
 PASSED = frozenset({("cuda", "one", "float32"), ("cuda", "two", "float32")})
 
 
 @pytest.fixture
-def module(monkeypatch):
-    """A backend `cuda` with kernels one and two, that plans `plan` and notes which kernel ran."""
+def fake_backend(monkeypatch):
+    """A backend `cuda` with kernels one and two, that plans `plan` and records which kernel ran."""
     forced: ContextVar[str] = ContextVar("forced", default="")
 
     @contextmanager
@@ -35,161 +35,163 @@ def module(monkeypatch):
 
     def run(direction: int, work):
         def call(self, *args):
-            kernel = forced.get() or made.plan[direction]
-            made.ran.append((direction, kernel))
-            made.spoil(kernel)
+            kernel = forced.get() or backend.plan[direction]
+            backend.ran.append((direction, kernel))
+            backend.before_call(kernel)
             return work(self, *args)
 
         return call
 
-    class Noting(Fake):
-        forward = run(0, Fake.forward)
-        backward = run(1, Fake.backward)
+    class RecordingBackend(FakeBackend):
+        forward = run(0, FakeBackend.forward)
+        backward = run(1, FakeBackend.backward)
 
-    made = Noting(
+    backend = RecordingBackend(
         kernel_names=("one", "two"),
         force=force,
-        kernels=lambda spec: made.plan[: 1 + spec.training],
+        kernels=lambda spec: backend.plan[: 1 + spec.training],
         plan=("one", "one"),
         ran=[],
-        spoil=lambda kernel: None,
+        before_call=lambda kernel: None,
     )
     load = backends.load
-    monkeypatch.setattr(backends, "load", lambda name: made if name == "cuda" else load(name))
-    return made
+    monkeypatch.setattr(backends, "load", lambda name: backend if name == "cuda" else load(name))
+    return backend
 
 
-def results(cells=(CELL,), passed=PASSED, costs=(2.0, 1.0, 4.0)) -> list:
-    return [f for f in timings.run(tuple(cells), passed, CPU, clock(*costs)) if not isinstance(f, Started)]
+def timing_results(points=(POINT,), passed=PASSED, costs=(2.0, 1.0, 4.0)) -> list:
+    return [
+        item for item in timings.run(tuple(points), passed, CPU, fake_clock(*costs)) if not isinstance(item, Started)
+    ]
 
 
-def test_a_row_has_kernels_and_the_backend_as_planned(module):
-    (row,) = results()
+def test_a_row_has_the_seconds_of_each_kernel_and_of_the_backend_as_planned(fake_backend):
+    (row,) = timing_results()
     assert row["kernels"] == {"cuda": {"one": 1.0, "two": 4.0}}
     assert row["seconds"] == {"torch": 2.0, "cuda": 1.0}
     assert row["planned"] == {"cuda": ["one", "one"]}
     assert row["cudnn"] == SMALL_H
-    assert {k: row[k] for k in ("layout", "math", "training", "H", "B", "T")} == vars(CELL)
-    module.plan = ("two", "two")
-    assert results()[0]["seconds"]["cuda"] == 4.0
+    assert {k: row[k] for k in ("layout", "math", "training", "H", "B", "T")} == vars(POINT)
+    fake_backend.plan = ("two", "two")
+    assert timing_results()[0]["seconds"]["cuda"] == 4.0
 
 
-def test_a_forced_kernel_runs_backward_too(module):
+def test_a_forced_kernel_runs_backward_too(fake_backend):
     """Autograd has threads of its own for a GPU, which would not know of it."""
-    seen = []
-    module.spoil = lambda kernel: seen.append(torch.autograd.is_multithreading_enabled())
-    results()
-    assert {(0, "one"), (1, "one"), (0, "two"), (1, "two")} == set(module.ran)
-    backward = [on for (direction, _), on in zip(module.ran, seen, strict=True) if direction == 1]
+    multithreading = []
+    fake_backend.before_call = lambda kernel: multithreading.append(torch.autograd.is_multithreading_enabled())
+    timing_results()
+    assert {(0, "one"), (1, "one"), (0, "two"), (1, "two")} == set(fake_backend.ran)
+    backward = [on for (direction, _), on in zip(fake_backend.ran, multithreading, strict=True) if direction == 1]
     assert backward
     assert not any(backward)
 
 
-def test_a_plan_of_two_kernels_is_timed_by_itself(module):
-    module.plan = ("one", "two")
-    (row,) = results(costs=(2.0, 1.0, 4.0, 3.0))
+def test_a_plan_of_two_kernels_is_timed_beside_each_of_them(fake_backend):
+    fake_backend.plan = ("one", "two")
+    (row,) = timing_results(costs=(2.0, 1.0, 4.0, 3.0))
     assert row["seconds"] == {"torch": 2.0, "cuda": 3.0}
     assert row["kernels"] == {"cuda": {"one": 1.0, "two": 4.0}}
-    (row,) = results([GridPoint("dense", "float32", False, 4, 2, 3)])
+    (row,) = timing_results([TimingPoint("dense", "float32", False, 4, 2, 3)])
     assert row["seconds"] == {"torch": 2.0, "cuda": 1.0}  # forward alone
 
 
-def test_kernels_that_did_not_pass_do_not_run(module):
-    """Nor are they planned: the process knows nothing of the record that is to come."""
-    module.spoil = lambda kernel: withheld_seen.append(dict(withheld.kernels("cuda", 0, "GPU", "float32")))
-    withheld_seen: list[dict] = []
-    (row,) = results(passed=frozenset({("cuda", "one", "float32")}), costs=(2.0, 1.0))
+def test_kernels_that_did_not_pass_are_neither_run_nor_planned(fake_backend):
+    """The process knows nothing of the record that is to come."""
+    fake_backend.before_call = lambda kernel: blocked.append(dict(blocklist.blocked("cuda", 0, "GPU", "float32")))
+    blocked: list[dict] = []
+    (row,) = timing_results(passed=frozenset({("cuda", "one", "float32")}), costs=(2.0, 1.0))
     assert row["kernels"] == {"cuda": {"one": 1.0}}
-    assert {kernel for _, kernel in module.ran} == {"one"}
-    assert all(list(seen) == ["two"] for seen in withheld_seen)
-    module.plan = ("two", "two")
-    (row,) = results(passed=frozenset({("cuda", "one", "float32")}), costs=(2.0, 1.0))
+    assert {kernel for _, kernel in fake_backend.ran} == {"one"}
+    assert all(list(reasons) == ["two"] for reasons in blocked)
+    fake_backend.plan = ("two", "two")
+    (row,) = timing_results(passed=frozenset({("cuda", "one", "float32")}), costs=(2.0, 1.0))
     assert row["seconds"] == {"torch": 2.0}
 
 
-def test_of_another_type_nothing_runs(module):
-    (row,) = results(passed=frozenset({("cuda", "one", "float16")}), costs=(2.0,))
+def test_a_kernel_that_passed_in_another_type_does_not_run(fake_backend):
+    (row,) = timing_results(passed=frozenset({("cuda", "one", "float16")}), costs=(2.0,))
     assert row["kernels"] == {}
-    assert module.ran == []
+    assert fake_backend.ran == []
 
 
-def test_a_kernel_that_cannot_run_a_cell_is_left_out(module):
-    module.unsupported_reason = lambda spec: "no" if spec.H == 4 else None
-    (row,) = results(costs=(2.0,))
+def test_a_kernel_that_cannot_run_a_point_is_left_out(fake_backend):
+    fake_backend.unsupported_reason = lambda spec: "no" if spec.H == 4 else None
+    (row,) = timing_results(costs=(2.0,))
     assert row["seconds"] == {"torch": 2.0}
     assert row["planned"] == {}
 
 
-def test_what_a_kernel_must_not_do_is_a_fault_and_it_is_not_used_again(module):
-    def spoil(kernel):
+def test_a_kernel_that_raises_is_a_fault_and_is_not_used_again(fake_backend):
+    def before_call(kernel):
         if kernel == "two":
             raise ValueError("no such size")
 
-    module.spoil = spoil
-    fault, *rows = results([CELL, GridPoint("dense", "float32", True, 8, 2, 3)], costs=(2.0, 1.0))
-    assert fault == Fault((("cuda", "two", "float32"),), CELL, "ValueError: no such size", False)
+    fake_backend.before_call = before_call
+    fault, *rows = timing_results([POINT, TimingPoint("dense", "float32", True, 8, 2, 3)], costs=(2.0, 1.0))
+    assert fault == Fault((("cuda", "two", "float32"),), POINT, "ValueError: no such size", False)
     assert [row["kernels"] for row in rows] == [{"cuda": {"one": 1.0}}] * 2
-    assert sum(kernel == "two" for _, kernel in module.ran) == 1
+    assert sum(kernel == "two" for _, kernel in fake_backend.ran) == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: unspecified launch failure"), GaveUpError("waited")])
-def test_a_fault_that_ruins_the_process_ends_it(module, error):
-    def spoil(kernel):
+def test_nothing_is_timed_after_a_fatal_fault(fake_backend, error):
+    def before_call(kernel):
         if kernel == "two":
             raise error
 
-    module.spoil = spoil
-    found = list(timings.run((CELL, CELL), PASSED, CPU, clock(2.0)))
-    assert found[-1] == Fault((("cuda", "two", "float32"),), CELL, f"{type(error).__name__}: {error}", True)
-    assert not any(isinstance(f, dict) for f in found)
+    fake_backend.before_call = before_call
+    results = list(timings.run((POINT, POINT), PASSED, CPU, fake_clock(2.0)))
+    assert results[-1] == Fault((("cuda", "two", "float32"),), POINT, f"{type(error).__name__}: {error}", True)
+    assert not any(isinstance(item, dict) for item in results)
 
 
-def test_the_device_is_asked_after_the_first_calls(module):
+def test_the_device_is_checked_after_the_first_calls(fake_backend):
     def check(device):
         raise GaveUpError("the blocks of kernel one waited")
 
-    module.check = check
-    (fault,) = results()
+    fake_backend.check = check
+    (fault,) = timing_results()
     assert fault.kernels == (("cuda", "one", "float32"),)
-    assert fault.dead
+    assert fault.fatal
 
 
-def raising(error: Exception, kernel: str, call: int):
+def raise_in_call(error: Exception, kernel: str, call: int):
     """What a kernel raises in its call number `call`; forward and backward are two."""
     calls = []
 
-    def spoil(which):
-        calls.extend([1] * (which == kernel))
-        if which == kernel and len(calls) >= call:
+    def before_call(running):
+        calls.extend([1] * (running == kernel))
+        if running == kernel and len(calls) >= call:
             raise error
 
-    return spoil
+    return before_call
 
 
 FIRST, TIMED = 1, 8  # in the first of two calls that are not timed; in one that is
 
 
 @pytest.mark.parametrize("call", [FIRST, TIMED])
-def test_what_is_raised_in_a_turn_is_a_fault_of_its_kernel_and_the_others_go_on(module, call):
-    module.spoil = raising(ValueError("no such size"), "two", call)
-    fault, *rows = results([CELL, CELL])
-    assert fault == Fault((("cuda", "two", "float32"),), CELL, "ValueError: no such size", False)
+def test_an_error_in_a_turn_is_a_fault_of_its_kernel_and_the_others_go_on(fake_backend, call):
+    fake_backend.before_call = raise_in_call(ValueError("no such size"), "two", call)
+    fault, *rows = timing_results([POINT, POINT])
+    assert fault == Fault((("cuda", "two", "float32"),), POINT, "ValueError: no such size", False)
     assert [list(row["kernels"]["cuda"]) for row in rows] == [["one"]] * 2
     assert [set(row["seconds"]) for row in rows] == [{"torch", "cuda"}] * 2
 
 
 @pytest.mark.parametrize("call", [FIRST, TIMED])
-def test_a_plan_with_a_kernel_that_failed_has_no_turn_and_its_other_kernel_no_blame(module, call):
-    module.plan = ("one", "two")
-    module.spoil = raising(ValueError("no such size"), "two", call)
-    fault, row = results()
+def test_a_plan_with_a_failed_kernel_is_not_timed_and_its_other_kernel_is_not_at_fault(fake_backend, call):
+    fake_backend.plan = ("one", "two")
+    fake_backend.before_call = raise_in_call(ValueError("no such size"), "two", call)
+    fault, row = timing_results()
     assert fault.kernels == (("cuda", "two", "float32"),)
     assert set(row["seconds"]) == {"torch"}
     assert list(row["kernels"]["cuda"]) == ["one"]
 
 
-def test_a_plan_of_two_kernels_that_raises_is_the_fault_of_both(module):
-    module.plan = ("one", "two")
+def test_an_error_of_a_plan_of_two_kernels_is_the_fault_of_both(fake_backend):
+    fake_backend.plan = ("one", "two")
 
     def call(name, kernel, *args):
         if name == "cuda" and not kernel:
@@ -197,93 +199,97 @@ def test_a_plan_of_two_kernels_that_raises_is_the_fault_of_both(module):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timings, "_run", call)
-        (fault,) = results()
+        (fault,) = timing_results()
     assert fault.kernels == (("cuda", "one", "float32"), ("cuda", "two", "float32"))
-    assert fault.dead
+    assert fault.fatal
 
 
 @pytest.mark.parametrize("call", [FIRST, TIMED])
-def test_what_an_earlier_launch_left_is_the_fault_of_the_kernel_that_the_error_names(module, call):
+def test_an_error_of_an_earlier_launch_is_the_fault_of_the_kernel_it_names(fake_backend, call):
     error = GaveUpError("an earlier call on cuda:0 gave up", "one", "bfloat16")
-    module.spoil = raising(error, "two", call)
-    (fault,) = results()
-    assert fault == Fault((("cuda", "one", "bfloat16"),), CELL, f"GaveUpError: {error}", True)
+    fake_backend.before_call = raise_in_call(error, "two", call)
+    (fault,) = timing_results()
+    assert fault == Fault((("cuda", "one", "bfloat16"),), POINT, f"GaveUpError: {error}", True)
 
 
-def test_the_device_is_asked_after_the_last_turn_too(module):
-    """Nobody's next call would tell what a kernel left there."""
-    asked = []
+def test_the_device_is_checked_after_every_turn_the_last_one_too(fake_backend):
+    """No later call would report an error that the last kernel left there."""
+    checked = []
 
     def check(device):
-        asked.append(module.ran[-1][1])
-        if asked.count("two") == 1 + timings.ROUNDS:
+        checked.append(fake_backend.ran[-1][1])
+        if checked.count("two") == 1 + timings.ROUNDS:
             raise GaveUpError("the blocks of kernel two waited")
 
-    module.check = check
-    (fault,) = results()
+    fake_backend.check = check
+    (fault,) = timing_results()
     assert fault.kernels == (("cuda", "two", "float32"),)
-    assert asked == ["one", "two"] * (1 + timings.ROUNDS)
+    assert checked == ["one", "two"] * (1 + timings.ROUNDS)
 
 
-def test_the_first_calls_have_ended_before_the_next_contender_begins(module, monkeypatch):
+def test_the_device_is_waited_for_before_the_next_contender_begins(fake_backend, monkeypatch):
     """Not every backend has a check, and what its kernel does to the device may come out later than its call."""
 
-    class Waits:
+    class FailingClock:
         def __init__(self, device):
             pass
 
         def __call__(self):
-            if module.ran and module.ran[-1][1] == "one":
+            if fake_backend.ran and fake_backend.ran[-1][1] == "one":
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(timings, "DeviceClock", Waits)
-    (fault,) = results()
+    monkeypatch.setattr(timings, "DeviceClock", FailingClock)
+    (fault,) = timing_results()
     assert fault.kernels == (("cuda", "one", "float32"),)
-    assert fault.dead
+    assert fault.fatal
 
 
 @pytest.mark.parametrize("call", [FIRST, TIMED])
-def test_too_little_memory_is_no_fault(module, call):
-    module.plan = ("one", "two")
-    module.spoil = raising(torch.cuda.OutOfMemoryError("out of memory"), "two", call)
-    (row,) = results(costs=(2.0, 1.0))
+def test_running_out_of_memory_is_no_fault(fake_backend, call):
+    fake_backend.plan = ("one", "two")
+    fake_backend.before_call = raise_in_call(torch.cuda.OutOfMemoryError("out of memory"), "two", call)
+    (row,) = timing_results(costs=(2.0, 1.0))
     assert list(row["kernels"]["cuda"]) == ["one"]
     assert set(row["seconds"]) == {"torch"}
 
 
-def test_torch_without_such_a_kernel_is_left_out(module, monkeypatch):
+def test_torch_has_no_time_where_cudnn_does_not_support_the_call(fake_backend, monkeypatch):
     def call(lstm, x, training):
         if type(lstm) is torch.nn.LSTM:
             raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
 
     monkeypatch.setattr(timings, "_call", call)
-    (row,) = results(costs=(1.0, 4.0))
+    (row,) = timing_results(costs=(1.0, 4.0))
     assert row["seconds"] == {"cuda": 1.0}
 
 
-def test_who_has_its_turn_is_told_with_its_kernels(module):
-    """A process that is lost then was lost with it."""
-    module.plan = ("one", "two")
-    told = [(f.part, f.using) for f in timings.run((CELL,), PASSED, CPU, clock(1.0)) if isinstance(f, Started)]
+def test_each_turn_is_announced_with_its_kernels(fake_backend):
+    """A process that fails then failed in that turn."""
+    fake_backend.plan = ("one", "two")
+    started = [
+        (item.part, item.using)
+        for item in timings.run((POINT,), PASSED, CPU, fake_clock(1.0))
+        if isinstance(item, Started)
+    ]
     one, two = ("cuda", "one", "float32"), ("cuda", "two", "float32")
     turns = [("torch", ()), ("cuda:one", (one,)), ("cuda:two", (two,)), ("cuda", (one, two))]
-    assert told == [("", ()), *turns * (1 + timings.ROUNDS), ("", ())]
+    assert started == [("", ()), *turns * (1 + timings.ROUNDS), ("", ())]
 
 
 @pytest.mark.parametrize("layout", ["dense", "packed", "projected"])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_cell_is_described_as_its_call_is(layout, training, monkeypatch):
+def test_the_spec_of_a_point_is_the_spec_of_its_call(layout, training, monkeypatch):
     """Plans are asked for this description, and dispatch makes its own from the tensors."""
-    cell, seen = GridPoint(layout, "float32", training, 6, 5, 7), []
-    monkeypatch.setattr(dispatch, "choose", lambda spec: seen.append(spec) or "reference")
-    _, ours, x = timings._modules(cell, CPU)
-    timings._run("reference", "", ours, x, training)
-    assert seen[0] == timings._spec(cell, CPU)
+    point, specs = TimingPoint(layout, "float32", training, 6, 5, 7), []
+    monkeypatch.setattr(dispatch, "choose", lambda spec: specs.append(spec) or "reference")
+    _, lstm, x = timings._modules(point, CPU)
+    timings._run("reference", "", lstm, x, training)
+    assert specs[0] == timings._spec(point, CPU)
 
 
 def test_packed_and_projected_calls_are_timed_too():
-    cells = [c for layout in ("packed", "projected") for c in timings.grid(layout, (4,), (3,), (5,), ("float32",))]
+    points = [c for layout in ("packed", "projected") for c in timings.grid(layout, (4,), (3,), (5,), ("float32",))]
     passed = frozenset({("reference", "", "float32")})
-    rows = [r for r in timings.run(tuple(cells), passed, CPU, clock(2.0, 1.0)) if isinstance(r, dict)]
+    rows = [r for r in timings.run(tuple(points), passed, CPU, fake_clock(2.0, 1.0)) if isinstance(r, dict)]
     assert [row["seconds"] for row in rows] == [{"torch": 2.0, "reference": 1.0}] * 4
     assert {row["cudnn"] for row in rows} == {STANDARD}

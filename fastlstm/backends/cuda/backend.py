@@ -3,7 +3,7 @@
 Three kernels, chosen by the planner (csrc/cuda/plan.h): *single_block* (W_hh in one block), *cooperative* (W_hh spread
 over the chip), *per_step* (a cuBLAS product and one fused kernel per step). Launches go to the current stream of the
 tensors' device. Memory is allocated through torch only and the host never waits, so a CUDA graph can capture a call (after
-one call outside it). Kernels that `withheld` names are not planned. Where a GPU refuses a cooperative launch, another
+one call outside it). Kernels that `blocklist` names are not planned. Where a GPU refuses a cooperative launch, another
 kernel runs.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastlstm._torch_compat import current_cuda_stream, dynamo_skip
-from fastlstm.backends import cost_model, native, withheld
+from fastlstm.backends import blocklist, cost_model, native
 from fastlstm.backends.base import Backend, UnfitError, register
 from fastlstm.backends.cuda import launch, planner, status
 from fastlstm.backends.cuda.launch import LaunchPlan
@@ -159,7 +159,7 @@ def _gpu(index: int) -> cost_model.Device:
 
 def _choose(spec: Spec) -> LaunchPlan:
     index, math, only = _index(spec.device), math_of(spec.dtype), requested_kernel.get()
-    without = withheld.kernels(NAME, index, _gpu(index).name, math, by_name=bool(only))
+    without = blocklist.blocked(NAME, index, _gpu(index).name, math, by_name=bool(only))
     tf32 = math == "tf32" and _gpu(index).tf32 > 0
     try:
         return _cached_choice(index, spec.dtype, tf32, spec.H, spec.B, spec.projected, only, frozenset(without))
@@ -225,7 +225,7 @@ def _run(backend: Backend, spec: Spec, direction: int, call: Callable[[_Gpu, Lau
         try:
             return call(gpu, chosen)
         except _lib().RefusedLaunchError as error:
-            withheld.give_up(NAME, index, kernel, MATHS, f"the GPU refused its launch ({error}); is it shared?")
+            blocklist.block(NAME, index, kernel, MATHS, f"the GPU refused its launch ({error}); is it shared?")
     return _run(backend, spec, direction, call)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastlstm._torch_compat import dynamo_skip
-from fastlstm.backends import native, withheld
+from fastlstm.backends import blocklist, native
 from fastlstm.backends.base import BackendError
 from fastlstm.backends.device import MATHS
 
@@ -68,7 +68,7 @@ def raise_on(index: int) -> None:
     kernel, math = KERNELS[at // len(MATHS)], MATHS[at % len(MATHS)]
     timeout = native.load().cuda.timeout_ms
     if why == TIMED_OUT:
-        withheld.give_up("cuda", index, kernel, (math,), f"its blocks waited {timeout / 1000:g} s for each other")
+        blocklist.block("cuda", index, kernel, (math,), f"its blocks waited {timeout / 1000:g} s for each other")
     raise error(why, f"cuda:{index}", kernel, timeout, math)
 
 

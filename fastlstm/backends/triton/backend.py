@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastlstm._torch_compat import assert_async, dynamo_skip
-from fastlstm.backends import withheld
+from fastlstm.backends import blocklist
 from fastlstm.backends.base import Backend, BackendError, register
 from fastlstm.backends.device import math_of, not_nvidia
 from fastlstm.backends.triton import planner
@@ -183,7 +183,7 @@ def _shared_bytes(index: int) -> int:
 
 def _choose(spec: Spec) -> TritonPlan | str:
     device, math, requested = gpu(spec.device), math_of(spec.dtype), planner.requested()
-    without = withheld.kernels(NAME, spec.device.index or 0, device.name, math, by_name=requested is not None)
+    without = blocklist.blocked(NAME, spec.device.index or 0, device.name, math, by_name=requested is not None)
     choice = _cached_choice(
         device, spec.H, spec.B, spec.dtype.itemsize, math == "tf32", spec.projected, requested, frozenset(without)
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.backends import device, load, withheld
+from fastlstm.backends import blocklist, device, load
 from fastlstm.backends.base import BackendError
 from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.doctor import small_call
@@ -66,7 +66,7 @@ def test_where_no_type_is_known_the_error_names_no_kernel():
 
 
 def test_a_kernel_that_gave_up_does_not_run_by_its_name_either(lib):
-    withheld.give_up("cuda", 0, "cooperative", ("bfloat16",), "its blocks waited 2 s for each other")
+    blocklist.block("cuda", 0, "cooperative", ("bfloat16",), "its blocks waited 2 s for each other")
     with CUDA.force("cooperative"):
         assert "its blocks waited 2 s for each other" in CUDA.unsupported_reason(LARGE)
     assert CUDA.unsupported_reason(LARGE) is None
@@ -74,7 +74,7 @@ def test_a_kernel_that_gave_up_does_not_run_by_its_name_either(lib):
 
 def test_where_nothing_is_left_the_reasons_are_told(lib):
     for kernel in CUDA.kernel_names:
-        withheld.give_up("cuda", 0, kernel, ("bfloat16",), f"{kernel} is broken")
+        blocklist.block("cuda", 0, kernel, ("bfloat16",), f"{kernel} is broken")
     reason = CUDA.unsupported_reason(LARGE)
     assert "no kernel is left" in reason
     assert "single_block: single_block is broken" in reason

@@ -22,46 +22,46 @@ def call(dtype: torch.dtype = HALF, H: int = 128, B: int = 16):
     return replace(small_call(torch.device("cuda:0")), dtype=dtype, H=H, P=H, I=H, B=B)
 
 
-def wrong(backend: str, *kernels: str, maths: tuple[str, ...] = ("bfloat16",)) -> None:
+def record_wrong(backend: str, *kernels: str, maths: tuple[str, ...] = ("bfloat16",)) -> None:
     failed = {backend: {kernel: {math: ["a case: error 1, allowed 0.1"] for math in maths} for kernel in kernels}}
     record.write(GPU, {"passed": {}, "failed": failed, "timings": []})
 
 
-def test_the_next_kernel_takes_the_place_of_a_wrong_one(lib):
-    """One after the other, whichever the planner likes best."""
-    out: list[str] = []
-    while len(out) < 2:
+def test_the_next_kernel_is_planned_instead_of_a_wrong_one(lib):
+    """One after the other, whichever the planner prefers."""
+    blocked: list[str] = []
+    while len(blocked) < 2:
         planned = set(CUDA.kernels(call()))
-        assert planned.isdisjoint(out)
-        out.append(planned.pop())
-        wrong("cuda", *out)
-    assert CUDA.kernels(call()) == (next(k for k in CUDA.kernel_names if k not in out),) * 2
+        assert planned.isdisjoint(blocked)
+        blocked.append(planned.pop())
+        record_wrong("cuda", *blocked)
+    assert CUDA.kernels(call()) == (next(k for k in CUDA.kernel_names if k not in blocked),) * 2
     assert CUDA.describe(call()).startswith(f"cuda: {CUDA.kernels(call())[0]}: ")
 
 
-def test_other_types_go_on_as_before(lib):
+def test_a_kernel_that_is_wrong_in_one_type_is_planned_in_the_others(lib):
     before = CUDA.kernels(call(torch.float16))
-    wrong("cuda", *CUDA.kernels(call()))
+    record_wrong("cuda", *CUDA.kernels(call()))
     assert CUDA.kernels(call(torch.float16)) == before
 
 
 def test_a_wrong_kernel_that_is_not_planned_changes_nothing(lib):
     before = CUDA.describe(call())
-    wrong("cuda", *(set(CUDA.kernel_names) - set(CUDA.kernels(call()))))
+    record_wrong("cuda", *(set(CUDA.kernel_names) - set(CUDA.kernels(call()))))
     assert CUDA.describe(call()) == before
 
 
-def test_with_all_wrong_the_backend_says_why_it_does_not_run(lib):
-    wrong("cuda", *CUDA.kernel_names)
+def test_with_all_kernels_wrong_the_backend_gives_the_reasons(lib):
+    record_wrong("cuda", *CUDA.kernel_names)
     reason = CUDA.unsupported_reason(call())
     assert "no kernel is left that can run this call" in reason
     assert reason.count("`fastlstm doctor --verify` found it wrong in bfloat16 on this GPU model") == 3
     assert CUDA.unsupported_reason(call(SINGLE)) is None
 
 
-def test_forced_by_its_name_a_recorded_kernel_runs(lib):
+def test_a_recorded_kernel_is_planned_where_it_is_forced_by_name(lib):
     """Verification itself does that, and whoever looks for the fault."""
-    wrong("cuda", *CUDA.kernel_names)
+    record_wrong("cuda", *CUDA.kernel_names)
     for kernel in CUDA.kernel_names:
         with CUDA.force(kernel):
             assert CUDA.kernels(call()) == (kernel, kernel)
@@ -71,18 +71,18 @@ def test_forced_by_its_name_a_recorded_kernel_runs(lib):
 def test_tf32_is_a_type_of_its_own(lib, monkeypatch, allowed):
     monkeypatch.setattr(device, "allows_tf32", lambda: allowed)
     first = CUDA.kernels(call(SINGLE))[0]
-    wrong("cuda", first, maths=("tf32",))
+    record_wrong("cuda", first, maths=("tf32",))
     assert (first in CUDA.kernels(call(SINGLE))) is not allowed
 
 
-def test_triton_plans_around_a_wrong_shape(fresh, monkeypatch):
+def test_triton_plans_another_shape_instead_of_a_wrong_one(fresh, monkeypatch):
     monkeypatch.setattr(triton, "gpu", lambda device: planner.Device(GPU, 90, 132, 227 << 10))
     monkeypatch.setattr(triton, "_wrong_device", lambda device: None)
     assert TRITON.kernels(call()) == ("single_block",)
-    wrong("triton", "single_block")
+    record_wrong("triton", "single_block")
     assert TRITON.kernels(call()) == ("streamed",)
     assert TRITON.kernels(call(torch.float16)) == ("single_block",)
-    wrong("triton", *TRITON.kernel_names)
+    record_wrong("triton", *TRITON.kernel_names)
     assert "no kernel shape is left" in TRITON.unsupported_reason(call())
     assert "per_step: `fastlstm doctor --verify` found it wrong" in TRITON.unsupported_reason(call())
     with TRITON.force("single_block"):
