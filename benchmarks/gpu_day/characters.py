@@ -89,12 +89,12 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
             errors: dict[str, str] = {}
             if graph:
                 calls, errors = measure.replays(executor, calls)
-            seconds, often = measure.in_turns(executor, calls)
+            seconds, repeats = measure.in_turns(executor, calls)
             rates = {name: B * T / gradients for name, gradients in seconds.items()}
             yield {
                 **columns,
                 "characters_per_second": rates,
-                "repeats": often | errors,
+                "repeats": repeats | errors,
                 "status": executor.take_status(),
             }
 

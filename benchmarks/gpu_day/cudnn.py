@@ -59,8 +59,8 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
             yield _row(executor, config, mode, False, *measure.in_turns(executor, calls, **REPEATS))
             if mode != "forward" and config.layout != "packed":  # torch copies lengths to the GPU, which no graph can
                 replays, errors = measure.replays(executor, calls)
-                seconds, often = measure.in_turns(executor, replays, **REPEATS)
-                yield _row(executor, config, mode, True, seconds, often | errors)
+                seconds, repeats = measure.in_turns(executor, replays, **REPEATS)
+                yield _row(executor, config, mode, True, seconds, repeats | errors)
 
 
 def _row(executor: GpuExecutor, config: LayerConfig, mode: str, graph: bool, seconds: dict, notes: dict) -> dict:

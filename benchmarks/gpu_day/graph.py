@@ -61,9 +61,9 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
             replay()
             executor.sync()
             same += [torch.equal(a, b) for a, b in zip(outputs, expected, strict=True)]
-        seconds, often = measure.in_turns(executor, {"eager": call, "replay": replay})
+        seconds, repeats = measure.in_turns(executor, {"eager": call, "replay": replay})
         us = {f"{name}_us": time * 1e6 for name, time in seconds.items()}
-        yield {**row, "same": all(same), **us, "repeats": often, "status": executor.take_status()}
+        yield {**row, "same": all(same), **us, "repeats": repeats, "status": executor.take_status()}
 
 
 def copies(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -59,12 +59,12 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
 def _timed(executor: GpuExecutor, call: measure.TimedCall) -> Iterator[dict]:
     """host_us: of a call as the host sees it; done_us: with the wait for the GPU at the end of all calls."""
     calls = _calls(executor)
-    _often(call, calls // 10 + 1)
+    _repeat(call, calls // 10 + 1)
     executor.sync()
     times = []
     for _ in range(1 if executor.rehearsal else ROUNDS):
         begin = time.perf_counter()
-        _often(call, calls)
+        _repeat(call, calls)
         issued = time.perf_counter()
         executor.sync()
         times.append((issued - begin, time.perf_counter() - begin))
@@ -76,7 +76,7 @@ def _profiled(executor: GpuExecutor, call: measure.TimedCall) -> Iterator[dict]:
     """The functions with most time of their own, in microseconds of a call; a profile makes all of them slower."""
     calls = _calls(executor)
     profile = cProfile.Profile()
-    profile.runcall(_often, call, calls)
+    profile.runcall(_repeat, call, calls)
     executor.sync()
     yield from functions(pstats.Stats(profile), calls)
 
@@ -103,6 +103,6 @@ def _calls(executor: GpuExecutor) -> int:
     return 3 if executor.rehearsal else CALLS
 
 
-def _often(call: Callable[[], Any], times: int) -> None:
+def _repeat(call: Callable[[], Any], times: int) -> None:
     for _ in range(times):
         call()

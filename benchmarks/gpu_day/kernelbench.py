@@ -69,7 +69,7 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
             errors: dict[str, str] = {}
             if graph:
                 calls, errors = measure.replays(executor, calls)
-            seconds, often = measure.in_turns(executor, calls)
+            seconds, repeats = measure.in_turns(executor, calls)
             row = {"problem": number, "math": math, "graph": graph, "ms": {k: 1e3 * s for k, s in seconds.items()}}
-            row |= {"published_ms": PUBLISHED[number], "repeats": often | errors, "off": off, "plan": plan[:120]}
+            row |= {"published_ms": PUBLISHED[number], "repeats": repeats | errors, "off": off, "plan": plan[:120]}
             yield {**row, "wrong": not off <= 3 * ALLOWED[math], "forced": forced, "status": executor.take_status()}

@@ -95,13 +95,13 @@ def _mode_rows(executor: GpuExecutor, config: LayerConfig, torch_lstm, lstm, mod
     choices = executor.choose(config.math, config.H, config.B, projected=config.layout == "projected")
     columns["kernels"] = [forced or choice.kernel for choice in choices]  # of forward and backward
     columns["algorithm"] = cudnn_algorithm(config, mode == "training")
-    seconds, often = measure.in_turns(executor, runs)
-    yield {**columns, "graph": False, "seconds": seconds, "repeats": often, **_status(executor, config, off)}
+    seconds, repeats = measure.in_turns(executor, runs)
+    yield {**columns, "graph": False, "seconds": seconds, "repeats": repeats, **_status(executor, config, off)}
     if config.layout == "packed":  # torch copies lengths to the GPU, which no graph can; the stage `graph` tries ours
         return
     replays, errors = measure.replays(executor, runs)
-    seconds, often = measure.in_turns(executor, replays)
-    yield {**columns, "graph": True, "seconds": seconds, "repeats": often | errors, **_status(executor, config, off)}
+    seconds, repeats = measure.in_turns(executor, replays)
+    yield {**columns, "graph": True, "seconds": seconds, "repeats": repeats | errors, **_status(executor, config, off)}
 
 
 def _status(executor: GpuExecutor, config: LayerConfig, off: float) -> dict:

@@ -27,7 +27,7 @@ KEPT = (
     "Warp Cycles Per Issued Instruction", "L2 Hit Rate", "L2 Cache Throughput", "Memory Throughput", "Achieved Occupancy",
     "Local Memory Spilling Requests",
 )  # fmt: skip
-ONE = "from benchmarks.gpu_day import ncu; ncu.one({kernel!r}, {H}, {B})"
+RUN_KERNEL = "from benchmarks.gpu_day import ncu; ncu.run_kernel({kernel!r}, {H}, {B})"
 
 
 def items(executor: GpuExecutor) -> list[Item]:
@@ -39,7 +39,7 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
     columns = {"kernel": kernel, "math": "bf16", "H": H, "B": B, "T": T}
     ncu = program.tool("ncu")
     if executor.rehearsal:
-        one(kernel, 16, 2, executor)
+        run_kernel(kernel, 16, 2, executor)
         pages = iter((("details", CANNED), ("source", CANNED_SOURCE)))
     elif ncu is None:
         yield {**columns, "skipped": "there is no ncu"}
@@ -84,7 +84,9 @@ def profiled(ncu: str, kernel: str, H: int, B: int, seconds: float) -> Iterator[
     with tempfile.TemporaryDirectory(prefix="gpu-day-ncu-") as folder:
         report = str(Path(folder, "launches"))
         command = [ncu, "--clock-control", "none", "--set", "full", "-k", name_filter, "-c", "2", "-f", "-o", report]
-        text, code = program.output([*command, sys.executable, "-c", ONE.format(kernel=kernel, H=H, B=B)], seconds)
+        text, code = program.output(
+            [*command, sys.executable, "-c", RUN_KERNEL.format(kernel=kernel, H=H, B=B)], seconds
+        )
         if code != 0:
             text += f"\nexit code {code}"
         reports = glob(f"{report}*")  # the ending is ncu's
@@ -109,7 +111,7 @@ def _first(commands: list[list[str]], useful: Callable[[str], list]) -> str:
     return "\n".join(texts)
 
 
-def one(kernel: str, H: int, B: int, executor: GpuExecutor | None = None) -> None:
+def run_kernel(kernel: str, H: int, B: int, executor: GpuExecutor | None = None) -> None:
     """One forward and one backward call with a kernel: what is profiled."""
     import torch
 

@@ -13,7 +13,7 @@ from benchmarks.gpu_day.executor import GpuExecutor
 from benchmarks.gpu_day.row_file import read
 
 MOST, SECONDS = 2, 38
-ONE = "from benchmarks.gpu_day import sanitizer; sanitizer.one({kernel!r}, {math!r}, {case!r})"
+RUN_CASES = "from benchmarks.gpu_day import sanitizer; sanitizer.run_cases({kernel!r}, {math!r}, {case!r})"
 CANNED = "========= COMPUTE-SANITIZER\n========= Invalid __global__ read of size 16 bytes\n========= ERROR SUMMARY: 1 error\n"
 
 
@@ -41,14 +41,14 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
     kernel, math, case = item.values
     tool = program.tool("compute-sanitizer")
     if executor.rehearsal:
-        one(kernel, math, case, executor)
+        run_cases(kernel, math, case, executor)
         text, code = CANNED, 0
     elif tool is None:
         yield {"item": item.what, "skipped": "there is no compute-sanitizer"}
         return
     else:
         command = [tool, "--tool", "memcheck", "--print-limit", "6", sys.executable, "-c"]
-        command.append(ONE.format(kernel=kernel, math=math, case=case))
+        command.append(RUN_CASES.format(kernel=kernel, math=math, case=case))
         seconds = min(SECONDS, executor.until - time.time())
         text, code = program.output(command, seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         with open(Path(executor.out) / "sanitizer.txt", "a") as file:
@@ -60,7 +60,7 @@ def report_lines(text: str) -> list[str]:
     return [line[:200] for line in text.splitlines() if line.startswith("=========")][:12]
 
 
-def one(kernel: str, math: str, case: str, executor: GpuExecutor | None = None) -> None:
+def run_cases(kernel: str, math: str, case: str, executor: GpuExecutor | None = None) -> None:
     """The cases of this name (all: "") through a kernel."""
     if executor is None:
         executor = GpuExecutor({"out": "", "until": 0.0, "lost": [], "stage": "sanitizer"})

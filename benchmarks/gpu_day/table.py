@@ -131,13 +131,18 @@ def train(rows: list[dict]) -> Iterator[str]:
         yield "---- train: us a step, forward and backward (the kernel of each alone), input and other products"
     for row in timed:
         us = row["us"]
-        alone = {way: "per_step" if us.get(f"{way}_kernel") is None else f"{us[f'{way}_kernel']:.2f}" for way in WAYS}
-        both = " ".join(f"{way} {us[way]:.2f} ({alone[way]})" for way in WAYS if way in us)
+        alone = {
+            direction: "per_step" if us.get(f"{direction}_kernel") is None else f"{us[f'{direction}_kernel']:.2f}"
+            for direction in DIRECTIONS
+        }
+        both = " ".join(
+            f"{direction} {us[direction]:.2f} ({alone[direction]})" for direction in DIRECTIONS if direction in us
+        )
         rest = sum(us.get(name) or 0.0 for name in ("dx", "dw_x", "dw_hh", "dbias"))
         yield f"  {row['math']} H{row['H']} B{row['B']}: {both} input {us['input']:.2f} others {rest:.2f}"
 
 
-WAYS = ("forward", "backward")
+DIRECTIONS = ("forward", "backward")
 
 
 def graph(rows: list[dict]) -> Iterator[str]:
@@ -159,8 +164,8 @@ def host(rows: list[dict]) -> Iterator[str]:
         if "launches" in row:
             yield f"  {row['library']} {row['mode']}: {row['launches']} kernels, copies and fills on the device"
     for mode in dict.fromkeys(row["mode"] for row in _of(rows, "host") if "own_us" in row):
-        own = [row for row in _of(rows, "host") if "own_us" in row and row["mode"] == mode][:6]
-        yield f"  most of {mode}: " + ", ".join(f"{_function(r['name'])} {r['own_us']:.0f}" for r in own)
+        functions = [row for row in _of(rows, "host") if "own_us" in row and row["mode"] == mode][:6]
+        yield f"  most of {mode}: " + ", ".join(f"{_function(r['name'])} {r['own_us']:.0f}" for r in functions)
 
 
 def _function(name: str) -> str:

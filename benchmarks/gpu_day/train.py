@@ -47,7 +47,7 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
             "dw_hh": lambda: dxg.t() @ before,
             "dbias": lambda: dxg.sum(0),
         }
-        seconds, often = measure.in_turns(executor, parts)
+        seconds, repeats = measure.in_turns(executor, parts)
         us: dict[str, float | None] = {name: total / steps * 1e6 for name, total in seconds.items()}
         for name, choice in (("forward", plan.forward), ("backward", plan.backward)):
             us[f"{name}_kernel"] = _alone(executor, parts[name], choice.kernel, steps)
@@ -58,7 +58,7 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
             "B": B,
             "T": steps,
             "us": us,
-            "repeats": often,
+            "repeats": repeats,
             "status": executor.take_status(),
             **plans,
         }

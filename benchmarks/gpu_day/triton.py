@@ -101,7 +101,7 @@ def _timed(executor: GpuExecutor, config: LayerConfig, warming: bool = False) ->
             plan = fastlstm.dispatch.last_plan()
             if warming:
                 continue
-            seconds, often = measure.in_turns(executor, calls)
+            seconds, repeats = measure.in_turns(executor, calls)
             row = {
                 **config.columns,
                 "training": training,
@@ -109,4 +109,4 @@ def _timed(executor: GpuExecutor, config: LayerConfig, warming: bool = False) ->
                 "off": off,
                 "wrong": not off <= 3 * ALLOWED[config.math],
             }
-            yield {**row, "plan": plan[:120], "seconds": seconds, "repeats": often}
+            yield {**row, "plan": plan[:120], "seconds": seconds, "repeats": repeats}

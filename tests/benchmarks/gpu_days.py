@@ -23,7 +23,7 @@ def read(folder: Path, stage: str) -> list[dict]:
     return [row for row in row_file.read(folder / "raw.jsonl") if row["stage"] == stage]
 
 
-def fates(folder: Path, name: str) -> list[dict]:
+def stage_rows(folder: Path, name: str) -> list[dict]:
     return [row for row in read(folder, "stage") if row["name"] == name]
 
 

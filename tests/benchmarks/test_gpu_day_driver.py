@@ -7,20 +7,20 @@ import time
 import pytest
 
 from benchmarks.gpu_day import child, host, ncu, program, row_file, stages
-from tests.benchmarks.gpu_days import day, fates, read
+from tests.benchmarks.gpu_days import day, read, stage_rows
 from tests.hostsim import build
 
 
 def test_a_stage_continues_after_the_item_that_crashed_its_process(tmp_path):
     done = day(tmp_path, "--stage", "env", "cudnn", fault="cudnn:1:trap")
     assert done.returncode == 1
-    lost, end = fates(tmp_path, "cudnn")
+    lost, end = stage_rows(tmp_path, "cudnn")
     assert lost["code"] == -11
     assert lost["lost"].startswith("f32 2x16")
     assert "planted: trap" in lost["error"]
     assert (end["code"], end["losses"], end["items"]) == (0, 1, 3)
     assert {row["math"] for row in read(tmp_path, "cudnn")} == {"bf16", "autocast-bf16"}
-    assert fates(tmp_path, "env")[0]["code"] == 0
+    assert stage_rows(tmp_path, "env")[0]["code"] == 0
     assert len(read(tmp_path, "env")) == 4
 
 
@@ -29,7 +29,7 @@ def test_a_hanging_process_is_killed_and_its_stage_continues(tmp_path):
     done = day(tmp_path, "--stage", "cudnn", fault="cudnn:0:hang", timeout="3")
     assert done.returncode == 1
     assert time.time() - begin < 120
-    lost, end = fates(tmp_path, "cudnn")
+    lost, end = stage_rows(tmp_path, "cudnn")
     assert lost["code"] == "silent for 3 s"
     assert end["code"] == 0
     assert {row["math"] for row in read(tmp_path, "cudnn")} == {"f32", "autocast-bf16"}
@@ -40,7 +40,7 @@ def test_an_exception_becomes_a_row_and_the_stage_continues_in_its_process(tmp_p
     errors = [row for row in read(tmp_path, "cudnn") if "error" in row]
     assert [row["error"] for row in errors] == ["RuntimeError: planted"]
     assert errors[0]["item"].startswith("bf16 1x16")
-    (end,) = fates(tmp_path, "cudnn")
+    (end,) = stage_rows(tmp_path, "cudnn")
     assert (end["code"], end["failed"]) == (1, 1)
     assert len(read(tmp_path, "cudnn")) > 5
 
@@ -50,7 +50,7 @@ def test_a_run_ends_within_its_seconds(tmp_path):
     done = day(tmp_path, "--stage", "cudnn", "--seconds", "14", fault="cudnn:0:hang")
     assert done.returncode == 1
     assert time.time() - begin < 30
-    assert fates(tmp_path, "cudnn")[-1]["code"] == "out of time"
+    assert stage_rows(tmp_path, "cudnn")[-1]["code"] == "out of time"
     assert "---- stages" in done.stdout
 
 

@@ -50,9 +50,9 @@ def test_copies_for_comparison_have_no_autograd_graph():
 
 def test_functions_of_a_profile_are_rows():
     profile = cProfile.Profile()
-    profile.runcall(host._often, lambda: sorted([2, 1]), 4)
+    profile.runcall(host._repeat, lambda: sorted([2, 1]), 4)
     by_name = {row["name"].split()[-1]: row for row in host.functions(pstats.Stats(profile), 4)}
-    assert by_name["_often"]["ncalls"] == 0.25
+    assert by_name["_repeat"]["ncalls"] == 0.25
     assert next(row for name, row in by_name.items() if "sorted" in name or "built-in" in row["name"])["ncalls"] == 1
 
 
