@@ -52,7 +52,7 @@ test-slow: .venv/.all .venv/.nvcc
 
 # Other LSTMs to compare with; one that cannot be installed is skipped by name
 .venv/.competitors: .venv/.all
-	PATH="$(CURDIR)/$(BIN):$$PATH" FASTLSTM_NATIVE=on FASTLSTM_CUDA=off $(PIP) --no-build-isolation -e '.[peers]' \
+	PATH="$(CURDIR)/$(BIN):$$PATH" FASTLSTM_NATIVE=on FASTLSTM_CUDA=off $(PIP) --no-build-isolation -e '.[competitors]' \
 		|| echo "not all of them could be installed; the benchmarks say which are missing"
 	@touch $@
 

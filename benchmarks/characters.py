@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastlstm
-from benchmarks.workload import Run, Workload, chosen_by_dispatch, fastlstm_contenders, same_weights
+from benchmarks.layer import LSTMState
+from benchmarks.workload import ContenderCall, Workload, chosen_by_dispatch, fastlstm_contenders, same_weights
 from fastlstm.charlm.data.vocab import Vocabulary
 from fastlstm.charlm.model import CharModel
 from fastlstm.charlm.sampling.sample import Sampling, sample_ids
@@ -19,8 +20,7 @@ from fastlstm.charlm.sampling.sample import Sampling, sample_ids
 V = 65  # symbols of tinyshakespeare
 TEMPERATURE = 1.0
 FIRST_INPUT = ("rnn.embedding.weight", "rnn.lstm.weight_ih_l0")  # `decode` reads one row of their product per step
-State = tuple[Tensor, Tensor]
-Loop = Callable[[bool], list[Tensor]]  # argument: argmax instead of a draw
+SamplingLoop = Callable[[bool], list[Tensor]]  # argument: argmax instead of a draw
 
 
 class Embedded(nn.Module):
@@ -30,7 +30,7 @@ class Embedded(nn.Module):
         super().__init__()
         self.embedding, self.lstm = nn.Embedding(V, H), nn.LSTM(H, H, L)
 
-    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def forward(self, ids: Tensor, state: LSTMState | None = None) -> tuple[Tensor, LSTMState]:
         return self.lstm(self.embedding(ids), state)
 
 
@@ -41,7 +41,7 @@ class TorchModel(nn.Module):
         super().__init__()
         self.rnn, self.out = Embedded(H, L), nn.Linear(H, V)
 
-    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def forward(self, ids: Tensor, state: LSTMState | None = None) -> tuple[Tensor, LSTMState]:
         h, state = self.rnn(ids, state)
         return self.out(h), state
 
@@ -65,7 +65,7 @@ def training_step(L: int, H: int, B: int, T: int, device: str = "cpu") -> Worklo
     return Workload(runs, flops=flops, chosen=chosen)
 
 
-def optimised(model: nn.Module, ids: Tensor, targets: Tensor) -> Run:
+def optimised(model: nn.Module, ids: Tensor, targets: Tensor) -> ContenderCall:
     """Return a function that makes one training step and returns the loss and the clipped gradients."""
     optimiser = torch.optim.RMSprop(model.parameters(), lr=2e-3, alpha=0.95, foreach=True)
 
@@ -88,7 +88,7 @@ def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Workload:
     torch_model = TorchModel(H, L)
     model = fastlstm_like(torch_model).eval()
     decoded = decode_loop(model, num, length)
-    loops: dict[str, Loop] = dict.fromkeys(fastlstm_contenders("cpu"), decoded)
+    loops: dict[str, SamplingLoop] = dict.fromkeys(fastlstm_contenders("cpu"), decoded)
     loops |= {"charlm": charlm_loop(model, num, length), "torch": torch_loop(torch_model, num, length)}
     with fastlstm.backend(None):
         decoded(False)
@@ -103,7 +103,7 @@ def sampling(L: int, H: int, num: int = 1, length: int = 100) -> Workload:
     )
 
 
-def torch_loop(model: TorchModel, num: int, length: int) -> Loop:
+def torch_loop(model: TorchModel, num: int, length: int) -> SamplingLoop:
     """Sampling in plain torch: softmax, multinomial, the character is the next input."""
 
     def loop(argmax: bool) -> list[Tensor]:
@@ -120,7 +120,7 @@ def torch_loop(model: TorchModel, num: int, length: int) -> Loop:
     return loop
 
 
-def decode_loop(model: CharModel, num: int, length: int) -> Loop:
+def decode_loop(model: CharModel, num: int, length: int) -> SamplingLoop:
     """fastlstm.decode, which packs the weights in every call."""
 
     def loop(argmax: bool) -> list[Tensor]:
@@ -130,7 +130,7 @@ def decode_loop(model: CharModel, num: int, length: int) -> Loop:
     return loop
 
 
-def charlm_loop(model: CharModel, num: int, length: int) -> Loop:
+def charlm_loop(model: CharModel, num: int, length: int) -> SamplingLoop:
     """The sampler of `fastlstm sample`. It starts from symbol 0 (a newline), as the other loops do."""
     vocabulary = Vocabulary("\n" + "".join(map(chr, range(64, 63 + V))))
 

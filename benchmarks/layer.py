@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastlstm
-from benchmarks.workload import ALLOWED, Run, Workload, chosen_by_dispatch, fastlstm_contenders, same_weights
+from benchmarks.workload import ALLOWED, ContenderCall, Workload, chosen_by_dispatch, fastlstm_contenders, same_weights
 from fastlstm.testing.cases import Case, make, make_grads
 
-State = tuple[Tensor, Tensor]
+LSTMState = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class PreparedLayer:
     lstm: nn.LSTM
     rows: Tensor
     batch_sizes: Tensor | None
-    state: State | None
+    state: LSTMState | None
     upstream: Tensor
 
     def x(self) -> Tensor | PackedSequence:
@@ -118,7 +118,7 @@ def fastlstm_like(torch_lstm: nn.LSTM) -> fastlstm.LSTM:
     return fastlstm.LSTM(*sizes, **options, device=w.device, dtype=w.dtype)
 
 
-def step(lstm: nn.Module, prepared: PreparedLayer) -> Run:
+def step(lstm: nn.Module, prepared: PreparedLayer) -> ContenderCall:
     """Return a function that calls `lstm` once: forward, or forward and backward."""
     if prepared.call.train:
         return backward_of(
@@ -128,12 +128,12 @@ def step(lstm: nn.Module, prepared: PreparedLayer) -> Run:
     return lambda: _flat(lstm(x, prepared.state))
 
 
-def _flat(result: tuple[Tensor | PackedSequence, State]) -> tuple[Tensor, Tensor, Tensor]:
+def _flat(result: tuple[Tensor | PackedSequence, LSTMState]) -> tuple[Tensor, Tensor, Tensor]:
     out, (h_n, c_n) = result
     return (out.data if isinstance(out, PackedSequence) else out), h_n, c_n
 
 
-def backward_of(forward: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor], upstream: Tensor) -> Run:
+def backward_of(forward: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor], upstream: Tensor) -> ContenderCall:
     """Return a function that runs forward and backward.
 
     It returns the outputs of `forward`, then the gradients of `leaves`. `upstream` is the gradient of the first output.

@@ -28,25 +28,25 @@ def ratios(path: Path, rows: Sequence[Row]) -> bool:
     names = list(dict.fromkeys(row.case for row in rest))
     height = max(3.4, 0.3 * len(names) + 0.9)
     figure, axes = _figure(3, (13, height), {"width_ratios": (1, 1, 1.15)})
-    for axis, kind in zip(axes, ("training", "forward"), strict=False):
-        chosen = [row for row in grid if row.group.removesuffix("-b1") == kind]
+    for axis, mode in zip(axes, ("training", "forward"), strict=False):
+        chosen = [row for row in grid if row.group.removesuffix("-b1") == mode]
         _by_shape(axis, chosen, lambda row: row.ratio, {"dispatched": "-"})
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set(title=f"{_title(kind)}, T 64, I = H", xlabel="H", ylabel="times as fast as nn.LSTM")
+        axis.set(title=f"{_title(mode)}, T 64, I = H", xlabel="H", ylabel="times as fast as nn.LSTM")
     _bars(axes[2], rest, names)
     _save(figure, path)
     return True
 
 
-def _title(kind: str) -> str:
-    return {"training": "training step", "forward": "forward, no_grad"}[kind]
+def _title(mode: str) -> str:
+    return {"training": "training step", "forward": "forward, no_grad"}[mode]
 
 
 def _bars(axis, rows: Sequence[Row], names: Sequence[str]) -> None:
     values = {row.case: row.ratio for row in rows}
     axis.barh(range(len(names)), [values[name] for name in names], 0.7, color=COLOURS[0])
-    for place, name in enumerate(names):
-        axis.text(values[name], place, f" {values[name]:.3g}", va="center", fontsize=7)
+    for position, name in enumerate(names):
+        axis.text(values[name], position, f" {values[name]:.3g}", va="center", fontsize=7)
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
@@ -64,11 +64,11 @@ def gemm_share(path: Path, rows: Sequence[Row]) -> bool:
     if not rows:
         return False
     figure, axes = _figure(2, (9, 3.6))
-    for axis, kind in zip(axes, ("training", "forward"), strict=True):
-        chosen = [row for row in rows if row.group.removesuffix("-b1") == kind]
+    for axis, mode in zip(axes, ("training", "forward"), strict=True):
+        chosen = [row for row in rows if row.group.removesuffix("-b1") == mode]
         _by_shape(axis, chosen, lambda row: row.of_gemm, {"cpu": "-", "torch": "--"})
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set(title=f"{_title(kind)}: line fastlstm, dashes nn.LSTM", xlabel="H", ylabel="share of a large GEMM")
+        axis.set(title=f"{_title(mode)}: line fastlstm, dashes nn.LSTM", xlabel="H", ylabel="share of a large GEMM")
     _save(figure, path)
     return True
 

@@ -18,7 +18,7 @@ from benchmarks.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-OURS = ("cpu", "cuda", "triton", "dispatched", "torch", "charlm", "recompute", "fastlstm", "alone")
+SUITE_CONTENDERS = ("cpu", "cuda", "triton", "dispatched", "torch", "charlm", "recompute", "fastlstm", "alone")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,7 +54,7 @@ def page(rows: Sequence[Row], pictures: Sequence[str]) -> str:
     parts = ["# Results", machine_line(rows), "## Summary", summary(rows)]
     parts += [f"![{name}]({name})" for name in pictures]
     parts += ["## Every case", every_case(rows)]
-    parts += ["## Other LSTMs", competitors(rows)] if any(row.contender not in OURS for row in rows) else []
+    parts += ["## Other LSTMs", competitors(rows)] if any(row.contender not in SUITE_CONTENDERS for row in rows) else []
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -62,8 +62,10 @@ def machine_line(rows: Sequence[Row]) -> str:
     """Where the rows come from; every value that occurs, should files have been merged."""
     names = ("cpu", "cores", "threads", "isa", "torch_isa", "onednn_isa", "gpu", "python", "torch", "fastlstm")
     names = (*names, "onnxruntime", "jax", "commit", "date")
-    found = {name: list(dict.fromkeys(str(getattr(row, name)) for row in rows)) for name in names}
-    return ", ".join(f"{name.replace('_', ' ')} {' / '.join(values)}" for name, values in found.items() if any(values))
+    by_name = {name: list(dict.fromkeys(str(getattr(row, name)) for row in rows)) for name in names}
+    return ", ".join(
+        f"{name.replace('_', ' ')} {' / '.join(values)}" for name, values in by_name.items() if any(values)
+    )
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -74,11 +76,11 @@ def summary(rows: Sequence[Row]) -> str:
         if target.covers in done or target.statistic not in ("mean", "worst") or target.column != "cpu":
             continue
         done.add(target.covers)
-        found = speed(rows, [case for case in cases if target.applies_to(case)])
-        if found:
-            times = [_milliseconds(found.torch), _milliseconds(found.fastlstm)]
-            ratio = f"{found.ratio:.2f}× ({found.low:.2f} to {found.high:.2f})"
-            lines.append([target.row, str(found.shapes), *times, ratio])
+        figure = speed(rows, [case for case in cases if target.applies_to(case)])
+        if figure:
+            times = [_milliseconds(figure.torch), _milliseconds(figure.fastlstm)]
+            ratio = f"{figure.ratio:.2f}× ({figure.low:.2f} to {figure.high:.2f})"
+            lines.append([target.row, str(figure.shapes), *times, ratio])
     return _table(lines)
 
 
@@ -93,7 +95,7 @@ def every_case(rows: Sequence[Row]) -> str:
     """fastlstm and nn.LSTM, case by case: medians, ratio with the middle 60 % of pairs, share of a large GEMM."""
     lines = [["case", "contender", "median", "ratio to nn.LSTM", "20 % … 80 %", "of a large GEMM", "chosen", "torch's"]]
     for row in rows:
-        if row.contender in OURS and not row.skipped:
+        if row.contender in SUITE_CONTENDERS and not row.skipped:
             ratio, spread = (
                 ("", "") if row.ratio is None else (f"{row.ratio:.2f}", f"{row.ratio_p20:.2f} … {row.ratio_p80:.2f}")
             )
@@ -111,7 +113,9 @@ def _median(row: Row) -> str:
 
 def competitors(rows: Sequence[Row]) -> str:
     """Times as fast as nn.LSTM, a column a contender; then who took no part, and why."""
-    names = list(dict.fromkeys(row.contender for row in rows if row.contender not in OURS and not row.skipped))
+    names = list(
+        dict.fromkeys(row.contender for row in rows if row.contender not in SUITE_CONTENDERS and not row.skipped)
+    )
     cases = list(dict.fromkeys(row.case for row in rows if row.contender in names))
     ratios = {(row.case, row.contender): f"{row.ratio:.2f}" for row in rows if row.ratio is not None}
     columns = ["cpu", "dispatched", *names]

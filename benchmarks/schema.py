@@ -123,10 +123,10 @@ def shapes(workload: Workload) -> dict[str, Any]:
 def torch_kernel(call: Any) -> str:
     """Return what nn.LSTM runs: oneDNN or ATen's loop on the CPU, the class of cuDNN's algorithm on a GPU."""
     if call.device == "cuda":
-        from benchmarks.competitors.gpu import cudnn_algorithm, this_device
+        from benchmarks.competitors.gpu import cudnn_algorithm, current_device_info
 
-        return f"cuDNN, {cudnn_algorithm(call, this_device(), forward=True)}" + (
-            f"; backward {cudnn_algorithm(call, this_device(), forward=False)}" if call.train else ""
+        return f"cuDNN, {cudnn_algorithm(call, current_device_info(), forward=True)}" + (
+            f"; backward {cudnn_algorithm(call, current_device_info(), forward=False)}" if call.train else ""
         )
     plain = not (call.case.packed or call.case.projection)
     return "oneDNN" if plain and str(call.dtype) == "torch.float32" else "ATen's loop"

@@ -33,26 +33,26 @@ class Speed:
 
 def series(rows: Sequence[Row], case: str) -> list[Row]:
     """Return the rows that time fastlstm as a user gets it: as dispatched, and forced where dispatch chose the same."""
-    mine = [row for row in rows if row.case == case and row.ratio is not None]
-    dispatched = [row for row in mine if row.contender == "dispatched"]
+    measured = [row for row in rows if row.case == case and row.ratio is not None]
+    dispatched = [row for row in measured if row.contender == "dispatched"]
     chosen = {row.chosen for row in dispatched if row.chosen}
-    forced = [row for row in mine if row.contender in FORCED and (not chosen or row.contender in chosen)]
+    forced = [row for row in measured if row.contender in FORCED and (not chosen or row.contender in chosen)]
     return dispatched + forced
 
 
 def speed(rows: Sequence[Row], cases: Sequence[str]) -> Speed | None:
     """Return the figure of these cases together; None where none of them was measured."""
-    found = {case: series(rows, case) for case in cases}
-    found = {case: mine for case, mine in found.items() if mine}
-    if not found:
+    by_case = {case: series(rows, case) for case in cases}
+    by_case = {case: case_rows for case, case_rows in by_case.items() if case_rows}
+    if not by_case:
         return None
-    torch = {row.case: row.p50 for row in rows if row.contender == "torch" and row.case in found}
-    ratios = [geometric_mean([row.ratio for row in mine]) for mine in found.values()]
-    every = [row for mine in found.values() for row in mine]
+    torch = {row.case: row.p50 for row in rows if row.contender == "torch" and row.case in by_case}
+    ratios = [geometric_mean([row.ratio for row in case_rows]) for case_rows in by_case.values()]
+    every = [row for case_rows in by_case.values() for row in case_rows]
     return Speed(
-        shapes=len(found),
-        torch=tuple(torch[case] for case in found),
-        fastlstm=tuple(geometric_mean([row.p50 for row in mine]) for mine in found.values()),
+        shapes=len(by_case),
+        torch=tuple(torch[case] for case in by_case),
+        fastlstm=tuple(geometric_mean([row.p50 for row in case_rows]) for case_rows in by_case.values()),
         ratio=geometric_mean(ratios),
         low=min(row.ratio_p20 for row in every),
         high=max(row.ratio_p80 for row in every),
@@ -63,8 +63,8 @@ def as_used(rows: Sequence[Row]) -> list[Row]:
     """Return one row for each case that fastlstm took part in, called `dispatched`, with the ratio of its series."""
     out = []
     for case in dict.fromkeys(row.case for row in rows):
-        mine = series(rows, case)
-        if mine:
-            ratio = geometric_mean([row.ratio for row in mine])
-            out.append(replace(mine[0], contender="dispatched", ratio=ratio))
+        case_rows = series(rows, case)
+        if case_rows:
+            ratio = geometric_mean([row.ratio for row in case_rows])
+            out.append(replace(case_rows[0], contender="dispatched", ratio=ratio))
     return out

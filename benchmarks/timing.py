@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-Step = Callable[[], object]
+TimedStep = Callable[[], object]
 Inside = Callable[[str], AbstractContextManager[object]]
 Times = dict[str, list[float]]
 
@@ -34,7 +34,7 @@ class Interleaved:
 
     def __init__(
         self,
-        steps: Mapping[str, Step],
+        steps: Mapping[str, TimedStep],
         first: str,
         inside: Inside = lambda name: nullcontext(),
         finish: Callable[[], object] = lambda: None,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fastlstm
 
-Run = Callable[[], Iterable[Tensor]]
+ContenderCall = Callable[[], Iterable[Tensor]]
 
 # Two correct results of one type differ by rounding; fastlstm/testing/accuracy.py allows fastlstm twice nn.LSTM's own error.
 # Here the question is whether the contenders do the same work, and a wrong one is off by far more than this.
@@ -51,14 +51,14 @@ class Workload:
         characters: characters that one call draws.
     """
 
-    runs: dict[str, Run]
+    runs: dict[str, ContenderCall]
     reference: str = "torch"
     dtype: torch.dtype = torch.float32
     grad: bool = True
     flops: float = 0.0
     bytes: float = 0.0
     chosen: str = ""
-    checked: dict[str, Run] = field(default_factory=dict)
+    checked: dict[str, ContenderCall] = field(default_factory=dict)
     optional: set[str] = field(default_factory=set)
     skipped: dict[str, str] = field(default_factory=dict)
     allowed: dict[str, float] = field(default_factory=dict)
@@ -103,20 +103,20 @@ class Workload:
         del self.runs[name]
 
 
-def check_agreement(name: str, got: Iterable[Tensor], expected: list[Tensor], allowed: float) -> None:
+def check_agreement(name: str, actual: Iterable[Tensor], expected: list[Tensor], allowed: float) -> None:
     """Raise WrongOutputError unless ‖got − expected‖ ≤ allowed · ‖expected‖ for each tensor (NaN fails)."""
-    got = list(got)
-    if len(got) != len(expected):
-        raise WrongOutputError(f"{name} returns {len(got)} tensors, expected {len(expected)}")
-    for index, (tensor, right) in enumerate(zip(got, expected, strict=True)):
-        if tensor.shape != right.shape:
+    actual = list(actual)
+    if len(actual) != len(expected):
+        raise WrongOutputError(f"{name} returns {len(actual)} tensors, expected {len(expected)}")
+    for index, (tensor, reference) in enumerate(zip(actual, expected, strict=True)):
+        if tensor.shape != reference.shape:
             raise WrongOutputError(
-                f"{name}, tensor {index}: shape {tuple(tensor.shape)}, expected {tuple(right.shape)}"
+                f"{name}, tensor {index}: shape {tuple(tensor.shape)}, expected {tuple(reference.shape)}"
             )
-        off = (tensor.double() - right).norm().item()
-        size = right.norm().item()
-        if not off <= allowed * size:
-            raise WrongOutputError(f"{name}, tensor {index}: off by {off / max(size, 1e-300):.3g}, allowed {allowed}")
+        error = (tensor.double() - reference).norm().item()
+        size = reference.norm().item()
+        if not error <= allowed * size:
+            raise WrongOutputError(f"{name}, tensor {index}: off by {error / max(size, 1e-300):.3g}, allowed {allowed}")
 
 
 def fastlstm_contenders(device: str) -> tuple[str, ...]:

@@ -62,11 +62,11 @@ def timed(step):
 def main(corpus, seconds):
     with tempfile.TemporaryDirectory() as folder:
         text = load(corpus, CorpusOptions())
-        ours = Trainer(config.make().settle(False), text, Path(folder), Ranks("cpu"), Reporter())
-        theirs, times, start = Plain(ours), {"fastlstm": [], "nn.LSTM": []}, time.perf_counter()
+        trainer = Trainer(config.make().settle(False), text, Path(folder), Ranks("cpu"), Reporter())
+        plain, times, start = Plain(trainer), {"fastlstm": [], "nn.LSTM": []}, time.perf_counter()
         while time.perf_counter() - start < seconds:
-            times["fastlstm"].append(timed(ours.step))
-            times["nn.LSTM"].append(timed(theirs.step))
+            times["fastlstm"].append(timed(trainer.step))
+            times["nn.LSTM"].append(timed(plain.step))
     shape = f"{torch.get_num_threads()} threads, {len(times['nn.LSTM'])} turns of {TURN} iterations each"
     print(f"torch {torch.__version__}, {shape}")
     for name, values in times.items():

@@ -36,7 +36,7 @@ TYPES = {"float": "float32", "tf32_t": "tf32", "half_t": "float16", "bfloat_t": 
 
 
 @dataclass(frozen=True)
-class Row(KernelRow):
+class CudaKernelRow(KernelRow):
     """What one kernel compiled to. `spill_bytes` is ptxas's count; `limit`: shared memory of a block, in bytes.
 
     in_flight: loads of exchanged words in the smallest group that is issued before one of its results is used.
@@ -56,67 +56,67 @@ class Row(KernelRow):
 
 def find_nvcc() -> str | None:
     """Return the path of nvcc: CUDACXX, PyPI's in this environment, else the system's; None without one."""
-    ours = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc"))
+    from_pypi = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc"))
     system = Path("/usr/local/cuda/bin/nvcc")
-    found = os.environ.get("CUDACXX") or (str(ours[-1]) if ours else None) or shutil.which("nvcc")
-    return found or (str(system) if system.exists() else None)
+    requested = os.environ.get("CUDACXX") or (str(from_pypi[-1]) if from_pypi else None) or shutil.which("nvcc")
+    return requested or (str(system) if system.exists() else None)
 
 
 def version(nvcc: str) -> str:
     """Return nvcc's version, such as 13.0.88."""
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    return re.search(r"V(\d+(?:\.\d+)*)", said)[1]
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"V(\d+(?:\.\d+)*)", text)[1]
 
 
 def compile_file(nvcc: str, source: Path, capability: int, cubin: Path) -> str:
     """Compile one file to a cubin and return what the compiler said; raises RuntimeError with it on any warning."""
     command = [nvcc, *FLAGS, f"-arch=sm_{capability}", "-Xptxas=-v", "-cubin", "-o", str(cubin), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
-    said = done.stdout + done.stderr
-    if done.returncode or re.search(r"\bwarning\b", said):
-        raise RuntimeError(f"{' '.join(command)}\n{said[-4000:]}")
-    return said
+    text = done.stdout + done.stderr
+    if done.returncode or re.search(r"\bwarning\b", text):
+        raise RuntimeError(f"{' '.join(command)}\n{text[-4000:]}")
+    return text
 
 
-def spill_bytes(said: str) -> dict[str, int]:
+def spill_bytes(text: str) -> dict[str, int]:
     """Mangled name of a kernel → bytes that ptxas spilled, stores and loads together, from its -v output."""
     pattern = r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
-    return {name: int(stores) + int(loads) for name, stores, loads in re.findall(pattern, said, re.S)}
+    return {name: int(stores) + int(loads) for name, stores, loads in re.findall(pattern, text, re.S)}
 
 
 def demangle(names: Iterable[str]) -> dict[str, str]:
     """Mangled name → the kernel with its template arguments, such as per_step_forward<half_t, float, 4>."""
     names = list(names)
-    said = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True).stdout.splitlines()
-    short = (re.sub(r"\(anonymous namespace\)::|fastlstm::cuda::|_kernel(?=<)|^void ", "", line) for line in said)
+    lines = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True).stdout.splitlines()
+    short = (re.sub(r"\(anonymous namespace\)::|fastlstm::cuda::|_kernel(?=<)|^void ", "", line) for line in lines)
     return {name: line[: line.index(">(") + 1] for name, line in zip(names, short, strict=True)}
 
 
-def rows(nvcc: str, capability: int, only: str = "*") -> tuple[list[Row], str]:
+def rows(nvcc: str, capability: int, only: str = "*") -> tuple[list[CudaKernelRow], str]:
     """Compile the files that match `only`; returns a row per kernel, and the log."""
-    found, log = [], []
+    kernels, log = [], []
     with tempfile.TemporaryDirectory() as folder:
         for source in sorted(CUDA.glob(f"{only}.cu")):
             cubin = Path(folder, f"{source.stem}.cubin")
-            said = compile_file(nvcc, source, capability, cubin)
-            spilled, code = spill_bytes(said), sass.read_all(cubin)
+            text = compile_file(nvcc, source, capability, cubin)
+            spilled, code = spill_bytes(text), sass.read_all(cubin)
             names = demangle(code)
             log.append(f"$ nvcc {' '.join(FLAGS)} -arch=sm_{capability} -Xptxas=-v -cubin csrc/cuda/{source.name}")
             for mangled in sorted(code, key=names.get):
                 row = _row(capability, names[mangled], code[mangled], spilled[mangled])
-                found.append(row)
+                kernels.append(row)
                 log.append(
                     f"  {names[mangled]}: {row.registers} registers, {row.stack} bytes stack frame, "
                     f"{row.spill_bytes} bytes spilled"
                 )
-    return found, "\n".join(log) + "\n"
+    return kernels, "\n".join(log) + "\n"
 
 
-def _row(capability: int, name: str, code: sass.Code, spilled: int) -> Row:
+def _row(capability: int, name: str, code: sass.Code, spilled: int) -> CudaKernelRow:
     kernel, arguments = name[:-1].split("<")
     first, *rest = arguments.split(", ")
     limit = next(d.shared_bytes for d in cost_model.KNOWN.values() if d.capability == capability)
-    return Row(
+    return CudaKernelRow(
         backend="cuda",
         capability=capability,
         kernel=kernel,
@@ -138,9 +138,9 @@ def _row(capability: int, name: str, code: sass.Code, spilled: int) -> Row:
     )
 
 
-def _loads(code: sass.Code, kind: str) -> int:
+def _loads(code: sass.Code, modifier: str) -> int:
     """Global loads of a kind inside loops: CONSTANT (the read-only cache), STRONG (seen by the whole GPU)."""
-    return sum(n for op, n in code.loops.items() if op.startswith("LDG.") and kind in op.split("."))
+    return sum(n for op, n in code.loops.items() if op.startswith("LDG.") and modifier in op.split("."))
 
 
 def main() -> None:
@@ -149,13 +149,13 @@ def main() -> None:
     parser.add_argument("capability", type=int, help="80 for sm_80, 90 for sm_90, …")
     parser.add_argument("--json", required=True, help="file for one line per kernel")
     parser.add_argument("--log", required=True, help="file for commands and what the compiler said")
-    given = parser.parse_args()
+    options = parser.parse_args()
     nvcc = find_nvcc()
     if nvcc is None:
         raise SystemExit("no nvcc: install a CUDA toolkit, or pip install 'fastlstm[cuda-build]'")
-    found, log = rows(nvcc, given.capability)
-    Path(given.json).write_text("".join(json.dumps(asdict(row)) + "\n" for row in found), encoding="utf-8")
-    Path(given.log).write_text(log, encoding="utf-8")
+    kernels, log = rows(nvcc, options.capability)
+    Path(options.json).write_text("".join(json.dumps(asdict(row)) + "\n" for row in kernels), encoding="utf-8")
+    Path(options.log).write_text(log, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ def find_python(version: str) -> Python | str:
         done = subprocess.run([path, "-c", ASK], capture_output=True, text=True)
         if done.returncode:  # a shim of pyenv for a version that is not chosen
             continue
-        said, suffix, headers = json.loads(done.stdout)
-        if said == version and headers:
+        actual, suffix, headers = json.loads(done.stdout)
+        if actual == version and headers:
             return Python(path, version, suffix)
         reason = f"{path} has no headers"
     return reason
@@ -77,8 +77,8 @@ def find_python(version: str) -> Python | str:
 
 def find_nvcc() -> str | None:
     """The nvcc that all builds use: CUDACXX, the system's, or PyPI's in this environment; None without one."""
-    ours = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc"))
-    return os.environ.get("CUDACXX") or shutil.which("nvcc") or (str(ours[-1]) if ours else None)
+    from_pypi = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc"))
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or (str(from_pypi[-1]) if from_pypi else None)
 
 
 def kernels(build: Path, archs: str, jobs: int) -> list[list[str]]:
@@ -102,7 +102,7 @@ def module(build: Path, archs: str, jobs: int, python: Python) -> list[list[str]
 def _configure(folder: Path, python: str, options: dict[str, str]) -> list[str]:
     import pybind11
 
-    given = {
+    definitions = {
         "FASTLSTM_CPU": "off",
         "FASTLSTM_CUDA": "on",
         "FASTLSTM_WERROR": "on",
@@ -110,7 +110,7 @@ def _configure(folder: Path, python: str, options: dict[str, str]) -> list[str]:
         "pybind11_DIR": pybind11.get_cmake_dir(),
         **options,
     }
-    return ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), *(f"-D{k}={v}" for k, v in given.items())]
+    return ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), *(f"-D{k}={v}" for k, v in definitions.items())]
 
 
 def _build(folder: Path, jobs: int, *targets: str) -> list[str]:
@@ -167,9 +167,9 @@ def _keep(source: Path, out: Path) -> None:
 
 def prepare(out: Path, versions: list[str], archs: str, jobs: int, triton: str | None = None) -> None:
     """Build everything and put the folder together; raises SystemExit where no Python was found or a build fails."""
-    found = {version: find_python(version) for version in versions}
-    pythons = [python for python in found.values() if isinstance(python, Python)]
-    for version, python in found.items():
+    interpreters = {version: find_python(version) for version in versions}
+    pythons = [python for python in interpreters.values() if isinstance(python, Python)]
+    for version, python in interpreters.items():
         print(f"Python {version}: {python.path if isinstance(python, Python) else f'left out, {python}'}", flush=True)
     if not pythons:
         raise SystemExit("no Python with headers was found; install one of " + ", ".join(versions))
@@ -203,9 +203,9 @@ def main() -> None:
     parser.add_argument("--pythons", default=",".join(PYTHONS), help="versions of Python to build for")
     parser.add_argument("--triton", metavar="PYTHON", help="compile Triton's kernels by this Python's Triton, too")
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
-    given = parser.parse_args()
+    options = parser.parse_args()
     archs = os.environ.get("FASTLSTM_CUDA_ARCHS") or ARCHS
-    prepare(given.out.absolute(), given.pythons.split(","), archs, given.jobs, given.triton)
+    prepare(options.out.absolute(), options.pythons.split(","), archs, options.jobs, options.triton)
 
 
 if __name__ == "__main__":

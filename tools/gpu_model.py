@@ -15,6 +15,7 @@ from fastlstm.backends.cost_model import Device
 from fastlstm.backends.cuda import planner as cuda_planner
 from tools import gpu_published, gpu_rounds
 from tools.gpu_fit import compare
+from tools.gpu_fit.constants import CostConstants
 from tools.gpu_rounds import BATCHES, UNITS
 from tools.gpu_tables import CODES, markdown
 
@@ -22,7 +23,6 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "gpu-model.md"
 DEVICES = ("A100", "H100", "RTX 4090")
 TYPES = ("bfloat16", "float32")
-Cost = tuple[tuple[str, float], ...]
 HEAD = """# What a step on a GPU is predicted to cost
 
 **These are predictions**, written by `python -m tools.gpu_model`. `fastlstm doctor --verify` measures on a GPU that is
@@ -54,11 +54,11 @@ listed below with the reason.
 """
 
 
-def constants(cost: Cost = ()) -> str:
+def constants(cost: CostConstants = ()) -> str:
     """The model's constants; cost: those that are not the built-in ones."""
-    ours, lines = dict(cost), []
+    overrides, lines = dict(cost), []
     for name, value, part, meaning in cost_model.library().constants():
-        lines.append((name, f"{ours.get(name, value):.4g}", part, meaning))
+        lines.append((name, f"{overrides.get(name, value):.4g}", part, meaning))
     return markdown(("constant", "value", "part of a prediction", "meaning"), lines)
 
 
@@ -75,7 +75,7 @@ def devices() -> str:
 
 def residuals() -> str:
     """Published timings beside the model's."""
-    lines = [(what, us, f"{mine:.2f}", f"{ratio:.2f}") for what, us, mine, ratio in gpu_published.residuals()]
+    lines = [(what, us, f"{predicted:.2f}", f"{ratio:.2f}") for what, us, predicted, ratio in gpu_published.residuals()]
     return markdown(("kernel", "published µs", "model µs", "model / published"), lines)
 
 
@@ -94,7 +94,7 @@ def cell(device: Device, math: str, H: int, B: int) -> str:
     return f"{letters} {ahead.us:.2f} / {back.us:.2f} ({floor(device, H, B, CODES[math]):.2f})"
 
 
-def table(math: str, cost: Cost = ()) -> str:
+def table(math: str, cost: CostConstants = ()) -> str:
     """All devices, hidden sizes and batch sizes in one type."""
     lines = []
     for name in DEVICES:
@@ -103,7 +103,7 @@ def table(math: str, cost: Cost = ()) -> str:
     return markdown((math, "H", *(f"B {B}" for B in BATCHES)), lines)
 
 
-def render(cost: Cost = ()) -> str:
+def render(cost: CostConstants = ()) -> str:
     """The page. cost: constants that are not the built-in ones."""
     parts = [HEAD, "## Constants\n", constants(cost), devices(), PUBLISHED, residuals(), CUDA]
     parts += [table(math, cost) for math in TYPES]

@@ -26,7 +26,7 @@ HOST_LAUNCH_US = 5.0  # a kernel launched by compiled host code, when the device
 
 
 @dataclass(frozen=True)
-class Point:
+class PublishedTiming:
     """A published timing of one forward step, the device, and the work that describes its kernel there."""
 
     what: str
@@ -55,7 +55,7 @@ def separate(device: Device, H: int, B: int, itemsize: int) -> Any:
     return w
 
 
-def published() -> list[Point]:
+def published() -> list[PublishedTiming]:
     """The points. A wait for the whole grid is two hand-overs: that of the arrivals and that of the release."""
     h100 = cost_model.KNOWN["H100"]
     slow_launches = replace(h100, cost=(("launch_us", HOST_LAUNCH_US),))
@@ -67,7 +67,7 @@ def published() -> list[Point]:
         rows.append((f"{flash}, {what}", us, h100, 3, spread(part, 768 // heads, 16, 2, 4)))
     haste = "haste, fp32, H 768, product and pointwise launched per step"
     rows.append((haste, 18.0, slow_launches, 0, separate(h100, 768, 16, 4)))
-    return [Point(*row) for row in rows]
+    return [PublishedTiming(*row) for row in rows]
 
 
 def residuals() -> list[tuple[str, float, float, float]]:

@@ -19,7 +19,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.gpu_day.rows import with_todays_names
+from benchmarks.gpu_day.row_file import with_current_names
 from fastlstm.backends import cost_model
 from tools import cuda_compile, gpu_tables
 
@@ -84,7 +84,7 @@ def read(path: Path) -> list[dict]:
     """The rows of a file, kernels by today's names; none if it is not there."""
     if not path.exists():
         return []
-    return [with_todays_names(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [with_current_names(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def _order(row: dict) -> tuple:
@@ -95,10 +95,10 @@ def render() -> str:
     """The page, from all backends' rows."""
     parts = [HEAD]
     for path in sorted(DATA.glob("*.jsonl")):
-        found, backend = read(path), path.stem
+        rows, backend = read(path), path.stem
         version = path.with_suffix(".version").read_text(encoding="utf-8").strip()
         parts += [f"## {backend}\n", f"Compiled by {version}. {NOTES[backend]}"]
-        parts += [gpu_tables.summary(found), gpu_tables.kernels(found), gpu_tables.stacks(found)]
+        parts += [gpu_tables.summary(rows), gpu_tables.kernels(rows), gpu_tables.stacks(rows)]
         if backend == "cuda":
             parts += ["### Launches that the planner picks\n", gpu_tables.LAUNCHES, gpu_tables.launches()]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
@@ -109,15 +109,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--compile", nargs="+", metavar=("BACKEND", "ARCH"), help="cuda or triton, and architectures")
     parser.add_argument("--jobs", type=int, default=2)
-    given = parser.parse_args()
-    if given.compile:
-        backend, *archs = given.compile
+    options = parser.parse_args()
+    if options.compile:
+        backend, *archs = options.compile
         if backend not in ARCHITECTURES:
             parser.error(f"backend is '{backend}', expected cuda or triton")
         known = {d.capability for d in cost_model.KNOWN.values()}
         if unknown := [arch for arch in archs if not arch.isdigit() or int(arch) not in known]:
             parser.error(f"architectures {unknown} are not known, expected some of {sorted(known)}")
-        compile_backend(backend, [int(arch) for arch in archs] or list(ARCHITECTURES[backend]), given.jobs)
+        compile_backend(backend, [int(arch) for arch in archs] or list(ARCHITECTURES[backend]), options.jobs)
     PAGE.write_text(render(), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")
 

@@ -22,7 +22,7 @@ DIRECTIONS = ("forward", "backward")
 
 
 @dataclass(frozen=True)
-class Row:
+class RoundsRow:
     """A call of the committed list: the planner's pick, and the tiling with the fewest rounds, if any fits."""
 
     math: str
@@ -45,7 +45,7 @@ class Row:
         return f"{rounds}: {other.us:.2f} µs predicted, the pick {self.pick.us:.2f}"
 
 
-def rows(device: Device) -> Iterator[Row]:
+def rows(device: Device) -> Iterator[RoundsRow]:
     """Every call of the committed list on a device."""
     lib = cost_model.library()
     for math in TYPES:
@@ -55,7 +55,7 @@ def rows(device: Device) -> Iterator[Row]:
                 for backward, direction in enumerate(DIRECTIONS):
                     fitting = cuda_planner.tilings(lib, device, CODES[math], H=H, B=B, backward=bool(backward))
                     fewest = min(fitting, key=lambda c: (c.work.l2_rounds, c.us), default=None)
-                    yield Row(math, H, B, direction, picks[backward], fewest)
+                    yield RoundsRow(math, H, B, direction, picks[backward], fewest)
 
 
 def name(choice: Any) -> str:
@@ -70,21 +70,21 @@ def name(choice: Any) -> str:
 
 def tables(device: Device) -> str:
     """Rounds of all picks, and the picks that have more than twice the fewest with the reason."""
-    found = {(r.math, r.H, r.B, r.direction): r for r in rows(device)}
+    by_call = {(r.math, r.H, r.B, r.direction): r for r in rows(device)}
     lines = []
     for math in TYPES:
         for H in UNITS:
-            pairs = (" ".join(_cell(found[math, H, B, direction]) for direction in DIRECTIONS) for B in BATCHES)
+            pairs = (" ".join(_cell(by_call[math, H, B, direction]) for direction in DIRECTIONS) for B in BATCHES)
             lines.append((math, H, *pairs))
     parts = [markdown(("type", "H", *(f"B {B}" for B in BATCHES)), lines)]
     beyond = [(r.H, r.B, r.math, r.direction, name(r.pick), f"{r.pick.work.l2_rounds:.0f}", r.reason)
-              for r in found.values() if not r.within]  # fmt: skip
+              for r in by_call.values() if not r.within]  # fmt: skip
     if beyond:
         parts.append(markdown(("H", "B", "type", "direction", "pick", "rounds", "why not fewer"), beyond))
     return "\n".join(parts)
 
 
-def _cell(row: Row) -> str:
+def _cell(row: RoundsRow) -> str:
     if row.fewest is None:
         return "-"
     pick = "P" if row.pick.kernel == "per_step" else f"{row.pick.work.l2_rounds:.0f}"

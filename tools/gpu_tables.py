@@ -37,18 +37,18 @@ def summary(rows: list[dict]) -> str:
     ]
     lines = []
     for capability in sorted({row["capability"] for row in rows}):
-        mine = [row for row in rows if row["capability"] == capability]
-        most = max(mine, key=lambda row: row["shared"])
+        kernel_rows = [row for row in rows if row["capability"] == capability]
+        most = max(kernel_rows, key=lambda row: row["shared"])
         shared = f"{most['shared'] / 1024:.1f} KiB" if most["shared"] else "at launch"
         lines.append(
             (
                 f"sm_{capability}",
-                len(mine),
-                max(row["registers"] for row in mine),
+                len(kernel_rows),
+                max(row["registers"] for row in kernel_rows),
                 shared,
                 f"{most['limit'] / 1024:.0f} KiB",
-                max(row["stack"] for row in mine),
-                sum(row["spills"] for row in mine),
+                max(row["stack"] for row in kernel_rows),
+                sum(row["spills"] for row in kernel_rows),
             )
         )
     return markdown(head, lines)
@@ -62,10 +62,10 @@ def kernels(rows: list[dict]) -> str:
     for row in rows:
         grouped.setdefault((row["kernel"], row["math"], row["tile"], row["options"]), {})[row["capability"]] = row
     lines = []
-    for key, found in sorted(grouped.items()):
-        cells = (_cell(found[c]) if c in found else "-" for c in capabilities)
-        one = found[max(found)]
-        unit = "tensor cores" if one["tensor"] else "FFMA" if one["ffma"] > 60 else "pointwise"
+    for key, by_capability in sorted(grouped.items()):
+        cells = (_cell(by_capability[c]) if c in by_capability else "-" for c in capabilities)
+        newest = by_capability[max(by_capability)]
+        unit = "tensor cores" if newest["tensor"] else "FFMA" if newest["ffma"] > 60 else "pointwise"
         lines.append((*key, *cells, unit))
     return markdown(head, lines)
 

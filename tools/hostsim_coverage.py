@@ -37,7 +37,7 @@ for k, case in enumerate([dense(3, 19, 40, initial=True, reset=True), *cases.SHO
 
 def counts(folder: Path) -> dict[str, Counter[int]]:
     """Executions of each line of the .cuh files, by file name; all builds of a line added up."""
-    found: dict[str, Counter[int]] = {}
+    by_file: dict[str, Counter[int]] = {}
     with tempfile.TemporaryDirectory() as out:
         notes = [str(p) for p in folder.rglob("*.gcno")]
         subprocess.run(["gcov", "--json-format", *notes], cwd=out, check=True, capture_output=True)
@@ -45,29 +45,29 @@ def counts(folder: Path) -> dict[str, Counter[int]]:
             for file in json.loads(gzip.decompress(report.read_bytes()))["files"]:
                 name = Path(file["file"])
                 if name.suffix == ".cuh":
-                    lines = found.setdefault(name.name, Counter())
+                    lines = by_file.setdefault(name.name, Counter())
                     for line in file["lines"]:
                         lines[line["line_number"]] += line["count"]
-    return found
+    return by_file
 
 
-def render(found: dict[str, Counter[int]]) -> str:
+def render(by_file: dict[str, Counter[int]]) -> str:
     """The page."""
     rows = ["| file | lines | reached | not reached |", "| --- | --- | --- | --- |"]
-    for name, lines in sorted(found.items()):
+    for name, lines in sorted(by_file.items()):
         missed = sorted(n for n, count in lines.items() if not count)
         share = 1 - len(missed) / len(lines)
         rows.append(f"| {name} | {len(lines)} | {share:.1%} | {', '.join(map(str, missed)) or '-'} |")
     head = (
         "# Lines of the CUDA kernels that the host simulation runs\n\nWritten by `python -m tools.hostsim_coverage` (gcov). "
-        f"All files together: **{share_of(found):.1%}**; the test wants {FLOOR:.0%}.\n\n"
+        f"All files together: **{share_of(by_file):.1%}**; the test wants {FLOOR:.0%}.\n\n"
     )
     return head + "\n".join(rows) + "\n"
 
 
-def share_of(found: dict[str, Counter[int]]) -> float:
+def share_of(by_file: dict[str, Counter[int]]) -> float:
     """The part of all lines that ran."""
-    lines = [count for one in found.values() for count in one.values()]
+    lines = [count for one in by_file.values() for count in one.values()]
     return sum(count > 0 for count in lines) / len(lines)
 
 
@@ -81,10 +81,10 @@ def measure(folder: Path) -> dict[str, Counter[int]]:
 def main() -> int:
     """Measure and write the page."""
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder))
-    PAGE.write_text(render(found), encoding="utf-8")
+        by_file = measure(Path(folder))
+    PAGE.write_text(render(by_file), encoding="utf-8")
     print(PAGE.read_text(encoding="utf-8"))
-    return int(share_of(found) < FLOOR)
+    return int(share_of(by_file) < FLOOR)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ class Code:
 
     def count(self, *opcodes: str, in_loops: bool = False) -> int:
         """How many instructions have one of these opcodes (before the first dot, or in full if it has one)."""
-        found = self.loops if in_loops else self.all
-        return sum(n for op, n in found.items() for want in opcodes if op == want or op.startswith(want + "."))
+        counter = self.loops if in_loops else self.all
+        return sum(n for op, n in counter.items() for opcode in opcodes if op == opcode or op.startswith(opcode + "."))
 
     @property
     def spills(self) -> int:
@@ -47,14 +47,14 @@ class Code:
 def tool(name: str) -> str:
     """Return the path of nvdisasm, cuobjdump or ptxas: the CUDA toolkit's, else the one inside Triton."""
     toolkit = Path("/usr/local/cuda/bin") / name
-    found = shutil.which(name) or (str(toolkit) if toolkit.exists() else None)
-    if found is None:
+    path = shutil.which(name) or (str(toolkit) if toolkit.exists() else None)
+    if path is None:
         spec = util.find_spec("triton")
         inside = Path(spec.origin).parent / "backends/nvidia/bin" / name if spec else None
-        found = str(inside) if inside is not None and inside.exists() else None
-    if found is None:
+        path = str(inside) if inside is not None and inside.exists() else None
+    if path is None:
         raise FileNotFoundError(f"{name} is neither on the PATH, in /usr/local/cuda/bin nor inside Triton")
-    return found
+    return path
 
 
 def read(cubin: bytes) -> Code:
@@ -64,8 +64,8 @@ def read(cubin: bytes) -> Code:
         file.flush()
         text = _output(tool("nvdisasm"), "-c", file.name)
         usage = _output(tool("cuobjdump"), "-res-usage", file.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    return parse(text, int(found[1]), int(found[2]))
+    resources = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    return parse(text, int(resources[1]), int(resources[2]))
 
 
 def read_all(cubin: Path) -> dict[str, Code]:
@@ -100,7 +100,7 @@ def strong_groups(text: str) -> tuple[int, ...]:
 
     A group ends there: what the instruction needs is a round trip through L2 away.
     """
-    found, waiting, loads = [], set(), 0
+    groups, waiting, loads = [], set(), 0
     for line in text.splitlines():
         op = _INSTRUCTION.search(line)
         if op is None:
@@ -113,12 +113,12 @@ def strong_groups(text: str) -> tuple[int, ...]:
             width = int(width[1]) // 32 if (width := re.search(r"\.(64|128)\b", op[1])) else 1
             named.discard(target)
         if named & waiting:
-            found.append(loads)
+            groups.append(loads)
             waiting, loads = set(), 0
         if strong:
             waiting |= set(range(target, target + width))
             loads += 1
-    return (*found, loads) if loads else tuple(found)
+    return (*groups, loads) if loads else tuple(groups)
 
 
 def _output(*command: str) -> str:

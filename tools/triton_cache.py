@@ -28,8 +28,8 @@ def work() -> list[tuple[Callable, tuple]]:
     from benchmarks.gpu_day import triton as stage
 
     checks = product(stage.SHAPES, stage.MATHS)
-    found = [(stage.check, (shape, math, stage.CASES, "cpu")) for shape, math in checks]
-    return found + [(stage.warm, (cell, "cpu")) for cell in stage.TIMED]
+    calls = [(stage.check, (shape, math, stage.CASES, "cpu")) for shape, math in checks]
+    return calls + [(stage.warm, (config, "cpu")) for config in stage.TIMED]
 
 
 def compile_one(number: int) -> int:
@@ -46,9 +46,9 @@ def compile_one(number: int) -> int:
         launches += 1
         launch.compile_only(*launched)
 
-    run, given = work()[number]
+    run, arguments = work()[number]
     with target(H100[1]), launch.instead(start):
-        run(*given)  # nothing is launched, so the numbers that it judges are not
+        run(*arguments)  # nothing is launched, so the numbers that it judges are not
     return launches
 
 

@@ -29,7 +29,7 @@ OPTIONS = ("plain", "full")  # dense; packed, reset, ids, gradients into c and t
 
 
 @dataclass(frozen=True)
-class Row(KernelRow):
+class TritonKernelRow(KernelRow):
     """What one kernel compiled to; counts are of SASS instructions, spills, barriers and loads of those inside loops.
 
     limit: shared memory that the architecture gives a block, in bytes; bound: what the planner counts on.
@@ -80,12 +80,12 @@ def compile_variant(shape: str, math: str, tile: Tile, direction: str, options: 
     """Compile the kernels of one variant for the current target; returns (name, compiled kernel) for each."""
     from fastlstm.backends.triton import launch
 
-    found = []
+    kernels = []
 
     def start(kernel, grid, args, constants):
         name = f"{kernel.fn.__module__.rsplit('.', 1)[1]}.{kernel.fn.__name__}"
-        if name not in dict(found):
-            found.append((name, kernel.warmup(*args, grid=grid, **constants)))
+        if name not in dict(kernels):
+            kernels.append((name, kernel.warmup(*args, grid=grid, **constants)))
 
     plan = TritonPlan(shape, math, tile, tile, 0, ())
     projections = (False, True) if shape == "per_step" and options == "full" else (False,)
@@ -96,7 +96,7 @@ def compile_variant(shape: str, math: str, tile: Tile, direction: str, options: 
                 launch.forward(plan, tensors["inputs"])
             else:
                 launch.backward(plan, tensors["inputs"], tensors["saved"], tensors["grads"])
-    return found
+    return kernels
 
 
 def _tensors(tile: Tile, shape: str, math: str, options: str, projected: bool) -> dict[str, OpInputs | Saved | Grads]:
@@ -125,7 +125,7 @@ def _tensors(tile: Tile, shape: str, math: str, options: str, projected: bool) -
     return {"inputs": OpInputs(*inputs), "saved": Saved(*saved), "grads": Grads(*grads)}
 
 
-def rows(capability: int, only: str | None = None, math: str | None = None) -> Iterator[Row]:
+def rows(capability: int, only: str | None = None, math: str | None = None) -> Iterator[TritonKernelRow]:
     """Compile the variants of one architecture and describe each kernel."""
     from tools import sass
 
@@ -142,9 +142,9 @@ def rows(capability: int, only: str | None = None, math: str | None = None) -> I
 
 def _row(
     sass, capability: int, name: str, math: str, tile: Tile, options: str, compiled, bound: int, limit: int
-) -> Row:
+) -> TritonKernelRow:
     code = sass.read(compiled.asm["cubin"])
-    return Row(
+    return TritonKernelRow(
         backend="triton",
         capability=capability,
         kernel=name,
@@ -180,13 +180,13 @@ def main() -> None:
     parser.add_argument("--json", help="file to append to (default: standard output)")
     parser.add_argument("--only", choices=planner.SHAPES)
     parser.add_argument("--math", choices=("half", "tf32", "ieee"))
-    given = parser.parse_args()
-    for row in rows(given.capability, given.only, given.math):
+    options = parser.parse_args()
+    for row in rows(options.capability, options.only, options.math):
         line = json.dumps(asdict(row))
-        if given.json is None:
+        if options.json is None:
             print(line, flush=True)
         else:
-            with open(given.json, "a", encoding="utf-8") as file:
+            with open(options.json, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
 

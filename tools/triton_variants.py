@@ -27,7 +27,7 @@ def describe(shape: str, tile: Tile) -> str:
 
 def variants(capability: int | None = None) -> list[tuple[str, str, Tile, str]]:
     """Every (shape, math, tile, "forward" or "backward") that `choose` picks over `committed`, for one capability or all."""
-    found = {}
+    picked = {}
     for device, H, B, math in committed():
         if capability not in (None, device.capability):
             continue
@@ -35,6 +35,6 @@ def variants(capability: int | None = None) -> list[tuple[str, str, Tile, str]]:
             with force(shape):
                 plan = choose(device, H, B, math)
             if isinstance(plan, TritonPlan):
-                found[plan.shape, math, plan.forward, "forward"] = None
-                found[plan.shape, math, plan.backward, "backward"] = None
-    return sorted(found, key=lambda v: (v[1], SHAPES.index(v[0]), v[3], v[2].BN, v[2].BM))
+                picked[plan.shape, math, plan.forward, "forward"] = None
+                picked[plan.shape, math, plan.backward, "backward"] = None
+    return sorted(picked, key=lambda v: (v[1], SHAPES.index(v[0]), v[3], v[2].BN, v[2].BM))

@@ -26,14 +26,14 @@ from benchmarks.timing import pair_ratios, quantile
 TREE = Path(__file__).resolve().parents[2]
 SAMPLE_SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 10e-3, 5, 201
 HEADING = f"{'case':32}{'before ms':>12}{'after ms':>12}{'speed':>9}  20 % to 80 %      torch/before /after"
-Row = dict[str, str | float]
+ComparisonRow = dict[str, str | float]
 
 
 class CaseError(Exception):
     """A worker could not run a case, or its outputs differ from the other's."""
 
 
-class Worker:
+class WorkerProcess:
     """A process that imports fastlstm from `tree`; worker.py describes the requests."""
 
     def __init__(self, tree: Path) -> None:
@@ -81,7 +81,7 @@ def requests(threads: int) -> dict[str, dict]:
     return suite | {"decoder/2x128": decoder, "charlm/names": {**decoder, "build": "charlm", "arguments": {"num": 8}}}
 
 
-def compare(case: str, request: dict, before: Worker, after: Worker, seconds: float) -> Row:
+def compare(case: str, request: dict, before: WorkerProcess, after: WorkerProcess, seconds: float) -> ComparisonRow:
     """Build a case in both workers, check that the outputs have the same norms, and time them in turns."""
     old, new = (worker.ask(**request) for worker in (before, after))
     if [f"{norm:.3g}" for norm in old["norms"]] != [f"{norm:.3g}" for norm in new["norms"]]:
@@ -96,7 +96,7 @@ def compare(case: str, request: dict, before: Worker, after: Worker, seconds: fl
             for name in contenders:
                 times[f"{name} {side}"].append(worker.ask(contender=name, calls=calls)["seconds"])
     speeds = pair_ratios(times, "fastlstm after", "fastlstm before")
-    row: Row = {"case": case, "rounds": rounds, "calls": calls}
+    row: ComparisonRow = {"case": case, "rounds": rounds, "calls": calls}
     row |= {f"{side}_ms": 1e3 * statistics.median(times[f"fastlstm {side}"]) for side in ("before", "after")}
     row |= {"speed": statistics.median(speeds), "p20": quantile(speeds, 0.2), "p80": quantile(speeds, 0.8)}
     for side in ("before", "after"):
@@ -105,7 +105,7 @@ def compare(case: str, request: dict, before: Worker, after: Worker, seconds: fl
     return row
 
 
-def line_of(row: Row) -> str:
+def line_of(row: ComparisonRow) -> str:
     """Return the line that is printed of a case."""
     text = "{case:32}{before_ms:12.4f}{after_ms:12.4f}{speed:9.3f}  {p20:6.3f} to {p80:6.3f}".format(**row)
     return (
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, default=2, help="torch's threads in both workers")
     options = parser.parse_args(argv)
-    before, after, rows, failed = Worker(options.before), Worker(TREE), [], 0
+    before, after, rows, failed = WorkerProcess(options.before), WorkerProcess(TREE), [], 0
     print(HEADING)
     for case, request in requests(options.threads).items():
         if re.search(options.only, case):

@@ -82,8 +82,8 @@ def sampling(L: int, H: int, num: int = 1) -> Steps:
 def decoder(L: int, H: int) -> Steps:
     """100 ids of one stream by a fastlstm.Decoder that was made before."""
     rnn, linear = character_model(L, H)
-    made = fastlstm.Decoder(rnn, linear.weight, linear.bias)
-    return {"fastlstm": lambda: made.start([0]).draw(100).ids}
+    prepared = fastlstm.Decoder(rnn, linear.weight, linear.bias)
+    return {"fastlstm": lambda: prepared.start([0]).draw(100).ids}
 
 
 def stream(L: int, H: int) -> Steps:
@@ -110,7 +110,7 @@ def tensors(value: object) -> Iterable[Tensor]:
         yield value
 
 
-class Worker:
+class CaseTimer:
     """The case that was built last."""
 
     def build(self, build: str, arguments: dict, threads: int) -> dict:
@@ -140,13 +140,13 @@ class Worker:
 def main() -> None:
     """Reply to every line of stdin."""
     replies, sys.stdout = sys.stdout, sys.stderr
-    worker, plan = Worker(), fastlstm.explain(fastlstm.LSTM(8, 8), torch.randn(1, 1, 8))
+    timer, plan = CaseTimer(), fastlstm.explain(fastlstm.LSTM(8, 8), torch.randn(1, 1, 8))
     print(json.dumps({"file": fastlstm.__file__, "plan": plan.splitlines()[0]}), file=replies, flush=True)
     gc.disable()
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            reply = (worker.build if "build" in request else worker.time)(**request)
+            reply = (timer.build if "build" in request else timer.time)(**request)
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), file=replies, flush=True)

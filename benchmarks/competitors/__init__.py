@@ -12,8 +12,8 @@ from importlib import import_module, util
 from typing import NamedTuple
 
 from benchmarks.layer import PreparedLayer
-from benchmarks.timing import Step
-from benchmarks.workload import Run, Workload
+from benchmarks.timing import TimedStep
+from benchmarks.workload import ContenderCall, Workload
 
 CPU = ("cell-loop", "compiled-loop", "onnxruntime", "jax")
 GPU = ("flashrnn", "haste")
@@ -35,8 +35,8 @@ class AbsentError(Exception):
 class Competitor(NamedTuple):
     """timed: one call as a user of that library makes it; compared: the same call, its results as torch tensors."""
 
-    timed: Step
-    compared: Run
+    timed: TimedStep
+    compared: ContenderCall
 
 
 def add(workload: Workload, names: Iterable[str]) -> None:
@@ -54,7 +54,7 @@ def add(workload: Workload, names: Iterable[str]) -> None:
         workload.optional.add(name)
 
 
-def require(package: str, advice: str = "pip install 'fastlstm[peers]'") -> None:
+def require(package: str, advice: str = "pip install 'fastlstm[competitors]'") -> None:
     """Raise AbsentError if a package is not installed."""
     if util.find_spec(package) is None:
         raise AbsentError(f"{package} is not installed ({advice})")

@@ -12,7 +12,7 @@ from benchmarks.competitors import AbsentError, Competitor, require, require_pla
 from benchmarks.layer import LayerCall, PreparedLayer, backward_of
 
 
-class Device(NamedTuple):
+class TorchDeviceInfo(NamedTuple):
     """What torch's rules look at: compute capability and number of SMs."""
 
     major: int
@@ -20,12 +20,12 @@ class Device(NamedTuple):
     sms: int
 
 
-def this_device() -> Device:
+def current_device_info() -> TorchDeviceInfo:
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return Device(properties.major, properties.minor, properties.multi_processor_count)
+    return TorchDeviceInfo(properties.major, properties.minor, properties.multi_processor_count)
 
 
-def cudnn_algorithm(call: LayerCall, device: Device, forward: bool = True) -> str:
+def cudnn_algorithm(call: LayerCall, device: TorchDeviceInfo, forward: bool = True) -> str:
     """Return the algorithm class torch asks cuDNN for: standard, persist static or persist static small H.
 
     torch 2.13, aten/src/ATen/native/cudnn/RNN.cpp: get_algo and the heuristics above it.
@@ -41,7 +41,7 @@ def cudnn_algorithm(call: LayerCall, device: Device, forward: bool = True) -> st
     return "standard"
 
 
-def _persists(B: int, T: int, device: Device) -> bool:
+def _persists(B: int, T: int, device: TorchDeviceInfo) -> bool:
     """Torch's list of batch sizes and lengths for which the persistent kernel is faster."""
     if device.major == 7 and device.minor != 5:
         sizes = (B % 16 == 0 and B not in (80, 112)) or B == 8

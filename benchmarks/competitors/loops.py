@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.competitors import AbsentError, Competitor, require_plain
 from benchmarks.layer import PreparedLayer, backward_of
 
-Loop = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+CellLoop = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def cells(prepared: PreparedLayer) -> Competitor:
@@ -28,7 +28,7 @@ def compiled(prepared: PreparedLayer) -> Competitor:
     return _looped(prepared, torch.compile(loop_of(prepared.lstm), fullgraph=True, dynamic=False))
 
 
-def loop_of(lstm: nn.LSTM) -> Loop:
+def loop_of(lstm: nn.LSTM) -> CellLoop:
     """x (T, B, I), h0 and c0 (L, B, H) → output, h_n, c_n, on the parameters of `lstm`."""
     layers = [_cell(lstm, k) for k in range(lstm.num_layers)]
 
@@ -51,7 +51,7 @@ def _cell(lstm: nn.LSTM, k: int) -> nn.LSTMCell:
     return cell
 
 
-def _looped(prepared: PreparedLayer, loop: Loop) -> Competitor:
+def _looped(prepared: PreparedLayer, loop: CellLoop) -> Competitor:
     lstm, B = prepared.lstm, prepared.call.case.B
     zero = prepared.rows.new_zeros(lstm.num_layers, B, lstm.hidden_size)
     state = (zero, zero) if prepared.state is None else prepared.state

@@ -28,18 +28,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--rehearse", action="store_true", help="every stage's code without a GPU, on tiny sizes")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
-    if given.child:
+    options = parser.parse_args(argv)
+    if options.child:
         from benchmarks.gpu_day import child
 
         return child.wait()
     from benchmarks.gpu_day import driver
 
     try:
-        chosen = stages.chosen(given.stage)
+        chosen = stages.chosen(options.stage)
     except ValueError as error:
         parser.error(str(error))
-    return driver.Driver(given.out, given.seconds, given.rehearse).run(chosen)
+    return driver.Driver(options.out, options.seconds, options.rehearse).run(chosen)
 
 
 if __name__ == "__main__":

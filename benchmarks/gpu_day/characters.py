@@ -12,14 +12,14 @@ from torch import Tensor, nn
 import fastlstm
 from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.layers import far
-from benchmarks.gpu_day.place import ALLOWED, Place
+from benchmarks.gpu_day.executor import ALLOWED, GpuExecutor
+from benchmarks.gpu_day.layers import relative_difference
 
 V = 65  # symbols of tinyshakespeare
-CELLS = tuple((2, H, B, T) for H, (B, T) in product((128, 512), ((50, 50), (100, 100))))
+SIZES = tuple((2, H, B, T) for H, (B, T) in product((128, 512), ((50, 50), (100, 100))))
 
 
-class Theirs(nn.Module):
+class TorchCharacterModel(nn.Module):
     """nn.Embedding, nn.LSTM and nn.Linear: ids (T, B) to scores (T, B, V)."""
 
     def __init__(self, L: int, H: int) -> None:
@@ -30,52 +30,52 @@ class Theirs(nn.Module):
         return self.out(self.lstm(self.embedding(ids))[0])
 
 
-class Ours(nn.Module):
+class FastlstmCharacterModel(nn.Module):
     """The same with fastlstm.TokenLSTM, which reads rows of a table."""
 
-    def __init__(self, of: Theirs) -> None:
+    def __init__(self, torch_model: TorchCharacterModel) -> None:
         super().__init__()
-        H, L = of.out.in_features, of.lstm.num_layers
+        H, L = torch_model.out.in_features, torch_model.lstm.num_layers
         self.rnn, self.out = fastlstm.TokenLSTM(V, H, H, num_layers=L), nn.Linear(H, V)
-        self.rnn.embedding.load_state_dict(of.embedding.state_dict())
-        self.rnn.lstm.load_state_dict(of.lstm.state_dict())
-        self.out.load_state_dict(of.out.state_dict())
+        self.rnn.embedding.load_state_dict(torch_model.embedding.state_dict())
+        self.rnn.lstm.load_state_dict(torch_model.lstm.state_dict())
+        self.out.load_state_dict(torch_model.out.state_dict())
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.out(self.rnn(ids)[0])
 
 
-def items(place: Place) -> list[Item]:
-    place.start()
-    if place.rehearsal:
+def items(executor: GpuExecutor) -> list[Item]:
+    executor.start()
+    if executor.rehearsal:
         return [Item("2x16", (2, 16, 2, 3, "tf32", "none"))]
-    kinds = (("tf32", "none"), ("tf32", "bf16"), ("f32", "none"))
-    wanted = [(*cell, *kind) for kind, cell in product(kinds, CELLS)]
-    return [Item(f"{L}x{H} B{B} T{T} {m} autocast {a}", (L, H, B, T, m, a)) for L, H, B, T, m, a in wanted]
+    precisions = (("tf32", "none"), ("tf32", "bf16"), ("f32", "none"))
+    combinations = [(*size, *precision) for precision, size in product(precisions, SIZES)]
+    return [Item(f"{L}x{H} B{B} T{T} {m} autocast {a}", (L, H, B, T, m, a)) for L, H, B, T, m, a in combinations]
 
 
-def run(place: Place, item: Item) -> Iterator[dict]:
+def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
     L, H, B, T, math, autocast = item.values
     torch.manual_seed(0)
-    with place.math(math):
-        kind = math if autocast == "none" else "f16"  # what autocast on CUDA is to an LSTM, of whichever type
-        forced = place.avoid(kind, H, B)
-        models = {"torch": Theirs(L, H)}
-        models["cuda"] = Ours(models["torch"])
-        ids, targets = torch.randint(V, (2, T, B), device=place.device)
-        found = {
-            name: _gradients(place, model.to(place.device), name, ids, targets, autocast == "bf16")
+    with executor.math(math):
+        lstm_math = math if autocast == "none" else "f16"  # what autocast on CUDA is to an LSTM, of whichever type
+        forced_kernel = executor.avoid_failed_kernels(lstm_math, H, B)
+        models = {"torch": TorchCharacterModel(L, H)}
+        models["cuda"] = FastlstmCharacterModel(models["torch"])
+        ids, targets = torch.randint(V, (2, T, B), device=executor.device)
+        gradients = {
+            name: _gradients(executor, model.to(executor.device), name, ids, targets, autocast == "bf16")
             for name, model in models.items()
         }
-        off = far(found["cuda"], found["torch"])
+        off = relative_difference(gradients["cuda"], gradients["torch"])
         for graph in (False, True):
             calls = {
-                name: _step(place, model, name, ids, targets, autocast == "bf16", graph)
+                name: _step(executor, model, name, ids, targets, autocast == "bf16", graph)
                 for name, model in models.items()
             }
             first = {name: float(call()[0]) for name, call in calls.items()}
             plan = fastlstm.dispatch.last_plan()
-            about = {
+            columns = {
                 "L": L,
                 "H": H,
                 "B": B,
@@ -83,41 +83,48 @@ def run(place: Place, item: Item) -> Iterator[dict]:
                 "math": math,
                 "autocast": autocast,
                 "graph": graph,
-                "forced": forced,
+                "forced": forced_kernel,
             }
-            about |= {"loss": first, "plan": plan[:120], "off": off, "wrong": not off <= 3 * ALLOWED[kind]}
+            columns |= {"loss": first, "plan": plan[:120], "off": off, "wrong": not off <= 3 * ALLOWED[lstm_math]}
             errors: dict[str, str] = {}
             if graph:
-                calls, errors = measure.replays(place, calls)
-            seconds, often = measure.in_turns(place, calls)
-            rates = {name: B * T / found for name, found in seconds.items()}
-            yield {**about, "characters_per_second": rates, "repeats": often | errors, "status": place.taken()}
+                calls, errors = measure.replays(executor, calls)
+            seconds, repeats = measure.in_turns(executor, calls)
+            rates = {name: B * T / gradients for name, gradients in seconds.items()}
+            yield {
+                **columns,
+                "characters_per_second": rates,
+                "repeats": repeats | errors,
+                "status": executor.take_status(),
+            }
 
 
-def _gradients(place: Place, model: nn.Module, name: str, ids: Tensor, targets: Tensor, half: bool) -> list[Tensor]:
+def _gradients(
+    executor: GpuExecutor, model: nn.Module, name: str, ids: Tensor, targets: Tensor, half: bool
+) -> list[Tensor]:
     """Scores, and the gradient of the loss in every parameter, in one order for both models."""
-    scores = _scores(place, model, name, ids, half)
+    scores = _scores(executor, model, name, ids, half)
     named = sorted((key.removeprefix("rnn."), value) for key, value in model.named_parameters())
     loss = F.cross_entropy(scores.float().flatten(0, 1), targets.flatten())
     return [scores.detach(), *torch.autograd.grad(loss, [value for _, value in named])]
 
 
-def _scores(place: Place, model: nn.Module, name: str, ids: Tensor, half: bool) -> Tensor:
-    forced = place.backend if name == "cuda" else "torch"
-    with fastlstm.backend(forced), torch.autocast(place.device.type, torch.bfloat16, enabled=half):
+def _scores(executor: GpuExecutor, model: nn.Module, name: str, ids: Tensor, half: bool) -> Tensor:
+    forced = executor.backend if name == "cuda" else "torch"
+    with fastlstm.backend(forced), torch.autocast(executor.device.type, torch.bfloat16, enabled=half):
         return model(ids)
 
 
 def _step(
-    place: Place, model: nn.Module, name: str, ids: Tensor, targets: Tensor, half: bool, capturable: bool
-) -> measure.Run:
+    executor: GpuExecutor, model: nn.Module, name: str, ids: Tensor, targets: Tensor, half: bool, capturable: bool
+) -> measure.TimedCall:
     """One whole training step; returns the loss."""
-    capturable &= not place.rehearsal
+    capturable &= not executor.rehearsal
     optimiser = torch.optim.RMSprop(model.parameters(), lr=2e-3, alpha=0.95, foreach=True, capturable=capturable)
 
     def run() -> list[Tensor]:
         optimiser.zero_grad()
-        loss = F.cross_entropy(_scores(place, model, name, ids, half).float().flatten(0, 1), targets.flatten())
+        loss = F.cross_entropy(_scores(executor, model, name, ids, half).float().flatten(0, 1), targets.flatten())
         loss.backward()
         nn.utils.clip_grad_value_(model.parameters(), 5.0)
         optimiser.step()

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.gpu_day import stages
-from benchmarks.gpu_day.driver import DEVICE_LOST, SPOILED
-from benchmarks.gpu_day.rows import Rows
+from benchmarks.gpu_day.driver import DEVICE_LOST, TORCH_UNUSABLE
+from benchmarks.gpu_day.row_file import RowWriter
 
 
 class Item(NamedTuple):
@@ -39,7 +39,7 @@ def wait() -> int:
     import torch
 
     import fastlstm  # noqa: F401
-    from benchmarks.gpu_day import place  # noqa: F401
+    from benchmarks.gpu_day import executor  # noqa: F401
 
     line = sys.stdin.readline()
     os.sched_setaffinity(0, cores)
@@ -57,15 +57,15 @@ def wait() -> int:
 
 
 def work(order: dict[str, Any]) -> int:
-    """Run the items of a stage from order["after"] on; returns 0, 1 where an item failed, DEVICE_LOST or SPOILED."""
-    from benchmarks.gpu_day.place import at
+    """Run the items of a stage from order["after"] on; returns 0, 1 where an item failed, DEVICE_LOST or TORCH_UNUSABLE."""
+    from benchmarks.gpu_day.executor import executor_for
 
     stage = stages.named(order["stage"])
     print(f"==== {stage.name} from item {order['after']}", flush=True)
-    rows, progress = Rows(Path(order["out"])), Path(order["progress"])
+    rows, progress = RowWriter(Path(order["out"])), Path(order["progress"])
     module = import_module(f"benchmarks.gpu_day.{stage.module}")
-    place = at(order)
-    items = module.items(place, *stage.args)
+    executor = executor_for(order)
+    items = module.items(executor, *stage.args)
     failed, left = 0, 0
     for number, item in enumerate(items):
         if number < order["after"]:
@@ -73,24 +73,24 @@ def work(order: dict[str, Any]) -> int:
         if time.time() > order["until"]:
             left = len(items) - number
             break
-        place.tidy()
+        executor.release_memory()
         _write(progress, at=number, what=item.what, key=item.key, items=len(items), failed=failed)
         try:
             _fault(stage.name, number)
-            for row in module.run(place, item):
-                rows.add(stage.module, **row)
+            for row in module.run(executor, item):
+                rows.add(stage.rows, **row)
         except Exception as error:
             failed += 1
-            rows.add(stage.module, item=item.what, **trouble(error))
-            if not place.alive():
+            rows.add(stage.rows, item=item.what, **error_columns(error))
+            if not executor.alive():
                 return DEVICE_LOST
-        if place.spoiled:
-            return SPOILED
-    _write(progress, at=len(items), what="end", items=len(items), left=left + place.left_out, failed=failed)
+        if executor.torch_unusable:
+            return TORCH_UNUSABLE
+    _write(progress, at=len(items), what="end", items=len(items), left=left + executor.left_out, failed=failed)
     return 1 if failed else 0
 
 
-def trouble(error: BaseException) -> dict[str, Any]:
+def error_columns(error: BaseException) -> dict[str, Any]:
     """The columns of a row that tell of an exception."""
     first = (str(error).splitlines() or [""])[0][:300]
     where = [line.strip() for line in traceback.format_exc().strip().splitlines()[-7:-1]]
@@ -104,13 +104,13 @@ def _write(path: Path, **what: Any) -> None:
 
 
 def _fault(stage: str, number: int) -> None:
-    where, _, kind = os.environ.get("FASTLSTM_GPU_DAY_FAULT", "").rpartition(":")
-    if where != f"{stage}:{number}":
+    target, _, fault = os.environ.get("FASTLSTM_GPU_DAY_FAULT", "").rpartition(":")
+    if target != f"{stage}:{number}":
         return
-    print(f"planted: {kind}", flush=True)
-    if kind == "hang":
+    print(f"planted: {fault}", flush=True)
+    if fault == "hang":
         time.sleep(1e6)
-    elif kind == "trap":
+    elif fault == "trap":
         os.kill(os.getpid(), signal.SIGSEGV)
     else:
         raise RuntimeError("planted")

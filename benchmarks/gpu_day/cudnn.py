@@ -7,8 +7,8 @@ from itertools import product
 
 from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.layers import GridPoint, autocast, call_of, cudnn_algorithm, input_of, theirs
-from benchmarks.gpu_day.place import Place
+from benchmarks.gpu_day.executor import GpuExecutor
+from benchmarks.gpu_day.layers import LayerConfig, autocast, call_of, cudnn_algorithm, input_of, make_torch_lstm
 
 LENGTHS = (64, 320)
 SIZES = tuple(product((512, 1024, 256, 128), (16, 64))) + tuple(product((768, 1536), (16, 64)))
@@ -20,50 +20,54 @@ KINDS = (
 REPEATS = {"rounds": 3, "target": 3e-3}
 
 
-def cells() -> list[GridPoint]:
+def all_configs() -> list[LayerConfig]:
     """What matters most first; float32 without TF32 and the rarer sizes last."""
-    dense = [GridPoint("dense", math, 1, H, B, 0) for (H, B), math in product(SIZES, ("f16", "bf16", "tf32"))]
-    cast = [GridPoint("dense", f"autocast-{half}", 1, H, B, 0) for (H, B), half in product(SIZES[:4], ("f16", "bf16"))]
-    kinds = [GridPoint(layout, math, L, H, B, 0) for (layout, L, H, B), math in product(KINDS, ("bf16", "tf32", "f16"))]
-    rest = [GridPoint("dense", math, 1, H, B, 0) for (H, B), math in product(OTHERS, ("f16", "bf16", "tf32"))]
-    exact = [GridPoint("dense", "f32", 1, H, B, 0) for H, B in (*SIZES, *OTHERS)]
-    return [*dense, *cast, *kinds, *rest, *exact]
+    dense = [LayerConfig("dense", math, 1, H, B, 0) for (H, B), math in product(SIZES, ("f16", "bf16", "tf32"))]
+    cast = [
+        LayerConfig("dense", f"autocast-{half}", 1, H, B, 0) for (H, B), half in product(SIZES[:4], ("f16", "bf16"))
+    ]
+    layouts = [
+        LayerConfig(layout, math, L, H, B, 0) for (layout, L, H, B), math in product(KINDS, ("bf16", "tf32", "f16"))
+    ]
+    rest = [LayerConfig("dense", math, 1, H, B, 0) for (H, B), math in product(OTHERS, ("f16", "bf16", "tf32"))]
+    exact = [LayerConfig("dense", "f32", 1, H, B, 0) for H, B in (*SIZES, *OTHERS)]
+    return [*dense, *cast, *layouts, *rest, *exact]
 
 
-def items(place: Place) -> list[Item]:
-    place.warm()
-    wanted = cells()
-    if place.rehearsal:
-        wanted = [
-            GridPoint("dense", "bf16", 1, 16, 2, 0),
-            GridPoint("packed", "f32", 2, 16, 2, 0),
-            GridPoint("dense", "autocast-bf16", 1, 16, 2, 0),
+def items(executor: GpuExecutor) -> list[Item]:
+    executor.warm()
+    configs = all_configs()
+    if executor.rehearsal:
+        configs = [
+            LayerConfig("dense", "bf16", 1, 16, 2, 0),
+            LayerConfig("packed", "f32", 2, 16, 2, 0),
+            LayerConfig("dense", "autocast-bf16", 1, 16, 2, 0),
         ]
-    return [Item(cell.what, (cell,)) for cell in wanted]
+    return [Item(config.what, (config,)) for config in configs]
 
 
-def run(place: Place, item: Item) -> Iterator[dict]:
+def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
     """Inference, forward that keeps, and training step, eager; inference and training from a graph."""
-    (cell,) = item.values
-    with place.math(cell.math), autocast(cell, place):
-        lstm = theirs(cell, place)
+    (config,) = item.values
+    with executor.math(config.math), autocast(config, executor):
+        lstm = make_torch_lstm(config, executor)
         for mode in ("inference", "training", "forward"):
             calls = {}
-            for T in (3, 6) if place.rehearsal else LENGTHS:
-                x = input_of(cell._replace(T=T), place, mode == "training")
+            for T in (3, 6) if executor.rehearsal else LENGTHS:
+                x = input_of(config._replace(T=T), executor, mode == "training")
                 calls[T] = call_of(lstm, x, mode)
-            yield _row(place, cell, mode, False, *measure.in_turns(place, calls, **REPEATS))
-            if mode != "forward" and cell.layout != "packed":  # torch copies lengths to the GPU, which no graph can
-                replays, errors = measure.replays(place, calls)
-                seconds, often = measure.in_turns(place, replays, **REPEATS)
-                yield _row(place, cell, mode, True, seconds, often | errors)
+            yield _row(executor, config, mode, False, *measure.in_turns(executor, calls, **REPEATS))
+            if mode != "forward" and config.layout != "packed":  # torch copies lengths to the GPU, which no graph can
+                replays, errors = measure.replays(executor, calls)
+                seconds, repeats = measure.in_turns(executor, replays, **REPEATS)
+                yield _row(executor, config, mode, True, seconds, repeats | errors)
 
 
-def _row(place: Place, cell: GridPoint, mode: str, graph: bool, seconds: dict, about: dict) -> dict:
+def _row(executor: GpuExecutor, config: LayerConfig, mode: str, graph: bool, seconds: dict, notes: dict) -> dict:
     """us: of a step, without what a call costs apart from its steps; us_absolute: of a step of the longer call."""
-    columns = {name: value for name, value in cell.columns.items() if name != "T"}
-    row = {**columns, "mode": mode, "graph": graph, "algorithm": cudnn_algorithm(cell, mode == "training")}
-    row |= {"seconds": seconds, "repeats": about, "us": None, "us_absolute": None}
+    columns = {name: value for name, value in config.columns.items() if name != "T"}
+    row = {**columns, "mode": mode, "graph": graph, "algorithm": cudnn_algorithm(config, mode == "training")}
+    row |= {"seconds": seconds, "repeats": notes, "us": None, "us_absolute": None}
     if len(seconds) == 2:
         (short, least), (long, most) = sorted(seconds.items())
         row |= {"us": (most - least) / (long - short) * 1e6, "us_absolute": most / long * 1e6, "T": long}

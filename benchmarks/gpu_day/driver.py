@@ -20,14 +20,14 @@ from pathlib import Path
 
 from benchmarks.gpu_day import table
 from benchmarks.gpu_day.program import session
-from benchmarks.gpu_day.rows import Rows
+from benchmarks.gpu_day.row_file import RowWriter
 from benchmarks.gpu_day.stages import Stage
 
 GRACE = 3.0  # seconds between a process's own limit and its end by force
 MOST_LOSSES = 8  # of one stage
-LEAST = 5.0  # seconds below which no stage is begun
+LEAST_SECONDS = 5.0  # seconds below which no stage is begun
 DEVICE_LOST = 75  # exit code of a child whose GPU context is ruined
-SPOILED = 76  # of one whose torch is: what an item did is known, but another process must go on
+TORCH_UNUSABLE = 76  # of one whose torch is: what an item did is known, but another process must go on
 
 
 class Driver:
@@ -36,7 +36,7 @@ class Driver:
     def __init__(self, out: Path, seconds: float, rehearse: bool) -> None:
         self.begin, self.seconds, self.rehearse = time.time(), seconds, rehearse
         out.mkdir(parents=True, exist_ok=True)
-        self.out, self.rows, self.log = out.resolve(), Rows(out.resolve()), out.resolve() / "log.txt"
+        self.out, self.rows, self.log = out.resolve(), RowWriter(out.resolve()), out.resolve() / "log.txt"
         self.lost: list[list[str]] = []  # stage and key of every item that a process was lost with
         self.spare: subprocess.Popen | None = None
 
@@ -53,33 +53,35 @@ class Driver:
         finally:
             _end(self.spare)
             shutil.rmtree(self.state, ignore_errors=True)
-            print(table.of(self.rows.path, self.begin), flush=True)
+            print(table.render(self.rows.path, self.begin), flush=True)
         return 0 if fine else 1
 
     def left(self) -> float:
         return self.seconds - (time.time() - self.begin)
 
     def _stage(self, stage: Stage) -> bool:
-        begin, after, losses, failed = time.time(), 0, 0, False
+        begin, after, losses, any_failed = time.time(), 0, 0, False
         limit = min(stage.limit * (20 if self.rehearse else 1), self.left() - GRACE)
-        if limit < LEAST:
-            self._fate(stage, "skipped: no time left", 0.0)
+        if limit < LEAST_SECONDS:
+            self._add_stage_row(stage, "skipped: no time left", 0.0)
             return False
         until = begin + limit
         while True:
             code, error, progress = self._process(stage, after, until)
-            failed |= bool(progress.get("failed") or progress.get("left")) or code not in (0, SPOILED)
+            any_failed |= bool(progress.get("failed") or progress.get("left")) or code not in (0, TORCH_UNUSABLE)
             if code in (0, 1) or code == "out of time":
                 break
             losses += 1
-            if code != SPOILED:
+            if code != TORCH_UNUSABLE:
                 self.lost.append([stage.name, progress.get("key", "")])
-                self._fate(stage, code, time.time() - begin, error=error, lost=progress.get("what", "start"))
-            if "at" not in progress or losses > MOST_LOSSES or until - time.time() < LEAST:
+                self._add_stage_row(stage, code, time.time() - begin, error=error, lost=progress.get("what", "start"))
+            if "at" not in progress or losses > MOST_LOSSES or until - time.time() < LEAST_SECONDS:
                 break
             after = progress["at"] + 1
-        self._fate(stage, code, time.time() - begin, error=error if failed else "", losses=losses, **_rest(progress))
-        return not failed
+        self._add_stage_row(
+            stage, code, time.time() - begin, error=error if any_failed else "", losses=losses, **_rest(progress)
+        )
+        return not any_failed
 
     def _process(self, stage: Stage, after: int, until: float) -> tuple[int | str, str, dict]:
         """One process of a stage: its exit code or why it was ended, its last lines, and how far it came."""
@@ -99,10 +101,10 @@ class Driver:
             code = self._wait(child, stage, progress, until)
         finally:
             _end(child)
-        found = {}
+        last_progress = {}
         with suppress(OSError, ValueError):
-            found = json.loads(progress.read_text())
-        return code, "" if code == 0 else _last_lines(self.log, start), found
+            last_progress = json.loads(progress.read_text())
+        return code, "" if code == 0 else _last_lines(self.log, start), last_progress
 
     def _wait(self, child: subprocess.Popen, stage: Stage, progress: Path, until: float) -> int | str:
         timeout = stage.timeout * (20 if self.rehearse else 1)
@@ -111,7 +113,7 @@ class Driver:
         while True:
             with suppress(subprocess.TimeoutExpired):
                 return child.wait(0.05)
-            now = [_stamp(progress), _stamp(self.rows.path)]
+            now = [_size_and_time(progress), _size_and_time(self.rows.path)]
             if now != seen:
                 seen, since = now, time.time()
             if time.time() > until + GRACE:
@@ -131,7 +133,7 @@ class Driver:
                 env={**os.environ, **({"TRITON_INTERPRET": "1"} if self.rehearse else {})},
             )
 
-    def _fate(self, stage: Stage, code: int | str, seconds: float, **what: object) -> None:
+    def _add_stage_row(self, stage: Stage, code: int | str, seconds: float, **what: object) -> None:
         self.rows.add("stage", name=stage.name, code=code, seconds=round(seconds, 1), **what)
         words = " ".join(f"{k} {v}" for k, v in what.items() if v and k != "error")
         passed = time.time() - self.begin
@@ -145,10 +147,10 @@ def _rest(progress: dict) -> dict:
     return {name: progress[name] for name in ("items", "left", "failed") if progress.get(name)}
 
 
-def _stamp(path: Path) -> tuple | None:
+def _size_and_time(path: Path) -> tuple | None:
     with suppress(OSError):
-        found = path.stat()
-        return found.st_size, found.st_mtime_ns
+        stat = path.stat()
+        return stat.st_size, stat.st_mtime_ns
     return None
 
 

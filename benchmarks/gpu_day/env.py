@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.place import Place
+from benchmarks.gpu_day.executor import GpuExecutor
 from benchmarks.gpu_day.program import ROOT
 from fastlstm import __version__
 from fastlstm.backends import native
@@ -30,32 +30,35 @@ ASKED = (
 )
 
 
-def items(place: Place) -> list[Item]:
+def items(executor: GpuExecutor) -> list[Item]:
     return [Item("versions"), Item("native"), Item("card"), Item("load")]
 
 
-def run(place: Place, item: Item) -> Iterator[dict]:
-    yield {"what": item.what, **{"versions": versions, "native": module, "card": card, "load": load}[item.what](place)}
+def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
+    yield {
+        "what": item.what,
+        **{"versions": versions, "native": module, "card": card, "load": load}[item.what](executor),
+    }
 
 
-def versions(place: Place) -> dict:
-    found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
+def versions(executor: GpuExecutor) -> dict:
+    values = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
     for name in ("triton", "numpy"):
         try:
-            found[name] = metadata.version(name)
+            values[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    found |= {"cudnn": torch.backends.cudnn.version(), "fastlstm": __version__, "commit": commit()}
-    return {**found, "cpus": os.cpu_count(), "kernel": platform.release(), "rehearsal": place.rehearsal}
+            values[name] = None
+    values |= {"cudnn": torch.backends.cudnn.version(), "fastlstm": __version__, "commit": commit()}
+    return {**values, "cpus": os.cpu_count(), "kernel": platform.release(), "rehearsal": executor.rehearsal}
 
 
 def commit() -> str:
     """The commit: of git, or of a file COMMIT where there is no repository."""
-    written = ROOT / "COMMIT"
-    if written.exists():
-        return written.read_text().strip()
+    file = ROOT / "COMMIT"
+    if file.exists():
+        return file.read_text().strip()
     try:
-        said = subprocess.run(
+        git = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True,
             text=True,
@@ -64,33 +67,37 @@ def commit() -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return said.stdout.strip() or "unknown"
+    return git.stdout.strip() or "unknown"
 
 
-def module(place: Place) -> dict:
+def module(executor: GpuExecutor) -> dict:
     reason = native.module_unavailable()
     if reason:
         return {"why_not": reason}
-    found = native.load()
-    if not hasattr(found, "cuda"):
-        return {"file": Path(found.__file__).name, "why_not": getattr(found, "no_cuda", "no CUDA kernels")}
-    about = {"file": Path(found.__file__).name, "archs": found.cuda.archs, "missing": found.cuda.missing()}
-    about["timeout_ms"] = getattr(found.cuda, "timeout_ms", None)
+    extension = native.load()
+    if not hasattr(extension, "cuda"):
+        return {"file": Path(extension.__file__).name, "why_not": getattr(extension, "no_cuda", "no CUDA kernels")}
+    columns = {
+        "file": Path(extension.__file__).name,
+        "archs": extension.cuda.archs,
+        "missing": extension.cuda.missing(),
+    }
+    columns["timeout_ms"] = getattr(extension.cuda, "timeout_ms", None)
     if torch.cuda.is_available():
-        about["properties"] = found.cuda.properties(0)
-    return about | {name: getattr(found, name) for name in ("no_cpu",) if hasattr(found, name)}
+        columns["properties"] = extension.cuda.properties(0)
+    return columns | {name: getattr(extension, name) for name in ("no_cpu",) if hasattr(extension, name)}
 
 
-def card(place: Place) -> dict:
-    if place.rehearsal:
+def card(executor: GpuExecutor) -> dict:
+    if executor.rehearsal:
         return {"gpu": "none", "smi": parsed(CANNED)}
-    found = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(0)
     return {
-        "gpu": found.name,
-        "capability": f"{found.major}.{found.minor}",
-        "sms": found.multi_processor_count,
-        "memory_gib": round(found.total_memory / 2**30, 1),
-        "l2_mib": getattr(found, "L2_cache_size", 0) / 2**20,
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "sms": properties.multi_processor_count,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "l2_mib": getattr(properties, "L2_cache_size", 0) / 2**20,
         "smi": smi(),
     }
 
@@ -101,7 +108,7 @@ def smi() -> dict:
     try:
         return parsed(subprocess.run(command, capture_output=True, text=True, timeout=10).stdout)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return {"error": measure.said(error)}
+        return {"error": measure.error_text(error)}
 
 
 CANNED = "NVIDIA H100 80GB HBM3, 580.1, 345 MHz, 1980 MHz, 2619 MHz, 70.1 W, 700.00 W, 31"
@@ -111,19 +118,19 @@ def parsed(line: str) -> dict:
     return dict(zip(ASKED, (word.strip() for word in line.strip().split(",")), strict=False))
 
 
-def load(place: Place) -> dict:
+def load(executor: GpuExecutor) -> dict:
     """Clocks while the card multiplies, its rate of products in bfloat16, and of copies."""
-    if place.rehearsal:
+    if executor.rehearsal:
         n, times = 64, 2
     else:
         n, times = 8192, 600
-    a = torch.randn(n, n, device=place.device).to(torch.bfloat16)
+    a = torch.randn(n, n, device=executor.device).to(torch.bfloat16)
     out = torch.empty_like(a)
-    one = measure.seconds(place, lambda: torch.mm(a, a, out=out), rounds=3, target=0.02)
+    one = measure.seconds(executor, lambda: torch.mm(a, a, out=out), rounds=3, target=0.02)
     for _ in range(times):  # about a second
         torch.mm(a, a, out=out)
-    busy = {} if place.rehearsal else smi()
-    place.sync()
-    source = torch.empty(n * n * 4, dtype=torch.uint8, device=place.device)
-    copy = measure.seconds(place, lambda: source.clone(), rounds=3, target=0.01)
+    busy = {} if executor.rehearsal else smi()
+    executor.sync()
+    source = torch.empty(n * n * 4, dtype=torch.uint8, device=executor.device)
+    copy = measure.seconds(executor, lambda: source.clone(), rounds=3, target=0.01)
     return {"smi": busy, "tflops": 2 * n**3 / one * 1e-12, "copy_gbs": 2 * source.numel() / copy * 1e-9}

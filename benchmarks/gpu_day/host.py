@@ -17,10 +17,10 @@ import torch
 import fastlstm
 from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.layers import GridPoint, call_of, input_of, ours, theirs
-from benchmarks.gpu_day.place import Place
+from benchmarks.gpu_day.executor import GpuExecutor
+from benchmarks.gpu_day.layers import LayerConfig, call_of, input_of, make_lstm, make_torch_lstm
 
-CELL = GridPoint("dense", "bf16", 1, 256, 16, 4)  # so short that the GPU is always done first
+CONFIG = LayerConfig("dense", "bf16", 1, 256, 16, 4)  # so short that the GPU is always done first
 CALLS, ROUNDS, TOP = 200, 5, 40
 MODES = (
     "inference",
@@ -29,8 +29,8 @@ MODES = (
 )  # the last without autograd's own thread, which no profile sees
 
 
-def items(place: Place) -> list[Item]:
-    place.start()
+def items(executor: GpuExecutor) -> list[Item]:
+    executor.start()
     timed = [Item(f"{name} {mode}", (_timed, name, mode)) for mode in MODES for name in ("cuda", "torch")]
     profiled = [Item(f"profile of {mode}", (_profiled, "cuda", mode)) for mode in (MODES[0], MODES[2])]
     counted = [
@@ -39,70 +39,70 @@ def items(place: Place) -> list[Item]:
     return [*timed, *profiled, *counted]
 
 
-def run(place: Place, item: Item) -> Iterator[dict]:
+def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
     what, name, mode = item.values
-    cell = CELL._replace(H=16, B=2) if place.rehearsal else CELL
+    config = CONFIG._replace(H=16, B=2) if executor.rehearsal else CONFIG
     threads = torch.autograd.set_multithreading_enabled(False) if mode == MODES[2] else nullcontext()
-    with place.math(cell.math), fastlstm.backend(place.backend), threads:
+    with executor.math(config.math), fastlstm.backend(executor.backend), threads:
         torch.manual_seed(0)
-        kind = mode.split()[0]
-        module = theirs(cell, place)
-        module = ours(module, cell, place) if name == "cuda" else module
-        call = call_of(module, input_of(cell, place, kind == "training"), kind)
+        call_mode = mode.split()[0]
+        module = make_torch_lstm(config, executor)
+        module = make_lstm(module, config, executor) if name == "cuda" else module
+        call = call_of(module, input_of(config, executor, call_mode == "training"), call_mode)
         call()
-        about = {**cell.columns, "library": name, "mode": mode}
-        about["plan"] = fastlstm.dispatch.last_plan()[:80] if name == "cuda" else ""
-        for row in what(place, call):
-            yield {**about, **row, "status": place.taken()}
+        columns = {**config.columns, "library": name, "mode": mode}
+        columns["plan"] = fastlstm.dispatch.last_plan()[:80] if name == "cuda" else ""
+        for row in what(executor, call):
+            yield {**columns, **row, "status": executor.take_status()}
 
 
-def _timed(place: Place, call: measure.Run) -> Iterator[dict]:
+def _timed(executor: GpuExecutor, call: measure.TimedCall) -> Iterator[dict]:
     """host_us: of a call as the host sees it; done_us: with the wait for the GPU at the end of all calls."""
-    calls = _calls(place)
-    _often(call, calls // 10 + 1)
-    place.sync()
-    found = []
-    for _ in range(1 if place.rehearsal else ROUNDS):
+    calls = _calls(executor)
+    _repeat(call, calls // 10 + 1)
+    executor.sync()
+    times = []
+    for _ in range(1 if executor.rehearsal else ROUNDS):
         begin = time.perf_counter()
-        _often(call, calls)
+        _repeat(call, calls)
         issued = time.perf_counter()
-        place.sync()
-        found.append((issued - begin, time.perf_counter() - begin))
-    host, done = (statistics.median(times) / calls * 1e6 for times in zip(*found, strict=True))
-    yield {"host_us": host, "done_us": done, "repeats": f"{len(found)} x {calls}"}
+        executor.sync()
+        times.append((issued - begin, time.perf_counter() - begin))
+    host, done = (statistics.median(totals) / calls * 1e6 for totals in zip(*times, strict=True))
+    yield {"host_us": host, "done_us": done, "repeats": f"{len(times)} x {calls}"}
 
 
-def _profiled(place: Place, call: measure.Run) -> Iterator[dict]:
+def _profiled(executor: GpuExecutor, call: measure.TimedCall) -> Iterator[dict]:
     """The functions with most time of their own, in microseconds of a call; a profile makes all of them slower."""
-    calls = _calls(place)
+    calls = _calls(executor)
     profile = cProfile.Profile()
-    profile.runcall(_often, call, calls)
-    place.sync()
+    profile.runcall(_repeat, call, calls)
+    executor.sync()
     yield from functions(pstats.Stats(profile), calls)
 
 
 def functions(stats: pstats.Stats, calls: int) -> Iterator[dict]:
-    found = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:TOP]
-    for (file, line, function), (_, times, own, cumulative, _) in found:
+    entries = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:TOP]
+    for (file, line, function), (_, times, own, cumulative, _) in entries:
         where = function if file == "~" else f"{'/'.join(Path(file).parts[-2:])}:{line} {function}"
         us = {"own_us": own / calls * 1e6, "cumulative_us": cumulative / calls * 1e6}
         yield {"name": where[:120], "ncalls": times / calls, **us}
 
 
-def _counted(place: Place, call: measure.Run) -> Iterator[dict]:
+def _counted(executor: GpuExecutor, call: measure.TimedCall) -> Iterator[dict]:
     """What a call runs on the device, by name: kernels, copies and fills. In a rehearsal: torch's operations."""
     with torch.profiler.profile() as profile:
         call()
-        place.sync()
-    kind = torch.autograd.DeviceType.CPU if place.rehearsal else torch.autograd.DeviceType.CUDA
-    names = Counter(event.name[:80] for event in profile.events() if event.device_type == kind)
+        executor.sync()
+    device_type = torch.autograd.DeviceType.CPU if executor.rehearsal else torch.autograd.DeviceType.CUDA
+    names = Counter(event.name[:80] for event in profile.events() if event.device_type == device_type)
     yield {"launches": names.total(), "names": dict(names.most_common(30))}
 
 
-def _calls(place: Place) -> int:
-    return 3 if place.rehearsal else CALLS
+def _calls(executor: GpuExecutor) -> int:
+    return 3 if executor.rehearsal else CALLS
 
 
-def _often(call: Callable[[], Any], times: int) -> None:
+def _repeat(call: Callable[[], Any], times: int) -> None:
     for _ in range(times):
         call()

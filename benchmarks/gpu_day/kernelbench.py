@@ -10,8 +10,8 @@ from torch import nn
 import fastlstm
 from benchmarks.gpu_day import measure
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.layers import far
-from benchmarks.gpu_day.place import ALLOWED, Place
+from benchmarks.gpu_day.executor import ALLOWED, GpuExecutor
+from benchmarks.gpu_day.layers import relative_difference
 
 PUBLISHED = {35: 27.2, 36: None, 37: 28.0, 38: 54.1}  # ms, on an H100
 # ms of nn.LSTM on an H100 PCIe: results/timing/H100_PCIe_LambdaLabs/baseline_time_torch.json of KernelBench
@@ -37,39 +37,39 @@ class Problem(nn.Module):
         return {36: state[0], 37: state[1]}.get(self.number, scores)
 
 
-def items(place: Place) -> list[Item]:
-    place.start()
-    maths = ("f32",) if place.rehearsal else ("tf32", "f32")
+def items(executor: GpuExecutor) -> list[Item]:
+    executor.start()
+    maths = ("f32",) if executor.rehearsal else ("tf32", "f32")
     return [Item(f"problem {number} {math}", (number, math)) for math in maths for number in PUBLISHED]
 
 
-def run(place: Place, item: Item) -> Iterator[dict]:
+def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
     number, math = item.values
-    size = (2, 3, 8, 8, 2) if place.rehearsal else (B, T, I, H, L)
+    size = (2, 3, 8, 8, 2) if executor.rehearsal else (B, T, I, H, L)
     rows, steps, width, hidden, layers = size
     torch.manual_seed(0)
-    kind = {"batch_first": True, "bidirectional": number == 38}
-    with place.math(math), torch.no_grad():
-        forced = place.avoid(math, hidden, rows)
-        theirs = Problem(number, nn.LSTM(width, hidden, layers, **kind), size)
-        ours = Problem(number, fastlstm.LSTM(width, hidden, layers, **kind), size)
-        ours.load_state_dict(theirs.state_dict())
-        theirs, ours = theirs.to(place.device), ours.to(place.device)
-        x = torch.randn(rows, steps, width, device=place.device)
+    options = {"batch_first": True, "bidirectional": number == 38}
+    with executor.math(math), torch.no_grad():
+        forced = executor.avoid_failed_kernels(math, hidden, rows)
+        torch_model = Problem(number, nn.LSTM(width, hidden, layers, **options), size)
+        model = Problem(number, fastlstm.LSTM(width, hidden, layers, **options), size)
+        model.load_state_dict(torch_model.state_dict())
+        torch_model, model = torch_model.to(executor.device), model.to(executor.device)
+        x = torch.randn(rows, steps, width, device=executor.device)
 
         def call() -> list[torch.Tensor]:
-            with fastlstm.backend(place.backend):
-                return [ours(x)]
+            with fastlstm.backend(executor.backend):
+                return [model(x)]
 
-        calls = {"torch": lambda: [theirs(x)], "cuda": call}
-        off, plan = far(calls["cuda"](), calls["torch"]()), fastlstm.dispatch.last_plan()
-        if not plan.startswith(place.backend):
-            raise RuntimeError(f"{place.backend} was asked for and this ran: {plan}")
+        calls = {"torch": lambda: [torch_model(x)], "cuda": call}
+        off, plan = relative_difference(calls["cuda"](), calls["torch"]()), fastlstm.dispatch.last_plan()
+        if not plan.startswith(executor.backend):
+            raise RuntimeError(f"{executor.backend} was asked for and this ran: {plan}")
         for graph in (False, True):
             errors: dict[str, str] = {}
             if graph:
-                calls, errors = measure.replays(place, calls)
-            seconds, often = measure.in_turns(place, calls)
+                calls, errors = measure.replays(executor, calls)
+            seconds, repeats = measure.in_turns(executor, calls)
             row = {"problem": number, "math": math, "graph": graph, "ms": {k: 1e3 * s for k, s in seconds.items()}}
-            row |= {"published_ms": PUBLISHED[number], "repeats": often | errors, "off": off, "plan": plan[:120]}
-            yield {**row, "wrong": not off <= 3 * ALLOWED[math], "forced": forced, "status": place.taken()}
+            row |= {"published_ms": PUBLISHED[number], "repeats": repeats | errors, "off": off, "plan": plan[:120]}
+            yield {**row, "wrong": not off <= 3 * ALLOWED[math], "forced": forced, "status": executor.take_status()}

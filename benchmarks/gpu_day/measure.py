@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_day.place import Place
+from benchmarks.gpu_day.executor import GpuExecutor
 
-Run = Callable[[], Any]
+TimedCall = Callable[[], Any]
 TARGET = 6e-3  # seconds of a sample
 ROUNDS = 5
 MOST = 100  # calls in a sample
 
 
-def elapsed(place: Place, run: Run, times: int = 1) -> float:
+def elapsed(executor: GpuExecutor, run: TimedCall, times: int = 1) -> float:
     """Seconds of one of `times` calls, by events around them all."""
-    begin, end = place.event(), place.event()
+    begin, end = executor.event(), executor.event()
     begin.record()
     for _ in range(times):
         run()
@@ -28,36 +28,38 @@ def elapsed(place: Place, run: Run, times: int = 1) -> float:
     return begin.elapsed_time(end) * 1e-3 / times
 
 
-def seconds(place: Place, run: Run, rounds: int = ROUNDS, target: float = TARGET) -> float:
+def seconds(executor: GpuExecutor, run: TimedCall, rounds: int = ROUNDS, target: float = TARGET) -> float:
     """Median seconds of a call, after two outside."""
-    return in_turns(place, {"": run}, rounds, target)[0][""]
+    return in_turns(executor, {"": run}, rounds, target)[0][""]
 
 
 def in_turns(
-    place: Place, runs: dict[str, Run], rounds: int = ROUNDS, target: float = TARGET
+    executor: GpuExecutor, runs: dict[str, TimedCall], rounds: int = ROUNDS, target: float = TARGET
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Median seconds of each, one sample of each after the other; the second dict says how often, or why not.
 
     A call that raises is left out with its error; a ruined GPU raises.
     """
-    calls, about = {}, {}
+    calls, notes = {}, {}
     for name, run in runs.items():
         try:
             run()
-            place.sync()
-            calls[name] = 1 if place.rehearsal else max(1, min(MOST, int(target / max(elapsed(place, run), 1e-6))))
+            executor.sync()
+            calls[name] = (
+                1 if executor.rehearsal else max(1, min(MOST, int(target / max(elapsed(executor, run), 1e-6))))
+            )
         except Exception as error:
-            about[name] = said(error)
-            if not place.alive():
+            notes[name] = error_text(error)
+            if not executor.alive():
                 raise
-    rounds = 1 if place.rehearsal else rounds
+    rounds = 1 if executor.rehearsal else rounds
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, times in calls.items():
-            samples[name].append(elapsed(place, runs[name], times))
-    medians = {name: statistics.median(found) for name, found in samples.items()}
-    about |= {name: f"{rounds} x {times}, {_spread(samples[name], medians[name])}" for name, times in calls.items()}
-    return medians, about
+        for name, repeats in calls.items():
+            samples[name].append(elapsed(executor, runs[name], repeats))
+    medians = {name: statistics.median(times) for name, times in samples.items()}
+    notes |= {name: f"{rounds} x {repeats}, {_spread(samples[name], medians[name])}" for name, repeats in calls.items()}
+    return medians, notes
 
 
 def _spread(samples: list[float], median: float) -> str:
@@ -65,20 +67,22 @@ def _spread(samples: list[float], median: float) -> str:
     return f"{min(samples) / median:.2f} to {max(samples) / median:.2f}"
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"[:300]
 
 
-def captured(place: Place, run: Run, graph: torch.cuda.CUDAGraph | None = None) -> tuple[Run, list]:
+def captured(
+    executor: GpuExecutor, run: TimedCall, graph: torch.cuda.CUDAGraph | None = None
+) -> tuple[TimedCall, list]:
     """The call as a CUDA graph: what replays it, and the tensors that a replay fills. Three calls outside come first.
 
     torch.cuda.graph would empty the allocator's cache each time, which costs more than the capture. No autograd graph of an
     earlier call may be alive: its leaves belong to the stream of that call.
     """
-    if place.rehearsal:
-        kept = [tensor.detach() for tensor in run()]
-        return (lambda: [a.copy_(b.detach()) for a, b in zip(kept, run(), strict=True)]), kept
+    if executor.rehearsal:
+        outputs = [tensor.detach() for tensor in run()]
+        return (lambda: [a.copy_(b.detach()) for a, b in zip(outputs, run(), strict=True)]), outputs
     side, graph = torch.cuda.Stream(), graph or torch.cuda.CUDAGraph()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -87,29 +91,29 @@ def captured(place: Place, run: Run, graph: torch.cuda.CUDAGraph | None = None) 
         torch.cuda.synchronize()
         graph.capture_begin(capture_error_mode="thread_local")
         try:
-            kept = [tensor.detach() for tensor in run()]
+            outputs = [tensor.detach() for tensor in run()]
         except BaseException:
             with suppress(RuntimeError):
                 graph.capture_end()
-            place.mend(graph)
+            executor.recover_capture(graph)
             raise
         try:
             graph.capture_end()
         except RuntimeError:
-            place.mend(graph)
+            executor.recover_capture(graph)
             raise
     torch.cuda.current_stream().wait_stream(side)
-    return graph.replay, kept
+    return graph.replay, outputs
 
 
-def replays(place: Place, runs: dict[str, Run]) -> tuple[dict[str, Run], dict[str, str]]:
+def replays(executor: GpuExecutor, runs: dict[str, TimedCall]) -> tuple[dict[str, TimedCall], dict[str, str]]:
     """Replays of those that can be captured, and why the others cannot."""
-    found, errors = {}, {}
+    captured_calls, errors = {}, {}
     for name, run in runs.items():
         try:
-            found[name] = captured(place, run)[0]
+            captured_calls[name] = captured(executor, run)[0]
         except Exception as error:
-            errors[name] = said(error)
-            if not place.alive():
+            errors[name] = error_text(error)
+            if not executor.alive():
                 raise
-    return found, errors
+    return captured_calls, errors

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.gpu_day import program, sass
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.place import Place
+from benchmarks.gpu_day.executor import GpuExecutor
 
 LAUNCHES = (("cooperative", 1024, 16), ("cooperative", 256, 16))  # bfloat16, forward and backward each
 T = 64
@@ -27,29 +27,29 @@ KEPT = (
     "Warp Cycles Per Issued Instruction", "L2 Hit Rate", "L2 Cache Throughput", "Memory Throughput", "Achieved Occupancy",
     "Local Memory Spilling Requests",
 )  # fmt: skip
-ONE = "from benchmarks.gpu_day import ncu; ncu.one({kernel!r}, {H}, {B})"
+RUN_KERNEL = "from benchmarks.gpu_day import ncu; ncu.run_kernel({kernel!r}, {H}, {B})"
 
 
-def items(place: Place) -> list[Item]:
+def items(executor: GpuExecutor) -> list[Item]:
     return [Item(f"{kernel} H{H} B{B}", (kernel, H, B)) for kernel, H, B in LAUNCHES]
 
 
-def run(place: Place, item: Item) -> Iterator[dict]:
+def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
     kernel, H, B = item.values
-    about = {"kernel": kernel, "math": "bf16", "H": H, "B": B, "T": T}
+    columns = {"kernel": kernel, "math": "bf16", "H": H, "B": B, "T": T}
     ncu = program.tool("ncu")
-    if place.rehearsal:
-        one(kernel, 16, 2, place)
+    if executor.rehearsal:
+        run_kernel(kernel, 16, 2, executor)
         pages = iter((("details", CANNED), ("source", CANNED_SOURCE)))
     elif ncu is None:
-        yield {**about, "skipped": "there is no ncu"}
+        yield {**columns, "skipped": "there is no ncu"}
         return
     else:
-        pages = profiled(ncu, kernel, H, B, min(SECONDS, place.until - time.time()))
+        pages = profiled(ncu, kernel, H, B, min(SECONDS, executor.until - time.time()))
     for page, text in pages:
         read = details if page == "details" else source
-        for row in read(Path(place.out), item.what, text):
-            yield {**about, **row}
+        for row in read(Path(executor.out), item.what, text):
+            yield {**columns, **row}
 
 
 def details(out: Path, what: str, text: str) -> Iterator[dict]:
@@ -65,12 +65,12 @@ def details(out: Path, what: str, text: str) -> Iterator[dict]:
 
 def source(out: Path, what: str, text: str) -> Iterator[dict]:
     """The page into ncu-….csv.gz, cut to what matters (as it came where it cannot be read); where warps wait as rows."""
-    found = sass.launches(text)
+    launches = sass.launches(text)
     name = f"ncu-{what.replace(' ', '-')}.csv.gz"
-    (out / name).write_bytes(gzip.compress((sass.written(found) or text[: sass.MOST]).encode()))
-    for launch in found:
+    (out / name).write_bytes(gzip.compress((sass.written(launches) or text[: sass.MOST]).encode()))
+    for launch in launches:
         yield {"kernel": launch.kernel[:80], "file": name, **sass.summary(launch)}
-    if not found:
+    if not launches:
         yield {"file": name, "no_source": _end(text)}
 
 
@@ -80,20 +80,22 @@ def _end(text: str) -> str:
 
 def profiled(ncu: str, kernel: str, H: int, B: int, seconds: float) -> Iterator[tuple[str, str]]:
     """The details page and the source page of the first forward and the first backward launch, as text."""
-    wanted = f"regex:{kernel}_(forward|backward)"
+    name_filter = f"regex:{kernel}_(forward|backward)"
     with tempfile.TemporaryDirectory(prefix="gpu-day-ncu-") as folder:
         report = str(Path(folder, "launches"))
-        command = [ncu, "--clock-control", "none", "--set", "full", "-k", wanted, "-c", "2", "-f", "-o", report]
-        said, code = program.output([*command, sys.executable, "-c", ONE.format(kernel=kernel, H=H, B=B)], seconds)
+        command = [ncu, "--clock-control", "none", "--set", "full", "-k", name_filter, "-c", "2", "-f", "-o", report]
+        text, code = program.output(
+            [*command, sys.executable, "-c", RUN_KERNEL.format(kernel=kernel, H=H, B=B)], seconds
+        )
         if code != 0:
-            said += f"\nexit code {code}"
-        found = glob(f"{report}*")  # the ending is ncu's
-        if not found:
-            yield "details", said
+            text += f"\nexit code {code}"
+        reports = glob(f"{report}*")  # the ending is ncu's
+        if not reports:
+            yield "details", text
             return
-        opened = [ncu, "-i", found[0], "--page"]
+        opened = [ncu, "-i", reports[0], "--page"]
         details = _first([[*opened, "details", "--print-details", "all"], [*opened, "details"]], parsed)
-        yield "details", f"{said}\n{details}"
+        yield "details", f"{text}\n{details}"
         csv = [*opened, "source", "--csv"]
         yield "source", _first([[*csv, "--print-source", "sass"], csv], sass.launches)
 
@@ -109,22 +111,22 @@ def _first(commands: list[list[str]], useful: Callable[[str], list]) -> str:
     return "\n".join(texts)
 
 
-def one(kernel: str, H: int, B: int, place: Place | None = None) -> None:
+def run_kernel(kernel: str, H: int, B: int, executor: GpuExecutor | None = None) -> None:
     """One forward and one backward call with a kernel: what is profiled."""
     import torch
 
     from benchmarks.gpu_day import sweep
     from fastlstm.backends.cuda.launch import LaunchPlan
 
-    if place is None:
-        place = Place({"out": "", "until": 0.0, "lost": [], "stage": "ncu"})
-    place.start(warm=False)
-    with place.math("bf16"), torch.no_grad():
-        plan = LaunchPlan(*place.choose("bf16", H, B, only=kernel), False)
-        inputs, grads, saved = sweep.ready(place, "bf16", H, B).of(T)
-        place.forward(plan, inputs)
-        place.backward(plan, grads, inputs, saved)
-        place.sync()
+    if executor is None:
+        executor = GpuExecutor({"out": "", "until": 0.0, "lost": [], "stage": "ncu"})
+    executor.start(warm=False)
+    with executor.math("bf16"), torch.no_grad():
+        plan = LaunchPlan(*executor.choose("bf16", H, B, only=kernel), False)
+        inputs, grads, saved = sweep.prepare(executor, "bf16", H, B).of(T)
+        executor.forward(plan, inputs)
+        executor.backward(plan, grads, inputs, saved)
+        executor.sync()
 
 
 _LAUNCH = re.compile(r"^\s{2}(\S.*?)\s*\(\d+, \d+, \d+\)x\(\d+, \d+, \d+\)")
@@ -134,20 +136,20 @@ _STALL = re.compile(r"([\d.,]+) cycles being stalled (.+?)\.", re.S)
 
 def parsed(text: str) -> list[tuple[str, dict[str, float | str]]]:
     """Name and numbers of each launch in a details page; a stall is what its rule says of it."""
-    found: list[tuple[str, dict[str, float | str]]] = []
+    launches: list[tuple[str, dict[str, float | str]]] = []
     for line in text.splitlines():
         launch, metric = _LAUNCH.match(line), _METRIC.match(line)
         if launch:
-            found.append((launch[1][:80], {}))
-        elif metric and found and (metric[1].strip() in KEPT or metric[1].strip().startswith("Stall ")):
+            launches.append((launch[1][:80], {}))
+        elif metric and launches and (metric[1].strip() in KEPT or metric[1].strip().startswith("Stall ")):
             unit = f" ({metric[2]})" if metric[2] else ""
-            found[-1][1][metric[1].strip() + unit] = float(metric[3].replace(",", ""))
+            launches[-1][1][metric[1].strip() + unit] = float(metric[3].replace(",", ""))
     for number, part in enumerate(re.split(_LAUNCH.pattern.replace("(\\S.*?)", "\\S.*?"), text, flags=re.M)[1:]):
         for cycles, why in _STALL.findall(part):
-            if number < len(found):
-                found[number][1]["stall"] = f"{cycles} cycles {' '.join(why.split())}"[:200]
+            if number < len(launches):
+                launches[number][1]["stall"] = f"{cycles} cycles {' '.join(why.split())}"[:200]
                 break
-    return found
+    return launches
 
 
 CANNED = """

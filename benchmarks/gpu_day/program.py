@@ -39,11 +39,11 @@ def output(command: list[str], seconds: float, **env: str) -> tuple[str, int | s
 
 def session(leader: int) -> list[int]:
     """The processes of a session: a process that began one, and all that it started, in whatever group they are."""
-    found = []
+    processes = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with suppress(OSError, ValueError, IndexError):
                 fields = Path("/proc", entry, "stat").read_text().rsplit(")", 1)[1].split()
                 if int(fields[3]) == leader:
-                    found.append(int(entry))
-    return found
+                    processes.append(int(entry))
+    return processes

@@ -47,17 +47,17 @@ def number(text: str) -> float:
 
 def launches(text: str) -> list[Launch]:
     """What a source page says of each launch, in the columns that matter; [] where it says nothing."""
-    found: list[Launch] = []
+    parsed: list[Launch] = []
     kernel, columns = "", []
     for cells in _cells(text):
         if cells and cells[0].strip() in NAMES:
             kernel, columns = (cells[1].strip() if len(cells) > 1 else ""), []
         elif any(name in cells for name in TEXTS) and len(cells) > 2:
             columns = cells
-            found.append(Launch(kernel, columns, []))
+            parsed.append(Launch(kernel, columns, []))
         elif columns and len(cells) == len(columns):
-            found[-1].rows.append(cells)
-    return [_cut(launch) for launch in found if launch.rows]
+            parsed[-1].rows.append(cells)
+    return [_cut(launch) for launch in parsed if launch.rows]
 
 
 def _cells(text: str) -> Iterator[list[str]]:
@@ -71,13 +71,13 @@ def _cells(text: str) -> Iterator[list[str]]:
 def _cut(launch: Launch) -> Launch:
     """The columns that matter and are not zero throughout, each once."""
     starts = (SAMPLED, _reason(launch.columns))
-    at = []
+    kept = []
     for i, name in enumerate(launch.columns):
-        wanted = (name in KEPT or name.startswith(starts)) and name not in launch.columns[:i]
-        if wanted and (name in KEPT[:3] or any(number(row[i]) for row in launch.rows)):
-            at.append(i)
-    rows = [[" ".join(row[i].split()) for i in at] for row in launch.rows]
-    return Launch(launch.kernel, [launch.columns[i] for i in at], rows)
+        keep = (name in KEPT or name.startswith(starts)) and name not in launch.columns[:i]
+        if keep and (name in KEPT[:3] or any(number(row[i]) for row in launch.rows)):
+            kept.append(i)
+    rows = [[" ".join(row[i].split()) for i in kept] for row in launch.rows]
+    return Launch(launch.kernel, [launch.columns[i] for i in kept], rows)
 
 
 def _reason(columns: list[str]) -> str:
@@ -85,10 +85,10 @@ def _reason(columns: list[str]) -> str:
     return next((start for start in REASONS if any(name.startswith(start) for name in columns)), REASONS[0])
 
 
-def written(found: Iterable[Launch]) -> str:
+def written(kept_launches: Iterable[Launch]) -> str:
     """Launches as CSV, each behind a line with its kernel's name."""
     parts = []
-    for launch in found:
+    for launch in kept_launches:
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([NAMES[0], launch.kernel])
@@ -103,11 +103,13 @@ def summary(launch: Launch) -> dict:
     samples = _samples(launch)
     start = _reason(launch.columns)
     reasons = [name for name in launch.columns if name.startswith(start) and not _not_issued(name)]
-    by = {name: launch.numbers(name) for name in reasons}
+    by_reason = {name: launch.numbers(name) for name in reasons}
     texts = [row[_text_at(launch)] for row in launch.rows]
     order = sorted(range(len(texts)), key=lambda i: -samples[i])[:HOT]
-    hot = [[16 * i, texts[i][:80], int(samples[i]), _main({name: n[i] for name, n in by.items()})] for i in order]
-    stalls = {_short(name): int(sum(n)) for name, n in sorted(by.items(), key=lambda item: -sum(item[1]))}
+    hot = [
+        [16 * i, texts[i][:80], int(samples[i]), _main({name: n[i] for name, n in by_reason.items()})] for i in order
+    ]
+    stalls = {_short(name): int(sum(n)) for name, n in sorted(by_reason.items(), key=lambda item: -sum(item[1]))}
     return {"instructions": len(texts), "samples": int(sum(samples)), "stalls": stalls, "hot": hot}
 
 
@@ -138,9 +140,11 @@ def _short(name: str) -> str:
 def main(paths: list[str]) -> None:
     for path in paths:
         for launch in launches(gzip.decompress(Path(path).read_bytes()).decode()):
-            said = summary(launch)
-            print(launch.kernel, f"{said['instructions']} instructions, {said['samples']} samples", said["stalls"])
-            for offset, text, samples, why in said["hot"]:
+            counts = summary(launch)
+            print(
+                launch.kernel, f"{counts['instructions']} instructions, {counts['samples']} samples", counts["stalls"]
+            )
+            for offset, text, samples, why in counts["hot"]:
                 print(f"  {offset:6d} {samples:7d}  {text:<80} {why}")
 
 

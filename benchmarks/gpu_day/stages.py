@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Stage(NamedTuple):
-    """One process. module: of this package, it has `items` and `run`, and names the rows; timeout: of silence."""
+    """One process. module: of this package, it has `items` and `run`; rows: the `stage` of its rows; timeout: of silence."""
 
     name: str
     module: str
@@ -14,12 +14,17 @@ class Stage(NamedTuple):
     limit: float  # seconds after which it is ended
     timeout: float = 30.0  # seconds without a row or a new item after which it counts as hanging
     args: tuple = ()
+    row_name: str = ""  # the `stage` of its rows, where that is not the module
+
+    @property
+    def rows(self) -> str:
+        return self.row_name or self.module
 
 
 STAGES = (
     Stage("env", "env", 7, 60),
     Stage("ubench", "ubench", 1, 30),
-    Stage("right", "right", 9, 45),
+    Stage("right", "correctness", 9, 45, row_name="right"),
     Stage("module", "module", 22, 60),
     Stage("cudnn", "cudnn", 60, 75),
     Stage("sweep-bf16", "sweep", 27, 60, 20, ("bf16",)),
@@ -39,12 +44,12 @@ def names() -> list[str]:
     return [stage.name for stage in STAGES]
 
 
-def chosen(wanted: list[str]) -> list[Stage]:
+def chosen(requested: list[str]) -> list[Stage]:
     """The stages with these names (or of these modules: `sweep` is both sweeps); all where none is named."""
-    unknown = [name for name in wanted if not any(name in (s.name, s.module) for s in STAGES)]
+    unknown = [name for name in requested if not any(name in (s.name, s.module) for s in STAGES)]
     if unknown:
         raise ValueError(f"no stage is called {unknown[0]!r}, expected some of {', '.join(names())}")
-    return [s for s in STAGES if not wanted or s.name in wanted or s.module in wanted]
+    return [s for s in STAGES if not requested or s.name in requested or s.module in requested]
 
 
 def named(name: str) -> Stage:

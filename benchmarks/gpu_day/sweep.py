@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.layers import far
-from benchmarks.gpu_day.place import ALLOWED, Place, described, dtype
+from benchmarks.gpu_day.executor import ALLOWED, GpuExecutor, choice_columns, dtype
+from benchmarks.gpu_day.layers import relative_difference
 from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.ops import reference
 
@@ -27,8 +27,8 @@ FEW = 3e-3  # seconds above which it is timed once
 IMPORTANT = ((1024, 16), (512, 16), (256, 16), (128, 16), (512, 64), (1024, 64), (768, 16), (256, 64), (1024, 128))
 
 
-class Ready(NamedTuple):
-    """A layer made ready: inputs of the op and what forward saved, at the long length."""
+class LayerTensors(NamedTuple):
+    """Inputs of the op, gradients and what forward saved, at the long length."""
 
     inputs: tuple
     dh: torch.Tensor
@@ -39,106 +39,108 @@ class Ready(NamedTuple):
         return (self.inputs[0][:T], *self.inputs[1:]), (self.dh[:T], None, None, None), tuple(v[:T] for v in self.saved)
 
 
-def items(place: Place, *maths: str) -> list[Item]:
-    place.start()
+def items(executor: GpuExecutor, *maths: str) -> list[Item]:
+    executor.start()
     rest = [size for size in product((1024, 512, 256, 768, 128), (64, 16, 1, 128)) if size not in IMPORTANT]
     sizes = (*IMPORTANT, *rest) if maths == ("bf16",) else IMPORTANT[:6]
-    if place.rehearsal:
+    if executor.rehearsal:
         sizes = ((24, 3),)
-    wanted = [(math, H, B, back) for (H, B), math, back in product(sizes, maths, (False, True))]
+    directions = [(math, H, B, back) for (H, B), math, back in product(sizes, maths, (False, True))]
     return [
         Item(f"{m} H{H} B{B} {'backward' if back else 'forward'}", (m, H, B, back), f"{m} {back}")
-        for m, H, B, back in wanted
+        for m, H, B, back in directions
     ]
 
 
-def run(place: Place, item: Item) -> Iterator[dict]:
+def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
     math, H, B, back = item.values
-    if place.losses(item.key) > 1:
+    if executor.losses(item.key) > 1:
         yield {"item": item.what, "skipped": "two processes were lost with this type and direction"}
         return
-    with place.math(math), torch.no_grad():
-        planned = place.choose(math, H, B)
-        made = ready(place, math, H, B)
-        right = _right(place, made, back)
-        for choice, planner in _wanted(place, math, H, B, back, planned[back]):
-            if (choice.kernel, math, back) in place.timed_out:
+    with executor.math(math), torch.no_grad():
+        planned = executor.choose(math, H, B)
+        layer = prepare(executor, math, H, B)
+        expected = _expected(executor, layer, back)
+        for choice, planner in _selected(executor, math, H, B, back, planned[back]):
+            if (choice.kernel, math, back) in executor.timed_out:
                 continue
-            if place.late():
-                place.left_out += 1
+            if executor.out_of_time():
+                executor.left_out += 1
                 continue
             pair = (planned[0], choice) if back else (choice, planned[1])
-            row, out = _timed(place, LaunchPlan(*pair, math == "tf32"), made, back)
-            off = far(out, right)
+            row, out = _timed(executor, LaunchPlan(*pair, math == "tf32"), layer, back)
+            off = relative_difference(out, expected)
             wrong = bool(row["status"]) or not off <= ALLOWED[math]
             if row["status"]:
-                place.timed_out.add((choice.kernel, math, back))
-            about = {"math": math, "H": H, "B": B, "backward": back, "planner": planner, "off": off, "wrong": wrong}
-            about["beside"] = "definition"
-            yield {**about, **row, **described(choice)}
+                executor.timed_out.add((choice.kernel, math, back))
+            columns = {"math": math, "H": H, "B": B, "backward": back, "planner": planner, "off": off, "wrong": wrong}
+            columns["beside"] = "definition"
+            yield {**columns, **row, **choice_columns(choice)}
 
 
-def _wanted(place: Place, math: str, H: int, B: int, back: bool, planned: Any) -> list[tuple[Any, bool]]:
+def _selected(executor: GpuExecutor, math: str, H: int, B: int, back: bool, planned: Any) -> list[tuple[Any, bool]]:
     """The planner's pick, the cheapest by the cost model, and some of all the others, each with whether it is the pick."""
-    fits = place.tilings(math, H, B, back)
-    best, rest = (2, 1) if place.rehearsal else (BEST, SPREAD)
+    fits = executor.tilings(math, H, B, back)
+    best, rest = (2, 1) if executor.rehearsal else (BEST, SPREAD)
     others = fits[best:]
     chosen = fits[:best] + others[:: max(1, len(others) // rest)][:rest]
-    mine = described(planned)["tiling"]
-    chosen = [c for c in chosen if described(c)["tiling"] != mine]
+    planned_tiling = choice_columns(planned)["tiling"]
+    chosen = [c for c in chosen if choice_columns(c)["tiling"] != planned_tiling]
     return [*([(planned, True)] if planned.kernel != "per_step" else []), *((c, False) for c in chosen)]
 
 
-def ready(place: Place, math: str, H: int, B: int) -> Ready:
+def prepare(executor: GpuExecutor, math: str, H: int, B: int) -> LayerTensors:
     """A layer of the long length whose input side is almost nothing, with what `per_step` or the planner's kernel saved."""
     torch.manual_seed(0)
-    T, of, spread = 4 if place.rehearsal else LONG, dtype(math), H**-0.5
+    T, math_dtype, spread = 4 if executor.rehearsal else LONG, dtype(math), H**-0.5
 
-    def new(*shape: int, to: torch.dtype = of) -> torch.Tensor:
-        return (torch.rand(*shape, device=place.device) * 2 - 1).to(to)
+    def new(*shape: int, to: torch.dtype = math_dtype) -> torch.Tensor:
+        return (torch.rand(*shape, device=executor.device) * 2 - 1).to(to)
 
-    cell = torch.float32
+    state_dtype = torch.float32
     x, w_x, bias, w_hh = new(T, B, 16), new(4 * H, 16), new(4 * H), new(4 * H, H) * spread
-    inputs = (x, None, w_x, bias, w_hh, None, new(B, H), new(B, H, to=cell), None, None, None)
-    h, c = new(T, B, H) * 0.5, new(T, B, H, to=cell)
-    gates = torch.rand(T, B, 4 * H, device=place.device).to(of)  # any will do: the time does not depend on them
-    return Ready(inputs, new(T, B, H), (h, c, gates))
+    inputs = (x, None, w_x, bias, w_hh, None, new(B, H), new(B, H, to=state_dtype), None, None, None)
+    h, c = new(T, B, H) * 0.5, new(T, B, H, to=state_dtype)
+    gates = torch.rand(T, B, 4 * H, device=executor.device).to(
+        math_dtype
+    )  # any will do: the time does not depend on them
+    return LayerTensors(inputs, new(T, B, H), (h, c, gates))
 
 
-def _lengths(place: Place) -> tuple[int, int]:
-    return (2, 4) if place.rehearsal else (SHORT, LONG)
+def _lengths(executor: GpuExecutor) -> tuple[int, int]:
+    return (2, 4) if executor.rehearsal else (SHORT, LONG)
 
 
-def _right(place: Place, made: Ready, back: bool) -> list[torch.Tensor]:
+def _expected(executor: GpuExecutor, layer: LayerTensors, back: bool) -> list[torch.Tensor]:
     """What the definition gives for the short length, in the same type: no kernel is judged by another."""
-    inputs, grads, saved = made.of(_lengths(place)[0])
+    inputs, grads, saved = layer.of(_lengths(executor)[0])
     out = reference.backward(*grads, *inputs, False, 1, *saved) if back else reference.forward(*inputs, False, 1)
     return [value for value in out if value.numel()]
 
 
-def _timed(place: Place, plan: LaunchPlan, made: Ready, back: bool) -> tuple[dict, list[torch.Tensor]]:
+def _timed(executor: GpuExecutor, plan: LaunchPlan, layer: LayerTensors, back: bool) -> tuple[dict, list[torch.Tensor]]:
     """Times and status of one tiling, and its results of the short length."""
-    short, long = _lengths(place)
+    short, long = _lengths(executor)
     kept: list[torch.Tensor] = []
 
     def call(T: int) -> None:
-        inputs, grads, saved = made.of(T)
-        out = place.backward(plan, grads, inputs, saved) if back else place.forward(plan, inputs)
+        inputs, grads, saved = layer.of(T)
+        out = executor.backward(plan, grads, inputs, saved) if back else executor.forward(plan, inputs)
         kept[:] = [value for value in out if value.numel()]
 
     def launch(T: int, times: int) -> float:
-        return statistics.median(place.launch_seconds(lambda: call(T), times))
+        return statistics.median(executor.launch_seconds(lambda: call(T), times))
 
     call(short)
-    row = {"status": place.taken(), "us": None, "fixed_us": None}
+    row = {"status": executor.take_status(), "us": None, "fixed_us": None}
     out = list(kept)
     if row["status"]:
         return row, out
     probe = launch(short, 1)
-    if probe > SLOW and not place.rehearsal:
+    if probe > SLOW and not executor.rehearsal:
         return {**row, "us": probe * 1e6 / short, "fixed_us": 0.0, "slow": True, "repeats": 1}, out
-    times = 1 if probe > FEW or place.rehearsal else 5
+    times = 1 if probe > FEW or executor.rehearsal else 5
     few, many = launch(short, times), launch(long, times)
     us = (many - few) / (long - short) * 1e6
     row |= {"us": us, "fixed_us": few * 1e6 - short * us, "repeats": times, "seconds": {short: few, long: many}}
-    return {**row, "status": place.taken()}, out
+    return {**row, "status": executor.take_status()}, out

@@ -13,16 +13,16 @@ import torch
 
 import fastlstm
 from benchmarks.gpu_day import measure
-from benchmarks.gpu_day.child import Item, trouble
-from benchmarks.gpu_day.layers import GridPoint, call_of, far, input_of, ours, theirs
-from benchmarks.gpu_day.place import ALLOWED, MATHS, Place
+from benchmarks.gpu_day.child import Item, error_columns
+from benchmarks.gpu_day.executor import ALLOWED, MATHS, GpuExecutor
+from benchmarks.gpu_day.layers import LayerConfig, call_of, input_of, make_lstm, make_torch_lstm, relative_difference
 from fastlstm import backends
 from fastlstm.testing.cases import Case
 from fastlstm.verify import correctness
 
 SHAPES = ("single_block", "streamed", "per_step")
 TIMED = tuple(
-    GridPoint("dense", math, 1, H, B, 128) for math in ("bf16", "tf32") for H, B in ((128, 16), (512, 16), (128, 64))
+    LayerConfig("dense", math, 1, H, B, 128) for math in ("bf16", "tf32") for H, B in ((128, 16), (512, 16), (128, 64))
 )
 
 
@@ -33,29 +33,29 @@ def _sized(T: int, B: int, I: int, H: int, **on: Any) -> Case:
 CASES = (_sized(7, 3, 5, 40), _sized(9, 33, 40, 100, reset=True), _sized(5, 17, 8, 256))
 
 
-def items(place: Place) -> list[Item]:
-    timed = (GridPoint("dense", "f32", 1, 8, 2, 2),) if place.rehearsal else TIMED
-    return [Item("compile and check", ("check",)), *(Item(cell.what, ("time", cell)) for cell in timed)]
+def items(executor: GpuExecutor) -> list[Item]:
+    timed = (LayerConfig("dense", "f32", 1, 8, 2, 2),) if executor.rehearsal else TIMED
+    return [Item("compile and check", ("check",)), *(Item(config.what, ("time", config)) for config in timed)]
 
 
-def run(place: Place, item: Item) -> Iterator[dict]:
-    yield from _checked(place) if item.values[0] == "check" else _timed(place, item.values[1])
+def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
+    yield from _checked(executor) if item.values[0] == "check" else _timed(executor, item.values[1])
 
 
-def _checked(place: Place) -> Iterator[dict]:
+def _checked(executor: GpuExecutor) -> Iterator[dict]:
     """Each kernel shape and type in a process of the pool; the timed cells' kernels are compiled there too."""
-    maths = ("f32",) if place.rehearsal else tuple(MATHS)
-    cases = (_sized(3, 2, 3, 8),) if place.rehearsal else CASES
-    shapes = SHAPES[:1] if place.rehearsal else SHAPES
-    jobs = [(check, (shape, math, cases, str(place.device))) for shape, math in product(shapes, maths)]
-    jobs += [] if place.rehearsal else [(warm, (cell, str(place.device))) for cell in TIMED]
+    maths = ("f32",) if executor.rehearsal else tuple(MATHS)
+    cases = (_sized(3, 2, 3, 8),) if executor.rehearsal else CASES
+    shapes = SHAPES[:1] if executor.rehearsal else SHAPES
+    jobs = [(check, (shape, math, cases, str(executor.device))) for shape, math in product(shapes, maths)]
+    jobs += [] if executor.rehearsal else [(warm, (config, str(executor.device))) for config in TIMED]
     workers = min(len(jobs), os.cpu_count() or 2)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for future in [pool.submit(work, *given) for work, given in jobs]:
+        for future in [pool.submit(work, *arguments) for work, arguments in jobs]:
             try:
                 yield from future.result()
             except Exception as error:
-                yield trouble(error)
+                yield error_columns(error)
 
 
 def check(shape: str, math: str, cases: tuple[Case, ...], device: str) -> list[dict]:
@@ -72,41 +72,41 @@ def check(shape: str, math: str, cases: tuple[Case, ...], device: str) -> list[d
     return rows
 
 
-def warm(cell: GridPoint, device: str) -> list[dict]:
+def warm(config: LayerConfig, device: str) -> list[dict]:
     """Compile what a timed cell runs, into the cache that all processes share."""
-    place = Place({"out": "", "until": 0.0, "lost": [], "stage": "triton"})
-    place.device = torch.device(device)
-    for row in _timed(place, cell._replace(T=2), warming=True):
+    executor = GpuExecutor({"out": "", "until": 0.0, "lost": [], "stage": "triton"})
+    executor.device = torch.device(device)
+    for row in _timed(executor, config._replace(T=2), warming=True):
         del row
     return []
 
 
-def _timed(place: Place, cell: GridPoint, warming: bool = False) -> Iterator[dict]:
-    with place.math(cell.math):
+def _timed(executor: GpuExecutor, config: LayerConfig, warming: bool = False) -> Iterator[dict]:
+    with executor.math(config.math):
         torch.manual_seed(0)
-        their = theirs(cell, place)
-        our = ours(their, cell, place)
+        torch_lstm = make_torch_lstm(config, executor)
+        lstm = make_lstm(torch_lstm, config, executor)
         for training in (False, True):
             mode = "training" if training else "inference"
-            x = input_of(cell, place, training)
+            x = input_of(config, executor, training)
             with fastlstm.backend("triton"):
-                plain = call_of(our, x, mode)
+                plain = call_of(lstm, x, mode)
 
-            def call(plain: measure.Run = plain) -> Any:
+            def call(plain: measure.TimedCall = plain) -> Any:
                 with fastlstm.backend("triton"):
                     return plain()
 
-            calls = {"torch": call_of(their, x, mode), "triton": call}
-            off = far(calls["triton"](), calls["torch"]())
+            calls = {"torch": call_of(torch_lstm, x, mode), "triton": call}
+            off = relative_difference(calls["triton"](), calls["torch"]())
             plan = fastlstm.dispatch.last_plan()
             if warming:
                 continue
-            seconds, often = measure.in_turns(place, calls)
+            seconds, repeats = measure.in_turns(executor, calls)
             row = {
-                **cell.columns,
+                **config.columns,
                 "training": training,
                 "graph": False,
                 "off": off,
-                "wrong": not off <= 3 * ALLOWED[cell.math],
+                "wrong": not off <= 3 * ALLOWED[config.math],
             }
-            yield {**row, "plan": plan[:120], "seconds": seconds, "repeats": often}
+            yield {**row, "plan": plan[:120], "seconds": seconds, "repeats": repeats}

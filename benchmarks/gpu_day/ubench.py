@@ -10,32 +10,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.place import Place
+from benchmarks.gpu_day.executor import GpuExecutor
 from benchmarks.gpu_day.program import ROOT
 
-PLACES = (ROOT / "ubench", ROOT / "build" / "ubench", ROOT / "build" / "gpu-day" / "ubench")
+PATHS = (ROOT / "ubench", ROOT / "build" / "ubench", ROOT / "build" / "gpu-day" / "ubench")
 CANNED = (
     '{"gpu":"none","sms":132,"l2":52428800,"optin":232448}\n{"hand_over_clocks":812,"sm":[0,64]}\nnot a line of JSON\n'
 )
 
 
-def items(place: Place) -> list[Item]:
+def items(executor: GpuExecutor) -> list[Item]:
     return [Item("ubench")]
 
 
 def program() -> list[str] | None:
     """The command that runs them: FASTLSTM_UBENCH, or where it is built."""
-    given = os.environ.get("FASTLSTM_UBENCH")
-    found = [Path(given)] if given else [path for path in PLACES if path.is_file()]
-    if found and not os.access(found[0], os.X_OK):
-        found[0].chmod(0o755)  # a copy may have lost it
-    return [str(found[0])] if found else None
+    requested = os.environ.get("FASTLSTM_UBENCH")
+    paths = [Path(requested)] if requested else [path for path in PATHS if path.is_file()]
+    if paths and not os.access(paths[0], os.X_OK):
+        paths[0].chmod(0o755)  # a copy may have lost it
+    return [str(paths[0])] if paths else None
 
 
-def run(place: Place, item: Item) -> Iterator[dict]:
-    command = [sys.executable, "-c", f"print({CANNED!r})"] if place.rehearsal else program()
+def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
+    command = [sys.executable, "-c", f"print({CANNED!r})"] if executor.rehearsal else program()
     if command is None:
-        yield {"skipped": f"there is no ubench in {' or '.join(str(path.relative_to(ROOT)) for path in PLACES)}"}
+        yield {"skipped": f"there is no ubench in {' or '.join(str(path.relative_to(ROOT)) for path in PATHS)}"}
         return
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -47,7 +47,7 @@ def run(place: Place, item: Item) -> Iterator[dict]:
 def parsed(line: str) -> dict:
     """A line as columns; one that is not JSON as it came."""
     try:
-        found = json.loads(line)
+        columns = json.loads(line)
     except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {"said": line.strip()[:300]}
+        columns = None
+    return columns if isinstance(columns, dict) else {"said": line.strip()[:300]}

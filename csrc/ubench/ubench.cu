@@ -32,7 +32,7 @@
 
 namespace {
 
-constexpr long long kPatience = 340'000'000;  // clocks: 0.2 s at 1.7 GHz
+constexpr long long kTimeoutClocks = 340'000'000;  // clocks: 0.2 s at 1.7 GHz
 constexpr uint32_t kUnset = 0xffffffffu;
 constexpr size_t kBufferBytes = size_t(256) << 20;
 constexpr int kAlone = 120 << 10;  // bytes of shared memory with which a block has an SM to itself
@@ -87,7 +87,7 @@ __device__ __forceinline__ uint32_t address_in(uint32_t address, uint32_t rank) 
 
 __device__ __forceinline__ bool unset(uint4 v) { return max(max(v.x, v.y), max(v.z, v.w)) == kUnset; }
 
-__device__ __forceinline__ bool late(long long start) { return clock64() - start > kPatience; }
+__device__ __forceinline__ bool timed_out(long long start) { return clock64() - start > kTimeoutClocks; }
 
 // Keeps a value, and with it all that it is computed from, ahead of what follows.
 __device__ __forceinline__ void settle(float v) { asm volatile("" ::"f"(v) : "memory"); }
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(512, 1) strong_loads(const uint32_t* at, int w
 }
 
 // ---- a number handed to and fro between block 0 and block `other`; half a round trip is one hand-over
-__global__ void ping_pong(uint32_t* a, uint32_t* b, int rounds, int other, long long* out, int* lost) {
+__global__ void ping_pong(uint32_t* a, uint32_t* b, int rounds, int other, long long* out, int* timeout_flag) {
   if (threadIdx.x || (blockIdx.x != 0 && int(blockIdx.x) != other)) return;
   const bool first = blockIdx.x == 0;
   const uint32_t* answer = first ? b : a;
@@ -128,8 +128,8 @@ __global__ void ping_pong(uint32_t* a, uint32_t* b, int rounds, int other, long 
   for (int i = 1; i <= rounds; ++i) {
     if (first) store_strong_word(a, i);
     for (int polls = 1; int(load_strong_word(answer)) < i; ++polls)
-      if (polls % 256 == 0 && late(start)) {
-        *lost = 1;
+      if (polls % 256 == 0 && timed_out(start)) {
+        *timeout_flag = 1;
         return;
       }
     if (!first) store_strong_word(b, i);
@@ -141,26 +141,26 @@ __global__ void ping_pong(uint32_t* a, uint32_t* b, int rounds, int other, long 
 }
 
 // ---- the same between block 0 and block `other` of a cluster, through their shared memories
-__global__ void cluster_ping_pong(int rounds, int other, long long* out, int* lost) {
+__global__ void cluster_ping_pong(int rounds, int other, long long* out, int* timeout_flag) {
   __shared__ uint32_t word;
   word = 0;
   cluster_barrier();
   const int rank = int(cluster_rank());
   if (!threadIdx.x && (rank == 0 || rank == other)) {
     const bool first = rank == 0;
-    const uint32_t mine = shared_address(&word), theirs = address_in(mine, first ? other : 0);
+    const uint32_t own_word = shared_address(&word), peer_word = address_in(own_word, first ? other : 0);
     const long long start = clock64();
-    bool gone = false;
-    for (int i = 1; i <= rounds && !gone; ++i) {
-      if (first) asm volatile("st.relaxed.cluster.shared::cluster.u32 [%0], %1;" ::"r"(theirs), "r"(i) : "memory");
+    bool gave_up = false;
+    for (int i = 1; i <= rounds && !gave_up; ++i) {
+      if (first) asm volatile("st.relaxed.cluster.shared::cluster.u32 [%0], %1;" ::"r"(peer_word), "r"(i) : "memory");
       int seen = 0;
-      for (int polls = 1; seen < i && !gone; ++polls) {
-        asm volatile("ld.relaxed.cluster.shared::cta.u32 %0, [%1];" : "=r"(seen) : "r"(mine) : "memory");
-        gone = polls % 256 == 0 && late(start);
+      for (int polls = 1; seen < i && !gave_up; ++polls) {
+        asm volatile("ld.relaxed.cluster.shared::cta.u32 %0, [%1];" : "=r"(seen) : "r"(own_word) : "memory");
+        gave_up = polls % 256 == 0 && timed_out(start);
       }
-      if (!first) asm volatile("st.relaxed.cluster.shared::cluster.u32 [%0], %1;" ::"r"(theirs), "r"(i) : "memory");
+      if (!first) asm volatile("st.relaxed.cluster.shared::cluster.u32 [%0], %1;" ::"r"(peer_word), "r"(i) : "memory");
     }
-    if (gone) *lost = 1;
+    if (gave_up) *timeout_flag = 1;
     if (first) out[0] = clock64() - start;
   }
   __syncwarp();
@@ -189,7 +189,8 @@ __global__ void cluster_load_latency(int loads, int other, long long* out) {
 // from memory preset to all ones and fresh at every step. `Flight`: 16-byte loads that a thread has in flight. It is a
 // step of `persistent` without its math.
 template <int Flight>
-__global__ void __launch_bounds__(512, 1) gather_l2(uint32_t* buffer, int words, int steps, long long* out, int* lost) {
+__global__ void __launch_bounds__(512, 1)
+    gather_l2(uint32_t* buffer, int words, int steps, long long* out, int* timeout_flag) {
   const int vectors = words / 4, part = (vectors + gridDim.x - 1) / gridDim.x, stride = blockDim.x * 4;
   const int begin = min(int(blockIdx.x) * part, vectors) * 4, end = min(int(blockIdx.x + 1) * part, vectors) * 4;
   const long long start = clock64();
@@ -209,8 +210,8 @@ __global__ void __launch_bounds__(512, 1) gather_l2(uint32_t* buffer, int words,
         waits = false;
 #pragma unroll
         for (int i = 0; i < Flight; ++i) waits |= unset(v[i]);
-        if (waits && polls % 64 == 0 && late(start)) {
-          *lost = 1;
+        if (waits && polls % 64 == 0 && timed_out(start)) {
+          *timeout_flag = 1;
           return;
         }
       }
@@ -224,10 +225,11 @@ __global__ void __launch_bounds__(512, 1) gather_l2(uint32_t* buffer, int words,
 
 // ---- all-gather inside a cluster: st.async into the shared memory of every block, which counts the bytes in an
 // mbarrier
-__global__ void __launch_bounds__(512, 1) gather_dsmem(int words, int steps, int size, long long* out, int* lost) {
+__global__ void __launch_bounds__(512, 1)
+    gather_dsmem(int words, int steps, int size, long long* out, int* timeout_flag) {
   extern __shared__ __align__(128) uint32_t buffers[];  // two of `words`
   __shared__ __align__(8) uint64_t full[2];
-  const int mine = words / size, pieces = mine / 4;
+  const int words_per_block = words / size, pieces = words_per_block / 4;
   const uint32_t rank = cluster_rank();
   const auto expect = [&](int p) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&full[p])),
@@ -244,38 +246,38 @@ __global__ void __launch_bounds__(512, 1) gather_dsmem(int words, int steps, int
   cluster_barrier();
   const long long start = clock64();
   uint32_t sum = rank;
-  bool gone = false;
-  for (int s = 0; s < steps && !gone; ++s) {
+  bool gave_up = false;
+  for (int s = 0; s < steps && !gave_up; ++s) {
     const int p = s & 1;
     const uint32_t parity = (s >> 1) & 1;
     for (int i = threadIdx.x; i < pieces * size; i += blockDim.x) {  // every piece of 16 bytes to every block
       const int to = i % size, piece = i / size;
-      const uint32_t where = address_in(shared_address(buffers + p * words + rank * mine + piece * 4), to);
+      const uint32_t where = address_in(shared_address(buffers + p * words + rank * words_per_block + piece * 4), to);
       const uint32_t counter = address_in(shared_address(&full[p]), to);
       asm volatile(
           "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %1, %1, %1}, [%2];" ::"r"(where),
           "r"(sum), "r"(counter)
           : "memory");
     }
-    uint32_t there = 0;
-    for (int polls = 1; !there && !gone; ++polls) {
+    uint32_t arrived = 0;
+    for (int polls = 1; !arrived && !gave_up; ++polls) {
       asm volatile(
           "{\n.reg .pred p;\n"
           "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
           "selp.u32 %0, 1, 0, p;\n}"
-          : "=r"(there)
+          : "=r"(arrived)
           : "r"(shared_address(&full[p])), "r"(parity)
           : "memory");
-      gone = !there && late(start);  // a try waits for a while itself
+      gave_up = !arrived && timed_out(start);  // a try waits for a while itself
     }
     const uint4 v = *reinterpret_cast<const uint4*>(buffers + p * words + threadIdx.x * 4 % words);
     sum += (v.x ^ v.w) & 0xff;
-    gone = __syncthreads_or(gone);
+    gave_up = __syncthreads_or(gave_up);
     // Armed for the step after next, which no block sends before it has this block's part of the next.
     if (!threadIdx.x) expect(p);
     __syncthreads();
   }
-  if (gone) *lost = 1;
+  if (gave_up) *timeout_flag = 1;
   cluster_barrier();
   if (!threadIdx.x) out[blockIdx.x] = clock64() - start + (sum == kUnset);
 }
@@ -377,49 +379,49 @@ __global__ void barrier_and_cell(int rounds, long long* out, float* sink) {
   sink[threadIdx.x] = z;
 }
 
-__global__ void nothing(int* lost) {
-  if (blockIdx.x > 1u << 30) *lost = 1;
+__global__ void nothing(int* timeout_flag) {
+  if (blockIdx.x > 1u << 30) *timeout_flag = 1;
 }
 
 // ---- host
 
-struct Failed {};
+struct CudaFailure {};
 
-void must(const char* what, cudaError_t code) {
+void check_cuda(const char* what, cudaError_t code) {
   if (code == cudaSuccess) return;
   printf("{\"error\":\"%s\",\"at\":\"%s\"}\n", cudaGetErrorString(code), what);
   cudaGetLastError();
-  throw Failed();
+  throw CudaFailure();
 }
-#define MUST(call) must(#call, call)
+#define CHECK_CUDA(call) check_cuda(#call, call)
 
 int sms;
-long long* out;  // host memory that kernels write
-int* lost;       // so is this: whether a kernel gave up
+long long* out;     // host memory that kernels write
+int* timeout_flag;  // so is this: whether a kernel gave up
 float* sink;
 uint32_t* buffer;
 
 void open() {
-  cudaDeviceProp about;
+  cudaDeviceProp properties;
   int khz = 0;
-  MUST(cudaGetDeviceProperties(&about, 0));
-  MUST(cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, 0));
-  sms = about.multiProcessorCount;
-  printf("{\"gpu\":\"%s\",\"sms\":%d,\"l2\":%d,\"optin\":%zu,\"mhz\":%d}\n", about.name, sms, about.l2CacheSize,
-         about.sharedMemPerBlockOptin, khz / 1000);
-  MUST(cudaHostAlloc(&out, 4096 * sizeof(long long), cudaHostAllocMapped));
-  MUST(cudaHostAlloc(&lost, sizeof(int), cudaHostAllocMapped));
-  MUST(cudaMalloc(&sink, 1 << 16));
-  MUST(cudaMalloc(&buffer, kBufferBytes));
-  *lost = 0;
+  CHECK_CUDA(cudaGetDeviceProperties(&properties, 0));
+  CHECK_CUDA(cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, 0));
+  sms = properties.multiProcessorCount;
+  printf("{\"gpu\":\"%s\",\"sms\":%d,\"l2\":%d,\"optin\":%zu,\"mhz\":%d}\n", properties.name, sms,
+         properties.l2CacheSize, properties.sharedMemPerBlockOptin, khz / 1000);
+  CHECK_CUDA(cudaHostAlloc(&out, 4096 * sizeof(long long), cudaHostAllocMapped));
+  CHECK_CUDA(cudaHostAlloc(&timeout_flag, sizeof(int), cudaHostAllocMapped));
+  CHECK_CUDA(cudaMalloc(&sink, 1 << 16));
+  CHECK_CUDA(cudaMalloc(&buffer, kBufferBytes));
+  *timeout_flag = 0;
 }
 
 // Waits for a kernel; false where it gave up, which is said.
 bool done(const char* what) {
-  MUST(cudaDeviceSynchronize());
-  if (!*lost) return true;
+  CHECK_CUDA(cudaDeviceSynchronize());
+  if (!*timeout_flag) return true;
   printf("{\"lost\":\"%s\"}\n", what);
-  *lost = 0;
+  *timeout_flag = 0;
   return false;
 }
 
@@ -494,7 +496,7 @@ void latency() {
   constexpr int kLines = 4096, kLoads = 2048;
   std::vector<uint32_t> chain(kLines * 32);
   for (int i = 0; i < kLines; ++i) chain[i * 32] = (i * 1237 + 1) % kLines;
-  MUST(cudaMemcpy(buffer, chain.data(), chain.size() * 4, cudaMemcpyHostToDevice));
+  CHECK_CUDA(cudaMemcpy(buffer, chain.data(), chain.size() * 4, cudaMemcpyHostToDevice));
   for (int k = 0; k < 2; ++k) {  // the first brings the lines into L2
     load_latency<<<sms, 32>>>(buffer, kLoads, out);
     done("load_latency");
@@ -509,7 +511,7 @@ template <int Flight>
 void throughput_of(int blocks, int threads) {
   constexpr int kRounds = 256, kWords = 16384;  // 64 KiB, which all blocks load, as they do an exchange
   for (int k = 0; k < 2; ++k) {
-    MUST(launch(strong_loads<Flight>, {blocks, threads, kAlone}, buffer, kWords, kRounds, out));
+    CHECK_CUDA(launch(strong_loads<Flight>, {blocks, threads, kAlone}, buffer, kWords, kRounds, out));
     done("strong_loads");
   }
   const double clocks = double(median(blocks)) / kRounds;
@@ -518,7 +520,7 @@ void throughput_of(int blocks, int threads) {
 }
 
 void throughput() {
-  MUST(cudaMemset(buffer, 0, 1 << 20));
+  CHECK_CUDA(cudaMemset(buffer, 0, 1 << 20));
   for (const int blocks : {1, sms})
     for (const int threads : {32, 128, 256, 512}) {
       throughput_of<1>(blocks, threads);
@@ -531,8 +533,8 @@ void throughput() {
 void hand_over() {
   constexpr int kRounds = 2000;
   for (const int other : {1, 2, 7, 33, 66, 100, sms - 1}) {
-    MUST(cudaMemset(buffer, 0, 1 << 20));
-    MUST(launch(ping_pong, {sms, 32, 0, 0, true}, buffer, buffer + 4096, kRounds, other, out, lost));
+    CHECK_CUDA(cudaMemset(buffer, 0, 1 << 20));
+    CHECK_CUDA(launch(ping_pong, {sms, 32, 0, 0, true}, buffer, buffer + 4096, kRounds, other, out, timeout_flag));
     if (done("ping_pong"))
       printf("{\"hand_over_clocks\":%.0f,\"sm\":[%lld,%lld]}\n", double(out[0]) / 2 / kRounds, out[1], out[2]);
   }
@@ -550,8 +552,8 @@ void through_l2() {
                                                      : gather_l2<8>;
         bool fine = true;
         for (int k = 0; k < 2 && fine; ++k) {
-          MUST(cudaMemset(buffer, 0xff, size_t(words) * 4 * steps));
-          MUST(launch(kernel, {blocks, threads, kAlone, 0, true}, buffer, words, steps, out, lost));
+          CHECK_CUDA(cudaMemset(buffer, 0xff, size_t(words) * 4 * steps));
+          CHECK_CUDA(launch(kernel, {blocks, threads, kAlone, 0, true}, buffer, words, steps, out, timeout_flag));
           fine = done("gather l2");
         }
         if (fine)
@@ -573,7 +575,7 @@ void through_clusters() {
       if (done("cluster_load_latency"))
         printf("{\"dsmem_load_clocks\":%.0f,\"size\":%d,\"rank\":%d}\n", double(out[0]) / kLoads, size, other);
       if (other == 0) continue;
-      MUST(launch(cluster_ping_pong, {size, 32, 0, size}, kRounds, other, out, lost));
+      CHECK_CUDA(launch(cluster_ping_pong, {size, 32, 0, size}, kRounds, other, out, timeout_flag));
       if (done("cluster_ping_pong"))
         printf("{\"dsmem_hand_over_clocks\":%.0f,\"size\":%d,\"rank\":%d}\n", double(out[0]) / 2 / kRounds, size,
                other);
@@ -585,7 +587,7 @@ void through_clusters() {
         const int words = kib * 256, steps = 512;
         if (words / size < 4 || clusters < 1 || (clusters == 1 && most < 2)) continue;
         const int shared = std::max(kAlone, 2 * words * 4);
-        MUST(launch(gather_dsmem, {size * clusters, 512, shared, size}, words, steps, size, out, lost));
+        CHECK_CUDA(launch(gather_dsmem, {size * clusters, 512, shared, size}, words, steps, size, out, timeout_flag));
         if (done("gather dsmem"))
           printf("{\"gather\":\"dsmem\",\"size\":%d,\"clusters\":%d,\"kib\":%d,\"clocks\":%.0f}\n", size, clusters, kib,
                  double(median(size * clusters)) / steps);
@@ -639,19 +641,20 @@ double microseconds() {
 }
 
 void launches() {
-  struct Kind {
+  struct LaunchKind {
     const char* name;
     Launch how;
   };
   const int even = sms / 8 * 8 / 2;  // clusters need not fit all at once
-  for (const Kind& kind : {Kind{"plain", {sms, 256}}, Kind{"cooperative", {sms, 256, 0, 0, true}},
-                           Kind{"cluster", {even, 256, 0, 8}}, Kind{"100 KiB", {sms, 256, 100 << 10}}}) {
+  for (const LaunchKind& kind :
+       {LaunchKind{"plain", {sms, 256}}, LaunchKind{"cooperative", {sms, 256, 0, 0, true}},
+        LaunchKind{"cluster", {even, 256, 0, 8}}, LaunchKind{"100 KiB", {sms, 256, 100 << 10}}}) {
     constexpr int kTimes = 100;
     double submitted = 0, all = 0;
-    MUST(allow(nothing, kind.how));
+    CHECK_CUDA(allow(nothing, kind.how));
     for (int k = 0; k < 3; ++k) {  // the last counts
       const double start = microseconds();
-      for (int i = 0; i < kTimes; ++i) MUST(launch_allowed(nothing, kind.how, lost));
+      for (int i = 0; i < kTimes; ++i) CHECK_CUDA(launch_allowed(nothing, kind.how, timeout_flag));
       submitted = microseconds() - start;
       done("nothing");
       all = microseconds() - start;
@@ -659,20 +662,20 @@ void launches() {
     printf("{\"launch\":\"%s\",\"us\":%.2f,\"submit_us\":%.2f}\n", kind.name, all / kTimes, submitted / kTimes);
   }
   cudaEvent_t begin, end;
-  MUST(cudaEventCreate(&begin));
-  MUST(cudaEventCreate(&end));
+  CHECK_CUDA(cudaEventCreate(&begin));
+  CHECK_CUDA(cudaEventCreate(&end));
   for (const int kib : {64, 1024, 16384}) {
     constexpr int kTimes = 100;
     float ms = 0;
     double submitted = 0;
     for (int k = 0; k < 2; ++k) {
-      MUST(cudaEventRecord(begin));
+      CHECK_CUDA(cudaEventRecord(begin));
       const double start = microseconds();
-      for (int i = 0; i < kTimes; ++i) MUST(cudaMemsetAsync(buffer, 0xff, size_t(kib) << 10));
+      for (int i = 0; i < kTimes; ++i) CHECK_CUDA(cudaMemsetAsync(buffer, 0xff, size_t(kib) << 10));
       submitted = microseconds() - start;
-      MUST(cudaEventRecord(end));
-      MUST(cudaEventSynchronize(end));
-      MUST(cudaEventElapsedTime(&ms, begin, end));
+      CHECK_CUDA(cudaEventRecord(end));
+      CHECK_CUDA(cudaEventSynchronize(end));
+      CHECK_CUDA(cudaEventElapsedTime(&ms, begin, end));
     }
     printf("{\"memset_us\":%.2f,\"kib\":%d,\"submit_us\":%.2f}\n", ms * 1000 / kTimes, kib, submitted / kTimes);
   }
@@ -716,7 +719,7 @@ int main(int count, char** arguments) {
   alarm(25);  // the first context on a machine may take long
   try {
     open();
-  } catch (Failed) {
+  } catch (CudaFailure) {
     return 1;
   }
   for (; k < kCount; ++k) {
@@ -725,13 +728,13 @@ int main(int count, char** arguments) {
     const double start = microseconds();
     try {
       kSections[k].run();
-    } catch (Failed) {
+    } catch (CudaFailure) {
     }
     const cudaError_t code = cudaDeviceSynchronize();
     printf("{\"section\":\"%s\",\"seconds\":%.2f,\"code\":%d}\n", kSections[k].name, (microseconds() - start) * 1e-6,
            int(code));
     if (code != cudaSuccess) start_anew();
-    *lost = 0;
+    *timeout_flag = 0;
   }
   return 0;
 }

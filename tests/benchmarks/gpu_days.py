@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.gpu_day import place, rows
+from benchmarks.gpu_day import executor, row_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,15 +20,15 @@ def day(folder: Path, *arguments: str, fault: str = "", timeout: str = "") -> su
 
 
 def read(folder: Path, stage: str) -> list[dict]:
-    return [row for row in rows.read(folder / "raw.jsonl") if row["stage"] == stage]
+    return [row for row in row_file.read(folder / "raw.jsonl") if row["stage"] == stage]
 
 
-def fates(folder: Path, name: str) -> list[dict]:
+def stage_rows(folder: Path, name: str) -> list[dict]:
     return [row for row in read(folder, "stage") if row["name"] == name]
 
 
-def rehearsal(**changes) -> place.Place:
-    return place.at({"rehearse": True, "out": "", "until": 1e12, "lost": [], "stage": "right", **changes})
+def rehearsal(**changes) -> executor.GpuExecutor:
+    return executor.executor_for({"rehearse": True, "out": "", "until": 1e12, "lost": [], "stage": "right", **changes})
 
 
 TILING = {"groups": 2, "k_splits": 8, "row_tiles": 1, "gate_splits": 1}

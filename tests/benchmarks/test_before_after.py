@@ -13,7 +13,9 @@ from benchmarks.before_after import worker
 OPTIONS = ["--seconds", "0", "--threads", "1"]
 
 
-def test_a_tree_beside_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_comparing_a_tree_with_itself_writes_a_row_of_positive_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(before_after, "SAMPLE_SECONDS", 1e-4)
     out = tmp_path / "table.csv"
     status = before_after.main([str(before_after.TREE), "--only", "one-step/1x8$", "--out", str(out), *OPTIONS])
@@ -49,18 +51,18 @@ SMALL = {
 
 
 @pytest.mark.parametrize("build", SMALL)
-def test_every_build_runs(build: str):
+def test_the_worker_builds_and_times_every_kind_of_request(build: str):
     arguments = SMALL[build]
     if build == "layer":
         arguments = {"case": arguments, "L": 2, "bidirectional": True, "train": True}
-    built = worker.Worker()
-    reply = built.build(build, arguments, threads=1)
+    timer = worker.CaseTimer()
+    reply = timer.build(build, arguments, threads=1)
     assert len(reply["norms"]) == {"layer": 3 + 1 + 2 * 2 * 5, "training_step": 1, "stream": 8}.get(build, 0)
     assert all(norm > 0 for norm in reply["norms"])
-    assert all(built.time(contender, 1)["seconds"] > 0 for contender in reply["contenders"])
+    assert all(timer.time(contender, 1)["seconds"] > 0 for contender in reply["contenders"])
 
 
-def test_a_layer_has_the_outputs_of_torch():
+def test_a_layer_of_the_worker_has_the_outputs_of_torch():
     arguments = {"case": SMALL["layer"], "L": 1, "bidirectional": False, "train": True}
     steps = worker.layer(**arguments)
     for out, expected in zip(steps["fastlstm"](), steps["torch"](), strict=True):
@@ -69,15 +71,15 @@ def test_a_layer_has_the_outputs_of_torch():
 
 
 def test_a_case_that_fails_in_a_worker_is_an_error_and_the_worker_goes_on():
-    process = before_after.Worker(before_after.TREE)
+    worker_process = before_after.WorkerProcess(before_after.TREE)
     try:
         with pytest.raises(before_after.CaseError, match="KeyError: 'no_such_build'"):
-            process.ask(build="no_such_build", arguments={}, threads=1)
-        assert process.ask(build="stream", arguments=SMALL["stream"], threads=1)["contenders"] == ["fastlstm"]
+            worker_process.ask(build="no_such_build", arguments={}, threads=1)
+        assert worker_process.ask(build="stream", arguments=SMALL["stream"], threads=1)["contenders"] == ["fastlstm"]
     finally:
-        process.process.communicate()
+        worker_process.process.communicate()
 
 
 def test_a_folder_without_the_package_is_refused(tmp_path: Path):
     with pytest.raises(SystemExit, match="give the root of a checkout"):
-        before_after.Worker(tmp_path)
+        before_after.WorkerProcess(tmp_path)

@@ -25,10 +25,10 @@ def with_competitor(call: LayerCall, name: str) -> Workload:
 
 @pytest.mark.parametrize("kind", DENSE)
 @pytest.mark.parametrize("name", ["cell-loop", "onnxruntime", "jax"])
-def test_a_competitor_agrees_with_torch_in_every_output_and_gradient(name: str, kind: str):
-    workload = with_competitor(DENSE[kind], name)
+def test_a_competitor_agrees_with_torch_in_every_output_and_gradient(name: str, call_name: str):
+    workload = with_competitor(DENSE[call_name], name)
     if name in workload.skipped:
-        expected = "gradients" if name == "onnxruntime" and kind == "training" else "is not installed"
+        expected = "gradients" if name == "onnxruntime" and call_name == "training" else "is not installed"
         assert expected in workload.skipped[name]
         return
     workload.check()
@@ -38,8 +38,8 @@ def test_a_competitor_agrees_with_torch_in_every_output_and_gradient(name: str, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["training", "forward"])
-def test_the_compiled_loop_agrees(kind: str):
-    workload = with_competitor(DENSE[kind], "compiled-loop")
+def test_the_compiled_loop_agrees_with_torch(call_name: str):
+    workload = with_competitor(DENSE[call_name], "compiled-loop")
     if "C++ compiler" in workload.skipped.get("compiled-loop", ""):
         pytest.skip(workload.skipped["compiled-loop"])
     workload.check()
@@ -54,7 +54,7 @@ def test_the_compiled_loop_agrees(kind: str):
         (LayerCall(shape(4, 3, 8, P=4)), "a projection"),
     ],
 )
-def test_what_a_competitor_cannot_do_is_written_down(call: LayerCall, reason: str):
+def test_a_competitor_that_cannot_run_a_layer_is_skipped_with_the_reason(call: LayerCall, reason: str):
     for name in (*competitors.CPU, *competitors.GPU):
         workload = with_competitor(call, name)
         assert name not in workload.runs
@@ -66,11 +66,11 @@ def test_a_gpu_competitor_says_that_it_needs_one():
         assert with_competitor(DENSE["forward"], name).skipped[name] == "this competitor runs on a GPU"
 
 
-def test_a_missing_package_is_a_reason(monkeypatch: pytest.MonkeyPatch):
+def test_a_competitor_without_its_package_is_skipped_with_the_command_to_install_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(competitors.util, "find_spec", lambda package: None)
     assert (
         with_competitor(DENSE["forward"], "jax").skipped["jax"]
-        == "jax is not installed (pip install 'fastlstm[peers]')"
+        == "jax is not installed (pip install 'fastlstm[competitors]')"
     )
 
 
@@ -93,7 +93,7 @@ def test_competitors_run_layers_only():
         competitors.add(Workload({"torch": lambda: []}), ("jax",))
 
 
-def test_the_loop_uses_the_weights_themselves():
+def test_the_cell_loop_shares_the_parameters_of_the_lstm():
     lstm = torch.nn.LSTM(3, 4, 2)
     x, zero = torch.randn(2, 1, 3), torch.zeros(2, 1, 4)
     with torch.no_grad():
@@ -104,11 +104,11 @@ def test_the_loop_uses_the_weights_themselves():
 
 
 H100, A100, V100, T4, A40 = (
-    gpu.Device(9, 0, 132),
-    gpu.Device(8, 0, 108),
-    gpu.Device(7, 0, 80),
-    gpu.Device(7, 5, 40),
-    gpu.Device(8, 6, 84),
+    gpu.TorchDeviceInfo(9, 0, 132),
+    gpu.TorchDeviceInfo(8, 0, 108),
+    gpu.TorchDeviceInfo(7, 0, 80),
+    gpu.TorchDeviceInfo(7, 5, 40),
+    gpu.TorchDeviceInfo(8, 6, 84),
 )
 
 
@@ -133,7 +133,7 @@ H100, A100, V100, T4, A40 = (
         ((64, 16, 128), torch.float64, H100, True, "standard"),
     ],
 )
-def test_the_algorithm_class_that_torch_asks_cudnn_for(size, dtype, device, forward, algorithm):
+def test_cudnn_algorithm_follows_the_rules_of_torch(size, dtype, device, forward, algorithm):
     assert gpu.cudnn_algorithm(LayerCall(shape(*size), dtype=dtype), device, forward) == algorithm
 
 
@@ -147,7 +147,7 @@ def test_only_plain_layers_get_a_persistent_kernel():
         assert gpu.cudnn_algorithm(call, H100) == "standard"
 
 
-def test_swapped_gates_are_their_own_inverse():
+def test_swapping_gates_twice_restores_their_order():
     value = torch.arange(8.0)
     assert gpu.swapped(value).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
     assert torch.equal(gpu.swapped(gpu.swapped(value)), value)

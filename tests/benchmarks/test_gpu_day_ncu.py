@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from benchmarks.gpu_day import ncu, place, program, sass
+from benchmarks.gpu_day import executor, ncu, program, sass
 from tests.benchmarks.gpu_days import ROOT
 
 
-def test_what_nsight_compute_says_is_read():
+def test_the_details_page_is_parsed_into_launches_and_their_metrics():
     launches = ncu.parsed(ncu.CANNED)
     assert [name for name, _ in launches] == [
         f"void cooperative_{way}_kernel<bfloat_t>(KernelParams<{way.capitalize()}Args>)"
@@ -41,7 +41,7 @@ def test_the_source_page_is_cut_to_the_columns_that_matter(tmp_path):
     assert sass.launches(sass.written([forward, backward])) == [forward, backward]
 
 
-def test_a_source_page_is_kept_and_told_of(tmp_path, capsys):
+def test_a_source_page_is_saved_compressed_and_summarised(tmp_path, capsys):
     read = list(ncu.source(tmp_path, "cooperative H256 B16", ncu.CANNED_SOURCE))
     assert [row["samples"] for row in read] == [312, 7]
     path = tmp_path / read[0]["file"]
@@ -51,7 +51,7 @@ def test_a_source_page_is_kept_and_told_of(tmp_path, capsys):
     assert "280" in capsys.readouterr().out
 
 
-def test_a_source_page_that_cannot_be_read_is_kept_as_it_came(tmp_path):
+def test_an_unreadable_source_page_is_saved_unchanged(tmp_path):
     (row,) = ncu.source(tmp_path, "cooperative H256 B16", "==ERROR== no source page\n")
     assert row["no_source"] == "==ERROR== no source page"
     assert gzip.decompress((tmp_path / row["file"]).read_bytes()) == b"==ERROR== no source page\n"
@@ -77,15 +77,15 @@ else:
 
 
 @pytest.mark.parametrize(("fault", "samples"), [("", [312, 7]), ("options", [312, 7]), ("source", [])])
-def test_details_come_whatever_becomes_of_the_source_page(tmp_path, monkeypatch, fault, samples):
+def test_the_details_page_is_read_even_if_the_source_page_fails(tmp_path, monkeypatch, fault, samples):
     fake = tmp_path / "ncu"
     fake.write_text(FAKE_NCU.format(python=sys.executable, fault=fault))
     fake.chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(program, "tool", lambda name: str(fake))
-    ordered = place.Place({"out": str(tmp_path), "until": time.time() + 60, "lost": [], "stage": "ncu"})
-    found = list(ncu.run(ordered, ncu.items(ordered)[1]))
-    assert [row["metrics"]["Duration (us)"] for row in found if "metrics" in row] == [143.2, 201.0]
-    assert [row["samples"] for row in found if "samples" in row] == samples
-    assert ["no source" in row["no_source"] for row in found if "no_source" in row] == ([] if samples else [True])
+    gpu_executor = executor.GpuExecutor({"out": str(tmp_path), "until": time.time() + 60, "lost": [], "stage": "ncu"})
+    rows = list(ncu.run(gpu_executor, ncu.items(gpu_executor)[1]))
+    assert [row["metrics"]["Duration (us)"] for row in rows if "metrics" in row] == [143.2, 201.0]
+    assert [row["samples"] for row in rows if "samples" in row] == samples
+    assert ["no source" in row["no_source"] for row in rows if "no_source" in row] == ([] if samples else [True])
     assert "Elapsed Cycles" in (tmp_path / "ncu.txt").read_text()

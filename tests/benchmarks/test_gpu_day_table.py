@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.gpu_day import rows, table
+from benchmarks.gpu_day import row_file, table
 from tests.benchmarks.gpu_days import MADE_UP
 
 
 def test_numbers_that_json_does_not_have_are_words_and_cut_lines_are_left_out(tmp_path):
-    store = rows.Rows(tmp_path)
+    store = row_file.RowWriter(tmp_path)
     store.add("right", worst=float("nan"), us=1.23456789, tiling={"groups": 2}, t_=[float("inf")])
     store.add("sweep", stage="other", t=3)
     with open(store.path, "a") as file:
         file.write('{"stage": "right", "wor')
-    first, second = rows.read(store.path)
+    first, second = row_file.read(store.path)
     assert (first["worst"], first["us"], first["tiling"], first["t_"]) == ("nan", 1.23457, {"groups": 2}, ["inf"])
     assert second["stage"] == "sweep"
 
 
-def test_the_table_of_a_made_up_run(tmp_path):
+def test_the_table_shows_every_stage_of_a_made_up_run(tmp_path):
     path = tmp_path / "raw.jsonl"
     path.write_text("".join(json.dumps({"t": 5.0 + i, **row}) + "\n" for i, row in enumerate(MADE_UP)))
-    text = table.of(path)
+    text = table.render(path)
     for words in (
         "right        code -11, 3.0 s lost single_block f32",
         "Segmentation fault",
@@ -40,11 +40,11 @@ def test_the_table_of_a_made_up_run(tmp_path):
         "module bf16 2x512 (1): RuntimeError: no",
     ):
         assert words in text, text
-    assert table.of(path, begin=1e9) == "---- stages\n0 rows in raw.jsonl, 0 s in all"
+    assert table.render(path, begin=1e9) == "---- stages\n0 rows in raw.jsonl, 0 s in all"
 
 
-def test_the_table_stays_short(tmp_path):
+def test_the_table_is_at_most_as_long_as_its_limit(tmp_path):
     path = tmp_path / "raw.jsonl"
     many = [{**row, "t": 1.0, **({"H": h} if "H" in row else {})} for row in MADE_UP for h in range(300)]
     path.write_text("".join(json.dumps(row) + "\n" for row in many))
-    assert len(table.of(path)) <= table.MOST
+    assert len(table.render(path)) <= table.MOST

@@ -31,7 +31,7 @@ def results(ratio: float = 2.0) -> list[Row]:
     return rows
 
 
-def test_rows_survive_csv(tmp_path: Path):
+def test_rows_read_from_csv_equal_those_written(tmp_path: Path):
     rows = [
         Row("a/b", "cpu", p20=0.5, p50=1e-6, rounds=3, packed=True, kernel='oneDNN, "x"', flops=1.25e9, **WHERE),
         Row("a/b", "jax", skipped="not installed, try: pip"),
@@ -94,10 +94,10 @@ def test_the_summary_has_a_line_for_every_row_of_ratios_and_their_mean():
     assert all("" not in [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines())
 
 
-def case_rows(case: str, ours: dict[str, tuple[float, float, float]], chosen: str = "cpu", seconds: float = 1e-3):
+def case_rows(case: str, ratios: dict[str, tuple[float, float, float]], chosen: str = "cpu", seconds: float = 1e-3):
     """Rows of one case: contender → its ratios to nn.LSTM, which takes two milliseconds: 20 % quantile, median, 80 %."""
     rows = [Row(case, "torch", p50=2e-3, ratio_p20=1.0, ratio=1.0, ratio_p80=1.0, chosen=chosen)]
-    for name, (low, ratio, high) in ours.items():
+    for name, (low, ratio, high) in ratios.items():
         rows.append(Row(case, name, p50=seconds, ratio_p20=low, ratio=ratio, ratio_p80=high, chosen=chosen))
     return rows
 
@@ -202,7 +202,7 @@ def test_readme_is_written_from_one_committed_csv_only(tmp_path: Path):
         report._rewrite_readme([tmp_path / "a.json"], results())
 
 
-def test_the_readme_shows_what_its_file_says():
+def test_the_readme_block_is_what_its_csv_file_gives():
     text = (report.ROOT / "README.md").read_text()
     block = text[text.index(report.BEGIN) : text.index(report.END) + len(report.END)]
     if block == f"{report.BEGIN}\n{report.END}":
@@ -213,6 +213,6 @@ def test_the_readme_shows_what_its_file_says():
     assert (report.ROOT / picture).exists()
 
 
-def test_a_work_without_a_layer_has_no_sizes():
+def test_a_workload_without_a_layer_has_no_sizes():
     assert schema.shapes(Workload({}))["dtype"] == "float32"
     assert "T" not in schema.shapes(Workload({}))

@@ -45,11 +45,13 @@ def test_the_grid_has_the_shapes_that_its_targets_speak_of(groups: tuple[str, ..
         ("bytes", 3e6, 3.1e6, False),
     ],
 )
-def test_ratios_are_at_least_and_the_rest_at_most(statistic: str, bound: float, value: float, met: bool):
+def test_ratios_must_reach_the_bound_and_other_statistics_must_not_exceed_it(
+    statistic: str, bound: float, value: float, met: bool
+):
     assert Target("row", ("a",), statistic, bound).met(value) is met
 
 
-def test_values():
+def test_a_target_computes_its_statistic_over_the_rows_that_it_covers():
     rows = [row("a/1", 1.0, "torch", p50=3.0), row("a/2", 4.0, p50=2.0), row("b/1", 0.1, "torch")]
     rows += [row("a/1", 9.0, contender="jax"), Row("a/3", "cpu", skipped="no")]
 
@@ -77,7 +79,7 @@ def test_the_table_reads_a_file_and_fails_where_a_target_is_missed(tmp_path: Pat
     assert "3.9       4  missed" in capsys.readouterr().out
 
 
-def test_the_table_lists_names(capsys: pytest.CaptureFixture[str]):
+def test_list_prints_the_names_of_the_matching_cases(capsys: pytest.CaptureFixture[str]):
     assert table.main(["--list", "--only", "packed"]) == 0
     assert capsys.readouterr().out.split() == ["packed/H128", "packed/H256", "packed-bidirectional/H256"]
 

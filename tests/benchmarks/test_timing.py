@@ -87,7 +87,9 @@ def test_warm_contenders_are_called_once_before_a_sample():
 
 
 @pytest.mark.parametrize(("busy", "looks", "rests"), [([1.0, 0.5, 0.1], 3, True), ([0.3] * 99, 50, False)])
-def test_waiting_for_rest(monkeypatch: pytest.MonkeyPatch, busy: list[float], looks: int, rests: bool):
+def test_wait_for_rest_ends_when_other_threads_are_idle_or_at_its_limit(
+    monkeypatch: pytest.MonkeyPatch, busy: list[float], looks: int, rests: bool
+):
     """busy: cores in use while it sleeps, time after time; rest is less than a fifth of one."""
     now, used, slept = [0.0], [0.0], []
 
@@ -133,7 +135,7 @@ def test_a_timer_outside_sees_the_calls_of_one_sample_and_their_end():
     assert bench.turns == [("cpu", ("cpu",))] * turns.calls["cpu"] + [("finish", ())]
 
 
-def test_a_sample_begins_and_ends_with_nothing_under_way():
+def test_a_sample_waits_for_started_work_before_and_after():
     bench = Bench(cpu=1.0)
     turns = bench.interleaved("cpu")
     bench.turns.clear()

@@ -26,7 +26,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_kind_of_work_agrees_on_a_small_size(name: str):
+def test_the_contenders_of_every_workload_agree_on_a_small_size(name: str):
     SMALL[name]().check()
 
 
@@ -91,7 +91,7 @@ def test_check_runs_each_contender_under_its_backend(monkeypatch: pytest.MonkeyP
     assert seen == {"cpu": ("cpu", False), "dispatched": (None, False), "torch": ("reference", False)}
 
 
-def test_what_dispatch_takes_is_known():
+def test_a_workload_names_the_backend_that_dispatch_chooses():
     workload = layer.layer(LayerCall(shape(5, 3, 8)))
     assert workload.chosen in ("cpu", "torch", "reference")
 
@@ -128,11 +128,11 @@ def test_recompute_saves_less_and_both_less_than_torch():
     assert rows["cpu"].ratio == rows["torch"].p50 / rows["cpu"].p50
 
 
-def test_geometric_mean():
+def test_the_geometric_mean_of_1_and_4_is_2():
     assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
 
 
-def test_flops_of_a_layer():
+def test_flops_of_a_layer_count_every_product_of_its_steps():
     # one row, I 2, H 3: 4 gates · 3 units · (2 + 3) inputs, each a multiplication and an addition
     assert LayerCall(shape(1, 1, 3, I=2), train=False).flops == 2 * 4 * 3 * 5
     assert LayerCall(shape(1, 1, 3, I=2)).flops == 3 * 2 * 4 * 3 * 5

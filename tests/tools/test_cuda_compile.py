@@ -40,7 +40,7 @@ def test_spilled_bytes_are_read():
     assert cuda_compile.spill_bytes(PTXAS) == {"_Z1av": 48, "_Z1bv": 0}
 
 
-def test_loads_are_told_apart_and_counted_in_loops():
+def test_constant_and_strong_loads_are_counted_separately_in_loops():
     code = sass.parse(SASS, 10, 0)
     assert (cuda_compile._loads(code, "CONSTANT"), cuda_compile._loads(code, "STRONG")) == (0, 1)
     assert code.count(*sass.TENSOR, in_loops=True) == 1
@@ -69,7 +69,7 @@ def test_loads_in_flight_are_counted_until_a_result_is_named(code, groups):
 
 
 @cache
-def compiled(capability: int) -> tuple[cuda_compile.Row, ...]:
+def compiled(capability: int) -> tuple[cuda_compile.CudaKernelRow, ...]:
     nvcc = cuda_compile.find_nvcc()
     if nvcc is None:
         pytest.skip("no nvcc; pip install 'fastlstm[cuda-build]'")
@@ -78,7 +78,7 @@ def compiled(capability: int) -> tuple[cuda_compile.Row, ...]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
-def test_compiled_kernels(capability):
+def test_compiled_kernels_have_no_spills_and_the_expected_instructions(capability):
     """compile_file has raised on any warning."""
     rows = compiled(capability)
     assert {row.kernel for row in rows} == RECURRENT | {
@@ -121,9 +121,9 @@ def test_committed_rows_are_what_the_kernels_compile_to(capability):
     if nvcc is None or by != f"nvcc {cuda_compile.version(nvcc)}":
         pytest.skip(f"the committed rows are by {by}")
     key = ("kernel", "math", "tile", "options")
-    mine = {tuple(getattr(row, k) for k in key): vars(row) for row in compiled(capability)}
-    theirs = {tuple(row[k] for k in key): row for row in committed() if row["capability"] == capability}
-    assert mine == theirs, "run python -m tools.gpu_resources --compile cuda"
+    actual = {tuple(getattr(row, k) for k in key): vars(row) for row in compiled(capability)}
+    expected = {tuple(row[k] for k in key): row for row in committed() if row["capability"] == capability}
+    assert actual == expected, "run python -m tools.gpu_resources --compile cuda"
 
 
 def test_committed_rows_cover_all_architectures_without_spills():

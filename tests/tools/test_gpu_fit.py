@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.gpu_day.rows import read
+from benchmarks.gpu_day.row_file import read
 from fastlstm.backends import cost_model, native
 from tools import gpu_model as model_page
 from tools import gpu_published
 from tools.gpu_fit import __main__ as command
-from tools.gpu_fit import compare, constants, judge, kept, measured, right, solve, sweep
+from tools.gpu_fit import committed, compare, constants, correctness, evaluation, measured, solve, sweep
 
 if reason := native.module_unavailable():
     pytest.skip(reason, allow_module_level=True)
@@ -33,7 +33,7 @@ def rows() -> list[dict]:
     lib, random = cost_model.library(), np.random.default_rng(1)
     known = cost_model.known(CARD, 90, 132, 232448)
     gpu = cost_model.description(replace(known, cost=tuple(TRUTH.items())))
-    found = [
+    made = [
         {"t": 1.8e9, "stage": "env", "what": "native", "properties": [90, 132, 232448]},
         {"t": 1.8e9, "stage": "env", "what": "card", "gpu": CARD, "smi": {"driver_version": "580.1"}},
         {"t": 1.8e9, "stage": "env", "what": "versions", "torch": "2.11", "commit": "abcdef"},
@@ -44,16 +44,16 @@ def rows() -> list[dict]:
             tiling = {name: getattr(choice.t, name) for name in sweep.TILING}
             row = {"math": math, "H": H, "B": B, "backward": backward, "kernel": choice.kernel, "tiling": tiling}
             row |= {"us": choice.us * random.normal(1, 0.01), "status": 0, "planner": number == 0, "predicted_us": 1.0}
-            found.append({"t": 1.8e9, "stage": "sweep", **row, "work": choice.work.as_dict()})
-    spoilt = dict(found[-1])
-    found += [{**spoilt, "status": 1}, {**spoilt, "us": None}, {**spoilt, "slow": True, "us": 1e6}]
-    found += [{**spoilt, "tiling": {**spoilt["tiling"], "groups": 99}}, {**spoilt, "error": "x", "us": -1.0}]
-    found.append({**spoilt, "us": 0.5, "wrong": True})
-    return found
+            made.append({"t": 1.8e9, "stage": "sweep", **row, "work": choice.work.as_dict()})
+    last = dict(made[-1])
+    made += [{**last, "status": 1}, {**last, "us": None}, {**last, "slow": True, "us": 1e6}]
+    made += [{**last, "tiling": {**last["tiling"], "groups": 99}}, {**last, "error": "x", "us": -1.0}]
+    made.append({**last, "us": 0.5, "wrong": True})
+    return made
 
 
 @pytest.fixture
-def raw(rows, tmp_path):
+def raw_path(rows, tmp_path):
     path = tmp_path / "raw.jsonl"
     few = [row for row in rows if row["stage"] == "env" or (row["math"] == "bf16" and row["B"] in (16, 128))]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*few, *OTHERS]) + '{"cut off', encoding="utf-8")
@@ -80,40 +80,40 @@ OTHERS = [{"t": 1.8e9, **row} for row in OTHERS]
 
 
 def test_rows_that_cannot_be_used_are_left_out(rows):
-    found = sweep.steps(rows, sweep.device(rows))
-    assert len(found) == len([row for row in rows if row["stage"] == "sweep"]) - 6
-    assert {step.device.shared_bytes for step in found} == {232448}
-    assert sum(step.planned for step in found) == len(judge.by_call(found)) <= 96
+    steps = sweep.steps(rows, sweep.device(rows))
+    assert len(steps) == len([row for row in rows if row["stage"] == "sweep"]) - 6
+    assert {step.device.shared_bytes for step in steps} == {232448}
+    assert sum(step.planned for step in steps) == len(evaluation.by_call(steps)) <= 96
 
 
-def test_it_finds_the_constants_that_the_rows_were_made_with(rows):
-    found = sweep.steps(rows, sweep.device(rows))
-    table, hbm = sweep.counts(found)
-    us, start = np.array([step.us for step in found]), np.array([value for _, value in gpu_published.LEAN])
+def test_the_fit_finds_the_constants_that_the_rows_were_made_with(rows):
+    steps = sweep.steps(rows, sweep.device(rows))
+    table, hbm = sweep.counts(steps)
+    us, start = np.array([step.us for step in steps]), np.array([value for _, value in gpu_published.LEAN])
     assert list(sweep.constants()) == list(TRUTH) == [name for name, _ in gpu_published.LEAN]
-    values = solve.fit(table, hbm, us, judge.weights(found), start, sweep.least())
-    for (name, wanted), value in zip(TRUTH.items(), values, strict=True):
-        told = {"launch_us": 0.0, "barrier_clocks": 0.3, "shared_excess": 0.1}.get(name, 0.1)
-        assert value == pytest.approx(wanted, rel=told), name
+    values = solve.fit(table, hbm, us, evaluation.weights(steps), start, sweep.least())
+    for (name, expected), value in zip(TRUTH.items(), values, strict=True):
+        tolerance = {"launch_us": 0.0, "barrier_clocks": 0.3, "shared_excess": 0.1}.get(name, 0.1)
+        assert value == pytest.approx(expected, rel=tolerance), name
     off = sweep.predict(table, hbm, values) / us - 1
     assert np.abs(off).mean() < 0.0125
-    assert judge.loss(found, sweep.predict(table, hbm, values)).mean < 1.01
+    assert evaluation.loss(steps, sweep.predict(table, hbm, values)).mean < 1.01
 
 
 def test_counts_add_up_to_the_planners_prediction(rows):
-    found = sweep.steps(rows, sweep.device(rows))
-    table, hbm = sweep.counts(found)
-    mine = sweep.predict(table, hbm, np.array(list(sweep.constants().values())))
-    assert mine == pytest.approx([step.choice.us for step in found])
+    steps = sweep.steps(rows, sweep.device(rows))
+    table, hbm = sweep.counts(steps)
+    predicted = sweep.predict(table, hbm, np.array(list(sweep.constants().values())))
+    assert predicted == pytest.approx([step.choice.us for step in steps])
 
 
-def test_a_few_wild_times_do_not_matter(rows):
-    found = sweep.steps(rows, sweep.device(rows))
-    table, hbm = sweep.counts(found)
-    us, start = np.array([step.us for step in found]), np.array(list(sweep.constants().values()))
+def test_a_few_outliers_do_not_change_the_fit(rows):
+    steps = sweep.steps(rows, sweep.device(rows))
+    table, hbm = sweep.counts(steps)
+    us, start = np.array([step.us for step in steps]), np.array(list(sweep.constants().values()))
     wild = us.copy()
     wild[::50] *= 10
-    values = solve.fit(table, hbm, wild, judge.weights(found), start)
+    values = solve.fit(table, hbm, wild, evaluation.weights(steps), start)
     assert np.median(np.abs(sweep.predict(table, hbm, values) / us - 1)) < 0.05
 
 
@@ -128,7 +128,7 @@ def test_nnls_is_least_squares_without_negative_numbers():
         assert gradient.min() > -1e-8  # what is zero would only get worse above it
 
 
-def test_the_header_is_rewritten(rows):
+def test_the_header_is_rewritten_with_new_constants_and_source(rows):
     text = constants.HEADER.read_text(encoding="utf-8")
     new = constants.written(text, {"l2_clocks": 1234.5, "slot_clocks": 0.0}, "3 steps")
     assert "X(l2_clocks, 1230, " in new
@@ -140,10 +140,10 @@ def test_the_header_is_rewritten(rows):
     assert all(f"X({name}, " in text for name in sweep.constants())
 
 
-def test_the_command_says_how_well_it_fits(raw, capsys):
-    command.main([str(raw)])
-    said = capsys.readouterr().out
-    assert "16 calls on NVIDIA H100" in said
+def test_the_command_says_how_well_it_fits(raw_path, capsys):
+    command.main([str(raw_path)])
+    text = capsys.readouterr().out
+    assert "16 calls on NVIDIA H100" in text
     for words in (
         "| l2_clocks ",
         "| cooperative  | forward ",
@@ -151,10 +151,10 @@ def test_the_command_says_how_well_it_fits(raw, capsys):
         "after: 1.0",
         "times the fastest measured",
     ):
-        assert words in said
+        assert words in text
 
 
-def test_the_command_needs_a_sweep(tmp_path):
+def test_the_command_fails_without_sweep_rows_or_the_name_of_the_gpu(tmp_path):
     empty = tmp_path / "raw.jsonl"
     empty.write_text(json.dumps({"stage": "env", "t": 0, "gpu": CARD}) + "\n")
     with pytest.raises(SystemExit):
@@ -164,27 +164,27 @@ def test_the_command_needs_a_sweep(tmp_path):
         command.main([str(empty)])
 
 
-def _fitted(raw) -> dict[str, float]:
+def _fitted(raw_path) -> dict[str, float]:
     """What the solver makes of the rows of a file, from the constants in force."""
-    rows = read(raw)
-    found = sweep.steps(rows, sweep.device(rows))
-    us, start = np.array([step.us for step in found]), sweep.constants()
+    rows = read(raw_path)
+    steps = sweep.steps(rows, sweep.device(rows))
+    us, start = np.array([step.us for step in steps]), sweep.constants()
     before = np.array(list(start.values()))
-    values = solve.fit(*sweep.counts(found), us, judge.weights(found), before, sweep.least())
+    values = solve.fit(*sweep.counts(steps), us, evaluation.weights(steps), before, sweep.least())
     return dict(zip(start, map(float, values), strict=True))
 
 
-def test_it_writes_rows_constants_and_pages(raw, tmp_path, monkeypatch):
+def test_write_stores_rows_constants_and_pages(raw_path, tmp_path, monkeypatch):
     header = tmp_path / "cost_constants.h"
     header.write_text(constants.HEADER.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(constants, "HEADER", header)
-    monkeypatch.setattr(kept, "FOLDER", tmp_path)
+    monkeypatch.setattr(committed, "FOLDER", tmp_path)
     monkeypatch.setattr(measured, "PAGE", tmp_path / "gpu-measured.md")
     monkeypatch.setattr(measured, "PLOTS", tmp_path / "gpu-measured")
     monkeypatch.setattr(model_page, "PAGE", tmp_path / "gpu-model.md")
-    fitted = _fitted(raw)
-    command.main([str(raw), "--write"])
-    assert read(tmp_path / "gpu-h100-80gb-hbm3-raw.jsonl") == read(raw)
+    fitted = _fitted(raw_path)
+    command.main([str(raw_path), "--write"])
+    assert read(tmp_path / "gpu-h100-80gb-hbm3-raw.jsonl") == read(raw_path)
     assert f"steps measured on {CARD}" in header.read_text()
     values = dict(line.strip()[2:].split(", ")[:2] for line in header.read_text().splitlines() if line[:4] == "  X(")
     assert {name: float(value) for name, value in values.items()} == pytest.approx(fitted, rel=0.01)
@@ -206,15 +206,15 @@ def test_it_writes_rows_constants_and_pages(raw, tmp_path, monkeypatch):
 
 
 def test_a_rehearsal_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "FOLDER", tmp_path)
+    monkeypatch.setattr(committed, "FOLDER", tmp_path)
     source = tmp_path / "raw.jsonl"
     source.write_text(json.dumps({"stage": "env", "t": 0, "gpu": CARD, "rehearsal": True}) + "\n")
     with pytest.raises(ValueError, match="of a rehearsal"):
-        kept.by_card([source])
-    assert kept.files() == {}
+        committed.by_card([source])
+    assert committed.files() == {}
 
 
-def test_a_stage_of_several_runs_is_that_of_the_last():
+def test_merging_runs_keeps_each_stage_of_the_last_run_that_has_it():
     first = [
         {"stage": "env", "commit": "a1"}, {"stage": "cudnn", "us": 1}, {"stage": "stage", "name": "cudnn", "code": 0},
         {"stage": "sweep", "math": "bf16", "us": 2}, {"stage": "sweep", "math": "f32", "us": 3},
@@ -224,22 +224,30 @@ def test_a_stage_of_several_runs_is_that_of_the_last():
         {"stage": "env", "commit": "b2"}, {"stage": "sweep", "math": "bf16", "us": 4},
         {"stage": "stage", "name": "sweep-bf16", "code": 1},
     ]  # fmt: skip
-    found = kept.merged([first, last])
-    assert found == [*first[:3], first[4], first[6], *last]
-    assert kept.merged([found, last]) == [*first[:3], first[4], first[6], last[0], *last]  # env rows tell of each run
-    assert measured.commits(found) == "b2 (cudnn of an earlier run at a1)"
+    merged = committed.merged([first, last])
+    assert merged == [*first[:3], first[4], first[6], *last]
+    assert committed.merged([merged, last]) == [
+        *first[:3],
+        first[4],
+        first[6],
+        last[0],
+        *last,
+    ]  # env rows tell of each run
+    assert measured.commits(merged) == "b2 (cudnn of an earlier run at a1)"
 
 
-def test_files_of_one_card_are_kept_as_one(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "FOLDER", tmp_path)
+def test_several_files_of_one_card_are_merged_into_one(raw_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(committed, "FOLDER", tmp_path)
     again = tmp_path / "again.jsonl"
     again.write_text(
-        "".join(json.dumps(row) + "\n" for row in read(raw) if row["stage"] in ("env", "module")), encoding="utf-8"
+        "".join(json.dumps(row) + "\n" for row in read(raw_path) if row["stage"] in ("env", "module")), encoding="utf-8"
     )
-    (path,) = kept.keep(kept.by_card([raw, again]))
+    (path,) = committed.keep(committed.by_card([raw_path, again]))
     rows = read(path)
     assert [row for row in rows if row["stage"] == "module"] == [row for row in read(again) if row["stage"] == "module"]
-    assert [row for row in rows if row["stage"] == "sweep"] == [row for row in read(raw) if row["stage"] == "sweep"]
+    assert [row for row in rows if row["stage"] == "sweep"] == [
+        row for row in read(raw_path) if row["stage"] == "sweep"
+    ]
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -260,8 +268,8 @@ RIGHT = [
 ]  # fmt: skip
 
 
-def test_the_page_tells_what_was_wrong():
-    text = "\n".join(right.section(RIGHT))
+def test_the_section_on_correctness_counts_wrong_results_and_errors():
+    text = "\n".join(correctness.section(RIGHT))
     for words in (
         "| single_block | bf16 | 1 of 2 | inf   |", "| cooperative  | f32  | 1 of 1 | 0.50  |", "CUDA graphs: 1 of 3 replayed",
         "Triton: 1 of 2 cases right, 1 do not apply", "- modules beside nn.LSTM: 1 of 2 wrong",
@@ -270,11 +278,11 @@ def test_the_page_tells_what_was_wrong():
         "- a process was lost in right at step f32: -11",
     ):  # fmt: skip
         assert words in text, words
-    assert right.section([{"stage": "env"}]) == []
+    assert correctness.section([{"stage": "env"}]) == []
 
 
 def test_the_committed_page_is_what_the_kept_rows_give():
-    if kept.files():
+    if committed.files():
         assert measured.PAGE.read_text(encoding="utf-8") == measured.render(), "run python -m tools.gpu_fit"
     else:
         assert not measured.PAGE.exists()

@@ -128,7 +128,7 @@ def test_no_python_is_an_error_before_anything_is_built(tmp_path, monkeypatch):
     assert not (tmp_path / "day").exists()
 
 
-def test_a_failing_command_is_shown_with_what_it_said():
+def test_a_failing_command_is_shown_with_its_output():
     with pytest.raises(SystemExit, match=r"-c import sys(?s:.*)no compiler"):
         gpu_folder.run([[sys.executable, "-c", "import sys; sys.exit('no compiler')"]])
 
@@ -142,17 +142,17 @@ def test_a_built_folder_imports_and_plans_and_says_that_there_is_no_gpu(tmp_path
     assert gpu_folder.size(out) < gpu_folder.MOST_BYTES
     done = subprocess.run([sys.executable, "-c", ASK], cwd=out, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert all(path.startswith(str(out)) for path in found["files"])
-    assert found["names"] == ["cuda", "no_cpu", "plan"]
-    assert (found["archs"], found["not_built"]) == ("90a", None)
-    assert found["device"] is None or "there is no NVIDIA driver" in found["device"]
-    assert len(found["kernels"]) == 2
-    assert all(us > 0 for us in found["us"])
-    assert found["plan"].startswith("torch: ")
-    assert "no CPU kernels (FASTLSTM_CPU=off)" in found["why_not"]
-    said = subprocess.run([str(out / "ubench")], capture_output=True, text=True).stdout.splitlines()
-    assert "gpu" in json.loads(said[0]) or "driver" in json.loads(said[0])["error"]
+    reply = json.loads(done.stdout)
+    assert all(path.startswith(str(out)) for path in reply["files"])
+    assert reply["names"] == ["cuda", "no_cpu", "plan"]
+    assert (reply["archs"], reply["not_built"]) == ("90a", None)
+    assert reply["device"] is None or "there is no NVIDIA driver" in reply["device"]
+    assert len(reply["kernels"]) == 2
+    assert all(us > 0 for us in reply["us"])
+    assert reply["plan"].startswith("torch: ")
+    assert "no CPU kernels (FASTLSTM_CPU=off)" in reply["why_not"]
+    lines = subprocess.run([str(out / "ubench")], capture_output=True, text=True).stdout.splitlines()
+    assert "gpu" in json.loads(lines[0]) or "driver" in json.loads(lines[0])["error"]
 
 
 def test_only_a_folder_of_its_own_is_replaced(tmp_path, monkeypatch):

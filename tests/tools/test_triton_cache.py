@@ -26,13 +26,13 @@ def test_the_index_is_relative_and_only_machine_code_is_kept(tmp_path):
         assert {path.name for path in entry.iterdir()} == {"k.cubin", "k.json", "__grp__k.json"}
 
 
-def test_all_of_the_stage_is_compiled():
+def test_the_cache_compiles_every_kernel_of_the_stage():
     from benchmarks.gpu_day import triton as stage
 
     work = triton_cache.work()
     assert len(work) == len(stage.SHAPES) * len(stage.MATHS) + len(stage.TIMED)
-    assert {given[0] for run, given in work if run is stage.check} == set(stage.SHAPES)
-    assert [given[0] for run, given in work if run is stage.warm] == list(stage.TIMED)
+    assert {arguments[0] for run, arguments in work if run is stage.check} == set(stage.SHAPES)
+    assert [arguments[0] for run, arguments in work if run is stage.warm] == list(stage.TIMED)
 
 
 def test_the_interpreter_compiles_nothing(monkeypatch):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tools import gpu_model as model_page
-from tools.gpu_fit import constants, judge, kept, measured, solve, sweep
+from tools.gpu_fit import committed, constants, evaluation, measured, solve, sweep
 from tools.gpu_tables import markdown
 
 
@@ -29,44 +29,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--write", action="store_true", help="constants, rows in benchmarks/results, pages in docs")
     parser.add_argument("--keep-constants", action="store_true", help="write all but constants")
-    given = parser.parse_args(argv)
-    cards = kept.by_card(given.raw)
-    found = [step for rows in cards.values() for step in sweep.steps(rows, sweep.device(rows))]
-    if not found:
+    options = parser.parse_args(argv)
+    cards = committed.by_card(options.raw)
+    steps = [step for rows in cards.values() for step in sweep.steps(rows, sweep.device(rows))]
+    if not steps:
         parser.error(
             "no row of the stage sweep can be used: right, status 0, us above 0, a tiling that the planner knows"
         )
-    values, text = fitted(found)
+    values, text = fitted(steps)
     print(text)
-    if given.write:
-        new = {} if given.keep_constants else values
-        write(cards, new, source=f"{len(found)} steps measured on {', '.join(_cards(found))}, docs/gpu-measured.md")
+    if options.write:
+        new = {} if options.keep_constants else values
+        write(cards, new, source=f"{len(steps)} steps measured on {', '.join(_cards(steps))}, docs/gpu-measured.md")
 
 
-def fitted(found: Sequence[sweep.Step]) -> tuple[dict[str, float], str]:
+def fitted(steps: Sequence[sweep.MeasuredStep]) -> tuple[dict[str, float], str]:
     """The constants, rounded as they are written, and what to say of them."""
-    table, hbm = sweep.counts(found)
-    us, start = np.array([step.us for step in found]), sweep.constants()
+    table, hbm = sweep.counts(steps)
+    us, start = np.array([step.us for step in steps]), sweep.constants()
     before = np.array(list(start.values()))
-    raw = solve.fit(table, hbm, us, judge.weights(found), before, sweep.least())
-    after = np.array([constants.rounded(value) for value in raw])
+    solution = solve.fit(table, hbm, us, evaluation.weights(steps), before, sweep.least())
+    after = np.array([constants.rounded(value) for value in solution])
     old, new = (sweep.predict(table, hbm, values) for values in (before, after))
-    told = (table != 0).sum(0)
-    lines = [(n, f"{a:.4g}", f"{b:.4g}", k) for n, a, b, k in zip(start, before, after, told, strict=True)]
-    parts = [f"{len(found)} steps of {len(judge.by_call(found))} calls on {', '.join(_cards(found))}\n"]
+    uses = (table != 0).sum(0)
+    lines = [(n, f"{a:.4g}", f"{b:.4g}", k) for n, a, b, k in zip(start, before, after, uses, strict=True)]
+    parts = [f"{len(steps)} steps of {len(evaluation.by_call(steps))} calls on {', '.join(_cards(steps))}\n"]
     parts += [markdown(("constant", "before", "after", "steps that have it"), lines)]
-    parts += ["Predicted over measured, median (middle 80 %):\n", judge.residuals(found, before=old, after=new)]
-    parts += [f"The planner's picks before: {judge.loss(found, old)}", f"after: {judge.loss(found, new)}"]
+    parts += ["Predicted over measured, median (middle 80 %):\n", evaluation.residuals(steps, before=old, after=new)]
+    parts += [f"The planner's picks before: {evaluation.loss(steps, old)}", f"after: {evaluation.loss(steps, new)}"]
     return dict(zip(start, map(float, after), strict=True)), "\n".join(parts)
 
 
-def _cards(found: Sequence[sweep.Step]) -> list[str]:
-    return sorted({step.device.name for step in found})
+def _cards(steps: Sequence[sweep.MeasuredStep]) -> list[str]:
+    return sorted({step.device.name for step in steps})
 
 
 def write(cards: dict[str, list[dict]], values: dict[str, float], source: str) -> None:
     """Rows, constants and pages. docs/gpu-model.md is that of the new constants, which the built module does not have."""
-    kept.keep(cards)
+    committed.keep(cards)
     if values:
         text = constants.HEADER.read_text(encoding="utf-8")
         constants.HEADER.write_text(constants.written(text, values, source), encoding="utf-8")

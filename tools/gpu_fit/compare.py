@@ -9,8 +9,9 @@ import numpy as np
 
 from fastlstm.backends import cost_model
 from fastlstm.backends.cuda import planner as cuda_planner
-from tools.gpu_fit import judge, kept, sweep
-from tools.gpu_fit.sweep import CODES, TILING, Step
+from tools.gpu_fit import committed, evaluation, sweep
+from tools.gpu_fit.constants import CostConstants
+from tools.gpu_fit.sweep import CODES, TILING, MeasuredStep
 from tools.gpu_tables import markdown
 
 HEAD = """## Predicted and measured on {card}
@@ -33,24 +34,24 @@ MEASURED = (
 )
 
 
-def sections(cost: tuple[tuple[str, float], ...] = ()) -> list[str]:
+def sections(cost: CostConstants = ()) -> list[str]:
     """A section for every card whose rows are kept. cost: constants that are not the built-in ones."""
     parts = []
-    for card, rows in kept.files().items():
-        found = sweep.steps(rows, sweep.device(rows))
-        if found:
-            parts += [HEAD.format(card=card), *(table(found, back, cost) for back in (False, True))]
-            parts += [RESIDUALS, _residuals(found, cost)]
+    for card, rows in committed.files().items():
+        steps = sweep.steps(rows, sweep.device(rows))
+        if steps:
+            parts += [HEAD.format(card=card), *(table(steps, back, cost) for back in (False, True))]
+            parts += [RESIDUALS, _residuals(steps, cost)]
         if alone := _alone(rows):
             parts += [ALONE.format(card=card), alone]
     return parts
 
 
-def _residuals(found: Sequence[Step], cost: tuple[tuple[str, float], ...]) -> str:
+def _residuals(steps: Sequence[MeasuredStep], cost: CostConstants) -> str:
     values = np.array(list({**sweep.constants(), **dict(cost)}.values()))
-    predicted = sweep.predict(*sweep.counts(found), values)
-    table = judge.residuals(found, **{"predicted / measured": predicted})
-    return f"{table}\nThe planner's picks among what was measured: {judge.loss(found, predicted)}.\n"
+    predicted = sweep.predict(*sweep.counts(steps), values)
+    table = evaluation.residuals(steps, **{"predicted / measured": predicted})
+    return f"{table}\nThe planner's picks among what was measured: {evaluation.loss(steps, predicted)}.\n"
 
 
 def _alone(rows: Sequence[dict]) -> str:
@@ -64,18 +65,18 @@ def _alone(rows: Sequence[dict]) -> str:
     return markdown(("constant", "measured alone", "clocks"), lines) if lines else ""
 
 
-def table(found: Sequence[Step], backward: bool, cost: tuple[tuple[str, float], ...]) -> str:
+def table(steps: Sequence[MeasuredStep], backward: bool, cost: CostConstants) -> str:
     """One direction: types and hidden sizes down, batch sizes across."""
-    mine = [step for step in found if step.backward == backward]
-    batches, lines = sorted({step.B for step in mine}), []
-    for math, H in sorted({(step.math, step.H) for step in mine}):
-        cells = ([s for s in mine if (s.math, s.H, s.B) == (math, H, B)] for B in batches)
-        lines.append((math, H, *(_cell(steps, cost) for steps in cells)))
+    of_direction = [step for step in steps if step.backward == backward]
+    batches, lines = sorted({step.B for step in of_direction}), []
+    for math, H in sorted({(step.math, step.H) for step in of_direction}):
+        cells = ([s for s in of_direction if (s.math, s.H, s.B) == (math, H, B)] for B in batches)
+        lines.append((math, H, *(_cell(cell_steps, cost) for cell_steps in cells)))
     head = ("backward" if backward else "forward", "H", *(f"B {B}" for B in batches))
     return markdown(head, lines)
 
 
-def _cell(steps: Sequence[Step], cost: tuple[tuple[str, float], ...]) -> str:
+def _cell(steps: Sequence[MeasuredStep], cost: CostConstants) -> str:
     if not steps:
         return ""
     one = steps[0]

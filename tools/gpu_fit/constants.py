@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+CostConstants = tuple[tuple[str, float], ...]  # (name, value); those that are not named keep what is built in
 HEADER = Path(__file__).parents[2] / "csrc" / "cuda" / "cost_constants.h"
 
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 
 from benchmarks.gpu_day.kernelbench import BASELINE, PUBLISHED
-from benchmarks.gpu_day.layers import GridPoint, cudnn_algorithm
-from tools.gpu_fit import kept
+from benchmarks.gpu_day.layers import LayerConfig, cudnn_algorithm
+from tools.gpu_fit import committed
 from tools.gpu_tables import markdown
 
 CUDNN = """### nn.LSTM on cuDNN
@@ -38,21 +38,23 @@ def sections(rows: Sequence[dict]) -> list[str]:
 
 def cudnn(rows: Sequence[dict]) -> list[str]:
     """nn.LSTM's own steps: a row for type, layout and hidden size, a column for every batch size."""
-    found: dict[tuple, dict] = {}
-    for row in kept.last(rows, "cudnn", "us", "math", "layout", "L", "H", "B", "mode", "graph"):
+    by_key: dict[tuple, dict] = {}
+    for row in committed.last(rows, "cudnn", "us", "math", "layout", "L", "H", "B", "mode", "graph"):
         key = row["math"], row["layout"], row["L"], row["H"], row["B"], row["mode"]
-        if row["graph"] or key not in found:
-            found[key] = row
-    if not found:
+        if row["graph"] or key not in by_key:
+            by_key[key] = row
+    if not by_key:
         return []
-    batches, lines = sorted({key[4] for key in found}), []
-    for what in dict.fromkeys(key[:4] for key in found):
+    batches, lines = sorted({key[4] for key in by_key}), []
+    for what in dict.fromkeys(key[:4] for key in by_key):
         cells = []
         for B in batches:
-            mine = [found.get((*what, B, mode)) for mode in ("inference", "training")]
-            cells.append(" / ".join(_step(row) for row in mine) if any(mine) else "")
+            modes = [by_key.get((*what, B, mode)) for mode in ("inference", "training")]
+            cells.append(" / ".join(_step(row) for row in modes) if any(modes) else "")
         lines.append((*what, *cells, _algorithms(*what, [B for B, cell in zip(batches, cells, strict=True) if cell])))
-    lengths = ", ".join(str(T) for T in sorted({row["T"] for row in found.values() if not row["graph"] and "T" in row}))
+    lengths = ", ".join(
+        str(T) for T in sorted({row["T"] for row in by_key.values() if not row["graph"] and "T" in row})
+    )
     return [
         CUDNN.format(T=lengths or "own"),
         markdown(("type", "layout", "layers", "H", *(f"B {B}" for B in batches), "algorithm"), lines),
@@ -69,7 +71,7 @@ def _algorithms(math: str, layout: str, L: int, H: int, batches: Sequence[int]) 
     """The algorithm, or algorithms with the batch sizes that have them."""
     by: dict[str, list[int]] = {}
     for B in batches:
-        by.setdefault(cudnn_algorithm(GridPoint(layout, math, L, H, B, 0), True), []).append(B)
+        by.setdefault(cudnn_algorithm(LayerConfig(layout, math, L, H, B, 0), True), []).append(B)
     if len(by) == 1:
         return next(iter(by))
     return ", ".join(f"{name} (B {' '.join(map(str, of))})" for name, of in by.items())
@@ -77,20 +79,20 @@ def _algorithms(math: str, layout: str, L: int, H: int, batches: Sequence[int]) 
 
 def train(rows: Sequence[dict]) -> list[str]:
     """Parts of a training step."""
-    found = kept.last(rows, "train", "us", "math", "H", "B")
-    if not found:
+    timed = committed.last(rows, "train", "us", "math", "H", "B")
+    if not timed:
         return []
-    parts = list(dict.fromkeys(name for row in found for name in row["us"]))
-    lines = [(row["math"], row["H"], row["B"], *(_us(row["us"].get(p)) for p in parts)) for row in found]
+    parts = list(dict.fromkeys(name for row in timed for name in row["us"]))
+    lines = [(row["math"], row["H"], row["B"], *(_us(row["us"].get(p)) for p in parts)) for row in timed]
     return [TRAIN, markdown(("type", "H", "B", *(part.replace("_", " ") for part in parts)), lines)]
 
 
 def characters(rows: Sequence[dict]) -> list[str]:
     """Character models in training."""
     key = ("L", "H", "B", "T", "math", "autocast", "graph")
-    found = kept.last(rows, "characters", "characters_per_second", *key)
+    timed = committed.last(rows, "characters", "characters_per_second", *key)
     lines = []
-    for row in found:
+    for row in timed:
         rates = row["characters_per_second"]
         both = [f"{rates[name]:,.0f}" if name in rates else "-" for name in ("cuda", "torch")]
         times = f"{rates['cuda'] / rates['torch']:.2f}" if {"cuda", "torch"} <= rates.keys() else "-"
@@ -103,7 +105,7 @@ def characters(rows: Sequence[dict]) -> list[str]:
 def kernelbench(rows: Sequence[dict]) -> list[str]:
     """KernelBench's problems with LSTMs."""
     lines = []
-    for row in kept.last(rows, "kernelbench", "ms", "problem", "math", "graph"):
+    for row in committed.last(rows, "kernelbench", "ms", "problem", "math", "graph"):
         both = [f"{row['ms'][name]:.2f}" if name in row["ms"] else "-" for name in ("cuda", "torch")]
         wrong = "wrong" if row.get("wrong") else ""
         known = [table.get(row["problem"]) or "-" for table in (PUBLISHED, BASELINE)]

@@ -27,13 +27,13 @@ def nnls(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             break
         free[np.argmax(np.where(free, -np.inf, gradient))] = True
         while True:
-            wanted = np.zeros(n)
-            wanted[free] = np.linalg.lstsq(a[:, free], b, rcond=None)[0]
-            if (wanted[free] > 0).all():
-                x = wanted
+            solution = np.zeros(n)
+            solution[free] = np.linalg.lstsq(a[:, free], b, rcond=None)[0]
+            if (solution[free] > 0).all():
+                x = solution
                 break
-            falling = free & (wanted <= 0)
-            x = x + np.min(x[falling] / (x[falling] - wanted[falling])) * (wanted - x)
+            falling = free & (solution <= 0)
+            x = x + np.min(x[falling] / (x[falling] - solution[falling])) * (solution - x)
             free &= x > 1e-12 * x.max()
             x[~free] = 0
     return x

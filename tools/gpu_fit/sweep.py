@@ -17,7 +17,7 @@ OVERLAPPING = 3  # parts of a prediction: the first three overlap, the others ad
 
 
 @dataclass(frozen=True)
-class Step:
+class MeasuredStep:
     """One tiling of a call, and the microseconds of a step that were measured."""
 
     math: str
@@ -52,9 +52,9 @@ def device(rows: Sequence[dict]) -> Device:
     return cost_model.known(gpu, *properties)
 
 
-def steps(rows: Sequence[dict], on: Device) -> list[Step]:
+def steps(rows: Sequence[dict], on: Device) -> list[MeasuredStep]:
     """The steps that can be used: right, status 0, a time, and a tiling that the planner knows today."""
-    lib, found = cost_model.library(), []
+    lib, usable = cost_model.library(), []
     gpu = cost_model.description(on, lib)
     for row in rows:
         if row["stage"] != "sweep" or row.get("status") != 0 or row.get("wrong") or row.get("slow"):
@@ -68,8 +68,8 @@ def steps(rows: Sequence[dict], on: Device) -> list[Step]:
         except ValueError:
             continue
         what = (row["math"], row["H"], row["B"], row["backward"], row["kernel"], tiling)
-        found.append(Step(*what, row["us"], bool(row.get("planner")), on, choice))
-    return found
+        usable.append(MeasuredStep(*what, row["us"], bool(row.get("planner")), on, choice))
+    return usable
 
 
 def _native(lib: Any, values: Sequence[int]) -> Any:
@@ -89,15 +89,15 @@ def constants() -> dict[str, float]:
     return {name: value for name, value, *_ in cost_model.library().constants()}
 
 
-def counts(found: Sequence[Step]) -> tuple[np.ndarray, np.ndarray]:
+def counts(measured: Sequence[MeasuredStep]) -> tuple[np.ndarray, np.ndarray]:
     """What a constant of 1 costs, in microseconds: a row a step, a column a constant; and the time through HBM.
 
     A prediction is max(the first three columns times their constants) + the sum of the others, and at least HBM's.
     """
     lib, ones = cost_model.library(), tuple((name, 1.0) for name in constants())
     described: dict[Device, Any] = {}
-    table = np.zeros((len(found), len(ones) + 1))
-    for line, step in zip(table, found, strict=True):
+    table = np.zeros((len(measured), len(ones) + 1))
+    for line, step in zip(table, measured, strict=True):
         gpu = described.setdefault(step.device, cost_model.description(replace(step.device, cost=ones), lib))
         line[:] = list(lib.predict(gpu, CODES[step.math], step.choice.work).parts.values())
     return table[:, :-1], table[:, -1]

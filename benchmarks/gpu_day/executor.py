@@ -28,7 +28,7 @@ def dtype(math: str) -> torch.dtype:
     return correctness.MATHS[MATHS[math]]
 
 
-class Place:
+class GpuExecutor:
     """A GPU. `lost` holds the stage and key of items that took their process with them."""
 
     rehearsal, backend = False, "cuda"
@@ -38,8 +38,8 @@ class Place:
         self.stage = order["stage"]
         self.begin = order.get("begin", 0.0)  # of the run, as rows have their times
         self.left_out = 0  # parts of items for which there was no time
-        self.failed: list[Any] = []  # graphs whose capture failed
-        self.spoiled = False  # whether torch of this process is of no more use
+        self.failed_graphs: list[Any] = []  # graphs whose capture failed
+        self.torch_unusable = False  # whether torch of this process can no longer be used
         self.timed_out: set[tuple] = set()  # (kernel, math, backward) that left a status word in this process
         self._open()
 
@@ -53,7 +53,7 @@ class Place:
         reason = cuda.not_built() or cuda._wrong_device(self.device)
         if reason:
             raise SystemExit(f"the cuda backend cannot run: {reason}")
-        self.lib, self.about, self.ready = native.load().plan, cuda._gpu(0), True
+        self.lib, self.planner_device, self.ready = native.load().plan, cuda._gpu(0), True
         self.status = cuda_status.words(0)
         if warm:
             self.warm()
@@ -65,7 +65,7 @@ class Place:
             a @ a
         self.sync()
 
-    def tidy(self) -> None:
+    def release_memory(self) -> None:
         """Give back memory that earlier items left, where it is much."""
         if torch.cuda.is_initialized() and torch.cuda.memory_reserved() > 24 << 30:
             torch.cuda.empty_cache()
@@ -78,16 +78,16 @@ class Place:
         except Exception:
             return False
 
-    def mend(self, graph: torch.cuda.CUDAGraph) -> None:
+    def recover_capture(self, graph: torch.cuda.CUDAGraph) -> None:
         """After a capture that failed: torch's generator still believes in it and would refuse to draw."""
-        self.failed.append(graph)  # the allocator may still ask it which stream it captured
+        self.failed_graphs.append(graph)  # the allocator may still ask it which stream it captured
         try:
             fresh = torch.Generator(self.device)
             torch.cuda.default_generators[0].graphsafe_set_state(fresh.graphsafe_get_state())
             torch.rand(1, device=self.device)
             self.sync()
         except Exception:
-            self.spoiled = True
+            self.torch_unusable = True
 
     def sync(self) -> None:
         torch.cuda.synchronize()
@@ -95,7 +95,7 @@ class Place:
     def event(self) -> Any:
         return torch.cuda.Event(enable_timing=True)
 
-    def busy(self, us: float) -> None:
+    def keep_busy(self, us: float) -> None:
         """Keep the GPU busy, so that what is launched next runs without gaps."""
         torch.cuda._sleep(int(us * 1700))
 
@@ -103,7 +103,7 @@ class Place:
         """A `cuda_launch.Runtime` for one call, as a context."""
         return cuda._on(cuda._index(tensor.device), tensor.dtype)
 
-    def force(self, kernel: str) -> None:
+    def force_kernel(self, kernel: str) -> None:
         """From now on module calls use this kernel; "" lets the planner choose. Autograd's threads follow too."""
         cuda.requested_kernel = ContextVar("fastlstm_cuda_kernel", default=kernel)
 
@@ -111,77 +111,79 @@ class Place:
         """A context in which float32 is multiplied as `math` says."""
         return correctness.tf32(math == "tf32")
 
-    def taken(self) -> int:
+    def take_status(self) -> int:
         """What kernels left in the status words, which are then zero again."""
         self.sync()
-        found = int(self.status.max())
+        status = int(self.status.max())
         self.status.zero_()
-        return found
+        return status
 
     # what follows is the same in a rehearsal
 
     def choose(self, math: str, H: int, B: int, only: str = "", projected: bool = False) -> tuple:
         """The planner's choices for forward and backward; ValueError where `only` cannot run."""
-        return cuda_planner.choices(self.lib, self.about, CODES[math], H=H, B=B, projected=projected, only=only)
+        return cuda_planner.choices(
+            self.lib, self.planner_device, CODES[math], H=H, B=B, projected=projected, only=only
+        )
 
     def tilings(self, math: str, H: int, B: int, backward: bool) -> list:
         """Every choice of single_block and cooperative that fits, the cheapest by the cost model first."""
-        return cuda_planner.tilings(self.lib, self.about, CODES[math], H=H, B=B, backward=backward)
+        return cuda_planner.tilings(self.lib, self.planner_device, CODES[math], H=H, B=B, backward=backward)
 
-    def avoid(self, math: str, H: int, B: int, projected: bool = False) -> str:
+    def avoid_failed_kernels(self, math: str, H: int, B: int, projected: bool = False) -> str:
         """Use `per_step` for module calls whose kernel was lost or timed out with this math; returns what is forced."""
         kernels = [(c.kernel, bool(back)) for back, c in enumerate(self.choose(math, H, B, projected=projected))]
         bad = any(("right", f"{k} {math}") in self.lost or (k, math, back) in self.timed_out for k, back in kernels)
-        self.force("per_step" if bad else "")
+        self.force_kernel("per_step" if bad else "")
         return "per_step" if bad else ""
 
     def losses(self, key: str) -> int:
         """How often this stage lost its process with a key."""
         return self.lost.count((self.stage, key))
 
-    def late(self, spare: float = 0.0) -> bool:
+    def out_of_time(self, spare: float = 0.0) -> bool:
         return time.time() > self.until - spare
 
     def launch_seconds(self, call: Callable[[], Any], times: int) -> list[float]:
         """Seconds of the recurrent launches of a call through `forward` or `backward`, `times` times."""
-        found = []
+        seconds = []
         for _ in range(times):
-            self.pairs = []
+            self.event_pairs = []
             try:
                 call()
                 self.sync()
-                found.append(sum(a.elapsed_time(b) for a, b in self.pairs) * 1e-3)
-                if int(self.status.max()):  # another call would raise; `taken` tells
+                seconds.append(sum(a.elapsed_time(b) for a, b in self.event_pairs) * 1e-3)
+                if int(self.status.max()):  # another call would raise; `take_status` tells
                     break
             finally:
-                self.pairs = None
-        return found
+                self.event_pairs = None
+        return seconds
 
-    pairs: list[tuple] | None = None  # of events around launches, while they are timed
+    event_pairs: list[tuple] | None = None  # of events around launches, while they are timed
 
     def forward(self, plan: cuda_launch.LaunchPlan, inputs: tuple, reverse: bool = False, save: int = 1) -> tuple:
         """One call of the op's forward with a choice of one's own, on contiguous tensors."""
         with self.runtime(inputs[4]) as rt:
-            return cuda_launch.forward(self._clocked(rt), plan, OpInputs(*inputs, reverse, save))
+            return cuda_launch.forward(self._timed_runtime(rt), plan, OpInputs(*inputs, reverse, save))
 
     def backward(
         self, plan: cuda_launch.LaunchPlan, grads: tuple, inputs: tuple, saved: tuple, reverse: bool = False
     ) -> tuple:
         with self.runtime(inputs[4]) as rt:
-            of = OpInputs(*inputs, reverse, 1), Saved(*saved), Grads(*grads)
-            return cuda_launch.backward(self._clocked(rt), plan, *of)
+            arguments = OpInputs(*inputs, reverse, 1), Saved(*saved), Grads(*grads)
+            return cuda_launch.backward(self._timed_runtime(rt), plan, *arguments)
 
-    def _clocked(self, rt: Any) -> Any:
-        if self.pairs is not None:
-            rt.lib = Clocked(rt.lib, self)
+    def _timed_runtime(self, rt: Any) -> Any:
+        if self.event_pairs is not None:
+            rt.lib = TimedLaunchers(rt.lib, self)
         return rt
 
 
-class Clocked:
-    """The launchers with events around the recurrent ones (and the fill that comes with a cooperative one)."""
+class TimedLaunchers:
+    """The native launchers, with events around the recurrent ones (and the fill that comes with a cooperative one)."""
 
-    def __init__(self, lib: Any, place: Place) -> None:
-        self._lib, self._place = lib, place
+    def __init__(self, lib: Any, executor: GpuExecutor) -> None:
+        self._lib, self._executor = lib, executor
 
     def __getattr__(self, name: str) -> Any:
         launch = getattr(self._lib, name)
@@ -189,30 +191,30 @@ class Clocked:
             return launch
 
         def timed(*args: Any) -> None:
-            begin, end = self._place.event(), self._place.event()
-            self._place.busy(80)
+            begin, end = self._executor.event(), self._executor.event()
+            self._executor.keep_busy(80)
             begin.record()
             launch(*args)
             end.record()
-            self._place.pairs.append((begin, end))
+            self._executor.event_pairs.append((begin, end))
 
         return timed
 
 
-class Clock:
-    """A CUDA event's stand-in."""
+class CpuEvent:
+    """What stands for a CUDA event in a rehearsal: the time of the CPU's clock."""
 
     def record(self) -> None:
         self.at = time.perf_counter()
 
-    def elapsed_time(self, other: Clock) -> float:
+    def elapsed_time(self, other: CpuEvent) -> float:
         return (other.at - self.at) * 1e3
 
     def synchronize(self) -> None:
         pass
 
 
-class Rehearsal(Place):
+class SimulatedExecutor(GpuExecutor):
     """The host simulation: kernels run thread by thread on the CPU."""
 
     rehearsal, backend = True, "hostsim"
@@ -227,13 +229,13 @@ class Rehearsal(Place):
         if self.ready:
             return
         self.module = self.hostsim.library()
-        self.lib, self.about, self.ready = self.module.plan, self.hostsim._device(), True
+        self.lib, self.planner_device, self.ready = self.module.plan, self.hostsim._device(), True
         self.status = self.hostsim._status
 
     def warm(self) -> None:
         pass
 
-    def tidy(self) -> None:
+    def release_memory(self) -> None:
         pass
 
     def alive(self) -> bool:
@@ -242,16 +244,16 @@ class Rehearsal(Place):
     def sync(self) -> None:
         pass
 
-    def event(self) -> Clock:
-        return Clock()
+    def event(self) -> CpuEvent:
+        return CpuEvent()
 
-    def busy(self, us: float) -> None:
+    def keep_busy(self, us: float) -> None:
         pass
 
     def runtime(self, tensor: torch.Tensor) -> Any:
         return self.hostsim.Simulated(self.module)
 
-    def force(self, kernel: str) -> None:
+    def force_kernel(self, kernel: str) -> None:
         self.hostsim._settings = replace(self.hostsim._settings, kernel=kernel or None)
 
     @contextmanager
@@ -260,23 +262,23 @@ class Rehearsal(Place):
             yield
 
 
-def at(order: dict[str, Any]) -> Place:
-    """The place that an order speaks of."""
-    return (Rehearsal if order["rehearse"] else Place)(order)
+def executor_for(order: dict[str, Any]) -> GpuExecutor:
+    """The executor that an order asks for."""
+    return (SimulatedExecutor if order["rehearse"] else GpuExecutor)(order)
 
 
-def counters(thing: Any) -> dict[str, float]:
+def number_attributes(source: Any) -> dict[str, float]:
     """The numbers of a tiling or of its work, by name."""
-    found = {}
-    for name in dir(thing):
-        value = None if name.startswith("_") else getattr(thing, name)
+    numbers = {}
+    for name in dir(source):
+        value = None if name.startswith("_") else getattr(source, name)
         if isinstance(value, (int, float)):
-            found[name] = value
-    return found
+            numbers[name] = value
+    return numbers
 
 
-def described(choice: Any) -> dict[str, Any]:
+def choice_columns(choice: Any) -> dict[str, Any]:
     """A planner's choice as columns of a row."""
     blocks = {"blocks": choice.blocks, "threads": choice.threads, "shared_bytes": choice.shared_bytes}
-    model = {"work": counters(choice.work), "predicted_us": choice.us, "bound": choice.bound}
-    return {"kernel": choice.kernel, "tiling": counters(choice.t), **blocks, **model}
+    model = {"work": number_attributes(choice.work), "predicted_us": choice.us, "bound": choice.bound}
+    return {"kernel": choice.kernel, "tiling": number_attributes(choice.t), **blocks, **model}

@@ -24,9 +24,9 @@ def section(rows: Sequence[dict]) -> list[str]:
 def _kernels(judged: Sequence[dict]) -> str:
     lines = []
     for kernel, math in dict.fromkeys((row["kernel"], row["math"]) for row in judged):
-        mine = [row for row in judged if (row["kernel"], row["math"]) == (kernel, math)]
-        fine, worst = sum(row["fine"] is True for row in mine), max(_size(row["worst"]) for row in mine)
-        lines.append((kernel, math, f"{fine} of {len(mine)}", f"{worst:.2f}"))
+        checks = [row for row in judged if (row["kernel"], row["math"]) == (kernel, math)]
+        correct, worst = sum(row["fine"] is True for row in checks), max(_size(row["worst"]) for row in checks)
+        lines.append((kernel, math, f"{correct} of {len(checks)}", f"{worst:.2f}"))
     return markdown(("kernel", "type", "right", "worst"), lines)
 
 
@@ -58,7 +58,7 @@ def _others(rows: Sequence[dict]) -> list[str]:
             how = f" ({less})" if less and not any(column in row for row in compared) else ""
             lines.append(f"{what}{how}: {wrong} of {len(compared)} wrong")
     errors = Counter(f"{row['stage']}: {row['error']}" for row in rows if row["stage"] != "stage" and "error" in row)
-    lines += [f"{count} times {kind}" for kind, count in errors.items()]
+    lines += [f"{count} times {error}" for error, count in errors.items()]
     lost = [row for row in of.get("stage", ()) if row.get("lost")]
     return lines + [f"a process was lost in {row['name']} at {row['lost']}: {row['code']}" for row in lost]
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.gpu_day.rows import read
+from benchmarks.gpu_day.row_file import read
 from tools.gpu_fit import sweep
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -15,8 +15,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
 
 def files() -> dict[str, list[dict]]:
     """Rows by card, as kept."""
-    found = (read(path) for path in sorted(FOLDER.glob("gpu-*-raw.jsonl")))
-    return {sweep.device(rows).name: rows for rows in found}
+    files_rows = (read(path) for path in sorted(FOLDER.glob("gpu-*-raw.jsonl")))
+    return {sweep.device(rows).name: rows for rows in files_rows}
 
 
 def path(card: str) -> Path:
@@ -41,11 +41,11 @@ def by_card(sources: Iterable[Path]) -> dict[str, list[dict]]:
 
 def merged(runs: Sequence[Sequence[dict]]) -> list[dict]:
     """The rows of runs in their order, each stage only from the last run that has it; all that tells of the machine."""
-    found: list[dict] = []
+    kept: list[dict] = []
     for number, rows in enumerate(runs):
         later = {_part(row) for run in runs[number + 1 :] for row in run}
-        found += [row for row in rows if row["stage"] == "env" or _part(row) not in later]
-    return found
+        kept += [row for row in rows if row["stage"] == "env" or _part(row) not in later]
+    return kept
 
 
 def _part(row: dict) -> tuple:
@@ -68,8 +68,8 @@ def keep(rows_by_card: Mapping[str, Sequence[dict]]) -> list[Path]:
 
 def last(rows: Iterable[dict], stage: str, has: str, *by: str) -> list[dict]:
     """The rows of a stage that have a column; of several that agree in the columns `by`, the last."""
-    found = {tuple(row.get(name) for name in by): row for row in rows if row["stage"] == stage and row.get(has)}
-    return list(found.values())
+    by_key = {tuple(row.get(name) for name in by): row for row in rows if row["stage"] == stage and row.get(has)}
+    return list(by_key.values())
 
 
 def calls(rows: Iterable[dict]) -> list[dict]:

@@ -18,14 +18,14 @@ _NAMES_A_KERNEL = ("kernel", "kernels", "forced", "plan", "item", "lost")  # col
 _OLD_NAME = re.compile(rf"\b({'|'.join(RENAMED)})(?=$|: | \(|\.|_forward|_backward| (?:bf16|f16|tf32|f32)\b)")
 
 
-class Rows:
+class RowWriter:
     """Appends rows to FOLDER/raw.jsonl."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "raw.jsonl"
 
     def add(self, stage: str, /, **what: Any) -> None:
-        line = json.dumps({"t": round(time.time(), 3), **_plain(what), "stage": stage}) + "\n"
+        line = json.dumps({"t": round(time.time(), 3), **_json_value(what), "stage": stage}) + "\n"
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(file, line.encode())
@@ -35,37 +35,37 @@ class Rows:
 
 def read(path: Path) -> list[dict]:
     """All rows of a file, kernels by today's names; a line that was cut off is left out."""
-    found = []
+    rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
-            found.append(with_todays_names(json.loads(line)))
+            rows.append(with_current_names(json.loads(line)))
         except ValueError:
             continue
-    return found
+    return rows
 
 
-def with_todays_names(row: dict) -> dict:
+def with_current_names(row: dict) -> dict:
     """A recorded row with the kernel names of today in the columns that name kernels."""
-    return {name: _renamed(value) if name in _NAMES_A_KERNEL else _inside(value) for name, value in row.items()}
+    return {name: _renamed(value) if name in _NAMES_A_KERNEL else _nested(value) for name, value in row.items()}
 
 
-def _inside(value: Any) -> Any:
-    return with_todays_names(value) if isinstance(value, dict) else value
+def _nested(value: Any) -> Any:
+    return with_current_names(value) if isinstance(value, dict) else value
 
 
 def _renamed(value: Any) -> Any:
     """A column's value: a kernel's name, a list of them, or a text with one."""
     if isinstance(value, str):
-        return _OLD_NAME.sub(lambda found: RENAMED[found[1]], value)
-    return [_renamed(one) for one in value] if isinstance(value, list) else _inside(value)
+        return _OLD_NAME.sub(lambda match: RENAMED[match[1]], value)
+    return [_renamed(one) for one in value] if isinstance(value, list) else _nested(value)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """The value as JSON can hold it: numbers with six digits, NaN and infinities as words."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _json_value(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_json_value(v) for v in value]
     if isinstance(value, bool) or value is None or isinstance(value, (int, str)):
         return value
     if isinstance(value, float):

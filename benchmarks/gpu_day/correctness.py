@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_day.child import Item
-from benchmarks.gpu_day.place import Place, described, dtype
+from benchmarks.gpu_day.executor import GpuExecutor, choice_columns, dtype
 from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.ops import reference
 from fastlstm.testing.accuracy import TF32_EPS
@@ -45,84 +45,91 @@ CASES = (
 )
 
 
-def items(place: Place) -> list[Item]:
-    place.start()
-    maths = ("bf16", "f32") if place.rehearsal else ("bf16", "f16", "tf32", "f32")
+def items(executor: GpuExecutor) -> list[Item]:
+    executor.start()
+    maths = ("bf16", "f32") if executor.rehearsal else ("bf16", "f16", "tf32", "f32")
     return [Item(f"{kernel} {math}", (kernel, math), f"{kernel} {math}") for kernel in KERNELS for math in maths]
 
 
-def cases(place: Place) -> tuple[Case, ...]:
+def cases(executor: GpuExecutor) -> tuple[Case, ...]:
     small = (_case("dense", 3, 3, 5, 24), _case("packed reverse", 3, 4, 5, 16, lengths=_ragged(3, 4), reverse=True))
     return (
-        (*small, _case("resets ids", 3, 2, 0, 24, V=5, ids=True, reset=True), CASES[-1]) if place.rehearsal else CASES
+        (*small, _case("resets ids", 3, 2, 0, 24, V=5, ids=True, reset=True), CASES[-1])
+        if executor.rehearsal
+        else CASES
     )
 
 
-def run(place: Place, item: Item) -> Iterator[dict]:
-    yield from of(place, *item.values, cases(place))
+def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
+    yield from check_kernel(executor, *item.values, cases(executor))
 
 
-def of(place: Place, kernel: str, math: str, cases: tuple[Case, ...]) -> Iterator[dict]:
+def check_kernel(executor: GpuExecutor, kernel: str, math: str, cases: tuple[Case, ...]) -> Iterator[dict]:
     """Rows of the cases through one kernel in one type."""
-    with place.math(math):
+    with executor.math(math):
         for position, case in enumerate(cases):
             try:
                 # the same tilings again where only some of the cases are run, by the stage `sanitizer`
-                picks = _picks(place, kernel, math, case, CASES.index(case) if case in CASES else position)
+                picks = _picks(executor, kernel, math, case, CASES.index(case) if case in CASES else position)
             except ValueError as why:
                 yield {"kernel": kernel, "math": math, "case": case.id, "skipped": str(why)}
                 continue
             for pick, (forward, backward) in enumerate(picks):
                 plan = LaunchPlan(forward, backward, math == "tf32")
                 for back in (False, True):
-                    if (kernel, math, back) in place.timed_out:
+                    if (kernel, math, back) in executor.timed_out:
                         continue
                     choice = backward if back else forward
-                    found = _judged(place, plan, math, case, back)
-                    if found["status"]:
-                        place.timed_out.add((kernel, math, back))
-                    yield {"math": math, "case": case.id, "pick": pick, "backward": back, **found, **_short(choice)}
+                    result = _compared(executor, plan, math, case, back)
+                    if result["status"]:
+                        executor.timed_out.add((kernel, math, back))
+                    yield {"math": math, "case": case.id, "pick": pick, "backward": back, **result, **_short(choice)}
 
 
 def _short(choice: Any) -> dict:
-    return {"kernel": choice.kernel, "tiling": described(choice)["tiling"]}
+    return {"kernel": choice.kernel, "tiling": choice_columns(choice)["tiling"]}
 
 
-def _picks(place: Place, kernel: str, math: str, case: Case, number: int) -> list[tuple]:
+def _picks(executor: GpuExecutor, kernel: str, math: str, case: Case, number: int) -> list[tuple]:
     """The planner's tilings and two others, different ones from case to case. ValueError where the kernel cannot run."""
-    picks = [place.choose(math, case.H, case.B, only=kernel, projected=case.projection)]
+    picks = [executor.choose(math, case.H, case.B, only=kernel, projected=case.projection)]
     if kernel != "per_step":
-        both = [[c for c in place.tilings(math, case.H, case.B, back) if c.kernel == kernel] for back in (False, True)]
+        both = [
+            [c for c in executor.tilings(math, case.H, case.B, back) if c.kernel == kernel] for back in (False, True)
+        ]
         if all(both):
             picks += [
-                tuple(of[(1 + 7 * number) % len(of)] for of in both),
-                tuple(of[-1 - 5 * number % len(of)] for of in both),
+                tuple(tilings[(1 + 7 * number) % len(tilings)] for tilings in both),
+                tuple(tilings[-1 - 5 * number % len(tilings)] for tilings in both),
             ]
     return picks
 
 
-def _judged(place: Place, plan: LaunchPlan, math: str, case: Case, back: bool) -> dict:
+def _compared(executor: GpuExecutor, plan: LaunchPlan, math: str, case: Case, back: bool) -> dict:
     """One direction of one case with one plan: errors and what is allowed, by name of the result."""
-    inputs, grads, right, yard, saved = _expected(math, case, str(place.device))
+    inputs, grads, references, torch_results, saved = _expected(math, case, str(executor.device))
 
     def call() -> dict[str, torch.Tensor]:
         if back:
-            out = place.backward(plan, grads, inputs, saved, case.reverse)
+            out = executor.backward(plan, grads, inputs, saved, case.reverse)
         else:
-            out = place.forward(plan, inputs, case.reverse)
+            out = executor.forward(plan, inputs, case.reverse)
         return {name: value for name, value in zip(BACKWARD if back else FORWARD, out, strict=True) if value.numel()}
 
-    got = call()
-    status = place.taken()
-    again = got if status else call()
-    status = status or place.taken()
+    results = call()
+    status = executor.take_status()
+    again = results if status else call()
+    status = status or executor.take_status()
     errors = {}
-    for name, value in got.items():
-        ref = right[name]
-        errors[name] = [_error(value, ref), max(2 * _error(yard[name], ref), 4 * _eps(math))]
-    repeats = all(torch.equal(got[name].nan_to_num(), again[name].nan_to_num()) for name in got)
-    fine = not status and repeats and all(found <= allowed for found, allowed in errors.values())  # false for NaN
-    worst = max(found / allowed if found == found else float("inf") for found, allowed in errors.values())
+    for name, value in results.items():
+        reference_value = references[name]
+        errors[name] = [
+            _error(value, reference_value),
+            max(2 * _error(torch_results[name], reference_value), 4 * _eps(math)),
+        ]
+    repeats = all(torch.equal(results[name].nan_to_num(), again[name].nan_to_num()) for name in results)
+    fine = not status and repeats and all(error <= allowed for error, allowed in errors.values())  # false for NaN
+    worst = max(error / allowed if error == error else float("inf") for error, allowed in errors.values())
     return {"fine": fine, "status": status, "repeats": repeats, "worst": worst, "errors": errors}
 
 
@@ -130,8 +137,8 @@ def _eps(math: str) -> float:
     return TF32_EPS if math == "tf32" else torch.finfo(dtype(math)).eps
 
 
-def _error(got: torch.Tensor, ref: torch.Tensor) -> float:
-    return ((got.double() - ref).norm() / ref.norm().clamp(min=1e-30)).item()
+def _error(result: torch.Tensor, reference_value: torch.Tensor) -> float:
+    return ((result.double() - reference_value).norm() / reference_value.norm().clamp(min=1e-30)).item()
 
 
 @lru_cache(maxsize=64)
@@ -139,10 +146,10 @@ def _expected(math: str, case: Case, device: str) -> tuple:
     """Inputs, gradients, results in float64, results of the same type, and what backward gets of forward."""
     inputs = Inputs(*(None if v is None else v.contiguous() for v in make(case, dtype(math), device=device)))
     grads = make_grads(case, dtype(math), device=device)
-    right, saved64 = _reference(inputs.to(torch.float64), rounded(grads, torch.float64), case, None)
-    like = (inputs.h0.dtype, inputs.c0.dtype, inputs.h0.dtype)
-    saved = tuple(v.to(kind) for v, kind in zip(saved64, like, strict=True))
-    return inputs, grads, right, _reference(inputs, grads, case, saved)[0], saved
+    references, saved64 = _reference(inputs.to(torch.float64), rounded(grads, torch.float64), case, None)
+    saved_dtypes = (inputs.h0.dtype, inputs.c0.dtype, inputs.h0.dtype)
+    saved = tuple(v.to(saved_dtype) for v, saved_dtype in zip(saved64, saved_dtypes, strict=True))
+    return inputs, grads, references, _reference(inputs, grads, case, saved)[0], saved
 
 
 def _reference(inputs: Inputs, grads: tuple, case: Case, saved: tuple | None) -> tuple[dict, tuple]:
