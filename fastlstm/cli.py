@@ -82,7 +82,7 @@ def doctor(
 
 
 def normalise(argv: list[str]) -> list[str]:
-    """char-rnn's spelling of options (`-rnn_size`, `--rnn_size`) as ours (`--rnn-size`)."""
+    """char-rnn's spelling of options (`-rnn_size`, `--rnn_size`) as this command's (`--rnn-size`)."""
     out = []
     for index, token in enumerate(argv):
         if token == "--":
@@ -136,9 +136,9 @@ def wrong_line(error: Exception, argv: list[str]) -> str:
     text = error.format_message().rstrip(".")
     parameter = getattr(error, "param", None)
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    given = [value for flag, value in pairwise(words) if flag in getattr(parameter, "opts", ())]
-    if given:
-        text += f" (given: {given[-1]!r})"
+    values = [value for flag, value in pairwise(words) if flag in getattr(parameter, "opts", ())]
+    if values:
+        text += f" (given: {values[-1]!r})"
     elif getattr(parameter, "param_type_name", "") == "argument" and getattr(parameter, "help", ""):
         text += f": {Text.from_markup(parameter.help).plain}"
     names = {one.name or one.callback.__name__ for one in app.registered_commands}

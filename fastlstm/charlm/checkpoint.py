@@ -157,14 +157,14 @@ def _unpack(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> C
             if not value.is_floating_point():
                 raise CharLMError(f"the weights {name} are {value.dtype}, expected a floating type")
         vocabulary, corpus = record["vocabulary"], record["corpus"]
-        for what, value, kind in (
+        for what, value, expected_type in (
             ("the vocabulary's symbols", vocabulary["symbols"], str),
             ("the vocabulary's bytes", vocabulary["bytes"], bool),
             ("the corpus's name", corpus["name"], str),
             ("the corpus's sha256", corpus["sha256"], str),
         ):
-            if type(value) is not kind or value == "":
-                raise CharLMError(f"{what} in its metadata is {value!r}, expected {kind.__name__}")
+            if type(value) is not expected_type or value == "":
+                raise CharLMError(f"{what} in its metadata is {value!r}, expected {expected_type.__name__}")
         return Checkpoint(
             config=record["config"],
             vocab=Vocabulary(vocabulary["symbols"], vocabulary["bytes"]),

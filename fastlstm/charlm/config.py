@@ -159,14 +159,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 FREE_ON_RESUME = {"max_epochs", "max_time", "patience", "checkpoint_every"}
 
 
-def make(preset: str = "char-rnn", **given: Any) -> TrainConfig:
+def make(preset: str = "char-rnn", **options: Any) -> TrainConfig:
     """A configuration from a preset and the options that override it. Raises CharLMError for unknown or bad ones."""
     if preset not in PRESETS:
         raise CharLMError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
-    unknown = set(given) - {item.name for item in fields(TrainConfig)}
+    unknown = set(options) - {item.name for item in fields(TrainConfig)}
     if unknown:
         raise CharLMError(f"there is no training option {sorted(unknown)[0]!r}")
-    return TrainConfig(**{**PRESETS[preset], **given})
+    return TrainConfig(**{**PRESETS[preset], **options})
 
 
 def from_json(record: dict[str, Any]) -> TrainConfig:
@@ -178,17 +178,17 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
     return asdict(config)
 
 
-def check_resumed(saved: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+def check_resumed(saved: TrainConfig, options: dict[str, Any]) -> TrainConfig:
     """The configuration of a resumed run.
 
     Args:
         saved: of the run
-        given: options given now; only those of FREE_ON_RESUME may differ
+        options: of the call that resumes it; only those of FREE_ON_RESUME may differ
 
     Raises:
         CharLMError: an option that may not change is different.
     """
-    for name, value in given.items():
+    for name, value in options.items():
         was = getattr(saved, name)
         fixed = name not in FREE_ON_RESUME or (name in ("max_epochs", "max_time") and saved.schedule == "cosine")
         if fixed and value != was:
@@ -196,4 +196,4 @@ def check_resumed(saved: TrainConfig, given: dict[str, Any]) -> TrainConfig:
             raise CharLMError(
                 f"the run was started with {flag} {was} and cannot be resumed with {flag} {value}: leave it out"
             )
-    return replace(saved, **given)
+    return replace(saved, **options)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import fastlstm
 
-State = tuple[Tensor, Tensor]  # h and c, (layers, B, H) each
+State = tuple[Tensor, Tensor]  # h and c, (layers, B, H) each; fastlstm exports no name for the pair
 
 
 class CharModel(nn.Module):

@@ -19,8 +19,8 @@ class _Order:
     """All G k-grams of one order. keys: (G,) int64, sorted."""
 
     keys: np.ndarray
-    raw: _Counts
-    kept: _Counts | None = None  # continuation counts, for the orders below the highest
+    occurrences: _Counts
+    continuations: _Counts | None = None  # continuation counts, for the orders below the highest
 
 
 class _Counts:
@@ -63,8 +63,8 @@ class NGrams:
             )
             below = self.orders[-1]
             # A k-gram's continuation count: how many different characters come before it.
-            kept = np.bincount(grams[1:][first], minlength=contexts)
-            below.kept = _Counts(kept, below.keys // symbols, len(below.raw.backoff))
+            continuations = np.bincount(grams[1:][first], minlength=contexts)
+            below.continuations = _Counts(continuations, below.keys // symbols, len(below.occurrences.backoff))
             self.orders.append(_Order(keys, _Counts(counts, keys // symbols, contexts)))
             grams = numbers
 
@@ -82,8 +82,8 @@ class NGrams:
             keys = context * self.symbols + ids
             gram = np.minimum(np.searchsorted(order.keys, keys), len(order.keys) - 1)
             gram = np.where((context >= 0) & (order.keys[gram] == keys), gram, -1)
-            out.append(float(-np.log(order.raw.interpolate(gram, context, lower)[positions]).sum()))
-            if order.kept is not None:
-                lower = order.kept.interpolate(gram, context, lower)
+            out.append(float(-np.log(order.occurrences.interpolate(gram, context, lower)[positions]).sum()))
+            if order.continuations is not None:
+                lower = order.continuations.interpolate(gram, context, lower)
             context = np.concatenate([[-1], gram[:-1]])
         return out

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fastlstm import dispatch
 from fastlstm.dispatch import BackendError
+from fastlstm.modules.checks import State
 from fastlstm.modules.token_lstm import TokenLSTM
 from fastlstm.sampling import kernel, plain
 from fastlstm.sampling.options import FAILED, Options, Streams
@@ -30,7 +31,6 @@ from fastlstm.sampling.weights import Weights, collect
 __all__ = ["Decoded", "Decoder", "Decoding", "decode"]
 
 ROWS_PER_CALL = 256  # rows a native call: between calls Ctrl-C is heard
-State = tuple[Tensor, Tensor]
 
 
 class Decoded(NamedTuple):
@@ -60,8 +60,8 @@ class Decoder:
     ) -> None:
         with torch.no_grad():
             weights = collect(model, weight, bias, dtype)
-            engine = kernel.Native if _takes_native(weights) else plain.Plain
-            self._engine: kernel.Native | plain.Plain = engine(weights)
+            engine = kernel.NativeEngine if _takes_native(weights) else plain.TorchEngine
+            self._engine: kernel.NativeEngine | plain.TorchEngine = engine(weights)
         self.sizes = weights.sizes
 
     def start(
@@ -98,7 +98,11 @@ class Decoding:
     """Streams that are being drawn; made by `Decoder.start`."""
 
     def __init__(
-        self, engine: kernel.Native | plain.Plain, options: Options, prime: Tensor | Sequence[int], state: State | None
+        self,
+        engine: kernel.NativeEngine | plain.TorchEngine,
+        options: Options,
+        prime: Tensor | Sequence[int],
+        state: State | None,
     ) -> None:
         self._engine, self._options = engine, options
         self._streams = Streams.begin(engine.weights, options, prime, state, engine.run)

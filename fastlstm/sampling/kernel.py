@@ -22,7 +22,7 @@ def unsupported_reason(weights: Weights) -> str | None:
     return native.unavailable()
 
 
-class Native:
+class NativeEngine:
     """Draws with csrc/cpu/sampling.h."""
 
     def __init__(self, weights: Weights) -> None:
@@ -42,12 +42,12 @@ class Native:
         stops = torch.tensor([v for one in options.stop for v in one], dtype=torch.int64, device="cpu")
         ends = torch.tensor([len(one) for one in options.stop], dtype=torch.int64, device="cpu").cumsum(0)
         follows = None if streams.states is None else options.follows
-        engine = native.load()
+        extension = native.load()
         layers = [
-            engine.StepLayer(start=_at(start), w=_at(w), w_hr=_at(w_hr), I=P if k else 0)
+            extension.StepLayer(start=_at(start), w=_at(w), w_hr=_at(w_hr), I=P if k else 0)
             for k, (start, w, w_hr) in enumerate(self._layers)
         ]
-        engine.sample(
+        extension.sample(
             bfloat16=self.weights.stored is torch.bfloat16,
             stop_count=len(options.stop),
             layers=layers,

@@ -10,6 +10,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from fastlstm.modules.checks import State
 from fastlstm.sampling.weights import Sizes, Weights
 
 PRIME_ROWS_PER_CALL = 1024  # rows of a prime that an engine feeds in one call: between calls Ctrl-C is heard
@@ -94,7 +95,7 @@ def _automaton(automaton: tuple[Tensor, int | Tensor] | None, V: int, num: int) 
     return follows.to(torch.int32).contiguous(), starts.to(torch.int32).expand(num).contiguous()
 
 
-Run = Callable[["Streams", Options, Tensor, Tensor | None], None]
+EngineRun = Callable[["Streams", Options, Tensor, Tensor | None], None]
 
 
 @dataclass
@@ -120,8 +121,8 @@ class Streams:
         weights: Weights,
         options: Options,
         prime: Tensor | Sequence[int],
-        state: tuple[Tensor, Tensor] | None,
-        run: Run,
+        state: State | None,
+        run: EngineRun,
     ) -> Streams:
         """Feed the prime but for its last id: one stream for all where all begin alike."""
         num, device = options.num, weights.w_out.device
@@ -143,7 +144,7 @@ class Streams:
         h, c = (s.expand(-1, num, -1).contiguous() for s in (streams.h, streams.c))
         return cls(last, 1, h, c, ended.expand(num).contiguous(), states, 0)
 
-    def extend(self, run: Run, options: Options, length: int, log_probs: Tensor | None) -> Tensor:
+    def extend(self, run: EngineRun, options: Options, length: int, log_probs: Tensor | None) -> Tensor:
         """Draw `length` rows, (length, num), of which the last that a stop may reach back into are kept."""
         known = len(self.ids)
         buffer = self.ids.new_full((known + length, options.num), -1)
@@ -156,7 +157,7 @@ class Streams:
         self.fed = len(self.ids) - 1
         return buffer[known:]
 
-    def state(self) -> tuple[Tensor, Tensor]:
+    def state(self) -> State:
         return self.h.clone(), self.c.clone()
 
 
@@ -176,17 +177,17 @@ def _prime(prime: Tensor | Sequence[int], V: int, num: int) -> Tensor:
     return ids
 
 
-def _state(weights: Weights, num: int, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def _state(weights: Weights, num: int, state: State | None) -> State:
     """(h, c) of one stream, (L, 1, ·), or of all, in the decoder's type."""
     L, H, P, _ = weights.sizes
     if state is None:
         return weights.w_out.new_zeros(L, 1, P), weights.w_out.new_zeros(L, 1, H)
-    found = []
+    tensors = []
     for name, value, width in (("h", state[0], P), ("c", state[1], H)):
         if list(value.shape) not in ([L, width], [L, 1, width], [L, num, width]):
             raise ValueError(f"{name} has shape {list(value.shape)}, expected {[L, width]} or {[L, num, width]}")
         value = value.detach().to(weights.w_out)
-        found.append(value if value.dim() == 3 else value[:, None])
-    if found[0].shape[1] != found[1].shape[1]:
-        raise ValueError(f"h is of {found[0].shape[1]} streams and c of {found[1].shape[1]}, expected as many")
-    return found[0], found[1]
+        tensors.append(value if value.dim() == 3 else value[:, None])
+    if tensors[0].shape[1] != tensors[1].shape[1]:
+        raise ValueError(f"h is of {tensors[0].shape[1]} streams and c of {tensors[1].shape[1]}, expected as many")
+    return tensors[0], tensors[1]

@@ -63,7 +63,7 @@ def truncated(keys: Tensor, top_k: int, top_p: float) -> Tensor:
     return torch.empty_like(keys).scatter_(1, order, ordered)
 
 
-class Plain:
+class TorchEngine:
     """Draws with torch operations, step by step, on the device and in the type of the weights."""
 
     def __init__(self, weights: Weights) -> None:

@@ -48,9 +48,9 @@ def collect(model: TokenLSTM, weight: Tensor, bias: Tensor | None, dtype: torch.
     flat = [w.to(real) for w in flat]
     stored = dtype or real
     (table,) = (made.detach().to(real) for made in model.tables(flat))
-    each, layers = len(flat) // sizes.L, []
+    per_layer, layers = len(flat) // sizes.L, []
     for k in range(sizes.L):
-        w_ih, w_hh, *rest = flat[k * each : (k + 1) * each]
+        w_ih, w_hh, *rest = flat[k * per_layer : (k + 1) * per_layer]
         start = table if k == 0 else rest[0] + rest[1] if lstm.bias else w_hh.new_zeros(4 * sizes.H)
         w_hr = rest[-1] if lstm.proj_size else None
         layers.append(Layer(start.contiguous(), w_ih if k else None, w_hh, w_hr))

@@ -15,21 +15,21 @@ SOURCES = sorted(FOLDER.rglob("*.py"))
 
 def foreign_imports(tree: ast.AST, depth: int) -> list[str]:
     """What a file imports of fastlstm beside `import fastlstm` and charlm itself. depth: folders below charlm."""
-    found = []
+    imports = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [item.name for item in node.names if item.name.startswith("fastlstm.")]
+            imports += [item.name for item in node.names if item.name.startswith("fastlstm.")]
         elif isinstance(node, ast.ImportFrom):
             inside = node.level and node.level <= depth + 1
             if not inside and (node.level or (node.module or "").split(".")[0] == "fastlstm"):
-                found.append("." * node.level + (node.module or ""))
+                imports.append("." * node.level + (node.module or ""))
         elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("fastlstm._"):
-            found += [] if node.attr == "__version__" else [ast.unparse(node)]
-    return found
+            imports += [] if node.attr == "__version__" else [ast.unparse(node)]
+    return imports
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(FOLDER)))
-def test_only_the_public_api(path):
+def test_the_tool_imports_only_the_public_api(path):
     depth = len(path.relative_to(FOLDER).parts) - 1
     assert foreign_imports(ast.parse(path.read_text()), depth) == []
 

@@ -28,11 +28,15 @@ def rewrite(path, change):
     save_file(load_file(path), path, {"charlm": json.dumps(record)})
 
 
-def test_checkpoint_content(small_run):
+def test_a_checkpoint_holds_weights_corpus_and_metrics(small_run):
     best, last = small_run.best, small_run.last
     saved = checkpoint.read(best)
     assert set(saved.weights) == {
-        *(f"rnn.lstm.{kind}_l{layer}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh") for layer in (0, 1)),
+        *(
+            f"rnn.lstm.{prefix}_l{layer}"
+            for prefix in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            for layer in (0, 1)
+        ),
         "out.weight",
         "out.bias",
     }
@@ -96,7 +100,7 @@ class _Full:
         self.stream.close()
 
 
-def test_damaged_and_foreign_files(small_run, tmp_path):
+def test_damaged_and_foreign_files_are_refused(small_run, tmp_path):
     content = small_run.best.read_bytes()
     cases = {
         "cut": (content[: len(content) // 2], "is no checkpoint, or it is damaged"),
@@ -136,13 +140,13 @@ def test_damaged_and_foreign_files(small_run, tmp_path):
         ),
     ],
 )
-def test_wrong_metadata(small_run, change, message):
+def test_wrong_metadata_is_refused(small_run, change, message):
     rewrite(small_run.best, change)
     with pytest.raises(CharLMError, match=message):
         CharLM.load(small_run.best)
 
 
-def test_weights_of_another_kind(small_run, tmp_path):
+def test_integer_weights_are_refused(small_run, tmp_path):
     with safe_open(small_run.best, "pt") as stream:
         tensors = {name: stream.get_tensor(name).int() for name in stream.keys()}  # noqa: SIM118
         save_file(tensors, tmp_path / "integers.safetensors", stream.metadata())
@@ -150,7 +154,7 @@ def test_weights_of_another_kind(small_run, tmp_path):
         CharLM.load(tmp_path / "integers.safetensors")
 
 
-def test_locate_checkpoint(small_run, tmp_path):
+def test_locate_finds_the_best_checkpoint_of_a_run(small_run, tmp_path):
     assert checkpoint.locate(str(small_run.folder)) == small_run.best
     with pytest.raises(CharLMError, match=r"there is no checkpoint nowhere: expected a .safetensors file"):
         checkpoint.locate("nowhere")
@@ -159,7 +163,7 @@ def test_locate_checkpoint(small_run, tmp_path):
         checkpoint.locate(str(tmp_path / "void"))
 
 
-def test_shipped_model_beside_paths_of_that_name(small_run, tmp_path):
+def test_a_run_or_file_wins_over_the_shipped_model_of_its_name(small_run, tmp_path):
     """A run's folder or a file of that name wins; a folder that holds no run does not."""
     shipped = checkpoint.locate("names")
     assert shipped.parent.name == "models"

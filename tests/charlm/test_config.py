@@ -34,7 +34,7 @@ def test_defaults_are_char_rnns():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({"hidden_size": 0}, "--hidden-size is 0, expected 1 to"),
         ({"hidden_size": 1.5}, "--hidden-size is 1.5, expected int"),
@@ -49,14 +49,14 @@ def test_defaults_are_char_rnns():
         ({"device": "cuda"}, "no CUDA device"),
     ],
 )
-def test_bad_options(text, tmp_path, given, message):
-    if given.get("device") == "cuda" and torch.cuda.is_available():
+def test_bad_options_are_refused(text, tmp_path, options, message):
+    if options.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(CharLMError, match=re.escape(message)):
-        train(str(text), tmp_path / "run", **given)
+        train(str(text), tmp_path / "run", **options)
 
 
-def test_presets():
+def test_presets_set_options_and_arguments_override_them():
     assert config.make("torch-rnn").embedding_dim == 64
     assert config.make("names", hidden_size=7).hidden_size == 7
     assert config.make("char-rnn") == config.make()

@@ -30,18 +30,18 @@ def test_many_streams_with_warm_up_are_close_to_one(lm, tmp_path):
     assert lm.evaluate("other.txt").nats == pytest.approx(nats_alone(lm, "\n" + text).sum(), rel=1e-3)
 
 
-def test_bytes_and_characters_differ(tmp_path):
+def test_losses_are_given_per_byte_and_per_character(tmp_path):
     path = tmp_path / "umlauts.txt"
     path.write_text(babble(20_000).replace("a", "ä"))
     result = train(str(path), tmp_path / "run", **SMALL).load().evaluate()
     assert result.bytes > 1.02 * result.characters
     assert result.bits_per_byte < result.bits_per_char
     lm = train(str(path), tmp_path / "bytes", bytes=True, **SMALL).load()
-    raw = lm.evaluate()
+    by_bytes = lm.evaluate()
     held = lm.eval_text(lm.corpus(), "val")
-    assert raw.bytes == len(held)
-    assert raw.characters == len(held) - bytes(held.ids[targets(held)]).count(0xA4)
-    assert raw.nats_per_char * raw.characters == pytest.approx(raw.nats)
+    assert by_bytes.bytes == len(held)
+    assert by_bytes.characters == len(held) - bytes(held.ids[targets(held)]).count(0xA4)
+    assert by_bytes.nats_per_char * by_bytes.characters == pytest.approx(by_bytes.nats)
 
 
 def test_evaluate_refuses_unknown_characters_and_other_texts(lm, text, tmp_path):

@@ -34,11 +34,11 @@ def test_min_char_rnn_is_a_hundred_lines():
     assert "torch" not in source
 
 
-def test_min_char_rnn_gradients():
+def test_min_char_rnn_gradients_are_right():
     assert example("min_char_rnn").check(np.random.default_rng(1)) < 1e-6
 
 
-def test_min_char_rnn_is_torchs_rnn():
+def test_min_char_rnn_computes_what_torchs_rnn_does():
     """Loss and gradients against nn.RNN in float64."""
     module, rng = example("min_char_rnn"), np.random.default_rng(2)
     V, H, T = 7, 9, 6
@@ -53,9 +53,9 @@ def test_min_char_rnn_is_torchs_rnn():
         out.weight.copy_(torch.from_numpy(p["Why"]))
         out.bias.copy_(torch.from_numpy(p["by"]))
     states, h_n = rnn(nn.functional.one_hot(torch.from_numpy(x), V).double(), torch.from_numpy(h)[None])
-    theirs = nn.functional.cross_entropy(out(states), torch.from_numpy(y), reduction="sum")
-    theirs.backward()
-    assert loss == pytest.approx(theirs.item(), rel=1e-12)
+    torch_loss = nn.functional.cross_entropy(out(states), torch.from_numpy(y), reduction="sum")
+    torch_loss.backward()
+    assert loss == pytest.approx(torch_loss.item(), rel=1e-12)
     np.testing.assert_allclose(last, h_n[0].detach().numpy(), rtol=1e-12)
     for value, name in (("Wxh", "weight_ih_l0"), ("Whh", "weight_hh_l0"), ("bh", "bias_ih_l0")):
         np.testing.assert_allclose(d[value], getattr(rnn, name).grad.numpy(), rtol=1e-9, atol=1e-12)
@@ -70,12 +70,12 @@ def test_min_char_rnn_learns():
     assert len(shown) == 4
 
 
-def test_lstm_numpy_gradients():
+def test_lstm_numpy_gradients_are_right():
     assert example("lstm_numpy").check(np.random.default_rng(0)) < 1e-7
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu", "torch"])
-def test_lstm_numpy_is_the_kernels(backend):
+def test_lstm_numpy_computes_what_the_kernels_do(backend):
     """Outputs and every gradient, float64."""
     module, rng = example("lstm_numpy"), np.random.default_rng(3)
     T, B, I, H = 6, 5, 4, 7
@@ -91,25 +91,25 @@ def test_lstm_numpy_is_the_kernels(backend):
     np.testing.assert_allclose(out.detach(), h, rtol=1e-11)
     np.testing.assert_allclose(c_n[0].detach(), c[-1], rtol=1e-11)
     dx, dW_ih, dW_hh, db, dh0, dc0 = module.backward(dh, dh_n, dc_n, x, W_ih, W_hh, h0, c0, h, c, gates)
-    found = [value.grad.numpy() for value in (*inputs, *lstm.parameters())]
-    for one, other in zip(found, (dx, dh0, dc0, dW_ih, dW_hh, db, db), strict=True):
+    grads = [value.grad.numpy() for value in (*inputs, *lstm.parameters())]
+    for one, other in zip(grads, (dx, dh0, dc0, dW_ih, dW_hh, db, db), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_the_same_training_on_nn_lstm(tmp_path, capsys, monkeypatch):
+def test_against_torch_trains_both_to_the_same_state(tmp_path, capsys, monkeypatch):
     module = example("against_torch")
     monkeypatch.setattr(module, "TURN", 1)
     (tmp_path / "a.txt").write_text(babble(60_000))
     module.main(str(tmp_path / "a.txt"), 0.2)
     assert "times as fast" in capsys.readouterr().out
     text = load(str(tmp_path / "a.txt"), CorpusOptions())
-    ours = Trainer(config.make(**SMALL).settle(False), text, tmp_path, Ranks("cpu"), Reporter())
-    theirs = module.Plain(ours)
+    trainer = Trainer(config.make(**SMALL).settle(False), text, tmp_path, Ranks("cpu"), Reporter())
+    torch_trainer = module.Plain(trainer)
     for _ in range(30):
-        theirs.step()
-        ours.step()
-    for mine, other in zip(ours.state, theirs.state, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
+        torch_trainer.step()
+        trainer.step()
+    for actual, expected in zip(trainer.state, torch_trainer.state, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["captions", "reverse"])

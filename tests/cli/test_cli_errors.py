@@ -93,7 +93,7 @@ def start(*argv):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_interrupting_a_process(text):
+def test_an_interrupted_run_is_saved_and_says_how_to_go_on(text):
     process = start("train", str(text), "--checkpoint-dir", "my run", *OPTIONS[:-4], "--max-epochs", "100000")
     while not (Path("my run/log.jsonl").exists() and Path("my run/log.jsonl").stat().st_size > 200):
         assert process.poll() is None
@@ -106,7 +106,7 @@ def test_interrupting_a_process(text):
     assert Path("my run/last.safetensors").exists()
 
 
-def test_output_that_is_cut_off(model):
+def test_output_that_is_cut_off_gives_no_traceback(model):
     process = start("sample", model, "--length", "100000", "--seed", "1")
     process.stdout.read(100)
     process.stdout.close()

@@ -26,12 +26,12 @@ def _headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
 
 
-def test_there_are_pages() -> None:
+def test_the_main_pages_are_checked() -> None:
     assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "performance.md", "kernels.md"} <= {p.name for p in PAGES}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_to_files_and_headings(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if re.match(r"\w+:", link):
             continue

@@ -37,13 +37,13 @@ def test_every_line_of_the_page_names_tests_that_exist() -> None:
             assert test in _tests_of(file), f"{file} has no {test}"
 
 
-def test_what_it_is_an_instance_of() -> None:
+def test_it_is_an_rnn_base_and_no_nn_lstm() -> None:
     lstm = fastlstm.replace(nn.LSTM(3, 5))
     assert isinstance(lstm, nn.RNNBase)
     assert not isinstance(lstm, nn.LSTM)
 
 
-def test_the_same_bits_from_run_to_run() -> None:
+def test_repeated_runs_give_the_same_bits() -> None:
     lstm, x = fastlstm.LSTM(33, 65, 2, bidirectional=True), torch.randn(20, 7, 33)
 
     def run() -> list[torch.Tensor]:
@@ -67,14 +67,14 @@ def test_a_large_gradient_is_resized_as_a_copy() -> None:
 
 
 @pytest.mark.parametrize("way", ["block", "variable"])
-def test_torch_s_own_kernels_for_one_block(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = nn.LSTM(3, 5, 2)
-    mine, x = fastlstm.LSTM.from_torch(theirs), torch.randn(6, 2, 3)
+def test_backend_torch_runs_torch_s_own_kernels(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_lstm = nn.LSTM(3, 5, 2)
+    lstm, x = fastlstm.LSTM.from_torch(torch_lstm), torch.randn(6, 2, 3)
     if way == "variable":
         monkeypatch.setenv("FASTLSTM_BACKEND", "torch")
-        found = mine(x)
+        actual = lstm(x)
     else:
         with fastlstm.backend("torch"):
-            found = mine(x)
+            actual = lstm(x)
     assert fastlstm.last_plan().startswith("torch")
-    torch.testing.assert_close(found, theirs(x), rtol=0, atol=0)
+    torch.testing.assert_close(actual, torch_lstm(x), rtol=0, atol=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.rnn import LSTM as TORCH_LSTM  # also where a test has put ours in the place of torch.nn.LSTM
+from torch.nn.modules.rnn import LSTM as TORCH_LSTM  # torch's own, even where a test has set torch.nn.LSTM
 from torch.nn.utils import rnn
 
 import fastlstm
@@ -12,9 +12,9 @@ import fastlstm
 
 def pair(*args: object, **kwargs: object) -> tuple[nn.RNNBase, fastlstm.LSTM]:
     """An nn.LSTM and a fastlstm.LSTM with the same numbers in their weights."""
-    theirs, mine = TORCH_LSTM(*args, **kwargs), fastlstm.LSTM(*args, **kwargs)
-    mine.load_state_dict(theirs.state_dict())
-    return theirs, mine
+    torch_lstm, lstm = TORCH_LSTM(*args, **kwargs), fastlstm.LSTM(*args, **kwargs)
+    lstm.load_state_dict(torch_lstm.state_dict())
+    return torch_lstm, lstm
 
 
 def leaves(value: object) -> list[Tensor]:
@@ -28,10 +28,10 @@ def leaves(value: object) -> list[Tensor]:
 
 def results(lstm: nn.Module, x: object, hx: object = None) -> list[Tensor]:
     """Everything that comes out, then every gradient that goes in."""
-    given = [v for v in (*leaves(x), *leaves(hx or ())) if v.requires_grad]
-    for v in (*given, *lstm.parameters()):
+    inputs = [v for v in (*leaves(x), *leaves(hx or ())) if v.requires_grad]
+    for v in (*inputs, *lstm.parameters()):
         v.grad = None
-    found = leaves(lstm(x, hx))
-    weights = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape) for y in found]
-    torch.autograd.backward(found, weights)
-    return [y.detach() for y in found] + [v.grad for v in (*given, *lstm.parameters())]
+    outputs = leaves(lstm(x, hx))
+    weights = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape) for y in outputs]
+    torch.autograd.backward(outputs, weights)
+    return [y.detach() for y in outputs] + [v.grad for v in (*inputs, *lstm.parameters())]

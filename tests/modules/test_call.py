@@ -28,7 +28,7 @@ def test_autocast_on_cuda_is_float16(chosen: torch.dtype, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("off", ["cudnn", "hip"])
-def test_without_cudnn_it_is_the_type_that_was_given(off: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_on_cuda_without_cudnn_keeps_the_type_it_was_given(off: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
     if off == "hip":
@@ -37,8 +37,10 @@ def test_without_cudnn_it_is_the_type_that_was_given(off: str, monkeypatch: pyte
         assert autocast.autocast_type(torch.empty(3, device="cuda")) == torch.bfloat16
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_torch_casts_for_itself_on_a_gpu_alone(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_torch_s_kernels_get_uncast_tensors_on_a_gpu_and_cast_ones_elsewhere(
+    on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights that we had cast would be copied into one buffer at every call there; elsewhere torch leaves some as they are."""
     seen = []
 
@@ -48,15 +50,15 @@ def test_torch_casts_for_itself_on_a_gpu_alone(there: bool, monkeypatch: pytest.
 
     monkeypatch.setattr(layers, "torch_lstm", torch_lstm)
     lstm, h = fastlstm.LSTM(3, 5), torch.zeros(1, 2, 5)
-    given, cast = (
-        (SimpleNamespace(is_cuda=there, device=torch.device("cpu")), (h, h), weights)
+    uncast, cast = (
+        (SimpleNamespace(is_cuda=on_gpu, device=torch.device("cpu")), (h, h), weights)
         for weights in (list(lstm.parameters()), [h])
     )
     x, hx, weights = cast
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        layers.run_torch(call.Call(Stack.of(lstm), x, None, None, hx, weights, before_autocast=given))
-    expected = given if there else cast
-    assert seen[-1] == there
+        layers.run_torch(call.Call(Stack.of(lstm), x, None, None, hx, weights, before_autocast=uncast))
+    expected = uncast if on_gpu else cast
+    assert seen[-1] == on_gpu
     assert all(a is b for a, b in zip(seen[:-1], [expected[0], *expected[1], *expected[2]], strict=True))
 
 
@@ -67,38 +69,38 @@ def _types(lstm: torch.nn.Module, x: torch.Tensor | PackedSequence) -> list[torc
 
 @pytest.mark.parametrize("backend", ["torch", "cpu", None])
 @pytest.mark.parametrize("way", ["eager", "compiled", "traced", "exported"])
-def test_autocast_types_whoever_computes(backend: str | None, way: str) -> None:
+def test_autocast_gives_bfloat16_with_every_backend(backend: str | None, way: str) -> None:
     lstm, x = fastlstm.LSTM(3, 5, 2), torch.randn(4, 2, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16), fastlstm.backend(backend):
         if way == "compiled":
             run = torch.compile(lstm, backend="aot_eager")
-            found = _types(run, x.requires_grad_())
+            dtypes = _types(run, x.requires_grad_())
         elif way == "traced":
-            found = _types(torch.jit.trace(lstm, x, check_trace=False), x)
+            dtypes = _types(torch.jit.trace(lstm, x, check_trace=False), x)
         elif way == "exported":
-            found = _types(torch.export.export(lstm, (x,)).module(), x)
+            dtypes = _types(torch.export.export(lstm, (x,)).module(), x)
         else:
-            found = _types(lstm, x)
-    assert found == [torch.bfloat16] * 3
+            dtypes = _types(lstm, x)
+    assert dtypes == [torch.bfloat16] * 3
 
 
 @pytest.mark.parametrize("embedding", [None, 3])
 @pytest.mark.parametrize("packed", [False, True])
-def test_ids_under_autocast_whose_type_is_not_the_calls(
+def test_ids_follow_the_type_of_the_call_not_of_autocast(
     embedding: int | None, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on CUDA, where bfloat16 was asked for and a call is float16: nothing may follow autocast after the cast."""
     monkeypatch.setattr(call, "autocast_type", lambda value, packed=False: torch.float16)
     lstm, ids = fastlstm.TokenLSTM(7, embedding, 5, 2, bidirectional=True), torch.randint(7, (4, 2))
-    given = pack_sequence([ids[:, 0], ids[:2, 1]]) if packed else ids
+    tokens = pack_sequence([ids[:, 0], ids[:2, 1]]) if packed else ids
     monkeypatch.setattr(call, "casts", lambda value, packed: True)
     monkeypatch.setattr(call, "_autocast", _casts_all)
     with torch.autocast("cpu", dtype=torch.bfloat16), fastlstm.backend("cpu"):
-        out, _ = lstm(given)
-        plain, _ = lstm.lstm(lstm._vectors(given))
-    out, plain = (v.data if packed else v for v in (out, plain))
-    assert out.dtype == plain.dtype == torch.float16
-    torch.testing.assert_close(out, plain, rtol=0.02, atol=0.02)
+        out, _ = lstm(tokens)
+        expected, _ = lstm.lstm(lstm._vectors(tokens))
+    out, expected = (v.data if packed else v for v in (out, expected))
+    assert out.dtype == expected.dtype == torch.float16
+    torch.testing.assert_close(out, expected, rtol=0.02, atol=0.02)
     out.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in lstm.parameters())
 
@@ -108,29 +110,31 @@ def _casts_all(x, hx, weights):
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu", None])
-def test_packed_ids_keep_their_type_on_a_cpu(backend: str | None) -> None:
+def test_packed_ids_under_autocast_on_a_cpu_give_float32(backend: str | None) -> None:
     """As packed vectors do in nn.LSTM."""
     lstm, ids = fastlstm.TokenLSTM(7, None, 5), torch.randint(7, (4, 2))
     with torch.autocast("cpu", dtype=torch.bfloat16), fastlstm.backend(backend):
         assert _types(lstm, pack_sequence([ids[:, 0], ids[:2, 1]])) == [torch.float32] * 3
 
 
-@pytest.mark.parametrize("kind", [{}, {"proj_size": 2}, {"recompute": True}])
-def test_backward_inside_autocast_of_a_call_outside_it(kind: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"proj_size": 2}, {"recompute": True}])
+def test_backward_inside_autocast_changes_no_gradient_of_a_call_outside(
+    options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Gradients have the type and the bits that they have without autocast; products are torch's, as on a GPU."""
     monkeypatch.setattr(gemm, "takes", lambda a: False)
-    lstm, x = fastlstm.LSTM(3, 5, 2, **kind), torch.randn(4, 2, 3, requires_grad=True)
-    wanted, found = [x, *lstm.parameters()], []
+    lstm, x = fastlstm.LSTM(3, 5, 2, **options), torch.randn(4, 2, 3, requires_grad=True)
+    inputs, grads = [x, *lstm.parameters()], []
     for on in (False, True):
         with fastlstm.backend("reference"):
             out = lstm(x)[0]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
-            found.append(torch.autograd.grad(out, wanted, torch.ones_like(out)))
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+            grads.append(torch.autograd.grad(out, inputs, torch.ones_like(out)))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-@pytest.mark.parametrize("kind", [torch.nn.LSTM, fastlstm.LSTM])
-def test_a_state_of_three_is_refused_under_autocast_too(kind: type[torch.nn.LSTM]) -> None:
-    lstm, x, h = kind(3, 5), torch.randn(4, 2, 3), torch.zeros(1, 2, 5)
+@pytest.mark.parametrize("lstm_class", [torch.nn.LSTM, fastlstm.LSTM])
+def test_a_state_of_three_tensors_is_refused_under_autocast(lstm_class: type[torch.nn.LSTM]) -> None:
+    lstm, x, h = lstm_class(3, 5), torch.randn(4, 2, 3), torch.zeros(1, 2, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="two hidden states"):
         lstm(x, (h, h, h))

@@ -35,11 +35,11 @@ class Tagger(nn.Module):
         return self.head(x)
 
 
-class Own(nn.LSTM):
+class TorchSubclass(nn.LSTM):
     """Somebody's subclass."""
 
 
-def _kinds(model: nn.Module) -> list[type]:
+def _rnn_types(model: nn.Module) -> list[type]:
     return [type(m) for m in model.modules() if isinstance(m, nn.RNNBase)]
 
 
@@ -50,22 +50,22 @@ def _results(model: nn.Module, ids: Tensor) -> list[Tensor]:
     return [out.detach(), *(p.grad.clone() for p in model.parameters())]
 
 
-def test_there_and_back_with_the_same_results_and_gradients() -> None:
+def test_replace_and_restore_keep_results_and_gradients() -> None:
     model, ids = Tagger(), torch.randint(11, (3, 7))
     expected, parameters, modules = _results(model, ids), list(model.parameters()), list(model.modules())
     keys, text = list(model.state_dict()), repr(model)
     assert fastlstm.replace(model) is model
-    assert _kinds(model) == [fastlstm.LSTM] * 2
+    assert _rnn_types(model) == [fastlstm.LSTM] * 2
     torch.testing.assert_close(_results(model, ids), expected)
     assert fastlstm.restore(model) is model
-    assert _kinds(model) == [nn.LSTM] * 2
+    assert _rnn_types(model) == [nn.LSTM] * 2
     torch.testing.assert_close(_results(model, ids), expected, rtol=0, atol=0)
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
     assert all(a is b for a, b in zip(modules, model.modules(), strict=True))
     assert (list(model.state_dict()), repr(model)) == (keys, text)
 
 
-def test_the_model_may_be_the_lstm_itself_and_twice_is_once() -> None:
+def test_replace_and_restore_take_an_lstm_itself_and_may_be_repeated() -> None:
     lstm = nn.LSTM(3, 5)
     assert fastlstm.replace(fastlstm.replace(lstm)) is lstm
     assert type(lstm) is fastlstm.LSTM
@@ -109,17 +109,19 @@ def test_subclasses_and_quantised_modules_are_left_alone_and_named() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.LSTM(3, 5)), {nn.LSTM})
-    model = nn.ModuleDict({"own": Own(3, 5), "small": quantised, "cell": nn.LSTMCell(3, 5), "gru": nn.GRU(3, 5)})
+    model = nn.ModuleDict(
+        {"own": TorchSubclass(3, 5), "small": quantised, "cell": nn.LSTMCell(3, 5), "gru": nn.GRU(3, 5)}
+    )
     model["plain"] = nn.LSTM(3, 5)
-    kinds = {name: type(m) for name, m in model.named_modules()}
+    types_before = {name: type(m) for name, m in model.named_modules()}
     with pytest.warns(UserWarning, match="left alone what is not exactly torch.nn.LSTM") as caught:
         fastlstm.replace(model)
     (message,) = [str(w.message) for w in caught]
     assert "own (" in message
-    assert "test_convert.Own" in message
+    assert "test_convert.TorchSubclass" in message
     assert "small.0 (torch.ao.nn.quantized.dynamic.modules.rnn.LSTM)" in message
     assert "gru" not in message
-    assert {name for name, m in model.named_modules() if type(m) is not kinds[name]} == {"plain"}
+    assert {name for name, m in model.named_modules() if type(m) is not types_before[name]} == {"plain"}
     assert caught[0].filename == __file__
 
 
@@ -130,51 +132,51 @@ def test_a_parametrised_module_is_left_alone() -> None:
     assert isinstance(lstm, nn.LSTM)
 
 
-def test_restore_names_what_it_cannot_and_changes_nothing_then() -> None:
+def test_restore_names_an_option_that_nn_lstm_lacks_and_changes_nothing() -> None:
     model = nn.ModuleDict({"a": fastlstm.LSTM(3, 5, recompute=True), "b": fastlstm.LSTM(3, 5, weight_drop=0.5)})
     with pytest.raises(ValueError, match=r"b uses weight_drop, which torch\.nn\.LSTM does not have; turn it off first"):
         fastlstm.restore(model)
-    assert _kinds(model) == [fastlstm.LSTM] * 2
+    assert _rnn_types(model) == [fastlstm.LSTM] * 2
     model["b"].weight_drop = 0.0
-    assert _kinds(fastlstm.restore(model)) == [nn.LSTM] * 2
+    assert _rnn_types(fastlstm.restore(model)) == [nn.LSTM] * 2
     assert fastlstm.replace(model)["a"].recompute is True
 
-    class Mine(fastlstm.LSTM):
+    class FastSubclass(fastlstm.LSTM):
         pass
 
-    with pytest.warns(UserWarning, match=r"restore left alone .*the model \(.*Mine"):
-        fastlstm.restore(Mine(3, 5))
+    with pytest.warns(UserWarning, match=r"restore left alone .*the model \(.*FastSubclass"):
+        fastlstm.restore(FastSubclass(3, 5))
 
 
-def test_copies_that_share_parameters() -> None:
-    theirs = nn.LSTM(3, 5, 2, dropout=0.5, batch_first=True, proj_size=2).eval()
-    mine = fastlstm.LSTM.from_torch(theirs)
-    back = mine.to_torch()
-    assert (type(mine), type(back)) == (fastlstm.LSTM, nn.LSTM)
-    assert repr(mine) == repr(theirs) == repr(back)
-    assert not mine.training
-    for a, b, c in zip(theirs.parameters(), mine.parameters(), back.parameters(), strict=True):
+def test_from_torch_and_to_torch_share_parameters() -> None:
+    torch_lstm = nn.LSTM(3, 5, 2, dropout=0.5, batch_first=True, proj_size=2).eval()
+    lstm = fastlstm.LSTM.from_torch(torch_lstm)
+    back = lstm.to_torch()
+    assert (type(lstm), type(back)) == (fastlstm.LSTM, nn.LSTM)
+    assert repr(lstm) == repr(torch_lstm) == repr(back)
+    assert not lstm.training
+    for a, b, c in zip(torch_lstm.parameters(), lstm.parameters(), back.parameters(), strict=True):
         assert a is b is c
     x = torch.randn(2, 4, 3)
-    torch.testing.assert_close(mine(x), theirs(x))
-    mine.train()
-    mine.weight_hh_l0 = nn.Parameter(torch.zeros(20, 2))
-    assert not theirs.training
-    assert theirs.weight_hh_l0 is not mine.weight_hh_l0
+    torch.testing.assert_close(lstm(x), torch_lstm(x))
+    lstm.train()
+    lstm.weight_hh_l0 = nn.Parameter(torch.zeros(20, 2))
+    assert not torch_lstm.training
+    assert torch_lstm.weight_hh_l0 is not lstm.weight_hh_l0
     with pytest.raises(TypeError, match=r"module is a GRU, expected torch\.nn\.LSTM"):
         fastlstm.LSTM.from_torch(nn.GRU(3, 5))
     with pytest.raises(ValueError, match="return_gates"):
         fastlstm.LSTM(3, 5, return_gates=True).to_torch()
 
 
-def test_saved_models_go_both_ways() -> None:
+def test_state_dicts_load_in_both_directions() -> None:
     model, ids = Tagger(), torch.randint(11, (2, 3))
     expected, other = model(ids), fastlstm.replace(Tagger())
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other(ids), expected)
     model.load_state_dict(other.state_dict())
     for copied in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
-        assert _kinds(copied) == [fastlstm.LSTM] * 2
+        assert _rnn_types(copied) == [fastlstm.LSTM] * 2
         torch.testing.assert_close(copied(ids), expected)
     buffer = io.BytesIO()
     torch.save(other.state_dict(), buffer)
@@ -182,24 +184,24 @@ def test_saved_models_go_both_ways() -> None:
     model.load_state_dict(torch.load(buffer, weights_only=True))
 
 
-def test_old_state_of_a_module_without_projection() -> None:
+def test_pickled_state_of_old_torch_versions_loads() -> None:
     """Pickles from before torch 1.8 have no proj_size, older ones names of another form and no flat list."""
-    theirs, mine = nn.LSTM(3, 5), fastlstm.LSTM(3, 5)
+    torch_lstm, lstm = nn.LSTM(3, 5), fastlstm.LSTM(3, 5)
     x = torch.randn(2, 1, 3)
-    for lstm in (theirs, mine):
+    for module in (torch_lstm, lstm):
         torch.manual_seed(0)
-        lstm.reset_parameters()
-        state = lstm.__getstate__()
+        module.reset_parameters()
+        state = module.__getstate__()
         for name in ("proj_size", "_flat_weights", "_flat_weights_names"):
             state.pop(name)
         state["_all_weights"] = [[0]]
-        lstm.__dict__.clear()
-        lstm.__setstate__(state)
-    torch.testing.assert_close(mine(x), theirs(x))
-    assert mine._flat_weights_names == theirs._flat_weights_names
+        module.__dict__.clear()
+        module.__setstate__(state)
+    torch.testing.assert_close(lstm(x), torch_lstm(x))
+    assert lstm._flat_weights_names == torch_lstm._flat_weights_names
 
 
-def test_script_is_refused_and_works_after_restore() -> None:
+def test_jit_script_is_refused_and_works_after_restore() -> None:
     model, ids = fastlstm.replace(Tagger()), torch.randint(11, (2, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -224,7 +226,7 @@ class Scriptable(nn.Module):
         return self.head(x)
 
 
-def test_traced_without_restoring() -> None:
+def test_jit_trace_works_without_restore() -> None:
     model, ids = fastlstm.replace(Tagger()).eval(), torch.randint(11, (2, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -232,7 +234,7 @@ def test_traced_without_restoring() -> None:
     torch.testing.assert_close(traced(ids), model(ids))
 
 
-def test_quantised_after_restore() -> None:
+def test_dynamic_quantisation_works_after_restore() -> None:
     model, ids = fastlstm.replace(Tagger()).eval(), torch.randint(11, (2, 3))
     expected = model(ids)
     with warnings.catch_warnings():
@@ -245,7 +247,7 @@ def test_quantised_after_restore() -> None:
 @pytest.mark.skipif(
     util.find_spec("onnxruntime") is None or util.find_spec("onnx") is None, reason="needs onnx[runtime]"
 )
-def test_onnx_of_a_restored_model(tmp_path: Path) -> None:
+def test_onnx_export_works_after_restore(tmp_path: Path) -> None:
     import onnxruntime
 
     class Whole(nn.Module):
@@ -267,5 +269,5 @@ def test_onnx_of_a_restored_model(tmp_path: Path) -> None:
         axes = {"x": {0: "T", 1: "B"}, "h": {1: "B"}, "c": {1: "B"}}
         torch.onnx.export(model, (x, h, c), path, input_names=names, dynamo=False, dynamic_axes=axes)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    found = session.run(None, {n: v.numpy() for n, v in zip(names, (x, h, c), strict=True)})
-    torch.testing.assert_close([torch.from_numpy(v) for v in found], list(expected), rtol=1e-4, atol=1e-5)
+    outputs = session.run(None, {n: v.numpy() for n, v in zip(names, (x, h, c), strict=True)})
+    torch.testing.assert_close([torch.from_numpy(v) for v in outputs], list(expected), rtol=1e-4, atol=1e-5)

@@ -25,7 +25,7 @@ def default(what: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("what", ["float64", "bfloat16", "device"])
-def test_defaults_do_not_reach_a_kernel(what: str) -> None:
+def test_results_do_not_depend_on_the_default_type_or_device(what: str) -> None:
     lstm, x = fastlstm.LSTM(3, 5), torch.randn(4, 2, 3)
     tokens, weight, prime = fastlstm.TokenLSTM(7, 4, 5), torch.randn(7, 5), torch.tensor([1])
 

@@ -14,7 +14,7 @@ from fastlstm.backends import native
 from fastlstm.backends.cpu import function
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
-KINDS = [
+OPTIONS = [
     {},
     {"bias": False, "num_layers": 2},
     {"num_layers": 3, "bidirectional": True},
@@ -23,13 +23,13 @@ KINDS = [
 ]
 
 
-def _lengths(kind: str) -> list[int]:
-    return {"dense": [7, 7, 7], "ragged": [1, 7, 3], "one": [1]}[kind]
+def _lengths(layout: str) -> list[int]:
+    return {"dense": [7, 7, 7], "ragged": [1, 7, 3], "one": [1]}[layout]
 
 
-def _case(module: torch.nn.Module, kind: str, dtype: torch.dtype, token: bool):
-    items = [torch.randint(5, (n,)) if token else torch.randn(n, 5, dtype=dtype) for n in _lengths(kind)]
-    if kind == "ragged":
+def _case(module: torch.nn.Module, layout: str, dtype: torch.dtype, token: bool):
+    items = [torch.randint(5, (n,)) if token else torch.randn(n, 5, dtype=dtype) for n in _lengths(layout)]
+    if layout == "ragged":
         return pack_sequence(items, enforce_sorted=False)
     x = torch.stack(items)
     lstm = module.lstm if token else module
@@ -37,7 +37,7 @@ def _case(module: torch.nn.Module, kind: str, dtype: torch.dtype, token: bool):
     return x if token else x.requires_grad_()
 
 
-def _everything(module: torch.nn.Module, x, hx, on_op: bool) -> list[torch.Tensor]:
+def _outputs_and_grads(module: torch.nn.Module, x, hx, on_op: bool) -> list[torch.Tensor]:
     """Results and all gradients; on_op: under a mode that could observe the fused route, else that must be taken."""
     with torch.device("cpu") if on_op else nullcontext():
         assert f"route: {'op' if on_op else 'fused CPU'}\n" in fastlstm.explain(module, x)
@@ -51,28 +51,28 @@ def _everything(module: torch.nn.Module, x, hx, on_op: bool) -> list[torch.Tenso
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ["dense", "ragged", "one"])
+@pytest.mark.parametrize("layout", ["dense", "ragged", "one"])
 @pytest.mark.parametrize(
-    ("options", "token"), list(itertools.product(KINDS, [False, True])), ids=lambda v: str(v).replace(" ", "")
+    ("options", "token"), list(itertools.product(OPTIONS, [False, True])), ids=lambda v: str(v).replace(" ", "")
 )
-def test_fused_route_gives_what_the_op_gives(options: dict, token: bool, kind: str, dtype: torch.dtype) -> None:
-    kinds = {"dtype": dtype, **options}
-    module = fastlstm.TokenLSTM(5, 4, 3, **kinds) if token else fastlstm.LSTM(5, 3, **kinds)
-    x, B = _case(module, kind, dtype, token), len(_lengths(kind))
+def test_fused_route_gives_what_the_op_gives(options: dict, token: bool, layout: str, dtype: torch.dtype) -> None:
+    kwargs = {"dtype": dtype, **options}
+    module = fastlstm.TokenLSTM(5, 4, 3, **kwargs) if token else fastlstm.LSTM(5, 3, **kwargs)
+    x, B = _case(module, layout, dtype, token), len(_lengths(layout))
     lstm = module.lstm if token else module
     n, P = lstm.num_layers * (1 + lstm.bidirectional), lstm.proj_size or 3
     hx = tuple(torch.randn(n, B, size, dtype=dtype, requires_grad=True) for size in (P, 3))
-    expected = _everything(module, x, hx, on_op=True)
-    found = _everything(module, x, hx, on_op=False)
+    expected = _outputs_and_grads(module, x, hx, on_op=True)
+    fused = _outputs_and_grads(module, x, hx, on_op=False)
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
-    torch.testing.assert_close(found, expected, **tolerance)
+    torch.testing.assert_close(fused, expected, **tolerance)
     with torch.no_grad():
         torch.testing.assert_close(module(x, hx)[1], (expected[1], expected[2]), **tolerance)
 
 
 def test_repeated_input_gets_summed_gradient() -> None:
     """A tied weight and an input made from a weight, in first and second derivatives."""
-    found = []
+    grads = []
     for on_reference in (False, True):
         torch.manual_seed(3)
         lstm = fastlstm.LSTM(4, 4, 2, dtype=torch.float64)
@@ -81,11 +81,11 @@ def test_repeated_input_gets_summed_gradient() -> None:
         with fastlstm.backend("reference" if on_reference else None):
             out, _ = lstm(x)
         (first,) = torch.autograd.grad(out.square().sum(), lstm.weight_hh_l0, create_graph=True)
-        found.append((first, *torch.autograd.grad(first.square().sum(), lstm.weight_hh_l0)))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+        grads.append((first, *torch.autograd.grad(first.square().sum(), lstm.weight_hh_l0)))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-9, atol=1e-9)
 
 
-def test_only_what_is_wanted() -> None:
+def test_only_parameters_that_require_a_gradient_get_one() -> None:
     lstm, x = fastlstm.LSTM(3, 4, 2), torch.randn(5, 2, 3)
     lstm.requires_grad_(False)
     lstm.bias_hh_l1.requires_grad_()
@@ -107,12 +107,12 @@ def test_a_state_below_frozen_weights_gets_its_gradient(token: bool) -> None:
     module.requires_grad_(False)
     x = torch.randint(5, (7, 2)) if token else torch.randn(7, 2, 4)
     hx = tuple(torch.randn(2, 2, 3, requires_grad=True) for _ in range(2))
-    found = []
+    grads = []
     for name in (None, "reference"):
         with fastlstm.backend(name):
-            found.append(torch.autograd.grad(module(x, hx)[0].square().sum(), hx))
-    assert found[1][0][0].abs().max() > 0
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+            grads.append(torch.autograd.grad(module(x, hx)[0].square().sum(), hx))
+    assert grads[1][0][0].abs().max() > 0
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_of_both_biases_are_two_tensors() -> None:
@@ -180,7 +180,7 @@ def test_ids_beyond_a_table_that_shrank_do_not_reach_a_kernel() -> None:
         model(torch.tensor([[1], [7]]))
 
 
-def test_a_table_without_rows() -> None:
+def test_a_table_without_rows_refuses_every_id() -> None:
     """No id is right there, which is said."""
     with pytest.raises(IndexError, match="expected 0 to -1"):
         fastlstm.TokenLSTM(0, 4, 16)(torch.zeros(3, 2, dtype=torch.int64))

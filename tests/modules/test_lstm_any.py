@@ -13,14 +13,14 @@ from tests.modules.pairs import leaves, pair, results
 
 def _strided(draw: st.DrawFn, value: Tensor) -> Tensor:
     """The same numbers, lying otherwise."""
-    kind = draw(st.sampled_from(["as it is", "gaps", "transposed", "offset", "negated"]))
-    if kind == "gaps":
+    layout = draw(st.sampled_from(["as it is", "gaps", "transposed", "offset", "negated"]))
+    if layout == "gaps":
         return torch.stack([value, value.new_full((), float("nan")).expand_as(value)], -1)[..., 0]
-    if kind == "transposed":
+    if layout == "transposed":
         return value.transpose(0, -1).contiguous().transpose(0, -1)
-    if kind == "offset":
+    if layout == "offset":
         return torch.cat([value.new_full((1, *value.shape[1:]), float("nan")), value])[1:]
-    return torch._neg_view(-value) if kind == "negated" else value
+    return torch._neg_view(-value) if layout == "negated" else value
 
 
 @st.composite
@@ -33,20 +33,20 @@ def _calls(draw: st.DrawFn) -> tuple:
         "bias": draw(st.booleans()), "batch_first": draw(st.booleans()), "bidirectional": draw(st.booleans()),
         "proj_size": draw(st.integers(0, H - 1)), "dtype": draw(st.sampled_from([torch.float32, torch.float64])),
     }  # fmt: skip
-    kind = draw(st.sampled_from(["dense", "dense", "unbatched", "packed"]))
+    form = draw(st.sampled_from(["dense", "dense", "unbatched", "packed"]))
     T, B = draw(size), draw(size)
     I, dtype = options["input_size"], options["dtype"]
-    if kind == "packed":
+    if form == "packed":
         lengths = draw(st.lists(st.integers(1, T), min_size=B, max_size=B))
         x = rnn.pack_sequence([torch.randn(n, I, dtype=dtype) for n in lengths], enforce_sorted=False)
         x = x._replace(data=_strided(draw, x.data))
     else:
-        shape = (T, I) if kind == "unbatched" else (B, T, I) if options["batch_first"] else (T, B, I)
+        shape = (T, I) if form == "unbatched" else (B, T, I) if options["batch_first"] else (T, B, I)
         x = _strided(draw, torch.randn(shape, dtype=dtype))
     hx = None
     if draw(st.booleans()):
         rows = options["num_layers"] * (1 + options["bidirectional"])
-        lead = (rows,) if kind == "unbatched" else (rows, B)
+        lead = (rows,) if form == "unbatched" else (rows, B)
         sizes = (options["proj_size"] or H, H)
         hx = tuple(_strided(draw, torch.randn(*lead, n, dtype=dtype)) for n in sizes)
     return options, x, hx, draw(st.booleans())
@@ -54,14 +54,14 @@ def _calls(draw: st.DrawFn) -> tuple:
 
 @settings(max_examples=40, deadline=None)
 @given(_calls(), st.randoms(use_true_random=False))
-def test_anything_that_nn_lstm_takes(call: tuple, random) -> None:
+def test_any_call_gives_what_nn_lstm_gives(call: tuple, random) -> None:
     options, x, hx, wanted = call
-    theirs, mine = pair(**options)
+    torch_lstm, lstm = pair(**options)
     if random.random() < 0.5:  # weights that lie otherwise
-        for lstm in (theirs, mine):
-            for p in lstm.parameters():
+        for module in (torch_lstm, lstm):
+            for p in module.parameters():
                 p.data = torch.stack([p.data, p.data], -1)[..., 0]
     if wanted:
-        torch.testing.assert_close(results(mine, x, hx), results(theirs, x, hx), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(results(lstm, x, hx), results(torch_lstm, x, hx), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(leaves(mine(x, hx)), leaves(theirs(x, hx)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(leaves(lstm(x, hx)), leaves(torch_lstm(x, hx)), rtol=1e-4, atol=1e-5)

@@ -44,7 +44,7 @@ def _slow(*values: object) -> object:
 )
 def test_fullgraph_forward_and_backward(options: dict, dynamic: bool) -> None:
     lstm = fastlstm.LSTM(3, 5, **options)
-    counter, made = CompileCounterWithBackend("aot_eager"), []
+    counter, graph_counts = CompileCounterWithBackend("aot_eager"), []
     compiled = torch.compile(lstm, fullgraph=True, dynamic=dynamic, backend=counter)
     for T, B in ((7, 2), (4, 3), (9, 5)) if dynamic else ((7, 2),):
         x = torch.randn(B, T, 3) if lstm.batch_first else torch.randn(T, B, 3)
@@ -53,8 +53,8 @@ def test_fullgraph_forward_and_backward(options: dict, dynamic: bool) -> None:
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), lstm(x))
         assert _nodes(counter.graphs[-1]) == lstm.num_layers * (2 if lstm.bidirectional else 1)
-        made.append(counter.frame_count)
-    assert len(set(made)) == 1, "another shape compiled another graph"
+        graph_counts.append(counter.frame_count)
+    assert len(set(graph_counts)) == 1, "another shape compiled another graph"
 
 
 def test_nodes_do_not_grow_with_time_and_grow_with_layers() -> None:
@@ -87,14 +87,14 @@ def test_backward_is_one_node_a_layer() -> None:
     backend = aot_autograd(fw_compiler=keep("forward"), bw_compiler=keep("backward"))
     lstm = fastlstm.LSTM(3, 5, 2, bidirectional=True)
     x = torch.randn(6, 2, 3)
-    found = _grads(torch.compile(lstm, fullgraph=True, backend=backend), lstm, x)
-    torch.testing.assert_close(found, _grads(lstm, lstm, x))
+    actual = _grads(torch.compile(lstm, fullgraph=True, backend=backend), lstm, x)
+    torch.testing.assert_close(actual, _grads(lstm, lstm, x))
     assert _nodes(graphs["forward"]) == 4
     assert _nodes(graphs["backward"], "lstm_backward") == 4
     assert _nodes(graphs["backward"]) == 0
 
 
-def test_options_and_given_states_under_compile() -> None:
+def test_options_and_initial_states_give_the_same_compiled() -> None:
     lstm = fastlstm.LSTM(3, 5, 2, recompute=True)
     x, hx = torch.randn(6, 2, 3), (torch.randn(2, 2, 5), torch.randn(2, 2, 5))
     reset = torch.rand(6, 2) < 0.3
@@ -106,7 +106,7 @@ def test_options_and_given_states_under_compile() -> None:
     torch.testing.assert_close(compiled(x), call(x))
 
 
-def test_dropout_draws_in_training_and_not_after() -> None:
+def test_compiled_dropout_acts_in_training_only() -> None:
     lstm = fastlstm.LSTM(3, 5, 2, dropout=0.5, weight_drop=0.3)
     compiled, x = torch.compile(lstm, fullgraph=True, backend="aot_eager"), torch.randn(4, 2, 3)
     first, second = compiled(x)[0], compiled(x)[0]
@@ -115,22 +115,22 @@ def test_dropout_draws_in_training_and_not_after() -> None:
     torch.testing.assert_close(compiled(x), lstm(x))
 
 
-def test_unbatched_and_autocast_under_compile() -> None:
+def test_unbatched_input_and_autocast_give_the_same_compiled() -> None:
     lstm = fastlstm.LSTM(3, 5)
     x = torch.randn(6, 3)
     compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), lstm(x))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, expected = compiled(x), lstm(x)
-    assert found[0].dtype == torch.bfloat16
-    torch.testing.assert_close(found, expected)
+        actual, expected = compiled(x), lstm(x)
+    assert actual[0].dtype == torch.bfloat16
+    torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_packed_input_is_one_graph_too(given: bool) -> None:
+@pytest.mark.parametrize("with_state", [False, True])
+def test_packed_input_compiles_to_one_graph(with_state: bool) -> None:
     """Packed outside or from tensors inside; lengths are data, so others compile nothing new."""
     lstm = fastlstm.LSTM(3, 5, 2, bidirectional=True)
-    hx = (torch.randn(4, 3, 5), torch.randn(4, 3, 5)) if given else None
+    hx = (torch.randn(4, 3, 5), torch.randn(4, 3, 5)) if with_state else None
 
     def call(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
         out, (h, _) = lstm(PackedSequence(data, batch_sizes), hx)
@@ -151,16 +151,16 @@ def test_unsorted_packed_input_trains_in_one_graph() -> None:
     lstm = fastlstm.LSTM(3, 5, 2)
     compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
     for lengths in ([2, 6, 1], [4, 6, 3]):
-        packed, found = pack_padded_sequence(torch.randn(6, 3, 3), lengths, enforce_sorted=False), []
+        packed, results = pack_padded_sequence(torch.randn(6, 3, 3), lengths, enforce_sorted=False), []
         for run in (compiled, lstm):
             lstm.zero_grad()
             out, (h, c) = run(packed)
             (out.data.square().sum() + h.sum() + c.cos().sum()).backward()
-            found.append([out.data.detach(), h.detach(), c.detach(), *(p.grad.clone() for p in lstm.parameters())])
-        torch.testing.assert_close(found[0], found[1])
+            results.append([out.data.detach(), h.detach(), c.detach(), *(p.grad.clone() for p in lstm.parameters())])
+        torch.testing.assert_close(results[0], results[1])
 
 
-def test_a_model_around_it_is_one_graph() -> None:
+def test_a_model_with_an_lstm_in_it_compiles_to_one_graph() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -175,7 +175,7 @@ def test_a_model_around_it_is_one_graph() -> None:
     assert counter.frame_count == 1
 
 
-def test_tokens_under_compile() -> None:
+def test_token_lstm_gives_the_same_compiled() -> None:
     lstm = fastlstm.TokenLSTM(11, 3, 5)
     ids = torch.randint(11, (7, 2))
     torch.testing.assert_close(torch.compile(lstm, fullgraph=True, backend="aot_eager")(ids), lstm(ids))
@@ -204,7 +204,7 @@ def test_double_backward_under_compile_says_that_torch_cannot() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_inductor(dynamic: bool) -> None:
+def test_inductor_gives_the_same(dynamic: bool) -> None:
     """With torch's default compiler, which builds C++."""
     lstm = fastlstm.LSTM(3, 5, 2)
     compiled = torch.compile(lstm, fullgraph=True, dynamic=dynamic)

@@ -37,13 +37,13 @@ def _in_force(monkeypatch: pytest.MonkeyPatch) -> None:
         ((0, 4, 3), (2, 4, 0), (2, 4, 5)),
     ],
 )
-def test_wrong_shapes(x: tuple, h: tuple, c: tuple, gradients: bool, proj: int) -> None:
+def test_wrong_shapes_raise_the_errors_of_nn_lstm(x: tuple, h: tuple, c: tuple, gradients: bool, proj: int) -> None:
     """The same error, word for word, with gradients and without."""
-    theirs, mine = pair(3, 5, 2, proj_size=proj)
+    torch_lstm, lstm = pair(3, 5, 2, proj_size=proj)
     h = tuple(n or (proj or 5) for n in h)
     with torch.set_grad_enabled(gradients):
         messages = []
-        for module in (theirs, mine):
+        for module in (torch_lstm, lstm):
             with pytest.raises((RuntimeError, ValueError)) as raised:
                 module(torch.randn(x), (torch.randn(h), torch.randn(c)))
             messages.append((raised.type, str(raised.value)))
@@ -51,11 +51,11 @@ def test_wrong_shapes(x: tuple, h: tuple, c: tuple, gradients: bool, proj: int) 
 
 
 @pytest.mark.parametrize("gradients", [True, False])
-def test_other_wrong_arguments(gradients: bool) -> None:
-    theirs, mine = pair(3, 5)
+def test_other_wrong_arguments_raise_the_errors_of_nn_lstm(gradients: bool) -> None:
+    torch_lstm, lstm = pair(3, 5)
     batch, bad_type = torch.randn(2, 4, 3), torch.randn(2, 4, 3).double()
     state = torch.randn(1, 4, 5)
-    for given in (
+    for args in (
         (torch.randn(3),), (torch.randn(1, 2, 4, 3),), (bad_type,), (batch.long(),), (batch, (state[0], state[0])),
         (torch.randn(2, 3), (state, state)), (batch, (state.double(), state.double())), (batch, (state, state.double())),
         (batch.to("meta"),), (batch, (state.to("meta"), state)), (batch, (state,)),
@@ -63,33 +63,33 @@ def test_other_wrong_arguments(gradients: bool) -> None:
     ):  # fmt: skip
         messages = []
         with torch.set_grad_enabled(gradients):
-            for module in (theirs, mine):
+            for module in (torch_lstm, lstm):
                 with pytest.raises(Exception) as raised:  # noqa: PT011
-                    module(*given)
+                    module(*args)
                 messages.append((raised.type, str(raised.value)))
         assert messages[0] == messages[1]
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_what_is_no_state(packed: bool) -> None:
-    theirs, mine = pair(3, 5)
+def test_a_wrong_state_raises_the_error_of_nn_lstm(packed: bool) -> None:
+    torch_lstm, lstm = pair(3, 5)
     x = rnn.pack_sequence([torch.randn(2, 3)]) if packed else torch.randn(2, 1, 3)
     h = torch.zeros(1, 1, 5)
     for hx in (h, [h], (h, h, h), (), (h, None), (None, h), 5, "ab", {0: h, 1: h}, (h.double(), h), (h[0], h[0])):
         for gradients in (True, False):
-            said = []
+            messages = []
             with torch.set_grad_enabled(gradients):
-                for module in (theirs, mine):
+                for module in (torch_lstm, lstm):
                     with pytest.raises(Exception) as raised:  # noqa: PT011
                         module(x, hx)
-                    said.append((raised.type, str(raised.value)))
-            assert said[0] == said[1]
-    for lstm in (theirs, mine):
-        lstm(x, [h, h])
+                    messages.append((raised.type, str(raised.value)))
+            assert messages[0] == messages[1]
+    for module in (torch_lstm, lstm):
+        module(x, [h, h])
 
 
 @pytest.mark.parametrize("B", [1, 4])
-def test_packed_input_with_a_state_for_other_sequences(B: int) -> None:
+def test_packed_input_with_a_state_for_another_number_of_sequences_is_refused(B: int) -> None:
     """nn.LSTM does not check this: it returns memory that nobody wrote. Here it is an error."""
     packed, state = rnn.pack_sequence([torch.randn(2, 3), torch.randn(1, 3)]), torch.randn(1, B, 5)
     for gradients in (True, False):
@@ -105,10 +105,10 @@ def _made(make: type, args: tuple, kwargs: dict) -> tuple:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found = repr(make(*args, **kwargs))
+            outcome = repr(make(*args, **kwargs))
         except Exception as error:
-            found = (type(error), str(error))
-    return found, [(w.category, str(w.message), w.filename == __file__) for w in caught]
+            outcome = (type(error), str(error))
+    return outcome, [(w.category, str(w.message), w.filename == __file__) for w in caught]
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def _made(make: type, args: tuple, kwargs: dict) -> tuple:
         ((), {"input_size": 3, "hidden_size": 5, "num_layers": 2, "dropout": 0.25}),
     ],
 )  # fmt: skip
-def test_constructor_says_what_torch_says(args: tuple, kwargs: dict) -> None:
-    mine, theirs = _made(nn.LSTM, args, kwargs), _made(TORCH_LSTM, args, kwargs)
-    said = str(theirs[0]).replace("torch.nn.modules.rnn.", "fastlstm.modules.lstm.")
-    assert str(mine[0]) == said
-    assert [w[:2] for w in mine[1]] == [w[:2] for w in theirs[1]]
-    assert all(here for _, _, here in mine[1])  # at the line that made the module
+def test_constructor_raises_and_warns_as_nn_lstm_does(args: tuple, kwargs: dict) -> None:
+    actual, expected = _made(nn.LSTM, args, kwargs), _made(TORCH_LSTM, args, kwargs)
+    expected_text = str(expected[0]).replace("torch.nn.modules.rnn.", "fastlstm.modules.lstm.")
+    assert str(actual[0]) == expected_text
+    assert [w[:2] for w in actual[1]] == [w[:2] for w in expected[1]]
+    assert all(at_the_call for _, _, at_the_call in actual[1])  # at the line that made the module

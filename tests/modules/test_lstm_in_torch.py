@@ -19,14 +19,14 @@ from tests.modules.pairs import leaves, pair, results
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 3}], ids=str)
-def test_types_by_the_rule_of_accuracy(options: dict, dtype: torch.dtype) -> None:
-    exact, mine = pair(3, 5, **options)
-    theirs = copy.deepcopy(exact).to(dtype)
-    mine = mine.to(dtype)
-    exact = copy.deepcopy(theirs).double()  # of the rounded weights
+def test_half_and_double_results_pass_the_rule_of_accuracy(options: dict, dtype: torch.dtype) -> None:
+    exact, lstm = pair(3, 5, **options)
+    torch_lstm = copy.deepcopy(exact).to(dtype)
+    lstm = lstm.to(dtype)
+    exact = copy.deepcopy(torch_lstm).double()  # of the rounded weights
     x = torch.randn(6, 4, 3).to(dtype)
-    found, other, true = (results(m, v) for m, v in ((mine, x), (theirs, x), (exact, x.double())))
-    for a, b, c in zip(found, true, other, strict=True):
+    actual, by_torch, reference = (results(m, v) for m, v in ((lstm, x), (torch_lstm, x), (exact, x.double())))
+    for a, b, c in zip(actual, reference, by_torch, strict=True):
         assert a.dtype == dtype
         if dtype == torch.float64:
             torch.testing.assert_close(a, b)
@@ -34,7 +34,7 @@ def test_types_by_the_rule_of_accuracy(options: dict, dtype: torch.dtype) -> Non
             accuracy.check(str(a.shape), a, b, c)
 
 
-def test_conversions_there_and_back() -> None:
+def test_conversion_to_other_types_and_back_keeps_the_results() -> None:
     lstm, x = fastlstm.LSTM(3, 5, 2), torch.randn(4, 2, 3)
     expected = lstm(x)[0]
     for change, dtype in ((lstm.half, torch.float16), (lstm.bfloat16, torch.bfloat16), (lstm.double, torch.float64)):
@@ -44,7 +44,7 @@ def test_conversions_there_and_back() -> None:
     torch.testing.assert_close(lstm.float()(x)[0], expected, rtol=0.1, atol=0.05)
 
 
-def test_a_half_module_takes_the_float32_cell_state_back() -> None:
+def test_a_half_module_takes_a_float32_cell_state() -> None:
     lstm, x = fastlstm.LSTM(3, 5).bfloat16(), torch.randn(2, 4, 3).bfloat16()
     h, c = torch.zeros(1, 4, 5).bfloat16(), torch.randn(1, 4, 5)
     out, (_, c_n) = lstm(x, (h, c))
@@ -64,28 +64,28 @@ def _as_nn_lstm(lstm: nn.LSTM, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_autocast(packed: bool) -> None:
+def test_autocast_gives_types_and_results_of_nn_lstm(packed: bool) -> None:
     """Types as nn.LSTM's, which leaves float64 and, on the CPU, packed input alone; gradients in the parameters' type."""
-    for kind in (torch.float32, torch.float64):
-        theirs, mine = pair(3, 5, 2, dtype=kind)
-        x = torch.randn(6, 4, 3, dtype=kind)
+    for dtype in (torch.float32, torch.float64):
+        torch_lstm, lstm = pair(3, 5, 2, dtype=dtype)
+        x = torch.randn(6, 4, 3, dtype=dtype)
         x = rnn.pack_padded_sequence(x, [6, 4, 4, 1]) if packed else x
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found, expected = leaves(mine(x)), _as_nn_lstm(theirs, x)
-        assert [v.dtype for v in found] == [v.dtype for v in expected]
-        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
-        sum(v.float().sum() for v in found).backward()
-        assert {p.grad.dtype for p in mine.parameters()} == {kind}
+            actual, expected = leaves(lstm(x)), _as_nn_lstm(torch_lstm, x)
+        assert [v.dtype for v in actual] == [v.dtype for v in expected]
+        torch.testing.assert_close(actual, expected, rtol=0.05, atol=0.02)
+        sum(v.float().sum() for v in actual).backward()
+        assert {p.grad.dtype for p in lstm.parameters()} == {dtype}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_of_few_rows_and_of_half_input(dtype: torch.dtype) -> None:
+def test_autocast_of_one_row_and_of_half_input_gives_its_type(dtype: torch.dtype) -> None:
     lstm, x = fastlstm.LSTM(3, 5), torch.randn(1, 1, 3)
     with torch.autocast("cpu", dtype=dtype), torch.no_grad():
-        found = lstm(x)[0]
-        assert found.dtype == lstm(x.to(dtype))[0].dtype == dtype
+        out = lstm(x)[0]
+        assert out.dtype == lstm(x.to(dtype))[0].dtype == dtype
     with torch.no_grad():
-        torch.testing.assert_close(found.float(), lstm(x)[0], rtol=0.05, atol=0.02)
+        torch.testing.assert_close(out.float(), lstm(x)[0], rtol=0.05, atol=0.02)
 
 
 def test_functional_call_and_per_sample_gradients() -> None:
@@ -109,15 +109,15 @@ def test_per_sample_gradients_by_torch_s_own_api(packed: bool) -> None:
     """Its weights are of a class that knows nn.LSTM's functions alone."""
     from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
-    x, found = torch.randn(3, 5, 2, dtype=torch.float64), []
+    x, outs_and_grads = torch.randn(3, 5, 2, dtype=torch.float64), []
     if packed:
         x = rnn.pack_padded_sequence(x, [5, 4, 2], batch_first=True)
     for lstm in pair(2, 4, 2, batch_first=True, bidirectional=True, dtype=torch.float64):
         out = leaves(call_for_per_sample_grads(lstm, loss_reduction="sum", batch_size=3)(x))[0]
         out.square().sum().backward()
-        found.append([out.detach(), *(p.grad_sample for p in lstm.parameters())])
-    assert found[0][1].shape == (3, 16, 2)
-    torch.testing.assert_close(found[1], found[0])
+        outs_and_grads.append([out.detach(), *(p.grad_sample for p in lstm.parameters())])
+    assert outs_and_grads[0][1].shape == (3, 16, 2)
+    torch.testing.assert_close(outs_and_grads[1], outs_and_grads[0])
 
 
 def test_vmap_over_an_ensemble_of_weights_and_jvp() -> None:
@@ -129,29 +129,29 @@ def test_vmap_over_an_ensemble_of_weights_and_jvp() -> None:
         return functional_call(models[0], weights, (x,))[0]
 
     torch.testing.assert_close(vmap(call, (0, None))(stacked, x), torch.stack([m(x)[0] for m in models]))
-    theirs = nn.LSTM(3, 4, 2, batch_first=True, dtype=torch.float64)
-    theirs.load_state_dict(models[0].state_dict())
+    torch_lstm = nn.LSTM(3, 4, 2, batch_first=True, dtype=torch.float64)
+    torch_lstm.load_state_dict(models[0].state_dict())
     v = torch.randn_like(x)
-    torch.testing.assert_close(jvp(lambda x: models[0](x)[0], (x,), (v,)), jvp(lambda x: theirs(x)[0], (x,), (v,)))
+    torch.testing.assert_close(jvp(lambda x: models[0](x)[0], (x,), (v,)), jvp(lambda x: torch_lstm(x)[0], (x,), (v,)))
 
 
-def test_checkpoint() -> None:
-    theirs, mine = pair(3, 5, 2, dropout=0.5)
+def test_activation_checkpointing_changes_no_result() -> None:
+    torch_lstm, lstm = pair(3, 5, 2, dropout=0.5)
 
-    class Again(nn.Module):
-        def __init__(self, lstm: nn.Module) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
             super().__init__()
-            self.lstm = lstm
+            self.lstm = module
 
         def forward(self, x: Tensor, hx: object = None):
             return checkpoint(self.lstm, x, hx, use_reentrant=False)
 
-    x, found = torch.randn(6, 4, 3, requires_grad=True), []
-    for lstm in (mine, Again(mine), Again(theirs)):
+    x, by_module = torch.randn(6, 4, 3, requires_grad=True), []
+    for module in (lstm, Checkpointed(lstm), Checkpointed(torch_lstm)):
         torch.manual_seed(3)
-        found.append(results(lstm, x))
-    torch.testing.assert_close(found[1], found[0])
-    torch.testing.assert_close(found[1], found[2])
+        by_module.append(results(module, x))
+    torch.testing.assert_close(by_module[1], by_module[0])
+    torch.testing.assert_close(by_module[1], by_module[2])
 
 
 def test_anomaly_mode_names_the_op() -> None:
@@ -164,7 +164,7 @@ def test_anomaly_mode_names_the_op() -> None:
             (out.sum() * float("nan")).backward()
 
 
-def test_hooks_see_what_they_see_of_nn_lstm() -> None:
+def test_hooks_are_called_as_on_nn_lstm() -> None:
     def watched(lstm: nn.Module) -> tuple:
         calls = []
         lstm.register_forward_pre_hook(lambda m, args: (args[0] * 2,))
@@ -196,20 +196,20 @@ class Doubled(nn.Module):
         return 2 * weight
 
 
-def test_parametrised_weights() -> None:
-    found, x = [], torch.randn(6, 4, 3)
+def test_parametrised_weights_give_the_results_of_nn_lstm() -> None:
+    collected, x = [], torch.randn(6, 4, 3)
     for lstm in pair(3, 5, 2):
         nn.utils.parametrizations.weight_norm(lstm, "weight_hh_l0")
         parametrize.register_parametrization(lstm, "weight_ih_l1", Doubled())
-        found.append(results(lstm, x))
+        collected.append(results(lstm, x))
         with parametrize.cached():
-            found.append(results(lstm, x)[:1])
+            collected.append(results(lstm, x)[:1])
         with torch.no_grad():
-            found.append(leaves(lstm(torch.ones(1, 1, 3))))
+            collected.append(leaves(lstm(torch.ones(1, 1, 3))))
         parametrize.remove_parametrizations(lstm, "weight_hh_l0")
-        found.append(results(lstm, x)[:1])
+        collected.append(results(lstm, x)[:1])
     assert type(lstm) is not fastlstm.LSTM
-    torch.testing.assert_close(found[4:], found[:4])
+    torch.testing.assert_close(collected[4:], collected[:4])
 
 
 def test_deferred_construction_on_meta() -> None:
@@ -230,7 +230,7 @@ def test_deferred_construction_on_meta() -> None:
     assert fastlstm.LSTM(3, 5, device="cpu", dtype=torch.float64).weight_ih_l0.dtype == torch.float64
 
 
-def test_fake_tensors() -> None:
+def test_fake_tensors_give_shapes_and_types() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
@@ -242,7 +242,7 @@ def test_fake_tensors() -> None:
             out.sum().backward()
 
 
-def test_one_node_in_a_graph_of_torch_fx() -> None:
+def test_torch_fx_traces_it_as_one_node() -> None:
     """As a module of torch.nn is; its own forward is not traced, and cannot be."""
 
     class Model(nn.Module):
@@ -254,23 +254,23 @@ def test_one_node_in_a_graph_of_torch_fx() -> None:
             out, state = self.lstm(x, hx)
             return self.head(out), state[1]
 
-    x, hx, made = torch.randn(4, 2, 3), (torch.randn(1, 2, 5), torch.randn(1, 2, 5)), []
+    x, hx, graphs = torch.randn(4, 2, 3), (torch.randn(1, 2, 5), torch.randn(1, 2, 5)), []
     for lstm in pair(3, 5):
         model = Model(lstm)
         graph = torch.fx.symbolic_trace(model)
-        made.append([(node.op, str(node.target), str(node.args)) for node in graph.graph.nodes])
-        for given in (None, hx):
-            torch.testing.assert_close(graph(x, given), model(x, given))
+        graphs.append([(node.op, str(node.target), str(node.args)) for node in graph.graph.nodes])
+        for initial in (None, hx):
+            torch.testing.assert_close(graph(x, initial), model(x, initial))
         with pytest.raises(torch.fx.proxy.TraceError):
             torch.fx.symbolic_trace(lstm)
-    assert made[0] == made[1]
+    assert graphs[0] == graphs[1]
     options = nn.Sequential(fastlstm.LSTM(3, 5, return_cell_states=True))
     assert len(torch.fx.symbolic_trace(options)(x)) == 3
 
 
-def test_a_replica_as_data_parallel_makes_it() -> None:
+def test_a_data_parallel_replica_gives_the_results_of_nn_lstm() -> None:
     """Its parameters are plain tensors that lead back to those of the module."""
-    found, x = [], torch.randn(6, 4, 3)
+    outs_and_grads, x = [], torch.randn(6, 4, 3)
     for lstm in pair(3, 5, 2):
         replica = lstm._replicate_for_data_parallel()
         for name, p in lstm.named_parameters():
@@ -278,12 +278,12 @@ def test_a_replica_as_data_parallel_makes_it() -> None:
         out = replica(x)[0]
         out.sum().backward()
         with torch.no_grad():
-            found.append([out, replica(x[:1, :1])[0], *(p.grad for p in lstm.parameters())])
+            outs_and_grads.append([out, replica(x[:1, :1])[0], *(p.grad for p in lstm.parameters())])
         assert [type(v) for v in replica._flat_weights] == [Tensor] * 8
-    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(outs_and_grads[1], outs_and_grads[0])
 
 
-def test_shared_between_threads_and_in_multiprocessing_memory() -> None:
+def test_threads_may_share_a_module_in_shared_memory() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     lstm = fastlstm.LSTM(3, 5, 2).share_memory()
@@ -300,12 +300,12 @@ def test_shared_between_threads_and_in_multiprocessing_memory() -> None:
     assert all(p.is_shared() for p in lstm.parameters())
 
 
-def test_more_than_65535_steps() -> None:
+def test_70000_steps_are_as_two_calls_that_hand_the_state_on() -> None:
     """As many as two calls that hand the state on; the gradient too."""
     lstm, x = fastlstm.LSTM(2, 3), torch.randn(70_000, 1, 2, requires_grad=True)
     first, state = lstm(x[:30_000])
     second, state = lstm(x[30_000:], state)
-    found, found_state = lstm(x)
-    torch.testing.assert_close((found, found_state), (torch.cat([first, second]), state))
+    out, last_state = lstm(x)
+    torch.testing.assert_close((out, last_state), (torch.cat([first, second]), state))
     (expected,) = torch.autograd.grad(second[-1].sum(), x)
-    torch.testing.assert_close(torch.autograd.grad(found[-1].sum(), x)[0], expected)
+    torch.testing.assert_close(torch.autograd.grad(out[-1].sum(), x)[0], expected)

@@ -32,10 +32,10 @@ each_sample_in_float64_once = modules([INFO], allowed_dtypes=[torch.float64], tr
 
 def _samples(info: ModuleInfo, device: str, dtype: torch.dtype, training: bool, grad: bool = False) -> Iterator[tuple]:
     """(module, positional inputs, the sample) for each of torch's samples."""
-    made = info.module_inputs_func(info, device=device, dtype=dtype, requires_grad=grad, training=training)
-    for sample in made:
-        given = sample.constructor_input
-        module = info.module_cls(*given.args, **given.kwargs, device=device, dtype=dtype).train(training)
+    samples = info.module_inputs_func(info, device=device, dtype=dtype, requires_grad=grad, training=training)
+    for sample in samples:
+        constructor = sample.constructor_input
+        module = info.module_cls(*constructor.args, **constructor.kwargs, device=device, dtype=dtype).train(training)
         assert not sample.forward_input.kwargs
         yield module, sample.forward_input.args, sample
 
@@ -63,27 +63,29 @@ class TestLSTMAsTorchTestsModules(TestCase):
     def test_forward(self, device, dtype, module_info, training):
         for module, args, sample in _samples(module_info, device, dtype, training):
             with freeze_rng_state():
-                found = module(*args)
+                out = module(*args)
             with freeze_rng_state():
                 expected = sample.reference_fn(module, *args)
-            self.assertEqual(found, expected)
+            self.assertEqual(out, expected)
 
     @each_sample
     def test_same_as_nn_lstm(self, device, dtype, module_info, training):
         for module, args, sample in _samples(module_info, device, dtype, training):
-            theirs = nn.LSTM(*sample.constructor_input.args, **sample.constructor_input.kwargs, dtype=dtype)
-            theirs.load_state_dict(module.state_dict())
-            self.assertEqual(module(*args), theirs(*args))
-            self.assertEqual(repr(module), repr(theirs))
+            torch_lstm = nn.LSTM(*sample.constructor_input.args, **sample.constructor_input.kwargs, dtype=dtype)
+            torch_lstm.load_state_dict(module.state_dict())
+            self.assertEqual(module(*args), torch_lstm(*args))
+            self.assertEqual(repr(module), repr(torch_lstm))
 
     @each_sample
     def test_factory_kwargs(self, device, dtype, module_info, training):
         for _, _, sample in _samples(module_info, device, dtype, training):
-            given = sample.constructor_input
-            for kind in (torch.float32, torch.float64, torch.bfloat16):
-                module = module_info.module_cls(*given.args, **given.kwargs, device=device, dtype=kind)
-                self.assertEqual({p.dtype for p in module.parameters()}, {kind})
-            module = module_info.module_cls(*given.args, **given.kwargs, device="meta")
+            constructor = sample.constructor_input
+            for factory_dtype in (torch.float32, torch.float64, torch.bfloat16):
+                module = module_info.module_cls(
+                    *constructor.args, **constructor.kwargs, device=device, dtype=factory_dtype
+                )
+                self.assertEqual({p.dtype for p in module.parameters()}, {factory_dtype})
+            module = module_info.module_cls(*constructor.args, **constructor.kwargs, device="meta")
             self.assertEqual({p.device.type for p in module.parameters()}, {"meta"})
             self.assertEqual({p.device.type for p in module.to_empty(device=device).parameters()}, {"cpu"})
 
@@ -103,15 +105,15 @@ class TestLSTMAsTorchTestsModules(TestCase):
         for module, args, _ in _samples(module_info, device, dtype, training, grad=True):
             plain = _mapped(lambda v: v.detach().clone().requires_grad_(v.requires_grad), args)
             spread = _mapped(_scattered, args)
-            outs = []
-            for given in (plain, spread):
+            results = []
+            for inputs in (plain, spread):
                 module.zero_grad()
-                found = _flat(module(*given))
-                gradients = [_scattered(torch.linspace(-1, 1, y.numel(), dtype=dtype).view(y.shape)) for y in found]
-                torch.autograd.backward(found, gradients)
-                leaves = [*_flat(given), *module.parameters()]
-                outs.append([y.detach() for y in found] + [v.grad.clone() for v in leaves])
-            self.assertEqual(*outs)
+                outputs = _flat(module(*inputs))
+                gradients = [_scattered(torch.linspace(-1, 1, y.numel(), dtype=dtype).view(y.shape)) for y in outputs]
+                torch.autograd.backward(outputs, gradients)
+                leaves = [*_flat(inputs), *module.parameters()]
+                results.append([y.detach() for y in outputs] + [v.grad.clone() for v in leaves])
+            self.assertEqual(*results)
 
     def _numerically(self, check, device, module_info, training):
         for module, args, _ in _samples(module_info, device, torch.float64, training, grad=True):
@@ -119,8 +121,8 @@ class TestLSTMAsTorchTestsModules(TestCase):
             inputs = _flat(args)
 
             def call(*values, module=module, named=named, args=args):
-                given, weights = iter(values), values[-len(named) :]
-                x = _mapped(lambda _: next(given), args)
+                remaining, weights = iter(values), values[-len(named) :]
+                x = _mapped(lambda _: next(remaining), args)
                 return tuple(_flat(torch.func.functional_call(module, dict(zip(named, weights, strict=True)), x)))
 
             self.assertTrue(check(call, (*inputs, *named.values()), fast_mode=True))
@@ -152,26 +154,26 @@ class TestLSTMAsTorchTestsModules(TestCase):
                 for module, args, _ in _samples(module_info, device, dtype, training):
                     kept = [id(p) for p in module.parameters()]
                     other = torch.float64 if dtype == torch.float32 else torch.float32
-                    found = module.to(other)(*_mapped(lambda v, other=other: v.to(other), args))
-                    self.assertEqual({v.dtype for v in _flat(found)}, {other})
+                    out = module.to(other)(*_mapped(lambda v, other=other: v.to(other), args))
+                    self.assertEqual({v.dtype for v in _flat(out)}, {other})
                     self.assertEqual([id(p) for p in module.parameters()], kept)
             finally:
                 torch.__future__.set_swap_module_params_on_conversion(before)
 
     @each_sample
     def test_errors(self, device, dtype, module_info, training):
-        made = module_info.module_error_inputs_func(
+        error_inputs = module_info.module_error_inputs_func(
             module_info, device=device, dtype=dtype, requires_grad=False, training=training
         )
-        self.assertGreater(len(made), 10)
-        for error in made:
-            given, at = error.module_error_input.constructor_input, error.error_on
-            if at == ModuleErrorEnum.CONSTRUCTION_ERROR:
+        self.assertGreater(len(error_inputs), 10)
+        for error in error_inputs:
+            constructor, stage = error.module_error_input.constructor_input, error.error_on
+            if stage == ModuleErrorEnum.CONSTRUCTION_ERROR:
                 with self.assertRaisesRegex(error.error_type, error.error_regex):
-                    module_info.module_cls(*given.args, **given.kwargs)
+                    module_info.module_cls(*constructor.args, **constructor.kwargs)
                 continue
             module, forward = (
-                module_info.module_cls(*given.args, **given.kwargs),
+                module_info.module_cls(*constructor.args, **constructor.kwargs),
                 error.module_error_input.forward_input,
             )
             with self.assertRaisesRegex(error.error_type, error.error_regex):
@@ -184,9 +186,9 @@ WRITTEN = [name for name in vars(TestLSTMAsTorchTestsModules) if name.startswith
 instantiate_device_type_tests(TestLSTMAsTorchTestsModules, globals(), only_for="cpu")
 
 
-def test_every_test_was_made() -> None:
+def test_torch_s_checks_exist_for_both_modes_and_types() -> None:
     """In both modes and both types, but for the two that are numerical."""
-    made = [name for name in dir(TestLSTMAsTorchTestsModulesCPU) if name.startswith("test_")]  # noqa: F821
+    instances = [name for name in dir(TestLSTMAsTorchTestsModulesCPU) if name.startswith("test_")]  # noqa: F821
     for name in WRITTEN:
-        of_this = [m for m in made if m.startswith(f"{name}_LSTM_")]
+        of_this = [m for m in instances if m.startswith(f"{name}_LSTM_")]
         assert len(of_this) == {"test_grad": 2, "test_gradgrad": 1}.get(name, 4), name

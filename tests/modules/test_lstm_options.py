@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastlstm
 
-KINDS = [
+OPTIONS = [
     {},
     {"bidirectional": True},
     {"proj_size": 3},
@@ -31,51 +31,51 @@ def _grads(lstm: nn.Module, x: Tensor | PackedSequence, **kwargs: object) -> lis
 
 def _saved(lstm: nn.Module, x: Tensor) -> int:
     """Scalars kept for backward, each storage once, without the parameters."""
-    found, parameters = {}, {p.untyped_storage().data_ptr() for p in lstm.parameters()}
+    sizes, parameters = {}, {p.untyped_storage().data_ptr() for p in lstm.parameters()}
 
     def pack(v: Tensor) -> Tensor:
-        found[v.untyped_storage().data_ptr()] = v.untyped_storage().nbytes() // v.element_size()
+        sizes[v.untyped_storage().data_ptr()] = v.untyped_storage().nbytes() // v.element_size()
         return v
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda v: v):
-        kept = lstm(x)
-    assert kept[0].requires_grad
-    return sum(n for place, n in found.items() if place not in parameters)
+        outputs = lstm(x)
+    assert outputs[0].requires_grad
+    return sum(n for place, n in sizes.items() if place not in parameters)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_saved_scalars_are_those_of_the_docstring(options: dict, recompute: bool) -> None:
     T, B, I, H = 40, 6, 7, 16
     lstm = fastlstm.LSTM(I, H, recompute=recompute, **options)
     D, L, P = 1 + lstm.bidirectional, lstm.num_layers, lstm.proj_size or H
-    each = T * B * (P + (H if recompute else 5 * H)) + B * (P + H) + 4 * H * (lstm.bias and recompute)
+    per_direction = T * B * (P + (H if recompute else 5 * H)) + B * (P + H) + 4 * H * (lstm.bias and recompute)
     inputs = T * B * I + (L - 1) * T * B * 2 * P * lstm.bidirectional
-    assert _saved(lstm, torch.randn(T, B, I)) == L * D * each + inputs
+    assert _saved(lstm, torch.randn(T, B, I)) == L * D * per_direction + inputs
 
 
-@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_recompute_changes_no_result(options: dict) -> None:
     lstm, x = fastlstm.LSTM(3, 5, dropout=0.0, **options), torch.randn(9, 4, 3)
     expected = _grads(lstm, x)
     lstm.recompute = True
     torch.testing.assert_close(_grads(lstm, x), expected)
     packed = pack_sequence([torch.randn(n, 3) for n in (2, 5, 1)], enforce_sorted=False)
-    found = _grads(lstm, packed)
+    recomputed = _grads(lstm, packed)
     lstm.recompute = False
-    torch.testing.assert_close(found, _grads(lstm, packed))
+    torch.testing.assert_close(recomputed, _grads(lstm, packed))
 
 
-@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_cell_states_and_gates_are_those_of_steps(options: dict, batch_first: bool) -> None:
     """One step at a time, nn.LSTM returns each c_t; the gates give it back."""
-    theirs = nn.LSTM(3, 5, batch_first=batch_first, **options)
-    mine = fastlstm.LSTM.from_torch(theirs)
+    torch_lstm = nn.LSTM(3, 5, batch_first=batch_first, **options)
+    lstm = fastlstm.LSTM.from_torch(torch_lstm)
     x = torch.randn(4, 6, 3)
-    out, (h, c), cells, gates = mine(x, return_cell_states=True, return_gates=True)
-    torch.testing.assert_close((out, (h, c)), theirs(x))
-    D, L, H = 1 + mine.bidirectional, mine.num_layers, 5
+    out, (h, c), cells, gates = lstm(x, return_cell_states=True, return_gates=True)
+    torch.testing.assert_close((out, (h, c)), torch_lstm(x))
+    D, L, H = 1 + lstm.bidirectional, lstm.num_layers, 5
     assert [v.shape for v in cells] == [(4, 6, D * H)] * L
     assert [v.shape for v in gates] == [(4, 6, D * 4 * H)] * L
     assert not any(g.requires_grad for g in gates)
@@ -89,12 +89,12 @@ def test_cell_states_and_gates_are_those_of_steps(options: dict, batch_first: bo
             )
             torch.testing.assert_close(f * before + i * g, c_all)
             torch.testing.assert_close(c_all[0 if d else -1], c[layer * D + d])
-            if layer == L - 1 and not mine.proj_size:
+            if layer == L - 1 and not lstm.proj_size:
                 h_all = out.unflatten(-1, (D, H))[..., d, :].movedim(time, 0)
                 torch.testing.assert_close(o * c_all.tanh(), h_all)
 
 
-def test_cell_states_are_differentiable_packed_too() -> None:
+def test_cell_states_are_differentiable_and_may_be_packed() -> None:
     lstm = fastlstm.LSTM(3, 4, 2, bidirectional=True, dtype=torch.float64, return_cell_states=True)
     x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: tuple(lstm(x)[2]), x, fast_mode=True)
@@ -108,7 +108,7 @@ def test_cell_states_are_differentiable_packed_too() -> None:
         torch.testing.assert_close(padded[:n, b], lstm(x[:n, b])[2][1])
 
 
-def test_options_of_the_module_and_of_the_call() -> None:
+def test_options_of_the_call_override_those_of_the_module() -> None:
     lstm, x = fastlstm.LSTM(3, 5, return_gates=True), torch.randn(2, 1, 3)
     assert len(lstm(x)) == 3
     assert len(lstm(x, return_cell_states=True)) == 4
@@ -123,7 +123,7 @@ def test_options_of_the_module_and_of_the_call() -> None:
             fastlstm.LSTM(3, 5, **options)
 
 
-@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_reset_is_a_new_sequence(options: dict, packed: bool) -> None:
     """Each part between resets gives what it gives alone, forward and backward, and no gradient crosses."""
@@ -134,8 +134,8 @@ def test_reset_is_a_new_sequence(options: dict, packed: bool) -> None:
     for b, starts in enumerate(cuts):
         mask[[s for s in starts if 0 < s < T], b] = True
     if packed:
-        given = pack_sequence(list(x.unbind(1)))
-        out = pad_packed_sequence(lstm(given, reset=pack_sequence(list(mask.unbind(1))))[0])[0]
+        sequences = pack_sequence(list(x.unbind(1)))
+        out = pad_packed_sequence(lstm(sequences, reset=pack_sequence(list(mask.unbind(1))))[0])[0]
     else:
         out = lstm(x, reset=mask)[0]
     for b, starts in enumerate(cuts):
@@ -159,21 +159,21 @@ def test_a_reset_of_another_shape_or_type_is_refused() -> None:
 
 
 def test_weight_drop_is_nn_lstm_on_dropped_weights() -> None:
-    theirs = nn.LSTM(3, 5, 2, bidirectional=True)
-    mine, x = fastlstm.LSTM.from_torch(theirs), torch.randn(6, 4, 3)
-    mine.weight_drop = 0.4
+    torch_lstm = nn.LSTM(3, 5, 2, bidirectional=True)
+    lstm, x = fastlstm.LSTM.from_torch(torch_lstm), torch.randn(6, 4, 3)
+    lstm.weight_drop = 0.4
     torch.manual_seed(7)
-    found = _grads(mine, x)
+    actual = _grads(lstm, x)
     torch.manual_seed(7)
-    names = [n for n in theirs._flat_weights_names if n.startswith("weight_hh")]
-    dropped = {n: F.dropout(getattr(theirs, n), 0.4, training=True) for n in names}
-    theirs.zero_grad()
-    out, (h, c) = torch.func.functional_call(theirs, dropped, (x,))
+    names = [n for n in torch_lstm._flat_weights_names if n.startswith("weight_hh")]
+    dropped = {n: F.dropout(getattr(torch_lstm, n), 0.4, training=True) for n in names}
+    torch_lstm.zero_grad()
+    out, (h, c) = torch.func.functional_call(torch_lstm, dropped, (x,))
     (out.square().sum() + h.sin().sum() + c.cos().sum()).backward()
-    torch.testing.assert_close(found, [out, h, c, *(p.grad for p in theirs.parameters())])
-    assert 0.2 < (mine.weight_hh_l0.grad == 0).float().mean() < 0.6
-    mine.eval()
-    torch.testing.assert_close(mine(x), theirs(x))
+    torch.testing.assert_close(actual, [out, h, c, *(p.grad for p in torch_lstm.parameters())])
+    assert 0.2 < (lstm.weight_hh_l0.grad == 0).float().mean() < 0.6
+    lstm.eval()
+    torch.testing.assert_close(lstm(x), torch_lstm(x))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -207,11 +207,11 @@ def test_masks_follow_torch_s_generator_and_are_the_same_when_run_again(recomput
     torch.manual_seed(11)
     torch.testing.assert_close(_grads(lstm, x), expected)
 
-    class Again(nn.Module):
+    class Checkpointed(nn.Module):
         def forward(self, x: Tensor):
             return checkpoint(lstm, x, use_reentrant=False)
 
         zero_grad, parameters = lstm.zero_grad, lstm.parameters
 
     torch.manual_seed(11)
-    torch.testing.assert_close(_grads(Again(), x), expected)
+    torch.testing.assert_close(_grads(Checkpointed(), x), expected)

@@ -28,34 +28,34 @@ def _in_force(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "proj_size": 3}, {"bias": False}])
-def test_initial_draws_names_and_order(options: dict) -> None:
+def test_initial_weights_names_and_order_are_those_of_nn_lstm(options: dict) -> None:
     torch.manual_seed(7)
-    theirs = TORCH_LSTM(3, 5, 2, **options)
+    torch_lstm = TORCH_LSTM(3, 5, 2, **options)
     torch.manual_seed(7)
-    mine = nn.LSTM(3, 5, 2, **options)
-    for a, b in zip(theirs.named_parameters(), mine.named_parameters(), strict=True):
+    lstm = nn.LSTM(3, 5, 2, **options)
+    for a, b in zip(torch_lstm.named_parameters(), lstm.named_parameters(), strict=True):
         assert a[0] == b[0]
         assert torch.equal(a[1], b[1])
-    assert theirs._flat_weights_names == mine._flat_weights_names
-    assert theirs._all_weights == mine._all_weights
-    assert [[w.shape for w in layer] for layer in theirs.all_weights] == [
-        [w.shape for w in layer] for layer in mine.all_weights
+    assert torch_lstm._flat_weights_names == lstm._flat_weights_names
+    assert torch_lstm._all_weights == lstm._all_weights
+    assert [[w.shape for w in layer] for layer in torch_lstm.all_weights] == [
+        [w.shape for w in layer] for layer in lstm.all_weights
     ]
     torch.manual_seed(8)
-    theirs.reset_parameters()
+    torch_lstm.reset_parameters()
     torch.manual_seed(8)
-    mine.reset_parameters()
-    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), mine.parameters(), strict=True))
-    mine.flatten_parameters()
-    assert mine.extra_repr() == theirs.extra_repr()
+    lstm.reset_parameters()
+    assert all(torch.equal(a, b) for a, b in zip(torch_lstm.parameters(), lstm.parameters(), strict=True))
+    lstm.flatten_parameters()
+    assert lstm.extra_repr() == torch_lstm.extra_repr()
 
 
 def test_every_public_name_of_nn_lstm_is_there() -> None:
-    theirs, mine = pair(3, 5)
-    assert [n for n in dir(theirs) if not n.startswith("__") and not hasattr(mine, n)] == []
+    torch_lstm, lstm = pair(3, 5)
+    assert [n for n in dir(torch_lstm) if not n.startswith("__") and not hasattr(lstm, n)] == []
     for name in ("check_forward_args", "permute_hidden", "get_expected_cell_size", "check_input", "check_hidden_size"):
-        mine_takes = list(inspect.signature(getattr(mine, name)).parameters)
-        assert mine_takes == list(inspect.signature(getattr(theirs, name)).parameters)
+        parameters = list(inspect.signature(getattr(lstm, name)).parameters)
+        assert parameters == list(inspect.signature(getattr(torch_lstm, name)).parameters)
 
 
 @pytest.mark.parametrize("proj", [0, 10])
@@ -69,7 +69,7 @@ def test_zero_is_the_initial_state(bidirectional: bool, proj: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "count"), [("weight_hh_l0", 4), ("weight_hr_l0", 5), ("bias_ih_l0", 4)])
-def test_weight_norm_there_and_back(name: str, count: int) -> None:
+def test_weight_norm_can_be_applied_and_removed(name: str, count: int) -> None:
     lstm = nn.LSTM(32, 32, proj_size=6 if count == 5 else 0)
     x = torch.randn(4, 2, 32)
     before = lstm(x)[0]
@@ -91,7 +91,7 @@ def test_weight_norm_there_and_back(name: str, count: int) -> None:
     torch.testing.assert_close(lstm(x)[0], before)
 
 
-def test_pruning_there_and_back() -> None:
+def test_pruning_can_be_applied_and_removed() -> None:
     lstm, x = nn.LSTM(32, 32), torch.randn(1, 1, 32)
     with torch.no_grad():
         before = lstm(x)[0]
@@ -103,7 +103,7 @@ def test_pruning_there_and_back() -> None:
     assert "weight_ih_l0_orig" not in lstm._parameters
 
 
-def test_a_weight_deleted_moved_and_given_back() -> None:
+def test_a_weight_may_be_deleted_and_set_again_as_a_tensor() -> None:
     lstm, x = nn.LSTM(10, 6, 2), torch.randn(3, 2, 10)
     before = lstm(x)[0]
     weight = lstm.weight_hh_l0
@@ -116,19 +116,19 @@ def test_a_weight_deleted_moved_and_given_back() -> None:
 
 @pytest.mark.parametrize("proj", [0, 10])
 def test_tied_weights_stay_tied(proj: int) -> None:
-    theirs, mine = pair(10, 20, batch_first=True, bidirectional=True, proj_size=proj)
+    torch_lstm, lstm = pair(10, 20, batch_first=True, bidirectional=True, proj_size=proj)
     x, after = torch.randn(5, 4, 10), []
-    for lstm in (theirs, mine):
-        lstm.bias_ih_l0_reverse = lstm.bias_ih_l0
-        assert len(list(lstm.parameters())) == (9 if proj else 7)
-        lstm.double().float()
-        assert lstm.bias_ih_l0_reverse is lstm.bias_ih_l0
-        optimizer = torch.optim.SGD(lstm.parameters(), lr=0.1)
+    for module in (torch_lstm, lstm):
+        module.bias_ih_l0_reverse = module.bias_ih_l0
+        assert len(list(module.parameters())) == (9 if proj else 7)
+        module.double().float()
+        assert module.bias_ih_l0_reverse is module.bias_ih_l0
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         for _ in range(2):
             optimizer.zero_grad()
-            lstm(x)[0].square().sum().backward()
+            module(x)[0].square().sum().backward()
             optimizer.step()
-        after.append(lstm(x))
+        after.append(module(x))
     torch.testing.assert_close(after[1], after[0])
 
 
@@ -147,18 +147,18 @@ def test_gradgradcheck(bias: bool, x_grad: bool) -> None:
 
 
 def test_double_backward_in_float32() -> None:
-    theirs, mine = pair(2, 3)
-    x, found = torch.randn(4, 5, 2), []
-    for lstm in (theirs, mine):
-        given = x.clone().requires_grad_()
-        (first,) = torch.autograd.grad(lstm(given)[0].sum(), given, create_graph=True)
+    torch_lstm, lstm = pair(2, 3)
+    x, grads = torch.randn(4, 5, 2), []
+    for module in (torch_lstm, lstm):
+        inputs = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(module(inputs)[0].sum(), inputs, create_graph=True)
         first.square().sum().backward()
-        found.append([given.grad, *(p.grad for p in lstm.parameters())])
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+        grads.append([inputs.grad, *(p.grad for p in module.parameters())])
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_backward_again_and_again(dtype: torch.dtype) -> None:
+def test_repeated_backward_gives_the_same_gradients(dtype: torch.dtype) -> None:
     lstm, x = nn.LSTM(10, 20, 2, dtype=dtype), torch.randn(5, 6, 10, dtype=dtype, requires_grad=True)
     out, first = lstm(x)[0].sum(), None
     for _ in range(4):
@@ -170,7 +170,7 @@ def test_backward_again_and_again(dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in zip(grads, first, strict=True))
 
 
-def test_no_rows_and_no_steps() -> None:
+def test_no_rows_are_allowed_and_no_steps_are_refused() -> None:
     lstm = nn.LSTM(3, 4)
     out, (h, c) = lstm(torch.zeros(5, 0, 3))
     assert (out.shape, h.shape, c.shape) == ((5, 0, 4), (1, 0, 4), (1, 0, 4))
@@ -180,20 +180,20 @@ def test_no_rows_and_no_steps() -> None:
             nn.LSTM(5, 6, bidirectional=bidirectional)(torch.ones(0, 10, 5))
 
 
-def test_dropout_changed_later_and_saved_modules() -> None:
-    theirs, mine = pair(10, 20, 2)
+def test_dropout_may_change_later_and_modules_may_be_saved() -> None:
+    torch_lstm, lstm = pair(10, 20, 2)
     x = torch.rand(3, 2, 10)
     for p, train in itertools.product((0, 0.5, 0, 0.7, 1, 0.2), (True, False)):
-        found = []
-        for lstm in (theirs, mine):
-            lstm.dropout = p
+        results = []
+        for module in (torch_lstm, lstm):
+            module.dropout = p
             torch.manual_seed(3)
-            found.append(lstm.train(train)(x))
-        torch.testing.assert_close(found[1], found[0])
+            results.append(module.train(train)(x))
+        torch.testing.assert_close(results[1], results[0])
     buffer = io.BytesIO()
-    torch.save(mine, buffer)
+    torch.save(lstm, buffer)
     buffer.seek(0)
     again = torch.load(buffer, weights_only=False)
     again.flatten_parameters()
-    for other in (again, copy.deepcopy(mine)):
-        torch.testing.assert_close(other.eval()(x), mine.eval()(x), rtol=0, atol=0)
+    for other in (again, copy.deepcopy(lstm)):
+        torch.testing.assert_close(other.eval()(x), lstm.eval()(x), rtol=0, atol=0)

@@ -19,8 +19,8 @@ SIZES = [(1, 1, 1, 1, 0), (3, 7, 2, 2, 0), (7, 65, 2, 3, 0), (5, 129, 1, 4, 33),
 
 
 def _pair(I: int, H: int, L: int, P: int, **options) -> tuple[nn.LSTM, fastlstm.LSTM]:
-    theirs = nn.LSTM(I, H, L, proj_size=P, **options)
-    return theirs, fastlstm.LSTM.from_torch(theirs)
+    torch_lstm = nn.LSTM(I, H, L, proj_size=P, **options)
+    return torch_lstm, fastlstm.LSTM.from_torch(torch_lstm)
 
 
 def _exact(lstm: nn.LSTM, x: Tensor, store: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,29 +43,29 @@ def _steps(flow: stream.Stream, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("I", "H", "L", "B", "P"), SIZES)
 def test_steps_are_the_sequence(I: int, H: int, L: int, B: int, P: int, store: torch.dtype, threads: int) -> None:
     """Against float64 on the stored weights: storing is the only thing bfloat16 changes."""
-    theirs, ours = _pair(I, H, L, P)
+    torch_lstm, lstm = _pair(I, H, L, P)
     x, before = torch.randn(6, B, I), torch.get_num_threads()
-    flow = ours.stream(B, store)
+    flow = lstm.stream(B, store)
     torch.set_num_threads(threads)
     try:
         out, (h, c) = _steps(flow, x), flow.state
     finally:
         torch.set_num_threads(before)
-    rounded = copy.deepcopy(theirs)
+    rounded = copy.deepcopy(torch_lstm)
     with torch.no_grad():
         for name, w in rounded.named_parameters():
             if name.startswith("weight"):
                 w.copy_(w.to(store))
-        yard, (yard_h, yard_c) = rounded(x)
-    for name, got, ref, torch_same in zip(
-        ("out", "h", "c"), (out, h, c), _exact(theirs, x, store), (yard, yard_h, yard_c), strict=True
+        torch_out, (torch_h, torch_c) = rounded(x)
+    for name, actual, exact, torch_result in zip(
+        ("out", "h", "c"), (out, h, c), _exact(torch_lstm, x, store), (torch_out, torch_h, torch_c), strict=True
     ):
-        accuracy.check(name, got, ref, torch_same)
+        accuracy.check(name, actual, exact, torch_result)
 
 
 @needs_native
 @pytest.mark.parametrize("isa", native.load().isa_names() if native.unavailable() is None else [])
-def test_every_instruction_set(isa: str) -> None:
+def test_every_instruction_set_gives_the_sequence(isa: str) -> None:
     before = native.load().isa()
     native.load().set_isa(isa)
     try:
@@ -75,16 +75,18 @@ def test_every_instruction_set(isa: str) -> None:
         native.load().set_isa(before)
 
 
-def test_large_layers_on_several_threads() -> None:
-    theirs, ours = _pair(300, 257, 2, 0)
+def test_large_layers_on_several_threads_are_the_sequence() -> None:
+    torch_lstm, lstm = _pair(300, 257, 2, 0)
     x = torch.randn(3, 5, 300)
-    found = _steps(ours.stream(5), x)
-    accuracy.check("out", found, _exact(theirs, x)[0], theirs(x)[0])
-    assert torch.equal(found, _steps(ours.stream(5), x))
+    out = _steps(lstm.stream(5), x)
+    accuracy.check("out", out, _exact(torch_lstm, x)[0], torch_lstm(x)[0])
+    assert torch.equal(out, _steps(lstm.stream(5), x))
 
 
 @pytest.mark.parametrize(("I", "H", "L", "B", "P"), SIZES)
-def test_without_the_native_module(I: int, H: int, L: int, B: int, P: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_without_the_native_module_are_the_sequence(
+    I: int, H: int, L: int, B: int, P: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(native, "unavailable", lambda: "not built")
     test_steps_are_the_sequence(I, H, L, B, P, torch.bfloat16, 1)
 
@@ -92,35 +94,35 @@ def test_without_the_native_module(I: int, H: int, L: int, B: int, P: int, monke
 @pytest.mark.parametrize("H", [8, 64, 256])
 def test_bfloat16_weights_cost_a_stated_error(H: int) -> None:
     """Weights off by up to 2^-8 of themselves; h of freshly drawn layers then by less than 2^-7 of its size."""
-    theirs, ours = _pair(H, H, 2, 0)
+    torch_lstm, lstm = _pair(H, H, 2, 0)
     x = torch.randn(50, 3, H)
     with torch.no_grad():
-        w = theirs.weight_hh_l0
+        w = torch_lstm.weight_hh_l0
         assert ((w.bfloat16().float() - w).abs() <= w.abs() * 2**-8).all()
-        exact = _steps(ours.stream(3, torch.float32), x)
-        error = accuracy.error(_steps(ours.stream(3, torch.bfloat16), x), exact)
+        exact = _steps(lstm.stream(3, torch.float32), x)
+        error = accuracy.error(_steps(lstm.stream(3, torch.bfloat16), x), exact)
     assert 2**-16 < error < 2**-7, error
 
 
-def test_weights_are_copied() -> None:
-    _, ours = _pair(3, 5, 1, 2)
-    flow, x = ours.stream(2), torch.randn(2, 3)
+def test_a_stream_copies_the_weights() -> None:
+    _, lstm = _pair(3, 5, 1, 2)
+    flow, x = lstm.stream(2), torch.randn(2, 3)
     first = flow.step(x)
     with torch.no_grad():
-        for w in ours.parameters():
+        for w in lstm.parameters():
             w.mul_(3)
     flow.reset()
     assert torch.equal(flow.step(x), first)
-    assert not torch.equal(ours.stream(2).step(x), first)
+    assert not torch.equal(lstm.stream(2).step(x), first)
 
 
-def test_state_goes_in_and_out() -> None:
-    theirs, ours = _pair(3, 5, 2, 2)
+def test_the_state_can_be_set_and_read() -> None:
+    torch_lstm, lstm = _pair(3, 5, 2, 2)
     x, hx = torch.randn(4, 2, 3), (torch.randn(2, 2, 2), torch.randn(2, 2, 5))
-    flow = ours.stream(2)
+    flow = lstm.stream(2)
     flow.state = hx
     assert all(torch.equal(a, b) for a, b in zip(flow.state, hx, strict=True))
-    out, state = theirs(x, hx)
+    out, state = torch_lstm(x, hx)
     torch.testing.assert_close(_steps(flow, x), out.detach())
     kept = flow.state
     torch.testing.assert_close(kept, tuple(v.detach() for v in state))
@@ -130,9 +132,9 @@ def test_state_goes_in_and_out() -> None:
         flow.state = (hx[0], hx[0])
 
 
-def test_reset_of_all_and_of_some() -> None:
-    _, ours = _pair(3, 5, 2, 0)
-    flow, x = ours.stream(3), torch.randn(3, 3)
+def test_reset_zeroes_the_state_of_all_rows_or_of_some() -> None:
+    _, lstm = _pair(3, 5, 2, 0)
+    flow, x = lstm.stream(3), torch.randn(3, 3)
     first = flow.step(x)
     second = flow.step(x)
     flow.reset(torch.tensor([True, False, True]))
@@ -145,7 +147,7 @@ def test_reset_of_all_and_of_some() -> None:
         flow.reset(torch.ones(3))
 
 
-def test_types_of_module_and_input() -> None:
+def test_the_output_has_the_type_of_the_input() -> None:
     half = fastlstm.LSTM(3, 5, dtype=torch.bfloat16)
     flow = half.stream(2)
     assert flow.dtype == torch.bfloat16
@@ -155,16 +157,16 @@ def test_types_of_module_and_input() -> None:
     assert fastlstm.LSTM(3, 5).double().stream(1, torch.float32).step(torch.randn(1, 3).double()).dtype == torch.float64
 
 
-def test_no_dropout_no_bias_no_gradient_and_strides() -> None:
-    theirs, ours = _pair(4, 5, 2, 0, bias=False, dropout=0.9)
-    assert ours.training
+def test_a_stream_has_no_dropout_and_no_gradient() -> None:
+    torch_lstm, lstm = _pair(4, 5, 2, 0, bias=False, dropout=0.9)
+    assert lstm.training
     x = torch.randn(4, 7, 2).transpose(0, 1).transpose(1, 2)  # (7, 2, 4), not contiguous
-    found = _steps(ours.stream(2), x.requires_grad_())
-    assert not found.requires_grad
-    torch.testing.assert_close(found, theirs.eval()(x)[0].detach())
+    out = _steps(lstm.stream(2), x.requires_grad_())
+    assert not out.requires_grad
+    torch.testing.assert_close(out, torch_lstm.eval()(x)[0].detach())
 
 
-def test_what_it_refuses() -> None:
+def test_bad_arguments_and_copies_are_refused() -> None:
     with pytest.raises(ValueError, match="bidirectional LSTM cannot be streamed"):
         fastlstm.LSTM(3, 5, bidirectional=True).stream(1)
     for bad in (0, -1, True, 1.0):

@@ -41,7 +41,7 @@ def test_a_reset_is_a_new_beginning():
     torch.testing.assert_close(model(ids, reset=reset)[0][4:], model(ids[4:])[0])
 
 
-def test_a_reset_mask_of_another_shape_or_for_torchs_lstm():
+def test_a_reset_mask_of_another_shape_or_for_torchs_lstm_is_refused():
     model = fastlstm.TokenLSTM(V, None, 5)
     ids = torch.randint(V, (6, 2))
     with pytest.raises(RuntimeError, match=r"reset is torch.bool with shape \[6\], expected torch.bool with shape"):
@@ -60,10 +60,10 @@ def test_cell_states_and_gates_on_ids_are_those_on_vectors(batch_first):
         torch.testing.assert_close(model(one, **asked), model.lstm(vectors(one), **asked))
     assert len(model(ids, return_gates=True)) == 3
     packed = pack_padded_sequence(ids, [4] * 6 if batch_first else [6, 5, 2, 1], batch_first=batch_first)
-    found = model(packed, **asked)
+    outputs = model(packed, **asked)
     expected = model.lstm(PackedSequence(vectors(packed.data), *packed[1:]), **asked)
-    for got, want in zip([*found[2], *found[3]], [*expected[2], *expected[3]], strict=True):
-        torch.testing.assert_close(got.data, want.data)
+    for actual, wanted in zip([*outputs[2], *outputs[3]], [*expected[2], *expected[3]], strict=True):
+        torch.testing.assert_close(actual.data, wanted.data)
     fastlstm.restore(model)
     with pytest.raises(RuntimeError, match=r"torch.nn.LSTM returns no cell states or gates; call fastlstm.replace"):
         model(ids, return_gates=True)

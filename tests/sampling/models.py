@@ -19,20 +19,20 @@ class Model(NamedTuple):
         return self.rnn, self.out.weight, self.out.bias
 
 
-def model(V: int, E: int | None, H: int, L: int, P: int = 0, bias: bool = True, spread: float = 3.0) -> Model:
+def make_model(V: int, E: int | None, H: int, L: int, P: int = 0, bias: bool = True, spread: float = 3.0) -> Model:
     """A TokenLSTM and a linear layer with weights `spread` times as large as usual: scores that differ."""
-    made = Model(fastlstm.TokenLSTM(V, E, H, L, bias=bias, proj_size=P), nn.Linear(P or H, V))
+    model = Model(fastlstm.TokenLSTM(V, E, H, L, bias=bias, proj_size=P), nn.Linear(P or H, V))
     with torch.no_grad():
-        for p in [*made.rnn.parameters(), *made.out.parameters()]:
+        for p in [*model.rnn.parameters(), *model.out.parameters()]:
             p.mul_(spread)
-    return made
+    return model
 
 
 class Loop:
     """The same model in another type, of torch's parts alone, fed id by id."""
 
-    def __init__(self, made: Model, dtype: torch.dtype = torch.float64) -> None:
-        rnn = made.rnn
+    def __init__(self, model: Model, dtype: torch.dtype = torch.float64) -> None:
+        rnn = model.rnn
         self.V, self.dtype = rnn.num_embeddings, dtype
         self.rows = torch.eye(self.V) if rnn.embedding is None else rnn.embedding.weight.detach()
         self.rows = self.rows.to(dtype)
@@ -40,7 +40,7 @@ class Loop:
         self.lstm = nn.LSTM(self.rows.shape[1], rnn.hidden_size, L, bias=rnn.lstm.bias, proj_size=P, dtype=dtype)
         self.lstm.load_state_dict(rnn.lstm.state_dict())
         self.out = nn.Linear(P or rnn.hidden_size, self.V, dtype=dtype)
-        self.out.load_state_dict(made.out.state_dict())
+        self.out.load_state_dict(model.out.state_dict())
 
     @torch.no_grad()
     def scores(self, ids: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -50,9 +50,9 @@ class Loop:
 
     def argmax(self, prime: Tensor, length: int) -> Tensor:
         """`length` most likely ids after the prime, (n, B), each fed back."""
-        found, (ids, state) = [], (prime, None)
+        rows, (ids, state) = [], (prime, None)
         for _ in range(length):
             scores, state = self.scores(ids, state)
             ids = scores[-1:].argmax(2)
-            found.append(ids)
-        return torch.cat(found)
+            rows.append(ids)
+        return torch.cat(rows)

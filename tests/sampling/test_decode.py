@@ -8,45 +8,45 @@ from torch import nn
 
 import fastlstm
 from fastlstm.sampling import options
-from tests.sampling.models import Loop, Model, model
+from tests.sampling.models import Loop, Model, make_model
 
 SIZES = [(21, 5, 17, 2), (13, None, 33, 1), (30, 8, 24, 2, 9)]  # V, E, H, L, P
 
 
 @pytest.fixture
-def made() -> Model:
-    return model(11, 4, 16, 2)
+def model() -> Model:
+    return make_model(11, 4, 16, 2)
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_argmax_is_a_loop_over_nn_lstm_in_float64(size: tuple, backend: str | None) -> None:
-    made = model(*size)
+    model = make_model(*size)
     prime = torch.randint(size[0], (7, 4))
     with fastlstm.backend(backend):
-        found = fastlstm.decode(*made.args, prime, 40, num=4, temperature=0)
-    assert torch.equal(found.ids, Loop(made).argmax(prime, 40))
+        decoded = fastlstm.decode(*model.args, prime, 40, num=4, temperature=0)
+    assert torch.equal(decoded.ids, Loop(model).argmax(prime, 40))
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
-def test_log_probabilities_and_state_are_those_of_the_module(made: Model, backend: str | None) -> None:
+def test_log_probabilities_and_state_are_those_of_the_module(model: Model, backend: str | None) -> None:
     prime = torch.tensor([3, 1, 4])
     with fastlstm.backend(backend):
-        ids, (h, c), log_probs = fastlstm.decode(*made.args, prime, 15, num=3, seed=2, temperature=0.6, log_probs=True)
+        ids, (h, c), log_probs = fastlstm.decode(*model.args, prime, 15, num=3, seed=2, temperature=0.6, log_probs=True)
     fed = torch.cat([prime[:, None].expand(-1, 3), ids[:-1]])
-    scores, (h_n, c_n) = Loop(made).scores(fed)
+    scores, (h_n, c_n) = Loop(model).scores(fed)
     expected = scores.log_softmax(2)[2:].gather(2, ids[:, :, None])[:, :, 0]
     torch.testing.assert_close(log_probs.double(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close((h.double(), c.double()), (h_n, c_n), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
-def test_pieces_are_the_whole(made: Model, backend: str | None) -> None:
+def test_draws_in_pieces_equal_one_draw(model: Model, backend: str | None) -> None:
     """Drawn 1, 2, 3, … at a time, with a stop of three ids that pieces cut, and an automaton."""
     follows = torch.randint(3, (3, 11))
     follows[:, ::4] = -1
     with fastlstm.backend(backend):
-        decoder = fastlstm.Decoder(*made.args)
+        decoder = fastlstm.Decoder(*model.args)
         free = decoder.start([1, 2], num=4, seed=9).draw(40).ids
         stop = [free[20:23, 1].tolist(), free[10:12, 2].tolist()]
         for more in ({"stop": stop}, {"automaton": (follows, torch.tensor([0, 1, 2, 0])), "stop": [5]}):
@@ -62,113 +62,113 @@ def test_pieces_are_the_whole(made: Model, backend: str | None) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 9])
-def test_a_long_prime_is_fed_in_pieces(made: Model, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+def test_a_long_prime_is_fed_in_pieces(model: Model, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     prime = torch.randint(11, (length,))
-    expected = fastlstm.decode(*made.args, prime, 10, num=2)
+    expected = fastlstm.decode(*model.args, prime, 10, num=2)
     monkeypatch.setattr(options, "PRIME_ROWS_PER_CALL", 4)
-    found = fastlstm.decode(*made.args, prime, 10, num=2)
-    assert torch.equal(found.ids, expected.ids)
-    assert torch.equal(found.state[0], expected.state[0])
+    decoded = fastlstm.decode(*model.args, prime, 10, num=2)
+    assert torch.equal(decoded.ids, expected.ids)
+    assert torch.equal(decoded.state[0], expected.state[0])
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
-def test_a_call_goes_on_where_another_stopped(made: Model, backend: str | None) -> None:
+def test_state_and_position_continue_an_earlier_call(model: Model, backend: str | None) -> None:
     with fastlstm.backend(backend):
-        whole = fastlstm.decode(*made.args, [1], 20, num=2, seed=4)
-        first = fastlstm.decode(*made.args, [1], 8, num=2, seed=4)
-        rest = fastlstm.decode(*made.args, first.ids[-1:], 12, num=2, seed=4, state=first.state, position=8)
+        whole = fastlstm.decode(*model.args, [1], 20, num=2, seed=4)
+        first = fastlstm.decode(*model.args, [1], 8, num=2, seed=4)
+        rest = fastlstm.decode(*model.args, first.ids[-1:], 12, num=2, seed=4, state=first.state, position=8)
     assert torch.equal(torch.cat([first.ids, rest.ids]), whole.ids)
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
-def test_a_stream_does_not_depend_on_its_neighbours(made: Model, backend: str | None) -> None:
+def test_a_stream_does_not_depend_on_its_neighbours(model: Model, backend: str | None) -> None:
     with fastlstm.backend(backend):
-        many = fastlstm.decode(*made.args, [1], 25, num=9, seed=4).ids
-        alone = fastlstm.decode(*made.args, [1], 25, num=1, seed=4).ids
+        many = fastlstm.decode(*model.args, [1], 25, num=9, seed=4).ids
+        alone = fastlstm.decode(*model.args, [1], 25, num=1, seed=4).ids
         assert torch.equal(many[:, :1], alone)
         assert len({tuple(column.tolist()) for column in many.t()}) == 9
-        assert not torch.equal(fastlstm.decode(*made.args, [1], 25, num=1, seed=5).ids, alone)
+        assert not torch.equal(fastlstm.decode(*model.args, [1], 25, num=1, seed=5).ids, alone)
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
-def test_a_stop_ends_its_stream_alone(made: Model, backend: str | None) -> None:
+def test_a_stop_ends_only_its_own_stream(model: Model, backend: str | None) -> None:
     """Ids are those of a run without, up to and with the stop, then -1; log-probabilities 0; nothing after the last end."""
     with fastlstm.backend(backend):
-        free = fastlstm.decode(*made.args, [1], 60, num=5, seed=4).ids
+        free = fastlstm.decode(*model.args, [1], 60, num=5, seed=4).ids
         stop = free[3:5, 0].tolist()
-        found = fastlstm.decode(*made.args, [stop[0]], 60, num=5, seed=4, stop=[stop, 7], log_probs=True)
-        free = fastlstm.decode(*made.args, [stop[0]], 60, num=5, seed=4, log_probs=True)
+        stopped = fastlstm.decode(*model.args, [stop[0]], 60, num=5, seed=4, stop=[stop, 7], log_probs=True)
+        free = fastlstm.decode(*model.args, [stop[0]], 60, num=5, seed=4, log_probs=True)
     longest = 0
     for b in range(5):
         text = free.ids[:, b].tolist()
         ends = [k + 1 for k in range(60) if text[k] == 7 or (k > 0 and text[k - 1 : k + 1] == stop)]
         end = ends[0] if ends else 60
         longest = max(longest, end)
-        assert found.ids[:end, b].tolist() == text[:end]
-        assert (found.ids[end:, b] == -1).all()
-        assert (found.log_probs[end:, b] == 0).all()
-        torch.testing.assert_close(found.log_probs[:end, b], free.log_probs[:end, b])  # torch's sums know the batch
-    assert len(found.ids) == longest < 60
+        assert stopped.ids[:end, b].tolist() == text[:end]
+        assert (stopped.ids[end:, b] == -1).all()
+        assert (stopped.log_probs[end:, b] == 0).all()
+        torch.testing.assert_close(stopped.log_probs[:end, b], free.log_probs[:end, b])  # torch's sums know the batch
+    assert len(stopped.ids) == longest < 60
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
-def test_an_automaton_says_what_may_come_next(made: Model, backend: str | None) -> None:
+def test_an_automaton_says_what_may_come_next(model: Model, backend: str | None) -> None:
     """States 0 and 1 take turns: even ids, then odd ones."""
     follows = torch.full((2, 11), -1)
     follows[0, ::2], follows[1, 1::2] = 1, 0
     with fastlstm.backend(backend):
-        ids = fastlstm.decode(*made.args, [1], 30, num=2, automaton=(follows, torch.tensor([0, 1]))).ids
+        ids = fastlstm.decode(*model.args, [1], 30, num=2, automaton=(follows, torch.tensor([0, 1]))).ids
         assert (ids[:, 0] % 2).tolist() == [0, 1] * 15
         assert (ids[:, 1] % 2).tolist() == [1, 0] * 15
         follows[1] = -1
         with pytest.raises(ValueError, match=r"stream 0 has nothing to draw at step 1: .* or all are forbidden"):
-            fastlstm.decode(*made.args, [1], 30, automaton=(follows, 0))
+            fastlstm.decode(*model.args, [1], 30, automaton=(follows, 0))
 
 
-def test_bfloat16_weights_are_rounded_ones(made: Model) -> None:
+def test_bfloat16_weights_draw_as_rounded_float32_ones(model: Model) -> None:
     """The table and the biases stay as they are."""
-    rounded = model(11, 4, 16, 2)
-    rounded.rnn.load_state_dict(made.rnn.state_dict())
-    rounded.out.load_state_dict(made.out.state_dict())
-    decoder = fastlstm.Decoder(*made.args, dtype=torch.bfloat16)
+    rounded = make_model(11, 4, 16, 2)
+    rounded.rnn.load_state_dict(model.rnn.state_dict())
+    rounded.out.load_state_dict(model.out.state_dict())
+    decoder = fastlstm.Decoder(*model.args, dtype=torch.bfloat16)
     with torch.no_grad():
         for name, w in [*rounded.rnn.named_parameters(), *rounded.out.named_parameters()]:
             if "weight" in name and name not in ("embedding.weight", "lstm.weight_ih_l0"):
                 w.copy_(w.bfloat16().float())
-    for found, expected in zip(
+    for actual, expected in zip(
         decoder.start([1], num=3).draw(30, True),
         fastlstm.decode(*rounded.args, [1], 30, num=3, log_probs=True),
         strict=True,
     ):
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(actual, expected)
 
 
-def test_other_types(made: Model) -> None:
+def test_float64_and_half_models_draw_the_same_ids(model: Model) -> None:
     """A float64 model runs in float64 torch operations; a half-precision one in float32 natively, on its rounded weights."""
     with torch.no_grad():
-        for p in [*made.rnn.parameters(), *made.out.parameters()]:
+        for p in [*model.rnn.parameters(), *model.out.parameters()]:
             p.copy_(p.half())
-    expected = fastlstm.decode(*made.args, [1], 30, num=2)
-    double = Model(made.rnn.double(), made.out.double())
-    found = fastlstm.decode(*double.args, [1], 30, num=2)
-    assert found.state[0].dtype == torch.float64
-    assert torch.equal(found.ids, expected.ids)
+    expected = fastlstm.decode(*model.args, [1], 30, num=2)
+    double = Model(model.rnn.double(), model.out.double())
+    decoded = fastlstm.decode(*double.args, [1], 30, num=2)
+    assert decoded.state[0].dtype == torch.float64
+    assert torch.equal(decoded.ids, expected.ids)
     with fastlstm.backend("cpu"), pytest.raises(fastlstm.BackendError, match=r"float64; give dtype=torch\.float32"):
         fastlstm.decode(*double.args, [1], 3)
     half = Model(double.rnn.half(), double.out.half())
     assert torch.equal(fastlstm.decode(*half.args, [1], 30, num=2).ids, expected.ids)
 
 
-def test_after_restore(made: Model) -> None:
+def test_a_restored_model_draws_the_same_ids(model: Model) -> None:
     """TokenLSTM's layers may be torch's own."""
-    expected = fastlstm.decode(*made.args, [1], 20).ids
-    fastlstm.restore(made.rnn)
-    assert type(made.rnn.lstm) is nn.LSTM
-    assert torch.equal(fastlstm.decode(*made.args, [1], 20).ids, expected)
+    expected = fastlstm.decode(*model.args, [1], 20).ids
+    fastlstm.restore(model.rnn)
+    assert type(model.rnn.lstm) is nn.LSTM
+    assert torch.equal(fastlstm.decode(*model.args, [1], 20).ids, expected)
 
 
-def test_lengths_of_zero_and_after_the_end(made: Model) -> None:
-    drawing = fastlstm.Decoder(*made.args).start([1], num=2, stop=list(range(11)))
+def test_length_zero_and_draws_after_the_end_give_no_rows(model: Model) -> None:
+    drawing = fastlstm.Decoder(*model.args).start([1], num=2, stop=list(range(11)))
     none = drawing.draw(0)
     assert none.ids.shape == (0, 2)
     assert none.log_probs is None
@@ -179,7 +179,7 @@ def test_lengths_of_zero_and_after_the_end(made: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("argument", "message"),
     [
         ({"prime": []}, "prime is empty, expected at least one id"),
         ({"prime": [0, 11]}, r"prime holds 11, expected ids in 0 … 10"),
@@ -214,17 +214,17 @@ def test_lengths_of_zero_and_after_the_end(made: Model) -> None:
     ],
     ids=str,
 )
-def test_bad_arguments(made: Model, given: dict, message: str) -> None:
-    call = {"weight": made.out.weight, "bias": made.out.bias, "prime": [1], "length": 3, "num": 2, **given}
+def test_bad_arguments_are_refused(model: Model, argument: dict, message: str) -> None:
+    call = {"weight": model.out.weight, "bias": model.out.bias, "prime": [1], "length": 3, "num": 2, **argument}
     with pytest.raises(ValueError, match=message):
-        fastlstm.decode(made.rnn, **call)
+        fastlstm.decode(model.rnn, **call)
 
 
-def test_models_that_cannot_be_decoded(made: Model) -> None:
+def test_models_that_cannot_be_decoded_are_refused(model: Model) -> None:
     both = fastlstm.TokenLSTM(11, 4, 16, bidirectional=True)
     with pytest.raises(ValueError, match="bidirectional model cannot be decoded"):
         fastlstm.decode(both, torch.zeros(11, 32), None, [1], 3)
     with pytest.raises(TypeError, match=r"model is a LSTM, expected a fastlstm.TokenLSTM"):
-        fastlstm.decode(made.rnn.lstm, made.out.weight, None, [1], 3)
+        fastlstm.decode(model.rnn.lstm, model.out.weight, None, [1], 3)
     with fastlstm.backend("triton"), pytest.raises(fastlstm.BackendError, match="there is no decoder of it"):
-        fastlstm.decode(*made.args, [1], 3)
+        fastlstm.decode(*model.args, [1], 3)

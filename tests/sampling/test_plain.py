@@ -13,9 +13,9 @@ from fastlstm.sampling.plain import choose, gumbel, philox, truncated
 from fastlstm.sampling.weights import Sizes
 
 
-def options(V: int, num: int = 1, **given: object) -> Options:
+def options(V: int, num: int = 1, **changes: object) -> Options:
     usual = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0, "stop": (), "automaton": None, "position": 0}
-    return Options.of(Sizes(1, 1, 1, V), num, **{**usual, **given})
+    return Options.of(Sizes(1, 1, 1, V), num, **{**usual, **changes})
 
 
 # Counter, key, result: the known answers that come with Random123 (Salmon et al.), philox4x32 with 10 rounds.
@@ -31,7 +31,7 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
-def test_philox_known_answers(counter: list[int], key: list[int], expected: list[int]) -> None:
+def test_philox_gives_the_known_answers(counter: list[int], key: list[int], expected: list[int]) -> None:
     words = philox(tuple(torch.tensor([c]) for c in counter), key[0] | key[1] << 32)
     assert [int(w) for w in words] == expected
 
@@ -45,7 +45,7 @@ def test_noise_is_the_word_of_its_counter() -> None:
     assert noise[1, 6].item() == pytest.approx(-math.log(-math.log((word + 0.5) / 2**32)), rel=1e-14)
 
 
-def test_noise_is_gumbel() -> None:
+def test_noise_has_mean_and_variance_of_gumbel_s_distribution() -> None:
     """Mean γ and variance π²/6 of 40,000 numbers, to four standard errors; no two alike."""
     noise = torch.stack([gumbel(100, 1, n, torch.arange(20)) for n in range(20)]).flatten()
     assert noise.isfinite().all()
@@ -75,16 +75,16 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("given", CASES, ids=str)
-def test_draws_are_the_softmax(given: dict) -> None:
+@pytest.mark.parametrize("sampling", CASES, ids=str)
+def test_draws_follow_the_softmax(sampling: dict) -> None:
     """20,000 draws of one row of scores, as that many streams."""
     scores = torch.tensor([[2.0, -1.0, 0.5, 0.5, 1.0, -3.0, 0.0, -torch.inf, 1.5]], dtype=torch.float64)
     streams = torch.arange(20_000)
-    drawn = choose(scores.expand(len(streams), -1), options(9, seed=3, **given), 11, streams)
-    right = softmax(scores[0], **given)
+    drawn = choose(scores.expand(len(streams), -1), options(9, seed=3, **sampling), 11, streams)
+    right = softmax(scores[0], **sampling)
     value, limit = chi_square(drawn.bincount(minlength=9), right)
     assert value <= limit
-    wrong = softmax(scores[0], **{**given, "temperature": given.get("temperature", 1.0) * 1.15})
+    wrong = softmax(scores[0], **{**sampling, "temperature": sampling.get("temperature", 1.0) * 1.15})
     assert chi_square(drawn.bincount(minlength=9), wrong)[0] > limit, "the test cannot tell another temperature"
 
 
@@ -98,13 +98,13 @@ def softmax(scores: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: flo
         if sum_before < top_p * total:
             kept.append(v)
         sum_before += float(probabilities[v])
-    found = torch.zeros_like(probabilities)
-    found[kept] = probabilities[kept] / probabilities[kept].sum()
-    return found
+    distribution = torch.zeros_like(probabilities)
+    distribution[kept] = probabilities[kept] / probabilities[kept].sum()
+    return distribution
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("limits", "kept"),
     [
         ((0, 1.0), {0, 1, 2, 3}),
         ((1, 1.0), {0}),
@@ -117,14 +117,14 @@ def softmax(scores: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: flo
         ((0, 1e-9), {0}),
     ],
 )
-def test_what_is_kept(given: tuple[int, float], kept: set[int]) -> None:
+def test_top_k_and_top_p_keep_the_most_likely(limits: tuple[int, float], kept: set[int]) -> None:
     keys = torch.tensor([[0.5, 0.2, 0.2, 0.1]], dtype=torch.float64).log()
-    found = truncated(keys, *given)
-    assert set(found[0].isfinite().nonzero()[:, 0].tolist()) == kept
-    assert torch.equal(found[found.isfinite()], keys[found.isfinite()])
+    remaining = truncated(keys, *limits)
+    assert set(remaining[0].isfinite().nonzero()[:, 0].tolist()) == kept
+    assert torch.equal(remaining[remaining.isfinite()], keys[remaining.isfinite()])
 
 
-def test_nothing_to_draw() -> None:
+def test_rows_with_nothing_to_draw_give_failed() -> None:
     inf, nan = torch.inf, torch.nan
     rows = torch.tensor([[0.0, nan], [inf, 0.0], [-inf, -inf], [-inf, 0.0]])
     for temperature in (0.0, 1.0):
@@ -136,7 +136,7 @@ def test_temperature_zero_takes_the_first_of_equals() -> None:
     assert choose(torch.tensor([[1.0, 3.0, 3.0]]), options(3, temperature=0), 0, torch.tensor([0])).tolist() == [1]
 
 
-def test_tiny_and_huge_temperatures() -> None:
+def test_tiny_temperatures_draw_the_largest_and_huge_ones_any() -> None:
     scores, streams = torch.tensor([[1.0, 3.0, 2.0]]).expand(200, -1), torch.arange(200)
     assert set(choose(scores, options(3, temperature=1e-300), 0, streams).tolist()) == {1}
     assert set(choose(scores, options(3, temperature=1e300), 0, streams).tolist()) == {0, 1, 2}

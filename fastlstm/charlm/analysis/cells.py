@@ -157,9 +157,9 @@ def _signals(model: CharLM, piece: Excerpt) -> tuple[np.ndarray, np.ndarray]:
     L, H = model.config.num_layers, model.config.hidden_size
     signals, counts, at = np.empty((len(piece), L, len(STATES), H), np.float16), np.zeros((L, 2, 3, H)), 0
     for part in pieces(model, piece.ids):
-        here = slice(at, at + len(part))
+        span = slice(at, at + len(part))
         for k, state in enumerate(STATES):
-            signals[here, :, k] = getattr(part, state).transpose(1, 0, 2).clip(-6e4, 6e4)
+            signals[span, :, k] = getattr(part, state).transpose(1, 0, 2).clip(-6e4, 6e4)
         sigmoids = part.gates[:, :, [0, 1, 3]]
         counts[:, 0] += (sigmoids < SATURATED[0]).sum(1)
         counts[:, 1] += (sigmoids > SATURATED[1]).sum(1)

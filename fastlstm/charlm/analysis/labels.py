@@ -168,15 +168,15 @@ def _bracket_states(text: str) -> Iterator[tuple[int, int, int, int, int, int]]:
         if sign == "\n":
             stack.clear()
         elif sign in _OPENER:
-            if any(kind[0] == _OPENER[sign] for kind, _ in stack):
+            if any(opener[0] == _OPENER[sign] for opener, _ in stack):
                 while stack.pop()[0][0] != _OPENER[sign]:
                     pass
         else:
             doubled = sign == "[" and stack and stack[-1] == ("[", at - 1)
             stack.append(("[[" if doubled else sign, at))
-        kinds = [kind for kind, _ in stack]
-        square = sum(kind[0] == "[" for kind in kinds)
-        yield at, len(stack), kinds.count("("), square, kinds.count("[["), stack[-1][1] if stack else 0
+        openers = [opener for opener, _ in stack]
+        square = sum(opener[0] == "[" for opener in openers)
+        yield at, len(stack), openers.count("("), square, openers.count("[["), stack[-1][1] if stack else 0
 
 
 def _indentation(text: str, at: np.ndarray) -> np.ndarray:
@@ -192,8 +192,8 @@ def _indentation(text: str, at: np.ndarray) -> np.ndarray:
 
 def _distance_since(mark: np.ndarray) -> np.ndarray:
     """Characters since the last True, 0 at it, (N,) int64; position -1 counts as True."""
-    here = np.arange(len(mark))
-    return here - np.maximum.accumulate(np.where(mark, here, -1))
+    positions = np.arange(len(mark))
+    return positions - np.maximum.accumulate(np.where(mark, positions, -1))
 
 
 def _previous(values: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from ..sampling.novelty import TrainingLines
 from ..sampling.sample import Sampling, sample_texts
 from ..training.progress import NATS_PER_BIT, Terminal, clock
 from ..training.runs import TrainResult, train
-from ..training.state import Run
+from ..training.state import TrainingRun
 
 SHOW_AT = (0.0, 0.01, 0.03, 0.08, 0.16, 0.3, 0.42)  # fractions of the run after which samples are shown
 NAMES = 50
@@ -33,7 +33,7 @@ class _Demo(Terminal):
         super().__init__(console)
         self.points = list(SHOW_AT)
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: TrainingRun) -> None:
         items = len(run.corpus.starts) - 1
         self.console.print(
             Text(f"Reading {items:,} given names, letter by letter, until it can make up its own.", "bold")
@@ -41,7 +41,7 @@ class _Demo(Terminal):
         super().begin(run)
         self.console.print(Text("\n   time    loss  writes", "dim"))
 
-    def _evaluation(self, run: Run, row: dict[str, Any]) -> None:
+    def _evaluation(self, run: TrainingRun, row: dict[str, Any]) -> None:
         if not self.points or run.fraction_done < self.points[0]:
             return
         self.points = [point for point in self.points if point > run.fraction_done]

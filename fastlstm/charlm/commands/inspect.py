@@ -31,8 +31,8 @@ def inspect_model(model: ModelName) -> None:
     for name, side in (("tensor", "left"), ("shape", "right"), ("type", "left"), ("norm", "right")):
         table.add_column(name, justify=side)
     for name, value in saved.weights.items():
-        kind = str(value.dtype).removeprefix("torch.")
-        table.add_row(name, " × ".join(map(str, value.shape)), kind, f"{float(value.double().norm()):.3f}")
+        dtype = str(value.dtype).removeprefix("torch.")
+        table.add_row(name, " × ".join(map(str, value.shape)), dtype, f"{float(value.double().norm()):.3f}")
     console.print(table)
 
 
@@ -40,9 +40,9 @@ def _rows(saved: checkpoint.Checkpoint) -> dict[str, str]:
     config, corpus, metrics = saved.config, saved.corpus, saved.metrics
     weights = sum(value.numel() for value in saved.weights.values())
     unit = saved.vocab.unit + "s"
-    given = f"embedding of {config['embedding_dim']}" if config["embedding_dim"] else "one-hot"
+    encoding = f"embedding of {config['embedding_dim']}" if config["embedding_dim"] else "one-hot"
     rows = {
-        "model": f"{config['num_layers']} × {config['hidden_size']} LSTM, {given} input, {weights:,} weights",
+        "model": f"{config['num_layers']} × {config['hidden_size']} LSTM, {encoding} input, {weights:,} weights",
         "vocabulary": f"{len(saved.vocab)} {unit}"
         + ("" if saved.vocab.bytes else f": {shown(saved.vocab.symbols, 24)}"),
         "corpus": f"{corpus['name']}: {corpus['symbols']:,} {unit}, sha256 {corpus['sha256'][:16]}…",

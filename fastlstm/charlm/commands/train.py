@@ -21,14 +21,14 @@ from ..training.tensorboard import TensorBoard
 _TYPES = {"str": str, "bool": bool, "int": int, "float": float}
 
 
-def _parameter(name: str, kind: type, default: Any, text: str, panel: str, *aliases: str) -> inspect.Parameter:
+def _parameter(name: str, value_type: type, default: Any, text: str, panel: str, *aliases: str) -> inspect.Parameter:
     """One option of the command. Its value is None where it was not given, so that presets and resumed runs stand."""
     flag = "--" + name.replace("_", "-")
-    if kind is not bool and default != "":
+    if value_type is not bool and default != "":
         text += f" [dim]\\[{default}][/]"
     info = typer.Option(flag, *aliases, help=text, rich_help_panel=panel, show_default=False)
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[value_type | None, info]
     )
 
 
@@ -69,7 +69,7 @@ def _signature() -> inspect.Signature:
     return inspect.Signature([corpus, *options, *extra])
 
 
-def train(corpus: str | None = None, **given: Any) -> None:
+def train(corpus: str | None = None, **flags: Any) -> None:
     """Train a character model. The defaults are char-rnn's.
 
     Writes best.safetensors, last.safetensors and log.jsonl into the folder of the run.
@@ -77,7 +77,7 @@ def train(corpus: str | None = None, **given: Any) -> None:
     # Of several processes only the first one prints.
     console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")
     terminal = Terminal(console)
-    options = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in flags.items() if value is not None}
     reporters: list[Reporter] = [terminal]
     if options.pop("tensorboard", False):
         reporters.append(TensorBoard())

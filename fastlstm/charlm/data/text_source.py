@@ -22,20 +22,20 @@ _RECORDS = {"log.jsonl", "samples.jsonl", "timeline.html"}
 class _Tee(io.RawIOBase):
     """A binary file that updates a hash with every byte that is read."""
 
-    def __init__(self, raw: io.RawIOBase, digest):
-        self.raw, self.digest, self.total = raw, digest, 0
+    def __init__(self, stream: io.RawIOBase, digest):
+        self.stream, self.digest, self.total = stream, digest, 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        n = self.raw.readinto(buffer)
+        n = self.stream.readinto(buffer)
         self.digest.update(memoryview(buffer)[:n])
         self.total += n
         return n
 
     def close(self) -> None:
-        self.raw.close()
+        self.stream.close()
         super().close()
 
 
@@ -70,10 +70,10 @@ class TextSource:
         stamps = []
         for path in self.files:
             try:
-                with open(path, "rb", buffering=0) as raw:
-                    stat = os.fstat(raw.fileno())
+                with open(path, "rb", buffering=0) as stream:
+                    stat = os.fstat(stream.fileno())
                     stamps.append((stat.st_size, stat.st_mtime_ns))
-                    yield from self._read(path, _Tee(raw, digest))
+                    yield from self._read(path, _Tee(stream, digest))
             except OSError as error:
                 raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
         self.sha256, self.stamps = digest.hexdigest(), stamps
@@ -122,11 +122,11 @@ def files_under(folder: Path, suffix: str = "", without: Set[str] = frozenset())
         without: names of folders to skip
     """
     paths = []
-    for here, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__pycache__" and n not in without)
         records = _RECORDS if _CHECKPOINTS & set(names) else set()
         visible = (name for name in sorted(set(names) - records) if not name.startswith("."))
-        paths += [Path(here, name) for name in visible if name.endswith(suffix)]
+        paths += [Path(parent, name) for name in visible if name.endswith(suffix)]
     return [path for path in paths if path.is_file() and not _binary(path)]
 
 

@@ -25,10 +25,10 @@ def glyph(symbol: str, of_bytes: bool) -> tuple[str, str, str]:
         return f"{point:02x}", f"byte 0x{point:02x}", "code"
     number = f"U+{point:04X}"
     name = f"{number} {unicodedata.name(symbol, '')}".strip()
-    kind = unicodedata.category(symbol)
-    if kind in _HIDDEN:
+    category = unicodedata.category(symbol)
+    if category in _HIDDEN:
         picture = chr(0x2400 + point) if point < 32 else "␡" if point == 0x7F else f"{point:04X}"
         return picture, name, "blank" if len(picture) == 1 else "code"
-    if kind.startswith("M"):
+    if category.startswith("M"):
         return "◌" + symbol, name, ""
     return symbol, name, "wide" if unicodedata.east_asian_width(symbol) in "WF" else ""

@@ -44,11 +44,11 @@ class CellTraces:
             traces = traces or cls(
                 np.empty((L, H, n), np.int8), np.empty((L, H, n), np.float16), np.empty((L, H, 4, n), np.uint8)
             )
-            here = slice(at, at + len(part))
-            traces.tanh[..., here] = np.rint(127 * np.tanh(part.c)).transpose(0, 2, 1)
-            traces.c[..., here] = part.c.clip(-6e4, 6e4).transpose(0, 2, 1)
+            span = slice(at, at + len(part))
+            traces.tanh[..., span] = np.rint(127 * np.tanh(part.c)).transpose(0, 2, 1)
+            traces.c[..., span] = part.c.clip(-6e4, 6e4).transpose(0, 2, 1)
             part.gates[:, :, 2] = (part.gates[:, :, 2] + 1) / 2
-            traces.gates[..., here] = np.rint(GATE_LEVELS * part.gates).transpose(0, 3, 2, 1)
+            traces.gates[..., span] = np.rint(GATE_LEVELS * part.gates).transpose(0, 3, 2, 1)
             at += len(part)
         return traces
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..data.corpus import describe
 from ..model import parameters
-from .state import Run
+from .state import TrainingRun
 
 NATS_PER_BIT = math.log(2)
 
@@ -23,15 +23,15 @@ NATS_PER_BIT = math.log(2)
 class Reporter:
     """Receives the events of a run; the base class ignores them."""
 
-    def begin(self, run: Run) -> None: ...
+    def begin(self, run: TrainingRun) -> None: ...
 
-    def row(self, run: Run, row: dict[str, Any]) -> None: ...
+    def row(self, run: TrainingRun, row: dict[str, Any]) -> None: ...
 
-    def sampled(self, run: Run, text: str) -> None: ...
+    def sampled(self, run: TrainingRun, text: str) -> None: ...
 
     def note(self, text: str) -> None: ...
 
-    def end(self, run: Run) -> None: ...
+    def end(self, run: TrainingRun) -> None: ...
 
 
 class Reporters(Reporter):
@@ -40,15 +40,15 @@ class Reporters(Reporter):
     def __init__(self, *reporters: Reporter):
         self.reporters = reporters
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: TrainingRun) -> None:
         for reporter in self.reporters:
             reporter.begin(run)
 
-    def row(self, run: Run, row: dict[str, Any]) -> None:
+    def row(self, run: TrainingRun, row: dict[str, Any]) -> None:
         for reporter in self.reporters:
             reporter.row(run, row)
 
-    def sampled(self, run: Run, text: str) -> None:
+    def sampled(self, run: TrainingRun, text: str) -> None:
         for reporter in self.reporters:
             reporter.sampled(run, text)
 
@@ -56,7 +56,7 @@ class Reporters(Reporter):
         for reporter in self.reporters:
             reporter.note(text)
 
-    def end(self, run: Run) -> None:
+    def end(self, run: TrainingRun) -> None:
         for reporter in self.reporters:
             reporter.end(run)
 
@@ -86,7 +86,7 @@ class Terminal(Reporter):
         self._rate = 0.0  # iterations a second, smoothed
         self._last_report = (0, 0.0)
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: TrainingRun) -> None:
         config, device = run.config, run.ranks.device
         where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
         if run.ranks.size > 1:
@@ -103,7 +103,7 @@ class Terminal(Reporter):
             self.live = Live(console=self.console, refresh_per_second=4, transient=True)
             self.live.start()
 
-    def row(self, run: Run, row: dict[str, Any]) -> None:
+    def row(self, run: TrainingRun, row: dict[str, Any]) -> None:
         iteration, seconds = run.progress.iteration, run.progress.seconds
         if seconds > self._last_report[1]:
             rate = (iteration - self._last_report[0]) / (seconds - self._last_report[1])
@@ -116,7 +116,7 @@ class Terminal(Reporter):
         if self.live is not None:
             self.live.update(self._bar(run, row))
 
-    def _evaluation(self, run: Run, row: dict[str, Any]) -> None:
+    def _evaluation(self, run: TrainingRun, row: dict[str, Any]) -> None:
         if not self._header_shown:
             self.console.print(Text("  epoch  iteration   train     val    bits   chars/s", "dim"))
             self._header_shown = True
@@ -131,7 +131,7 @@ class Terminal(Reporter):
             )
         )
 
-    def _bar(self, run: Run, row: dict[str, Any]) -> Table:
+    def _bar(self, run: TrainingRun, row: dict[str, Any]) -> Table:
         progress, loss, width = run.progress, row["train_nats"], self.console.width
         grid = Table.grid(padding=(0, 2))
         done, left = min(1.0, run.fraction_done), self._seconds_left(run)
@@ -149,7 +149,7 @@ class Terminal(Reporter):
         grid.add_row(*cells)
         return grid
 
-    def _seconds_left(self, run: Run) -> float | None:
+    def _seconds_left(self, run: TrainingRun) -> float | None:
         progress, config = run.progress, run.config
         by_iterations = (run.total_iterations - progress.iteration) / self._rate if self._rate else None
         if not config.max_time:
@@ -157,7 +157,7 @@ class Terminal(Reporter):
         by_time = config.max_time - progress.seconds
         return by_time if by_iterations is None else min(by_time, by_iterations)
 
-    def sampled(self, run: Run, text: str) -> None:
+    def sampled(self, run: TrainingRun, text: str) -> None:
         head = Text(f"── sample at iteration {run.progress.iteration:,} ", "dim")
         lines = text.split("\n")[: self.sample_lines]
         self.console.print(head)
@@ -166,7 +166,7 @@ class Terminal(Reporter):
     def note(self, text: str) -> None:
         self.console.print(Text.assemble(("note    ", "yellow"), text), soft_wrap=True)
 
-    def end(self, run: Run) -> None:
+    def end(self, run: TrainingRun) -> None:
         self.stop()
 
     def stop(self) -> None:

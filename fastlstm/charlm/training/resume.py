@@ -14,19 +14,19 @@ from ..config import to_json
 from ..data.corpus import Corpus
 from ..errors import CharLMError
 from .progress import Reporter
-from .state import Progress, Run
+from .state import Progress, TrainingRun
 
 
 def corpus_record(corpus: Corpus) -> dict[str, Any]:
     return {"name": corpus.name, "sha256": corpus.sha256, "size": corpus.size, "symbols": len(corpus)}
 
 
-def _model(run: Run, metrics: dict[str, Any]) -> Checkpoint:
+def _model(run: TrainingRun, metrics: dict[str, Any]) -> Checkpoint:
     corpus, weights = run.corpus, dict(run.model.state_dict())
     return Checkpoint(to_json(run.config), corpus.vocab, corpus_record(corpus), metrics, weights)
 
 
-def save_model(run: Run, path: Path) -> None:
+def save_model(run: TrainingRun, path: Path) -> None:
     """Write the model without the state of its run. The file has no time stamp: equal weights give equal bytes."""
     progress = run.progress
     metrics = {
@@ -38,7 +38,7 @@ def save_model(run: Run, path: Path) -> None:
     checkpoint.write(path, _model(run, metrics))
 
 
-def save_run(run: Run, path: Path) -> None:
+def save_run(run: TrainingRun, path: Path) -> None:
     """Write all state of a run. All processes must call it; the first one writes."""
     ranks, progress = run.ranks, run.progress
     h, c = run.state
@@ -62,7 +62,7 @@ def save_run(run: Run, path: Path) -> None:
     checkpoint.write(path, replace(_model(run, metrics), train=train, run=resumable))
 
 
-def restore(run: Run, saved: Checkpoint, reporter: Reporter) -> None:
+def restore(run: TrainingRun, saved: Checkpoint, reporter: Reporter) -> None:
     """Set a new run to the state of a saved one. reporter: is told if the number of processes differs."""
     ranks, train = run.ranks, saved.train
     run.progress = Progress(**saved.run["progress"])

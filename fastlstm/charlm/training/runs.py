@@ -197,8 +197,8 @@ def _config_and_corpus(
             raise CharLMError(f"name a corpus to learn: a file, a folder or one of {', '.join(corpora.BUILTIN)}")
         config = configs.make(preset, **options)
         return config.settle(corpora.is_line_corpus(corpus)), corpus
-    given = {**configs.PRESETS.get(preset, {}), **options}
-    config = configs.check_resumed(configs.from_json(saved.config), given)
+    requested = {**configs.PRESETS.get(preset, {}), **options}
+    config = configs.check_resumed(configs.from_json(saved.config), requested)
     return config, corpus or saved.corpus["name"]
 
 

@@ -1,6 +1,6 @@
 """State of a training run: the counters that travel in the checkpoint, and what others may read of a trainer.
 
-Reporters (progress.py) and checkpoints (resume.py) are typed against the protocol `Run`, so that neither imports
+Reporters (progress.py) and checkpoints (resume.py) are typed against the protocol `TrainingRun`, so that neither imports
 trainer.py, which imports both.
 """
 
@@ -36,7 +36,7 @@ class Progress:
     samples_size: int = 0
 
 
-class Run(Protocol):
+class TrainingRun(Protocol):
     """A run as reporters and checkpoints see it; `Trainer` is one."""
 
     config: TrainConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import CharLMError
 from .progress import Reporter
-from .state import Run
+from .state import TrainingRun
 
 
 class TensorBoard(Reporter):
@@ -19,18 +19,18 @@ class TensorBoard(Reporter):
             raise CharLMError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
         self._make = SummaryWriter
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: TrainingRun) -> None:
         self.writer = self._make(str(run.folder), purge_step=run.progress.iteration + 1)
 
-    def row(self, run: Run, row: dict[str, Any]) -> None:
+    def row(self, run: TrainingRun, row: dict[str, Any]) -> None:
         for name in ("train_nats", "val_nats", "chars_per_s"):
             if name in row:
                 self.writer.add_scalar(name.replace("_nats", "/nats"), row[name], row["iteration"])
 
-    def sampled(self, run: Run, text: str) -> None:
+    def sampled(self, run: TrainingRun, text: str) -> None:
         self.writer.add_text("sample", f"<pre>{_escape(text)}</pre>", run.progress.iteration)
 
-    def end(self, run: Run) -> None:
+    def end(self, run: TrainingRun) -> None:
         self.writer.close()
 
 

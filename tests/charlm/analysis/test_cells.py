@@ -20,27 +20,27 @@ SYMBOLS = "".join(sorted(set(TEXT)))
 @pytest.mark.parametrize(("layer", "unit"), [(0, 17), (1, 23)])
 def test_a_planted_cell_is_found_first(layer, unit):
     """One in layer 1 copies cell 0 of layer 0, and is as good as that."""
-    found = find_cells(with_quote_cell(SYMBOLS, layer, unit), TEXT)
-    row = found.rows[0]
+    findings = find_cells(with_quote_cell(SYMBOLS, layer, unit), TEXT)
+    row = findings.rows[0]
     assert (row.label, row.status) == ("inside quotes", "found")
     assert (row.layer, row.unit) in {(layer, unit), (0, 0 if layer else unit)}
     assert row.fit > 0.999
     assert row.held_out > 0.999
     assert row.held_out > row.control
     assert row.false_rate <= 0.05
-    assert found.passes[layer, unit]
-    assert found.passes.sum() == 1 + layer  # in layer 1 it copies another
-    assert found.rows[found.label[layer, unit]].label == "inside quotes"
+    assert findings.passes[layer, unit]
+    assert findings.passes.sum() == 1 + layer  # in layer 1 it copies another
+    assert findings.rows[findings.label[layer, unit]].label == "inside quotes"
 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("scale", [0.0, 0.08, 0.5])
 def test_an_untrained_model_has_no_cells(seed, scale):
     """Whatever its weights; some of its units echo capitals or digits, and are called so."""
-    found = find_cells(untrained(SYMBOLS, 48, 2, seed, scale), TEXT[:20_000])
-    assert not found.passes.any()
-    assert {row.status for row in found.rows} <= {"none", "echo", "rare"}
-    assert len(found.rows) == len(labels("x"))
+    findings = find_cells(untrained(SYMBOLS, 48, 2, seed, scale), TEXT[:20_000])
+    assert not findings.passes.any()
+    assert {row.status for row in findings.rows} <= {"none", "echo", "rare"}
+    assert len(findings.rows) == len(labels("x"))
 
 
 def test_unit_is_chosen_on_the_first_half_alone():
@@ -60,8 +60,8 @@ def test_unit_is_chosen_on_the_first_half_alone():
 
 
 def test_rows_for_labels_without_a_cell():
-    found = find_cells(untrained(SYMBOLS), TEXT)
-    rows = {row.label: row for row in found.rows}
+    findings = find_cells(untrained(SYMBOLS), TEXT)
+    rows = {row.label: row for row in findings.rows}
     assert rows["inside quotes"].status == "none"
     assert 0.5 < rows["inside quotes"].held_out < 0.9
     assert rows["inside quotes"].threshold is None
@@ -71,27 +71,27 @@ def test_rows_for_labels_without_a_cell():
 
 
 def test_findings_as_json():
-    found = find_cells(with_quote_cell(SYMBOLS, 0, 3), TEXT)
-    content = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    findings = find_cells(with_quote_cell(SYMBOLS, 0, 3), TEXT)
+    content = json.loads(json.dumps(findings.as_json(), allow_nan=False))
     assert content["cells"] == 48
-    assert content["passing"] == int(found.passes.sum())
+    assert content["passing"] == int(findings.passes.sum())
     assert {"layer": 0, "unit": 3} in content["passing_cells"]
-    assert content["share"] == pytest.approx(found.passes.sum() / 48)
+    assert content["share"] == pytest.approx(findings.passes.sum() / 48)
     assert content["threshold"] == {"auc": 0.9, "rank_correlation": 0.7, "false_rate": 0.05, "shifts": 40}
-    assert [row["label"] for row in content["rows"]] == [row.label for row in found.rows]
+    assert [row["label"] for row in content["rows"]] == [row.label for row in findings.rows]
     assert set(content["rows"][0]["clamp"]) == {"value", "label_nats", "other_nats"}
 
 
 def test_saturation_counts_gates():
     lm = with_quote_cell(SYMBOLS, 0, 3)
     gates = trace(lm, TEXT[:5000]).gates
-    found = find_cells(lm, TEXT[:5000])
-    np.testing.assert_allclose(found.saturation[:, 0], (gates[:, :, [0, 1, 3]] < 0.1).mean(1), atol=2e-3)
-    np.testing.assert_allclose(found.saturation[:, 1], (gates[:, :, [0, 1, 3]] > 0.9).mean(1), atol=2e-3)
-    assert found.saturation[0, 1, 1, 3] > 0.9  # the planted cell's forget gate is open but at quotes
+    findings = find_cells(lm, TEXT[:5000])
+    np.testing.assert_allclose(findings.saturation[:, 0], (gates[:, :, [0, 1, 3]] < 0.1).mean(1), atol=2e-3)
+    np.testing.assert_allclose(findings.saturation[:, 1], (gates[:, :, [0, 1, 3]] > 0.9).mean(1), atol=2e-3)
+    assert findings.saturation[0, 1, 1, 3] > 0.9  # the planted cell's forget gate is open but at quotes
 
 
-def test_bad_input():
+def test_short_texts_and_few_shifts_are_refused():
     lm = untrained(SYMBOLS)
     with pytest.raises(CharLMError, match="too few to score"):
         find_cells(lm, "abc")

@@ -60,11 +60,11 @@ def line(name: str, number: int, text: str = CODE) -> tuple[str, str]:
     ],
 )
 def test_labels_of_code(name, number, expected):
-    source, found = line(name, number)
-    assert found == expected, f"\n{source}"
+    source, digits = line(name, number)
+    assert digits == expected, f"\n{source}"
 
 
-def test_languages():
+def test_the_language_of_a_text_is_recognised():
     assert language(CODE * 5) == "python"
     assert language("#include <a.h>\nint main() {\n  return 0; /* x */\n}\n") == "c"
     assert language('He said: "No."\nShe left.\n') == "prose"
@@ -80,21 +80,21 @@ def test_c_comments_quotes_and_conditions():
 
 def test_prose_quotes_end_with_the_paragraph():
     text = 'He said "one two\nthree" and “four” - "open\n\nnew (here) (there\n\nNot.\n'
-    found = marks(text, "inside quotes")
-    assert found[text.index('"one') : text.index('" and')] == "1" * len('"one two\nthree')
-    assert found[text.index('" and')] == "0"
-    assert found[text.index("“") : text.index("”")] == "1" * 5
-    assert found[text.index("new")] == "0"
+    digits = marks(text, "inside quotes")
+    assert digits[text.index('"one') : text.index('" and')] == "1" * len('"one two\nthree')
+    assert digits[text.index('" and')] == "0"
+    assert digits[text.index("“") : text.index("”")] == "1" * 5
+    assert digits[text.index("new")] == "0"
     assert marks(text, "nesting depth")[text.index("Not")] == "0"
     assert "1" not in marks(text, "inside a comment")
 
 
 def test_labels_of_a_piece_that_begins_in_a_docstring():
     inside = 'words of a docstring.\n    """\n    return 1\n\n' + CODE.replace("f(", "g(") * 3
-    found = marks(inside, "inside quotes")
-    assert found[0] == "1"
-    assert found[inside.index("return")] == "0"
-    assert found[inside.index("Doc (")] == "1"
+    digits = marks(inside, "inside quotes")
+    assert digits[0] == "1"
+    assert digits[inside.index("return")] == "0"
+    assert digits[inside.index("Doc (")] == "1"
 
 
 @settings(max_examples=60, deadline=None)

@@ -31,16 +31,16 @@ def test_effects_are_auc_and_rank_correlation(signal, data):
         assert effect(x, y, False) == pytest.approx(rho, abs=1e-5)
 
 
-def test_smooth_noise_is_no_find():
+def test_smooth_noise_does_not_reach_the_threshold():
     """Slow noise and a label in long runs correlate, as the shifted labels show; a naive permutation would not."""
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(8000, 200))
     for t in range(1, len(noise)):
         noise[t] += 0.99 * noise[t - 1]
     label = np.repeat(rng.integers(0, 2, 80), 100)
-    found = score(noise.astype(np.float16), label[None], np.array([True]), 40)
-    assert (found.both >= 0.2).sum() > 3
-    assert threshold(found.both[0], found.control[:, 0], 0.2, 0.05)[0] == np.inf
+    scores = score(noise.astype(np.float16), label[None], np.array([True]), 40)
+    assert (scores.both >= 0.2).sum() > 3
+    assert threshold(scores.both[0], scores.control[:, 0], 0.2, 0.05)[0] == np.inf
     naive = np.stack([np.abs([effect(noise[:, u], rng.permutation(label), True) for u in range(20)])])
     assert naive.max() < 0.1
 

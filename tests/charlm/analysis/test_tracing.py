@@ -41,39 +41,44 @@ def plainly(model: CharModel, ids: np.ndarray, dtype: torch.dtype) -> dict[str, 
         scores = out["weight"] @ x + out["bias"]
         for name, value in zip(kept, (h, c, torch.stack(gates), scores.softmax(0), scores.log_softmax(0)), strict=True):
             kept[name].append(value.clone())
-    found = {name: torch.stack(values) for name, values in kept.items()}
-    return {n: v.transpose(0, 1) if n in ("h", "c", "gates") else v for n, v in found.items()}
+    arrays = {name: torch.stack(values) for name, values in kept.items()}
+    return {n: v.transpose(0, 1) if n in ("h", "c", "gates") else v for n, v in arrays.items()}
 
 
 def by_torch(model: CharModel, ids: np.ndarray) -> dict[str, torch.Tensor]:
     """The same in float32 by nn.LSTM, layer upon layer; its gates and cell states, which it does not show, by the formula."""
-    found, tokens = plainly(model, ids, torch.float32), torch.from_numpy(ids)
+    arrays, tokens = plainly(model, ids, torch.float32), torch.from_numpy(ids)
     x, weights = torch.nn.functional.one_hot(tokens, model.rnn.num_embeddings).float(), model.rnn.lstm.state_dict()
     with torch.no_grad():
         for k in range(model.rnn.num_layers):
             one = torch.nn.LSTM(x.shape[-1], model.out.in_features)
             one.load_state_dict({f"{name[:-1]}0": v for name, v in weights.items() if name.endswith(f"_l{k}")})
-            x = found["h"][k] = one(x[:, None])[0][:, 0]
+            x = arrays["h"][k] = one(x[:, None])[0][:, 0]
         scores = model.out(x)
-    return found | {"probabilities": scores.softmax(1), "logs": scores.log_softmax(1)}
+    return arrays | {"probabilities": scores.softmax(1), "logs": scores.log_softmax(1)}
 
 
-def judged(found: Trace, model: CharModel, what: str = "") -> None:
+def check_trace(traced: Trace, model: CharModel, what: str = "") -> None:
     """Every array against the formula in float64, by the one rule of accuracy: at most twice torch's error in float32."""
-    ref, yard = plainly(model, found.ids, torch.float64), by_torch(model, found.ids)
-    ids, k = torch.from_numpy(found.ids), found.top.shape[1]
-    for values in (ref, yard):
+    reference, torch_values = plainly(model, traced.ids, torch.float64), by_torch(model, traced.ids)
+    ids, k = torch.from_numpy(traced.ids), traced.top.shape[1]
+    for values in (reference, torch_values):
         logs = values.pop("logs")
         values["surprise"] = -logs[:-1].gather(1, ids[1:, None])[:, 0]
         values["entropy"] = -(logs * values["probabilities"]).sum(1)
         values["top_p"] = values["probabilities"].sort(1, descending=True).values[:, :k]
-    assert np.isnan(found.surprise[0])
-    found = replace(found, surprise=found.surprise[1:])
-    for name in ref:
-        got = getattr(found, name)
-        assert got.dtype == np.float32
-        check(f"{what} {name}", torch.from_numpy(got), ref[name], yard[name])
-    check(f"{what} top", ref["probabilities"].gather(1, torch.from_numpy(found.top)), ref["top_p"], yard["top_p"])
+    assert np.isnan(traced.surprise[0])
+    traced = replace(traced, surprise=traced.surprise[1:])
+    for name in reference:
+        actual = getattr(traced, name)
+        assert actual.dtype == np.float32
+        check(f"{what} {name}", torch.from_numpy(actual), reference[name], torch_values[name])
+    check(
+        f"{what} top",
+        reference["probabilities"].gather(1, torch.from_numpy(traced.top)),
+        reference["top_p"],
+        torch_values["top_p"],
+    )
 
 
 MODELS = {
@@ -85,18 +90,18 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_trace_is_what_the_formula_says(kind):
+@pytest.mark.parametrize("model_name", MODELS)
+def test_a_trace_follows_the_formula(model_name):
     """Over seams of batches, however long the model remembers."""
-    lm = MODELS[kind]()
+    lm = MODELS[model_name]()
     text = quoted_prose(STEPS_PER_CALL + 17)
-    found = trace(lm, "".join(c if c in lm.vocab else "\n" for c in text), ALL)
-    judged(found, lm.model, kind)
+    traced = trace(lm, "".join(c if c in lm.vocab else "\n" for c in text), ALL)
+    check_trace(traced, lm.model, model_name)
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_pieces_follow_one_another(kind):
-    lm, text = MODELS[kind](), quoted_prose(1100)
+@pytest.mark.parametrize("model_name", MODELS)
+def test_pieces_joined_are_the_whole_trace(model_name):
+    lm, text = MODELS[model_name](), quoted_prose(1100)
     text = "".join(c if c in lm.vocab else "\n" for c in text)
     whole, parts = trace(lm, text, ALL), list(pieces(lm, text, ALL, size=400))
     assert [len(part) for part in parts] == [400, 400, 300]
@@ -104,17 +109,17 @@ def test_pieces_follow_one_another(kind):
         item.name: np.concatenate([getattr(p, item.name) for p in parts], int(item.name in ("h", "c", "gates")))
         for item in fields(Trace)
     }
-    judged(Trace(**joined), lm.model, kind)
+    check_trace(Trace(**joined), lm.model, model_name)
     np.testing.assert_array_equal(joined["ids"], whole.ids)
     np.testing.assert_array_equal(nats(lm, whole.ids), whole.surprise)
 
 
 def test_keep_selects_arrays_and_their_type():
     lm, text = untrained(SYMBOLS, 8, 1), quoted_prose(50)
-    found = trace(lm, text, keep=("c",), dtype=np.float16)
-    assert (found.h, found.gates, found.probabilities) == (None, None, None)
-    assert found.c.dtype == np.float16
-    assert len(found) == 50
+    traced = trace(lm, text, keep=("c",), dtype=np.float16)
+    assert (traced.h, traced.gates, traced.probabilities) == (None, None, None)
+    assert traced.c.dtype == np.float16
+    assert len(traced) == 50
     assert trace(lm, text, keep=()).c is None
     with pytest.raises(CharLMError, match=r"keep names 'cells', expected any of h, c, gates, probabilities"):
         trace(lm, text, keep=("c", "cells"))
@@ -124,11 +129,11 @@ def test_keep_selects_arrays_and_their_type():
         trace(lm, "a\u2603")
 
 
-def test_fewer_symbols_than_predictions():
+def test_there_are_no_more_predictions_than_symbols():
     lm = untrained('ab"', 4, 1)
-    found = trace(lm, "ab" * 10)
-    assert found.top.shape == (20, 3)
-    np.testing.assert_allclose(found.top_p.sum(1), 1, rtol=1e-6)
+    traced = trace(lm, "ab" * 10)
+    assert traced.top.shape == (20, 3)
+    np.testing.assert_allclose(traced.top_p.sum(1), 1, rtol=1e-6)
 
 
 def test_a_model_in_training_mode_stays_in_it():

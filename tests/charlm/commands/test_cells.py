@@ -9,7 +9,7 @@ import pytest
 from fastlstm import cli
 
 
-def test_cells_command(small_run, text, tmp_path, capsys):
+def test_cells_prints_a_table_and_writes_json(small_run, text, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["cells", str(small_run.folder), str(text), "-o", "cells.json", "--length", "6000"])
     assert ended.value.code in (0, None)

@@ -10,7 +10,7 @@ from fastlstm import cli
 from tests.charlm.page.test_visualize import data_of
 
 
-def test_visualize_command(small_run, text, tmp_path, capsys):
+def test_visualize_writes_a_page_of_the_chosen_part(small_run, text, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["visualize", str(small_run.folder), str(text), "-o", "page.html", "--length", "700", "--start", "30"])
     assert ended.value.code in (0, None)
@@ -24,7 +24,7 @@ def test_visualize_command(small_run, text, tmp_path, capsys):
     assert "nothing at 9,999,999" in capsys.readouterr().err
 
 
-def test_visualize_options_and_errors(small_run, text, tmp_path, capsys):
+def test_color_blind_chooses_the_scale_and_errors_name_the_option(small_run, text, tmp_path, capsys):
     """Colours that all can tell apart from the start; what could not be written names the option that chose it."""
     for flags, chosen in (([], "article"), (["--color-blind"], "safe")):
         with pytest.raises(SystemExit):

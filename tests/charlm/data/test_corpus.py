@@ -32,7 +32,7 @@ def test_text_round_trips_and_has_the_hash_of_its_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "latin-1", "shift_jis"])
-def test_other_encodings(tmp_path, encoding):
+def test_other_encodings_are_decoded(tmp_path, encoding):
     content = "café\n" if encoding == "latin-1" else "漢字かな\n"
     path = tmp_path / "a.txt"
     path.write_bytes(content.encode(encoding))
@@ -48,7 +48,7 @@ def test_thousands_of_characters_take_two_bytes(tmp_path):
     assert corpus.text() == content
 
 
-def test_line_ends_and_byte_order_mark(tmp_path):
+def test_line_ends_become_newlines_and_the_byte_order_mark_goes(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
     assert load("a.txt", CorpusOptions()).text() == "one\ntwo\nthree\n"
     assert load("a.txt", CorpusOptions(bytes=True)).text() == "\xef\xbb\xbfone\r\ntwo\rthree\n"
@@ -81,7 +81,7 @@ def test_a_large_text_is_mapped(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]  # the store has no name
 
 
-def test_no_room_for_a_large_text(tmp_path, monkeypatch):
+def test_no_room_for_a_large_text_is_said(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("abc\n" * 1000)
     monkeypatch.setattr(corpus_module, "MAPPED", 1000)
     with pytest.raises(CharLMError, match=r"cannot keep the encoded corpus in .*void: No such file"):
@@ -104,7 +104,7 @@ def test_a_folder_is_its_text_files_in_order(tmp_path):
     assert load("d", CorpusOptions()).text() == "onetwothree"
 
 
-def test_changes_are_noticed(tmp_path):
+def test_files_that_changed_are_noticed(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("abcabc")
     corpus = load("a.txt", CorpusOptions())
@@ -125,7 +125,7 @@ def test_changes_are_noticed(tmp_path):
         (b"x", CorpusOptions(encoding="klingon"), "no encoding 'klingon'"),
     ],
 )
-def test_bad_files(tmp_path, content, reading, message):
+def test_bad_files_are_refused_with_the_cause(tmp_path, content, reading, message):
     if content is not None:
         (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(CharLMError, match=message):
@@ -146,7 +146,7 @@ def test_a_given_vocabulary_must_know_every_character(tmp_path):
         load("a.txt", CorpusOptions(), Vocabulary("b"))
 
 
-def test_preprocessing_is_quick(tmp_path):
+def test_preprocessing_reads_20_megabytes_a_second(tmp_path):
     """At least 20 MB of UTF-8 a second of one core's time."""
     content = ("The quick brown fox jumps over the lazy dog. Grüße!\n" * 4000).encode()
     (tmp_path / "a.txt").write_bytes(content * 40)
@@ -179,8 +179,8 @@ print(json.dumps({"megabytes": (peak() - before) / 1e6, "megabytes_per_s": rate 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["running", "lines"])
-def test_100_megabytes_train_in_bounded_memory(tmp_path, kind):
+@pytest.mark.parametrize("text_form", ["running", "lines"])
+def test_100_megabytes_train_in_bounded_memory(tmp_path, text_form):
     """Less than 1 GB above what torch and the module took before the corpus came."""
     rng = random.Random(1)
     words = ["".join(rng.choices("etaoinshrdlué世", k=rng.randint(1, 9))) for _ in range(5000)]
@@ -190,9 +190,9 @@ def test_100_megabytes_train_in_bounded_memory(tmp_path, kind):
             block = "".join(" ".join(rng.choices(words, k=9)) + f" {rng.random()}\n" for _ in range(1000))
             written += stream.write(block.encode())
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
-    done = subprocess.run([sys.executable, "-c", LARGE, path, kind], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", LARGE, path, text_form], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    print(kind, found)
-    assert found["megabytes"] < 1000
-    assert found["nats"] < 3.5
+    report = json.loads(done.stdout)
+    print(text_form, report)
+    assert report["megabytes"] < 1000
+    assert report["nats"] < 3.5

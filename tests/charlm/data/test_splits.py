@@ -67,9 +67,9 @@ def test_contiguous_keeps_the_end_unseen(corpus):
 def test_held_out_scores_every_character_once(total, context, streams):
     ids = np.arange(context + total)
     held = held_out(ids, context, streams)
-    found = sorted(int(target) for _, y, counted in held.chunks(64) for target in y[counted])
-    assert found == list(range(max(context, 1), context + total))
-    assert len(held) == len(found)
+    scored = sorted(int(target) for _, y, counted in held.chunks(64) for target in y[counted])
+    assert scored == list(range(max(context, 1), context + total))
+    assert len(held) == len(scored)
     assert (held.skip[1:] == WARM_UP).all()
 
 
@@ -105,7 +105,7 @@ def test_processes_share_the_streams(corpus):
     assert sum(len(whole.val.share(rank, 3)) for rank in range(3)) == len(whole.val)
 
 
-def test_too_short(corpus):
+def test_a_text_too_short_for_a_batch_is_refused(corpus):
     with pytest.raises(CharLMError, match=r"10,000 characters, too few .* 50 × 200 = 10,000: choose a smaller"):
         divide(corpus, "streams", 0.05, 50, 200, 0)
     with pytest.raises(

@@ -14,7 +14,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
 @given(TEXT)
-def test_round_trip(text):
+def test_encoded_text_decodes_to_itself(text):
     vocab = Vocabulary("".join(sorted(set(text))))
     ids = vocab.encode(text)
     assert vocab.decode(ids) == text
@@ -22,7 +22,7 @@ def test_round_trip(text):
 
 
 @given(TEXT, TEXT)
-def test_unknown_characters(known, text):
+def test_unknown_characters_are_looked_up_as_minus_one(known, text):
     vocab = Vocabulary("".join(sorted(set(known))))
     expected = [vocab.symbols.find(symbol) for symbol in text]
     assert vocab.lookup(text).tolist() == expected
@@ -30,14 +30,14 @@ def test_unknown_characters(known, text):
 
 
 @given(TEXT)
-def test_bytes(text):
+def test_a_byte_vocabulary_encodes_utf8(text):
     vocab = Vocabulary.of_bytes()
     symbols = vocab.from_text(text)
     assert vocab.encode(symbols).tolist() == list(text.encode())
     assert vocab.to_text(symbols) == text
 
 
-def test_types_by_size():
+def test_ids_have_the_smallest_type_that_fits():
     assert Vocabulary("ab").dtype == np.uint8
     assert Vocabulary("".join(map(chr, range(300)))).dtype == np.uint16
     assert Vocabulary("".join(map(chr, [*range(0xD800), *range(0xE000, 0x13000)]))).dtype == np.uint32
@@ -50,7 +50,7 @@ def test_errors_name_what_is_missing():
         Vocabulary("aba")
 
 
-def test_words_for_numbers():
+def test_count_and_shown_word_messages():
     assert [count(1, "entry"), count(2, "entry"), count(1200, "batch")] == ["1 entry", "2 entries", "1,200 batches"]
     assert shown("ba\nab") == "'\\n' 'a' 'b'"
     assert shown("abcdef", 2) == "'a' 'b' …"

@@ -37,14 +37,14 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        found = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
+        instance = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield instance
+        instance.close()
 
 
-def opened(found, path: Path, theme: str = "light"):
+def opened(chrome, path: Path, theme: str = "light"):
     """A page from disk, ready; its list `complaints` grows with every console error and every request to a network."""
-    context = found.new_context(color_scheme=theme, viewport=LAPTOP)
+    context = chrome.new_context(color_scheme=theme, viewport=LAPTOP)
     context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.complaints = []
@@ -56,18 +56,18 @@ def opened(found, path: Path, theme: str = "light"):
     return page
 
 
-def pictures(found, path: Path, folder: Path, name: str = "page") -> list[Path]:
+def pictures(chrome, path: Path, folder: Path, name: str = "page") -> list[Path]:
     """Screenshots of each part, light and dark."""
-    made = []
+    paths = []
     for theme in ("light", "dark"):
-        page = opened(found, path, theme)
+        page = opened(chrome, path, theme)
         for key, part in (("1", "predictions"), ("v", "text"), ("2", "cells"), ("3", "training")):
             page.keyboard.press(key)
             page.wait_for_timeout(250)
-            made.append(folder / f"{name}-{part}-{theme}.png")
-            page.screenshot(path=made[-1])
+            paths.append(folder / f"{name}-{part}-{theme}.png")
+            page.screenshot(path=paths[-1])
         page.context.close()
-    return made
+    return paths
 
 
 if __name__ == "__main__":

@@ -21,17 +21,17 @@ pytestmark = pytest.mark.skipif(chromium.why_not() is not None, reason=str(chrom
 
 
 @pytest.fixture(scope="module")
-def found():
-    with chromium.browser() as one:
-        yield one
+def chrome():
+    with chromium.browser() as instance:
+        yield instance
 
 
 @pytest.fixture(scope="module")
 def lm():
-    one = with_quote_cell(SYMBOLS, 0, 3)
+    model = with_quote_cell(SYMBOLS, 0, 3)
     with torch.no_grad():
-        one.model.out.weight.mul_(30)  # probabilities from 0 to 1
-    return one
+        model.model.out.weight.mul_(30)  # probabilities from 0 to 1
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ def path(lm, tmp_path_factory):
 
 
 @pytest.fixture
-def page(found, path):
-    one = chromium.opened(found, path)
-    yield one
-    assert one.complaints == []
-    one.context.close()
+def page(chrome, path):
+    loaded = chromium.opened(chrome, path)
+    yield loaded
+    assert loaded.complaints == []
+    loaded.context.close()
 
 
 def at(page) -> int:
@@ -97,7 +97,7 @@ def test_probabilities_are_the_model_s_softmax(page, lm):
     assert page.locator("#surprise").inner_text() == "not predicted"
 
 
-def test_cells_by_mouse(page, lm):
+def test_the_mouse_chooses_cells_and_positions(page, lm):
     kept = trace(lm, TEXT)
     assert cell_name(page) == "Cell 0:3"  # the planted one
     page.select_option("#layer", "1")
@@ -128,7 +128,7 @@ def test_cells_by_mouse(page, lm):
     assert chosen != "0:3"
 
 
-def test_cells_by_keyboard(page):
+def test_keys_choose_cells_positions_and_parts(page):
     page.locator("#grid").focus()
     go_to(page, 100)
     for key, to in (("ArrowRight", 101), ("ArrowLeft", 100), ("Control+Home", 0), ("Control+End", len(TEXT) - 1)):
@@ -164,7 +164,7 @@ def backs(page, selector: str) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("scale", ["article", "safe"])
-def test_colours(page, lm, scale):
+def test_colours_follow_cell_and_probability(page, lm, scale):
     """Blue where the cell is negative, green or orange where positive; white to red, or violet, by probability."""
     page.select_option("#scale", scale)
     go_to(page, 0)
@@ -185,12 +185,12 @@ def test_colours(page, lm, scale):
     assert np.corrcoef(chances, light)[0, 1] < -0.9
 
 
-def test_hostile_text(found, tmp_path):
+def test_hostile_text_stays_text_in_the_browser(chrome, tmp_path):
     lm = untrained(SYMBOLS)
     text = HOSTILE * 3
     file = tmp_path / "hostile.html"
     file.write_text(visualize.page(lm, excerpt.of_text(lm, text, HOSTILE[:60]), title=HOSTILE), encoding="utf-8")
-    page = chromium.opened(found, file)
+    page = chromium.opened(chrome, file)
     assert page.evaluate("window.hit") is None
     assert page.locator("script").count() == 2
     assert page.locator("img").count() == 0
@@ -211,13 +211,13 @@ def test_hostile_text(found, tmp_path):
     page.context.close()
 
 
-def test_a_line_of_100000_characters(found, tmp_path):
+def test_a_line_of_100000_characters_can_be_read(chrome, tmp_path):
     line = (TEXT.replace("\n", " ") * 26)[:100_000]
     lm = untrained(SYMBOLS, 4, 1)
     file = tmp_path / "long.html"
     html = visualize.page(lm, excerpt.of_text(lm, line), excerpt.of_text(lm, line[:5000]), title="long")
     file.write_text(html, encoding="utf-8")
-    page = chromium.opened(found, file)
+    page = chromium.opened(chrome, file)
     assert page.locator("[data-t]").count() < 3000
     page.locator("#grid").focus()
     page.keyboard.press("Control+End")
@@ -228,11 +228,11 @@ def test_a_line_of_100000_characters(found, tmp_path):
     page.context.close()
 
 
-def test_pictures(found, path, tmp_path):
+def test_screenshots_are_light_and_dark(chrome, path, tmp_path):
     """Light is light, dark is dark, and there is something to see."""
     from matplotlib.image import imread
 
-    for picture in chromium.pictures(found, path, tmp_path):
+    for picture in chromium.pictures(chrome, path, tmp_path):
         pixels = imread(picture)[..., :3]
         assert pixels.shape == (768, 1366, 3)
         if "light" in picture.name:
@@ -242,7 +242,7 @@ def test_pictures(found, path, tmp_path):
         assert pixels.std() > 0.05, picture.name
 
 
-def test_the_timeline(page):
+def test_the_timeline_shows_losses_and_samples(page):
     page.keyboard.press("3")
     assert page.locator("#loss polyline").count() == 2
     assert "iteration 41" in page.locator("#growth").inner_text()

@@ -22,8 +22,8 @@ from fastlstm.charlm.page.glyphs import glyph
         ("👩", "👩", "wide"),
     ],
 )
-def test_glyphs(symbol, drawn, style):
-    got, name, kind = glyph(symbol, of_bytes=False)
-    assert (got, kind) == (drawn, style)
+def test_each_symbol_has_a_glyph_a_name_and_a_style(symbol, drawn, style):
+    shown, name, shown_style = glyph(symbol, of_bytes=False)
+    assert (shown, shown_style) == (drawn, style)
     assert name
     assert glyph("é", of_bytes=True) == ("e9", "byte 0xe9", "code")

@@ -8,7 +8,7 @@ from tests.charlm.page.test_visualize import SYMBOLS, TEXT
 from tests.charlm.planted import untrained
 
 
-def test_cells_that_do_not_fit_are_left_out_last():
+def test_the_last_cells_in_order_are_left_out_beyond_the_budget():
     lm = untrained(SYMBOLS, 8, 2)
     parts = [trace(lm, TEXT)]
     traces = page_data.CellTraces.from_trace(parts, len(TEXT))

@@ -43,17 +43,17 @@ def made():
 
 def test_the_page_holds_the_model_s_numbers(made):
     lm, html = made
-    data, found = data_of(html), trace(lm, TEXT)
-    np.testing.assert_array_equal(np.frombuffer(unpack(data["ids"]), "<u4"), found.ids)
-    np.testing.assert_array_equal(np.frombuffer(unpack(data["top"]), "<u4").reshape(-1, 5), found.top)
-    np.testing.assert_array_equal(np.frombuffer(unpack(data["p"]), "<f4").reshape(-1, 5), found.top_p)
+    data, traced = data_of(html), trace(lm, TEXT)
+    np.testing.assert_array_equal(np.frombuffer(unpack(data["ids"]), "<u4"), traced.ids)
+    np.testing.assert_array_equal(np.frombuffer(unpack(data["top"]), "<u4").reshape(-1, 5), traced.top)
+    np.testing.assert_array_equal(np.frombuffer(unpack(data["p"]), "<f4").reshape(-1, 5), traced.top_p)
     entropy, surprise = np.frombuffer(unpack(data["facts"]), "<f4").reshape(2, -1)
-    np.testing.assert_array_equal(entropy, found.entropy)
-    np.testing.assert_array_equal(surprise[1:], found.surprise[1:])
+    np.testing.assert_array_equal(entropy, traced.entropy)
+    np.testing.assert_array_equal(surprise[1:], traced.surprise[1:])
     assert len(data["colours"]) == len(data["rest"]) == 48
     for name in ("0:3", "1:20"):
         layer, unit = map(int, name.split(":"))
-        c = found.c[layer, :, unit]
+        c = traced.c[layer, :, unit]
         np.testing.assert_allclose(
             np.frombuffer(unpack(data["colours"][name]), "i1") / 127, np.tanh(c), atol=1 / 254 + 1e-6
         )
@@ -62,8 +62,8 @@ def test_the_page_holds_the_model_s_numbers(made):
         reach = rest["high"] - rest["low"]
         np.testing.assert_allclose(rest["low"] + steps[0] / 255 * reach, c, atol=reach / 255 + 1e-3)
         for k in (0, 1, 3):
-            np.testing.assert_allclose(steps[1 + k] / 31, found.gates[layer, :, k, unit], atol=1 / 62 + 1e-6)
-        np.testing.assert_allclose(2 * steps[3] / 31 - 1, found.gates[layer, :, 2, unit], atol=1 / 31 + 1e-6)
+            np.testing.assert_allclose(steps[1 + k] / 31, traced.gates[layer, :, k, unit], atol=1 / 62 + 1e-6)
+        np.testing.assert_allclose(2 * steps[3] / 31 - 1, traced.gates[layer, :, 2, unit], atol=1 / 31 + 1e-6)
 
 
 def test_the_best_explained_cell_comes_first(made):
@@ -78,10 +78,10 @@ def test_the_best_explained_cell_comes_first(made):
 class Tags(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.elements = []
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
+        self.elements.append((tag, dict(attrs)))
 
 
 def test_hostile_text_stays_data():
@@ -92,10 +92,10 @@ def test_hostile_text_stays_data():
     for one in (html, plain):
         parser = Tags()
         parser.feed(one)
-        tags.append([tag for tag, _ in parser.found])
+        tags.append([tag for tag, _ in parser.elements])
     assert tags[0] == tags[1]
     assert html.count("<script") == 2
-    links = [attrs[name] for _, attrs in parser.found for name in ("src", "href") if name in attrs]
+    links = [attrs[name] for _, attrs in parser.elements for name in ("src", "href") if name in attrs]
     assert links == ["data:,"]
     html.encode()
 
@@ -123,7 +123,7 @@ def test_10000_characters_stay_under_15_mb(hidden, layers):
     assert len(data["rest"]) > 50
 
 
-def test_the_training_of_a_run(small_run, text, monkeypatch):
+def test_the_page_holds_the_training_of_a_run(small_run, text, monkeypatch):
     lm = small_run.load()
     (small_run.folder / "samples.jsonl").write_text(
         json.dumps({"iteration": 5, "epoch": 0.5, "text": "The cat</script>\x1b"}) + "\n"
@@ -139,7 +139,7 @@ def test_the_training_of_a_run(small_run, text, monkeypatch):
     assert data_of(html)["found"] is None
 
 
-def test_characters_the_model_never_saw():
+def test_characters_the_model_never_saw_are_marked():
     lm = untrained("ab \n")
     page = visualize.page(lm, excerpt.of_text(lm, "ab☃ba<" * 50, "snow"), title="odd")
     data = data_of(page)
@@ -150,7 +150,7 @@ def test_characters_the_model_never_saw():
     assert surprise[3] > 0
 
 
-def test_without_jinja2(monkeypatch):
+def test_a_missing_jinja2_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     lm = untrained("ab")
     with pytest.raises(CharLMError, match=r"pip install 'fastlstm\[visualize\]'"):

@@ -9,7 +9,7 @@ from fastlstm.charlm.sampling.novelty import TrainingLines, edit_distances
 
 
 @given(st.text("abc", max_size=6), st.lists(st.text("abc", min_size=1, max_size=7), min_size=1, max_size=5))
-def test_edit_distance(line, others):
+def test_edit_distances_are_levenshtein_s(line, others):
     def plain(a, b):
         row = list(range(len(b) + 1))
         for i, x in enumerate(a, 1):
@@ -26,7 +26,7 @@ def test_edit_distance(line, others):
     ]
 
 
-def test_novelty():
+def test_novelty_gives_the_set_the_nearest_line_and_its_distance():
     training_lines = TrainingLines(["Anna", "Bert", "Carla"], ["Dora", "Anna"])
     assert [training_lines.origin(name) for name in ("Anna", "Dora", "Emil")] == ["train", "val", "new"]
     novelty = training_lines.novelty("Carl")

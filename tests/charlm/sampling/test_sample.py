@@ -25,7 +25,7 @@ def model():
     return model.eval()
 
 
-def test_same_seed_same_text(model):
+def test_the_same_seed_gives_the_same_text(model):
     one = sample_texts(model, VOCAB, Sampling(length=200, seed=5))
     assert sample_texts(model, VOCAB, Sampling(length=200, seed=5)) == one
     assert sample_texts(model, VOCAB, Sampling(length=200, seed=6)) != one
@@ -49,7 +49,7 @@ def test_argmax_is_a_loop_over_the_model(model):
     assert sample_texts(model, VOCAB, Sampling(length=30, temperature=0, prime="ab")) == [text]
 
 
-def test_training_goes_on_as_if_nothing_had_been_drawn(model):
+def test_sampling_changes_neither_mode_nor_torch_s_generator(model):
     model.train()
     before = torch.get_rng_state()
     sample_texts(model, VOCAB, Sampling(length=10))
@@ -57,7 +57,7 @@ def test_training_goes_on_as_if_nothing_had_been_drawn(model):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_text_is_drawn_as_asked(model):
+def test_sampling_options_reach_the_decoder(model):
     """Each option reaches the decoder: the text is what fastlstm.decode draws with it."""
     prime = torch.from_numpy(VOCAB.encode("ab").astype(np.int64))
     for options in ({}, {"temperature": 0.6}, {"top_k": 2}, {"top_p": 0.6}):
@@ -73,7 +73,7 @@ def test_text_does_not_depend_on_the_size_of_pieces(model, rows):
         assert ["".join(parts) for parts in zip(*pieces, strict=True)] == sample_texts(model, VOCAB, sampling)
 
 
-def test_weights_that_are_not_numbers(model):
+def test_weights_of_nan_are_refused(model):
     with torch.no_grad():
         model.out.bias[2] = float("nan")
     with pytest.raises(CharLMError, match="the model cannot be drawn from: stream 0 has nothing to draw at step 0"):
@@ -118,7 +118,7 @@ def test_a_prime_outside_the_vocabulary_is_named(model):
     "options",
     [{"length": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"num": 0}, {"seed": -1}],
 )
-def test_bad_options(options):
+def test_bad_options_are_refused(options):
     ((name, value),) = options.items()
     with pytest.raises(CharLMError, match=f"--{name.replace('_', '-')} is {value}, expected"):
         Sampling(**options)

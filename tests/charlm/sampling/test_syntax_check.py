@@ -9,7 +9,7 @@ def tally(text):
     return {one.name: (one.opened, one.closed, one.stray) for one in check_syntax(text)}
 
 
-def test_balance_of_python():
+def test_pairs_of_python_are_counted():
     code = 'def f(a[1], "x\\"(", \'it\'):  # ( "\n"""doc " \'(\' ""\\""" more""" {) ] "open\n\'\'\'never (closed'
     assert tally(code) == {
         "( )": (1, 1, 1),
@@ -21,7 +21,7 @@ def test_balance_of_python():
     }
 
 
-def test_balance_of_c():
+def test_pairs_of_c_are_counted():
     code = "int f(int a) { // one (\n  /* two { */ return g(\"}\", '{'[0]; }\n/* open (;\n"
     assert tally(code) == {
         "( )": (2, 1, 0),

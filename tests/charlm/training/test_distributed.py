@@ -42,7 +42,7 @@ def ranks(tmp_path):
     def start(*argvs, program=("-m", "fastlstm", "train"), **env):
         port = free_port()
         for rank, argv in enumerate(argvs):
-            one = {
+            variables = {
                 **os.environ,
                 **env,
                 "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path))),
@@ -55,7 +55,7 @@ def ranks(tmp_path):
             }
             command = [sys.executable, *program, *map(str, argv)]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            started.append(subprocess.Popen(command, env=one, cwd=tmp_path, **pipes))
+            started.append(subprocess.Popen(command, env=variables, cwd=tmp_path, **pipes))
         return started[-len(argvs) :]
 
     yield start
@@ -71,14 +71,14 @@ def ended(processes):
     return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def test_two_ranks_are_one_process(text, tmp_path, ranks):
+def test_two_ranks_train_as_one_process_does(text, tmp_path, ranks):
     """Fifty steps and then some: weights, optimiser, states and losses within rounding."""
-    given = {**OPTIONS, "eval_every": 25, "checkpoint_every": 25, "max_epochs": 1}
+    options = {**OPTIONS, "eval_every": 25, "checkpoint_every": 25, "max_epochs": 1}
     small = tmp_path / "small.txt"
     small.write_text(text.read_text()[:4500])  # 53 training batches
-    one = train(str(small), tmp_path / "one", **given)
+    one = train(str(small), tmp_path / "one", **options)
     assert one.iteration == 53
-    argv = [small, "--checkpoint-dir", "two", *flags(**given)]
+    argv = [small, "--checkpoint-dir", "two", *flags(**options)]
     first, second = ended(ranks(argv, argv))
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert "2 processes, each cpu" in first[1]
@@ -92,9 +92,9 @@ def test_two_ranks_are_one_process(text, tmp_path, ranks):
         for folder in ("one", "two")
     ]
     assert [row["iteration"] for row in logs[0]] == [row["iteration"] for row in logs[1]]
-    for mine, theirs in zip(*logs, strict=True):
-        for name in {"train_nats", "val_nats"} & set(mine):
-            assert theirs[name] == pytest.approx(mine[name], rel=1e-5)
+    for expected, actual in zip(*logs, strict=True):
+        for name in {"train_nats", "val_nats"} & set(expected):
+            assert actual[name] == pytest.approx(expected[name], rel=1e-5)
 
 
 THREADS = """
@@ -125,8 +125,8 @@ def test_no_thread_of_the_group_is_left(text, tmp_path, ranks, wrong):
 
 
 def test_ranks_resume_exactly(text, tmp_path, ranks):
-    given = flags(**OPTIONS, dropout=0.3, checkpoint_every=40)
-    whole, run = ([text, "--checkpoint-dir", name, *given] for name in ("whole", "run"))
+    common = flags(**OPTIONS, dropout=0.3, checkpoint_every=40)
+    whole, run = ([text, "--checkpoint-dir", name, *common] for name in ("whole", "run"))
     end = ["--max-epochs", 1]
     assert [code for code, *_ in ended(ranks([*whole, *end], [*whole, *end]))] == [0, 0]
     processes = ranks([*run, "--max-epochs", 1], [*run, "--max-epochs", 1])
@@ -145,7 +145,7 @@ def test_ranks_resume_exactly(text, tmp_path, ranks):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_rank_with_other_data_or_options(text, tmp_path, ranks):
+def test_a_rank_with_other_data_or_options_is_refused(text, tmp_path, ranks):
     other = tmp_path / "other.txt"
     other.write_text(babble(20_000, 5))
     argvs = [[path, "--checkpoint-dir", "run", *flags(**OPTIONS)] for path in (text, other)]
@@ -176,7 +176,7 @@ def test_a_rank_that_dies_ends_the_run(text, tmp_path, ranks):
     assert saved.exists()
 
 
-def test_a_batch_that_cannot_be_split(text, tmp_path):
+def test_a_batch_that_cannot_be_split_is_refused(text, tmp_path):
     ranks = Ranks("cpu")
     ranks.size = 2
     settings = config.make(**OPTIONS | {"batch_size": 5}).settle(False)
@@ -185,7 +185,7 @@ def test_a_batch_that_cannot_be_split(text, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun(text, tmp_path):
+def test_torchrun_trains_with_two_processes(text, tmp_path):
     """As a user starts it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastlstm"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}

@@ -31,33 +31,33 @@ def pair():
     return one, two
 
 
-@pytest.mark.parametrize("kind", ["rmsprop", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw"])
 @pytest.mark.parametrize("clip", [{"grad_clip": 0.02}, {"grad_clip": 0.0, "clip_norm": 0.5}])
-def test_same_as_torch(kind, clip):
-    settings = config.make(optimizer=kind, weight_decay=0.1 if kind == "adamw" else 0.0, **clip)
+def test_updates_are_those_of_torch_s_optimisers(name, clip):
+    settings = config.make(optimizer=name, weight_decay=0.1 if name == "adamw" else 0.0, **clip)
     one, two = pair()
-    mine = Optimiser(FlatParameters(one), settings)
+    optimiser = Optimiser(FlatParameters(one), settings)
     matrices = [p for p in two.parameters() if p.dim() >= 2]
     rest = [p for p in two.parameters() if p.dim() < 2]
-    other = {
+    torch_optimiser = {
         "rmsprop": lambda: torch.optim.RMSprop(two.parameters(), alpha=0.95),
         "adam": lambda: torch.optim.Adam(two.parameters()),
         "adamw": lambda: torch.optim.AdamW(
             [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
         ),
-    }[kind]()
+    }[name]()
 
     def step():
         if settings.grad_clip:
             torch.nn.utils.clip_grad_value_(two.parameters(), settings.grad_clip)
         if settings.clip_norm:
             torch.nn.utils.clip_grad_norm_(two.parameters(), settings.clip_norm)
-        for group in other.param_groups:
+        for group in torch_optimiser.param_groups:
             group["lr"] = 0.01
-        other.step()
-        other.zero_grad()
+        torch_optimiser.step()
+        torch_optimiser.zero_grad()
 
-    for a, b in zip(steps(one, lambda: mine.step(0.01)), steps(two, step), strict=True):
+    for a, b in zip(steps(one, lambda: optimiser.step(0.01)), steps(two, step), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -71,7 +71,7 @@ def test_parameters_stay_the_modules_own():
     assert all(not value.any() for value in one.state_dict().values())
 
 
-def test_char_rnns_start():
+def test_initial_weights_are_char_rnns():
     model, _ = pair()
     for name, value in model.rnn.named_parameters():
         if ".bias_ih" in name:
@@ -81,7 +81,7 @@ def test_char_rnns_start():
         assert value.abs().max() > 0.04
 
 
-def test_char_rnns_decay():
+def test_the_learning_rate_decays_as_char_rnns():
     """Half-way through training char-rnn multiplies by 0.97 at the end of every epoch from the tenth on."""
     settings = config.make()
     rates = [learning_rate(settings, 0, epoch, 0.0) for epoch in range(14)]
@@ -92,7 +92,7 @@ def test_char_rnns_decay():
         assert rate == pytest.approx(expected)
 
 
-def test_other_schedules():
+def test_cosine_constant_and_torch_rnn_schedules():
     cosine = config.make(schedule="cosine", warmup=10, learning_rate=1.0)
     assert learning_rate(cosine, 0, 0, 0.0) == pytest.approx(0.1)
     assert learning_rate(cosine, 50, 0, 0.5) == pytest.approx(0.505)

@@ -20,8 +20,8 @@ from fastlstm.charlm.training.progress import Reporter
 from fastlstm.charlm.training.trainer import Trainer
 from tests.charlm.babbling import SMALL, babble
 
-GIVEN = {**SMALL, "dropout": 0.3, "checkpoint_every": 17, "sample_every": 40, "sample_length": 50, "log_every": 7}
-KINDS = [
+OPTIONS = {**SMALL, "dropout": 0.3, "checkpoint_every": 17, "sample_every": 40, "sample_length": 50, "log_every": 7}
+CHANGES = [
     {},
     {"optimizer": "adamw", "schedule": "cosine", "warmup": 30},
     {"dropout": 0.0, "locked_dropout": 0.3, "weight_drop": 0.2},
@@ -68,24 +68,24 @@ def corpus(tmp_path):
     return str(path)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_resumed_after_crashes_anywhere(corpus, tmp_path, monkeypatch, kind):
-    given = {**GIVEN, **kind}
-    expected = outcome(train(corpus, tmp_path / "whole", **given).folder)
+@pytest.mark.parametrize("changes", CHANGES)
+def test_a_run_resumed_after_crashes_ends_the_same(corpus, tmp_path, monkeypatch, changes):
+    options = {**OPTIONS, **changes}
+    expected = outcome(train(corpus, tmp_path / "whole", **options).folder)
     folder = tmp_path / "run"
     for number, iteration in enumerate((20, 34, 52, 120, 238)):
         with monkeypatch.context() as patch:
             crash_at(patch, iteration)
             with pytest.raises(CrashError):
-                train(corpus, folder, resume=number > 0, **given)
+                train(corpus, folder, resume=number > 0, **options)
         torch.manual_seed(number)  # whatever the generator holds, the run has its own
     train(None, folder, resume=True)
     assert outcome(folder) == expected
 
 
 def test_resumed_run_with_more_epochs_goes_on(corpus, tmp_path):
-    train(corpus, tmp_path / "whole", **{**GIVEN, "max_epochs": 2})
-    train(corpus, tmp_path / "run", **GIVEN)
+    train(corpus, tmp_path / "whole", **{**OPTIONS, "max_epochs": 2})
+    train(corpus, tmp_path / "run", **OPTIONS)
     train(None, tmp_path / "run", resume=True, max_epochs=2)
     one, two = outcome(tmp_path / "whole"), outcome(tmp_path / "run")
     assert one["tensors"] == two["tensors"]
@@ -100,11 +100,11 @@ def test_a_signal_saves_and_says_how_to_go_on(corpus, tmp_path, number):
                 os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)  # a shell that starts jobs in the background has SIGINT ignored
-    expected = outcome(train(corpus, tmp_path / "whole", **GIVEN).folder)
+    expected = outcome(train(corpus, tmp_path / "whole", **OPTIONS).folder)
     folder = tmp_path / "my run"
     how = r"interrupted at iteration 70, saved .* --resume --checkpoint-dir '.*my run'"
     with pytest.raises(Interrupted, match=how):
-        train(corpus, folder, reporter=Signals(), **GIVEN)
+        train(corpus, folder, reporter=Signals(), **OPTIONS)
     assert signal.getsignal(number) is before
     train(None, folder, resume=True)
     assert outcome(folder) == expected
@@ -118,17 +118,17 @@ def test_a_second_interrupt_ends_at_once_and_loses_nothing(corpus, tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(1)
 
-    expected = outcome(train(corpus, tmp_path / "whole", **GIVEN).folder)
+    expected = outcome(train(corpus, tmp_path / "whole", **OPTIONS).folder)
     with pytest.raises(KeyboardInterrupt):
-        train(corpus, tmp_path / "run", reporter=Twice(), **GIVEN)
+        train(corpus, tmp_path / "run", reporter=Twice(), **OPTIONS)
     train(None, tmp_path / "run", resume=True)
     assert outcome(tmp_path / "run") == expected
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_disk_that_fills_up(corpus, tmp_path, monkeypatch, call):
+def test_a_run_resumed_after_a_full_disk_ends_the_same(corpus, tmp_path, monkeypatch, call):
     """The fifth save fails; the fourth is there, and from it the run ends as it would have."""
-    expected = outcome(train(corpus, tmp_path / "whole", **GIVEN).folder)
+    expected = outcome(train(corpus, tmp_path / "whole", **OPTIONS).folder)
     real, calls = getattr(os, call), []
 
     def full(*args):
@@ -140,7 +140,7 @@ def test_a_disk_that_fills_up(corpus, tmp_path, monkeypatch, call):
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
         with pytest.raises(CharLMError, match="No space left"):
-            train(corpus, tmp_path / "run", **GIVEN)
+            train(corpus, tmp_path / "run", **OPTIONS)
     train(None, tmp_path / "run", resume=True)
     assert outcome(tmp_path / "run") == expected
 
@@ -200,16 +200,16 @@ def die_at(patch, moment: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("moment", ["in write", "in fsync", "before rename", "after rename"])
-def test_death_between_write_fsync_and_rename(corpus, tmp_path, monkeypatch, moment):
+def test_death_while_saving_leaves_a_whole_checkpoint(corpus, tmp_path, monkeypatch, moment):
     """Wherever it strikes, some whole checkpoint is there, and from it the run ends as it would have."""
-    expected = outcome(train(corpus, tmp_path / "whole", **GIVEN).folder)
+    expected = outcome(train(corpus, tmp_path / "whole", **OPTIONS).folder)
     folder = tmp_path / "run"
     for count in (3, 1, 4, 2, 5):
         resume = (folder / "last.safetensors").exists()
         with monkeypatch.context() as patch:
             die_at(patch, moment, count)
             with pytest.raises(DeathError):
-                train(corpus, folder, resume=resume, **GIVEN)
+                train(corpus, folder, resume=resume, **OPTIONS)
         if (folder / "last.safetensors").exists():
             checkpoint.read(folder / "last.safetensors", with_train=True)
     train(None, folder, resume=True)
@@ -220,7 +220,7 @@ def test_resume_refuses_other_runs(corpus, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(CharLMError, match=r"no run to resume in .*it holds no last.safetensors"):
         train(corpus, folder, resume=True)
-    done = train(corpus, folder, **GIVEN)
+    done = train(corpus, folder, **OPTIONS)
     with pytest.raises(CharLMError, match="started with --hidden-size 12 and cannot be resumed with --hidden-size 64"):
         train(corpus, folder, resume=True, hidden_size=64)
     with pytest.raises(CharLMError, match="name a corpus to learn"):
@@ -250,7 +250,7 @@ train(corpus, folder, resume=resume == "yes", hidden_size=12, num_layers=2, batc
 
 
 @pytest.mark.slow
-def test_twenty_kills(corpus, tmp_path):
+def test_a_run_killed_twenty_times_ends_the_same(corpus, tmp_path):
     """SIGKILL at twenty random moments, each seen to hit a live process; then the run is let through."""
 
     def start(folder, resume):

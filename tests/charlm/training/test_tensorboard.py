@@ -8,7 +8,7 @@ from fastlstm.charlm import train
 from tests.charlm.babbling import SMALL
 
 
-def test_tensorboard(text, tmp_path):
+def test_tensorboard_gets_the_losses(text, tmp_path):
     event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
     from fastlstm.charlm.training.tensorboard import TensorBoard
 

@@ -12,23 +12,23 @@ from fastlstm.charlm.training.timeline import measure, page, points
 from tests.charlm.babbling import SMALL
 
 
-def test_timeline_measures():
+def test_measures_of_a_text():
     words = {"the", "cat", "sat", "mat"}
-    found = measure('x the cat  xyzzy said "sat" and "mat x', words)
-    assert found["known"] == pytest.approx(4 / 7)
-    assert found["doubled"] == pytest.approx(1 / 9)
-    assert found["quotes"] == pytest.approx(2 / 3)
+    measures = measure('x the cat  xyzzy said "sat" and "mat x', words)
+    assert measures["known"] == pytest.approx(4 / 7)
+    assert measures["doubled"] == pytest.approx(1 / 9)
+    assert measures["quotes"] == pytest.approx(2 / 3)
     assert measure("", words) == {"known": None, "short": None, "doubled": None, "quotes": None}
 
 
-def test_timeline_of_a_run(text, tmp_path):
+def test_points_are_the_logged_samples_with_their_losses(text, tmp_path):
     result = train(str(text), tmp_path / "run", **{**SMALL, "max_epochs": 3, "sample_every": 200, "sample_length": 200})
-    found = points(result.folder)
-    assert [point.iteration for point in found] == [200, 400, 600]
-    assert found[-1].nats < found[0].nats
-    assert all(point.known is not None for point in found)
+    samples = points(result.folder)
+    assert [point.iteration for point in samples] == [200, 400, 600]
+    assert samples[-1].nats < samples[0].nats
+    assert all(point.known is not None for point in samples)
     rows = [json.loads(line) for line in (result.folder / "samples.jsonl").read_text().splitlines()]
-    assert [row["text"] for row in rows] == [point.text for point in found]
+    assert [row["text"] for row in rows] == [point.text for point in samples]
     with pytest.raises(CharLMError, match=r"has no samples: train with --sample-every"):
         points(tmp_path)
 

@@ -28,7 +28,7 @@ class Notes(Reporter):
         self.notes.append(text)
 
 
-class Plain(nn.Module):
+class TorchCharModel(nn.Module):
     """The model as char-rnn's user would write it with torch."""
 
     def __init__(self, V, H, layers, embedding):
@@ -46,22 +46,22 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("embedding", [0, 5])
 def test_training_loop_is_char_rnns(text, tmp_path, embedding):
     """Forty iterations of nn.LSTM, torch's RMSprop and value clipping, the state carried: the same losses."""
-    given = {**SMALL, "embedding_dim": embedding, "grad_clip": 0.01, "learning_rate": 0.01}
-    settings = config.make(**given).settle(False)
+    options = {**SMALL, "embedding_dim": embedding, "grad_clip": 0.01, "learning_rate": 0.01}
+    settings = config.make(**options).settle(False)
     corpus = load(str(text), CorpusOptions())
     trainer = Trainer(settings, corpus, tmp_path, Ranks("cpu"), Reporter())
-    plain = Plain(len(corpus.vocab), 12, 2, embedding)
-    plain.load_state_dict({name.replace("rnn.", ""): value for name, value in trainer.model.state_dict().items()})
-    optimiser = torch.optim.RMSprop(plain.parameters(), lr=0.01, alpha=0.95)
+    torch_model = TorchCharModel(len(corpus.vocab), 12, 2, embedding)
+    torch_model.load_state_dict({name.replace("rnn.", ""): value for name, value in trainer.model.state_dict().items()})
+    optimiser = torch.optim.RMSprop(torch_model.parameters(), lr=0.01, alpha=0.95)
     state = trainer.model.zero_state(4)
     for k in range(40):
         x, y = (torch.from_numpy(part) for part in trainer.train.batch(0, k))
-        scores, state = plain(x, state)
+        scores, state = torch_model(x, state)
         state = tuple(part.detach() for part in state)
         loss = nn.functional.cross_entropy(scores.flatten(0, 1), y.flatten())
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_value_(plain.parameters(), 0.01)
+        nn.utils.clip_grad_value_(torch_model.parameters(), 0.01)
         optimiser.step()
         before = float(trainer.loss_sum)
         trainer.step()
@@ -81,10 +81,10 @@ def test_regularisers_reach_the_layers(text, tmp_path):
     assert (dropped == dropped[:1]).all()
     assert 0 < dropped.float().mean() < 1
     assert not (model.eval()(ids)[0] == 0).any()
-    plain = model(ids)[0]
+    undropped = model(ids)[0]
     model.locked.p = model.rnn.lstm.locked_dropout = 0.0
-    assert not torch.equal(model.train()(ids)[0], plain)  # the weights that drop
-    assert torch.equal(model.eval()(ids)[0], plain)
+    assert not torch.equal(model.train()(ids)[0], undropped)  # the weights that drop
+    assert torch.equal(model.eval()(ids)[0], undropped)
 
 
 def test_items_of_a_list_start_from_a_zero_state(tmp_path):
@@ -115,8 +115,8 @@ def test_a_list_is_sampled_as_it_was_learned(tmp_path):
     """From a zero state, as from a carried one, an item begins with what items begin with."""
     path = tmp_path / "items.txt"
     path.write_text("".join(f"A{a}{b}{c}\n" for a in "bcdefgh" for b in "ijklmnop" for c in "qrstuvwx"))
-    given = {"hidden_size": 24, "batch_size": 8, "seq_length": 25, "max_epochs": 25, "learning_rate": 0.01}
-    done = train(str(path), tmp_path / "run", lines=True, optimizer="adam", num_layers=1, init_scale=0.0, **given)
+    options = {"hidden_size": 24, "batch_size": 8, "seq_length": 25, "max_epochs": 25, "learning_rate": 0.01}
+    done = train(str(path), tmp_path / "run", lines=True, optimizer="adam", num_layers=1, init_scale=0.0, **options)
     lm = done.load()
     alone = lm.sample(num=200, seed=1)
     assert sum(item.startswith("A") for item in alone) > 190
@@ -124,7 +124,7 @@ def test_a_list_is_sampled_as_it_was_learned(tmp_path):
     assert sum(item.startswith("A") for text in together for item in text.split("\n")[:-1]) > 360
 
 
-def test_a_run_and_its_records(small_run):
+def test_a_run_writes_log_and_checkpoints(small_run):
     log = log_of(small_run.folder)
     assert log[0]["iteration"] == 1
     assert [row["iteration"] for row in log[1:4]] == [5, 10, 15]
@@ -157,7 +157,7 @@ def test_validation_is_char_rnns(small_run):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "cosine", "warmup": 10, "clip_norm": 1.0},
         {"lines": True, "dropout": 0.2},
@@ -166,15 +166,15 @@ def test_validation_is_char_rnns(small_run):
         {"locked_dropout": 0.2, "weight_drop": 0.2},
     ],
 )
-def test_other_options_train_too(text, tmp_path, given):
-    if "lines" in given:
+def test_runs_with_other_options_learn_and_repeat(text, tmp_path, options):
+    if "lines" in options:
         text.write_text("\n".join({babble(30, seed).strip() for seed in range(700)}))
-    result = train(str(text), tmp_path / "run", **{**SMALL, **given})
+    result = train(str(text), tmp_path / "run", **{**SMALL, **options})
     assert result.nats < 3.0
-    assert train(str(text), tmp_path / "again", **{**SMALL, **given}).nats == result.nats
+    assert train(str(text), tmp_path / "again", **{**SMALL, **options}).nats == result.nats
 
 
-def test_early_stop_and_time_limit(text, tmp_path):
+def test_patience_and_max_time_stop_the_run(text, tmp_path):
     stuck = train(str(text), tmp_path / "a", **{**SMALL, "learning_rate": 0.0, "eval_every": 10, "patience": 3})
     assert (stuck.iteration, stuck.reason) == (40, "no better evaluation in 3")
     quick = train(str(text), tmp_path / "b", **{**SMALL, "max_epochs": 10**6, "max_time": 0.3})
@@ -199,12 +199,12 @@ def test_the_names_preset_stops_early(tmp_path):
     assert saved.corpus["symbols"] == 4 * 7 * 5 * 4
 
 
-def test_loss_that_explodes_stops_the_run(text, tmp_path):
+def test_a_loss_that_explodes_stops_the_run(text, tmp_path):
     with pytest.raises(CharLMError, match=r"stopped at iteration \d+: the loss is .* it began at .* --learning-rate"):
         train(str(text), tmp_path / "run", **{**SMALL, "learning_rate": 50.0, "grad_clip": 0.0})
 
 
-def test_nan_stops_the_run(text, tmp_path, monkeypatch):
+def test_a_loss_of_nan_stops_the_run(text, tmp_path, monkeypatch):
     real = Trainer.step
 
     def poisoned(self):
