@@ -23,7 +23,7 @@ def _sigmoid(z: np.ndarray) -> np.ndarray:
 
 
 def outputs(inputs: Inputs, grads: Grads, reverse: bool) -> dict[str, np.ndarray]:
-    """Outputs and gradients, under the names of `judge.OP_OUTPUTS`; rows of all steps one after the other."""
+    """Outputs and gradients, under the names of `accuracy.OP_OUTPUTS`; rows of all steps one after the other."""
     w_x, bias, w_hh, w_hr, h0, c0 = (_long(v) for v in (*inputs[2:6], inputs.h0, inputs.c0))
     rows_of = inputs.x if inputs.ids is None else inputs.ids
     order = list(reference.steps(rows_of, inputs.batch_sizes, reverse))

@@ -27,8 +27,8 @@ def work() -> list[tuple[Callable, tuple]]:
     """What the stage does in its processes, on the CPU in place of the GPU."""
     from benchmarks.gpu_day import triton as stage
 
-    checks = product(stage.SHAPES, stage.MATHS)
-    calls = [(stage.check, (shape, math, stage.CASES, "cpu")) for shape, math in checks]
+    checks = product(stage.KERNELS, stage.MATHS)
+    calls = [(stage.check, (kernel, math, stage.CASES, "cpu")) for kernel, math in checks]
     return calls + [(stage.warm, (config, "cpu")) for config in stage.TIMED]
 
 
@@ -38,7 +38,7 @@ def compile_one(number: int) -> int:
     from tools.triton_compile import target
 
     backend._wrong_device = lambda device: None
-    backend.gpu = lambda device: planner.Device(*H100)
+    backend.gpu = lambda device: planner.GpuLimits(*H100)
     launches = 0
 
     def start(*launched: object) -> None:

@@ -76,7 +76,7 @@ def target(capability: int) -> Iterator[None]:
         setattr(config, active, before)
 
 
-def compile_variant(shape: str, math: str, tile: Tile, direction: str, options: str) -> list[tuple[str, object]]:
+def compile_variant(kernel: str, math: str, tile: Tile, direction: str, options: str) -> list[tuple[str, object]]:
     """Compile the kernels of one variant for the current target; returns (name, compiled kernel) for each."""
     from fastlstm.backends.triton import launch
 
@@ -87,11 +87,11 @@ def compile_variant(shape: str, math: str, tile: Tile, direction: str, options: 
         if name not in dict(kernels):
             kernels.append((name, kernel.warmup(*args, grid=grid, **constants)))
 
-    plan = TritonPlan(shape, math, tile, tile, 0, ())
-    projections = (False, True) if shape == "per_step" and options == "full" else (False,)
+    plan = TritonPlan(kernel, math, tile, tile, 0, ())
+    projections = (False, True) if kernel == "per_step" and options == "full" else (False,)
     with launch.instead(start):
         for projected in projections:
-            tensors = _tensors(tile, shape, math, options, projected)
+            tensors = _tensors(tile, kernel, math, options, projected)
             if direction == "forward":
                 launch.forward(plan, tensors["inputs"])
             else:
@@ -99,11 +99,11 @@ def compile_variant(shape: str, math: str, tile: Tile, direction: str, options: 
     return kernels
 
 
-def _tensors(tile: Tile, shape: str, math: str, options: str, projected: bool) -> dict[str, OpInputs | Saved | Grads]:
+def _tensors(tile: Tile, kernel: str, math: str, options: str, projected: bool) -> dict[str, OpInputs | Saved | Grads]:
     """Arguments of a call of two steps, on the CPU: only their types, alignment and which are None matter."""
     full = options == "full"
     dtype = torch.bfloat16 if math == "half" else torch.float32
-    H = tile.BN if shape == "single_block" else 256
+    H = tile.BN if kernel == "single_block" else 256
     H, B, T = H - full, 3, 2
     P = H - 2 if projected else H
     rows = (T * B,) if full else (T, B)
@@ -131,12 +131,12 @@ def rows(capability: int, only: str | None = None, math: str | None = None) -> I
 
     limit = next(d.shared_bytes for d in cost_model.KNOWN.values() if d.capability == capability)
     with target(capability):
-        for shape, how, tile, direction in triton_variants.variants(capability):
-            if only not in (None, shape) or math not in (None, how):
+        for kernel, how, tile, direction in triton_variants.variants(capability):
+            if only not in (None, kernel) or math not in (None, how):
                 continue
-            bound = planner.shared_bytes(shape, tile, 2 if how == "half" else 4, direction == "backward")
+            bound = planner.shared_bytes(kernel, tile, 2 if how == "half" else 4, direction == "backward")
             for options in OPTIONS:
-                for name, compiled in compile_variant(shape, how, tile, direction, options):
+                for name, compiled in compile_variant(kernel, how, tile, direction, options):
                     yield _row(sass, capability, name, how, tile, options, compiled, bound, limit)
 
 
@@ -178,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("capability", type=int, help="80 for sm_80, 90 for sm_90, …")
     parser.add_argument("--json", help="file to append to (default: standard output)")
-    parser.add_argument("--only", choices=planner.SHAPES)
+    parser.add_argument("--only", choices=planner.KERNELS)
     parser.add_argument("--math", choices=("half", "tf32", "ieee"))
     options = parser.parse_args()
     for row in rows(options.capability, options.only, options.math):

@@ -20,7 +20,7 @@ from fastlstm import backends
 from fastlstm.testing.cases import Case
 from fastlstm.verify import correctness
 
-SHAPES = ("single_block", "streamed", "per_step")
+KERNELS = ("single_block", "streamed", "per_step")
 TIMED = tuple(
     LayerConfig("dense", math, 1, H, B, 128) for math in ("bf16", "tf32") for H, B in ((128, 16), (512, 16), (128, 64))
 )
@@ -43,11 +43,11 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
 
 
 def _checked(executor: GpuExecutor) -> Iterator[dict]:
-    """Each kernel shape and type in a process of the pool; the timed cells' kernels are compiled there too."""
+    """Each kernel and type in a process of the pool; the timed cells' kernels are compiled there too."""
     maths = ("f32",) if executor.rehearsal else tuple(MATHS)
     cases = (_sized(3, 2, 3, 8),) if executor.rehearsal else CASES
-    shapes = SHAPES[:1] if executor.rehearsal else SHAPES
-    jobs = [(check, (shape, math, cases, str(executor.device))) for shape, math in product(shapes, maths)]
+    kernels = KERNELS[:1] if executor.rehearsal else KERNELS
+    jobs = [(check, (kernel, math, cases, str(executor.device))) for kernel, math in product(kernels, maths)]
     jobs += [] if executor.rehearsal else [(warm, (config, str(executor.device))) for config in TIMED]
     workers = min(len(jobs), os.cpu_count() or 2)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
@@ -58,14 +58,14 @@ def _checked(executor: GpuExecutor) -> Iterator[dict]:
                 yield error_columns(error)
 
 
-def check(shape: str, math: str, cases: tuple[Case, ...], device: str) -> list[dict]:
-    """Cases through one kernel shape in one type."""
+def check(kernel: str, math: str, cases: tuple[Case, ...], device: str) -> list[dict]:
+    """Cases through one kernel in one type."""
     rows = []
     for case in cases:
         outcome = correctness.outcome_of(
-            backends.load("triton"), correctness.CaseRun(shape, MATHS[math], case, 1), torch.device(device)
+            backends.load("triton"), correctness.CaseRun(kernel, MATHS[math], case, 1), torch.device(device)
         )
-        row = {"kernel": shape, "math": math, "case": case.id, "fine": None if outcome.skipped else not outcome.wrong}
+        row = {"kernel": kernel, "math": math, "case": case.id, "fine": None if outcome.skipped else not outcome.wrong}
         rows.append({**row, "wrong": outcome.wrong[:300], "skipped": outcome.skipped[:200]})
         if outcome.fatal:
             break

@@ -219,7 +219,11 @@ def test_fragment_tables_are_the_manuals(library, shape):
     for matrix, (formula, elements) in LAYOUTS[shape].items():
         for lane in range(32):
             for i in range(elements):
-                assert library.mma_place(shape, matrix, lane, i) == formula(lane >> 2, lane % 4, i), (matrix, lane, i)
+                assert library.mma_position(shape, matrix, lane, i) == formula(lane >> 2, lane % 4, i), (
+                    matrix,
+                    lane,
+                    i,
+                )
 
 
 def _words(values: torch.Tensor) -> np.ndarray:

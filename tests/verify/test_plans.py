@@ -77,7 +77,7 @@ def launches(monkeypatch):
     from fastlstm.backends.triton import backend as triton
     from fastlstm.backends.triton import launch, planner
 
-    monkeypatch.setattr(triton, "_INTERPRETER_DEVICE", planner.Device("H100", 90, 132, 227 << 10))
+    monkeypatch.setattr(triton, "_INTERPRETER_DEVICE", planner.GpuLimits("H100", 90, 132, 227 << 10))
     compiled = Launches()
     with launch.instead(compiled):
         yield compiled

@@ -1,6 +1,6 @@
 """The Triton backend: fused kernels on NVIDIA GPUs without a compiler on the user's machine. Triton loads at first use.
 
-Three kernel shapes, chosen by `planner.choose`: *single_block* (W_hh stays in registers and shared memory, one launch
+Three kernels, chosen by `planner.choose`: *single_block* (W_hh stays in registers and shared memory, one launch
 per sequence), *streamed* (W_hh re-read from L2, one launch per sequence), *per_step* (one launch per step).
 docs/gpu-resources.md has what they compile to.
 
@@ -29,10 +29,10 @@ from fastlstm.backends.triton.planner import TritonPlan, force
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 
 NAME = "triton"
-KERNELS = planner.SHAPES
+KERNELS = planner.KERNELS
 OLDEST, TRIED = (3, 5), (3, 9)  # Triton's versions; docs/gpu-resources.md says what was tried
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
-_INTERPRETER_DEVICE = planner.Device("A100", 80, 108, 163 << 10)  # what plans are made for when there is no GPU
+_INTERPRETER_DEVICE = planner.GpuLimits("A100", 80, 108, 163 << 10)  # what plans are made for when there is no GPU
 
 
 @register(NAME)
@@ -62,7 +62,7 @@ class Triton(Backend):
         return str(_choose(spec)) + _untried() + where
 
     def kernels(self, spec: Spec) -> tuple[str, ...]:
-        return (_plan(spec).shape,)
+        return (_plan(spec).kernel,)
 
     def force(self, kernel: str | None) -> AbstractContextManager[None]:
         return force(kernel)
@@ -162,7 +162,7 @@ def _wrong_device(device: torch.device) -> str | None:
     return None
 
 
-def gpu(device: torch.device) -> planner.Device:
+def gpu(device: torch.device) -> planner.GpuLimits:
     """Return what the planner knows of a device; the interpreter's CPU stands in for an A100."""
     if device.type == "cpu":
         return _INTERPRETER_DEVICE
@@ -170,10 +170,10 @@ def gpu(device: torch.device) -> planner.Device:
 
 
 @cache
-def _gpu(index: int) -> planner.Device:
+def _gpu(index: int) -> planner.GpuLimits:
     p = torch.cuda.get_device_properties(index)
     shared = getattr(p, "shared_memory_per_block_optin", None) or _shared_bytes(index)
-    return planner.Device(p.name, 10 * p.major + p.minor, p.multi_processor_count, shared)
+    return planner.GpuLimits(p.name, 10 * p.major + p.minor, p.multi_processor_count, shared)
 
 
 def _shared_bytes(index: int) -> int:
@@ -196,17 +196,17 @@ def _choose(spec: Spec) -> TritonPlan | str:
 def _cached_choice(
     device, H: int, B: int, itemsize: int, tf32: bool, projected: bool, requested: str | None, without: frozenset[str]
 ) -> TritonPlan | str:
-    """The planner's choice; where that is not to run, the first of the other shapes that can."""
+    """The planner's choice; where that is not to run, the first of the other kernels that can."""
 
-    def ask(shape: str | None) -> TritonPlan | str:
-        with force(shape):
+    def ask(kernel: str | None) -> TritonPlan | str:
+        with force(kernel):
             return planner.choose(device, H, B, planner.how(itemsize, tf32, device), projected=projected)
 
     choice = ask(requested)
-    if isinstance(choice, str) or choice.shape not in without:
+    if isinstance(choice, str) or choice.kernel not in without:
         return choice
     others = (plan for plan in map(ask, (s for s in KERNELS if s not in without)) if isinstance(plan, TritonPlan))
-    return next(others, "no kernel shape is left that can run this call")
+    return next(others, "no kernel is left that can run this call")
 
 
 def _plan(spec: Spec) -> TritonPlan:

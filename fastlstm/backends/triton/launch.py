@@ -55,7 +55,7 @@ def _run(kernel, grid: tuple[int, ...], args: tuple, tile: Tile, constants: dict
 
 
 def _constants(plan: TritonPlan, tile: Tile) -> dict:
-    size = {"HP": tile.BN} if plan.shape == "single_block" else {"BN": tile.BN, "BK": tile.BK}
+    size = {"HP": tile.BN} if plan.kernel == "single_block" else {"BN": tile.BN, "BK": tile.BK}
     return {"BM": tile.BM, **size, "PRECISION": plan.precision, "STAGES": tile.stages}
 
 
@@ -98,7 +98,7 @@ def _weights(plan: TritonPlan, w_hh: Tensor, wide: int, narrow: int) -> Tensor:
     The single_block kernels round it themselves, once. The interpreter's products are exact.
     """
     w_hh = pad_units(pad_gate_rows(w_hh, wide), narrow)
-    return to_tf32(w_hh) if plan.math == "tf32" and plan.shape != "single_block" and w_hh.is_cuda else w_hh
+    return to_tf32(w_hh) if plan.math == "tf32" and plan.kernel != "single_block" and w_hh.is_cuda else w_hh
 
 
 def _order(T: int, B: int, batch_sizes: Tensor | None, reverse: bool) -> list[_Step]:
@@ -135,7 +135,7 @@ def forward(plan: TritonPlan, inputs: OpInputs) -> tuple[Tensor, Tensor, Tensor,
             else None
         )
         source = (x_gates, ids, _weights(plan, w_hh, wide, narrow), pad_units(h0, narrow), pad_units(c0, wide))
-        if plan.shape == "per_step":
+        if plan.kernel == "per_step":
             w_hr = None if w_hr is None else F.pad(w_hr, (0, wide - H, 0, narrow - P))
             order = _order(T, B, batch_sizes, reverse)
             h_n, c_n = _per_step_forward(plan, *source, w_hr, order, _bytes(reset), h, c, gates)
@@ -157,7 +157,7 @@ def _whole_forward(plan: TritonPlan, x_gates, ids, w_hh, h0, c0, starts, reset, 
     h_n = torch.empty_like(h0)
     grid = (_tiles(B, tile.BM),)
     sizes = (T, B, H, int(reverse))
-    if plan.shape == "single_block":
+    if plan.kernel == "single_block":
         c_n = torch.empty_like(c0)
         args = (x_gates, ids, w_hh, h0, c0, starts, reset, h, c, gates, h_n, c_n, *sizes)
         _run(single_block.forward, grid, args, tile, _constants(plan, tile))
@@ -207,7 +207,7 @@ def backward(plan: TritonPlan, inputs: OpInputs, saved: Saved, grads: Grads) -> 
         dh_proj = w_hh.new_empty((*lead, narrow) if w_hr is not None else (0,))
         incoming = (pad_units(dh, narrow), pad_units(dc, wide), pad_units(dh_n, narrow), pad_units(dc_n, wide))
         kept = (_weights(plan, w_hh, wide, narrow), pad_units(c0, wide), pad_units(c, wide), pad_gates(gates, wide))
-        if plan.shape == "per_step":
+        if plan.kernel == "per_step":
             w_hr = None if w_hr is None else F.pad(w_hr, (0, wide - H, 0, narrow - P))
             order = _order(T, B, batch_sizes, reverse)
             dh0, dc0 = _per_step_backward(plan, *incoming, *kept, w_hr, order, _bytes(reset), d_gates, dh_proj)
@@ -224,7 +224,7 @@ def _whole_backward(plan: TritonPlan, dh, dc, dh_n, dc_n, w_hh, c0, c, gates, st
     dh0 = w_hh.new_empty(c0.shape)
     grid = (_tiles(B, tile.BM),)
     sizes = (T, B, H, int(reverse))
-    if plan.shape == "single_block":
+    if plan.kernel == "single_block":
         dc0 = torch.empty_like(c0)
         args = (dh, dc, dh_n, dc_n, w_hh, c0, c, gates, starts, reset, d_gates, dh0, dc0, *sizes)
         _run(single_block.backward, grid, args, tile, _constants(plan, tile))

@@ -1,6 +1,6 @@
-"""Which kernel shape and tile a call gets, in plain Python: no torch, no Triton, no GPU, so any device can be asked about.
+"""Which kernel and tile a call gets, in plain Python: no torch, no Triton, no GPU, so any device can be asked about.
 
-A tile is chosen from a short list per shape and way of multiplying; each entry of the list is compiled for every
+A tile is chosen from a short list per kernel and way of multiplying; each entry of the list is compiled for every
 architecture by tools/gpu_resources.py, which is where "no spills" comes from. Shared memory is compared with the device's
 limit here, since Triton compiles past it. The rule, the first that fits:
 
@@ -9,7 +9,7 @@ limit here, since Triton compiles past it. The rule, the first that fits:
                 every block has a multiprocessor
     per_step      everything else; and streamed again where a tile of `per_step` does not fit
 
-and of a shape's tiles the one with the fewest rows that holds the batch, or whose blocks have a multiprocessor each. It
+and of a kernel's tiles the one with the fewest rows that holds the batch, or whose blocks have a multiprocessor each. It
 needs no cost model: that is part of the native module, without which this backend works.
 """
 
@@ -21,13 +21,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from math import ceil
 
-SHAPES = ("single_block", "streamed", "per_step")
+KERNELS = ("single_block", "streamed", "per_step")
 MAX_WEIGHTS = 2**31  # offsets inside W_hh are 32-bit
 STREAMED_BYTES = 512 << 10  # one multiprocessor takes about 40 KiB a microsecond from L2, a launch from Python 15 µs
 
 
 @dataclass(frozen=True)
-class Device:
+class GpuLimits:
     """What the planner knows of a GPU."""
 
     name: str
@@ -49,9 +49,9 @@ class Tile:
 
 @dataclass(frozen=True)
 class TritonPlan:
-    """What runs: shape, how operands are multiplied, the tiles of both directions, and why."""
+    """What runs: kernel, how operands are multiplied, the tiles of both directions, and why."""
 
-    shape: str
+    kernel: str
     math: str  # "half", "tf32" or "ieee"
     forward: Tile
     backward: Tile
@@ -65,10 +65,8 @@ class TritonPlan:
 
     def __str__(self) -> str:
         t = self.forward
-        size = f"{t.BM} rows × {t.BN} units" + ("" if self.shape == "single_block" else f", blocks of {t.BK}")
-        return (
-            f"triton: {self.shape} ({self.math}), {size}, {t.warps} warps, {t.stages} stages; {'; '.join(self.reasons)}"
-        )
+        size = f"{t.BM} rows × {t.BN} units" + ("" if self.kernel == "single_block" else f", blocks of {t.BK}")
+        return f"triton: {self.kernel} ({self.math}), {size}, {t.warps} warps, {t.stages} stages; {'; '.join(self.reasons)}"
 
 
 # (padded H, warps): 4·HP² weights stay in shared memory
@@ -78,7 +76,7 @@ _SINGLE_BLOCK = {
     "ieee": ((16, 4), (32, 4), (64, 8)),
 }
 _ROWS = {"half": 16, "tf32": 16, "ieee": 4}  # the smallest batch tile: tensor cores take 16 rows at a time
-# shape → math → (forward, backward) tiles, larger batch tiles later
+# kernel → math → (forward, backward) tiles, larger batch tiles later
 _TILED = {
     "streamed": {
         "half": (
@@ -108,11 +106,11 @@ _requested: ContextVar[str | None] = ContextVar("fastlstm_triton_shape", default
 
 
 @contextmanager
-def force(shape: str | None) -> Iterator[None]:
-    """Use one kernel shape inside a `with` block: single_block, streamed or per_step; None: choose as usual."""
-    if shape is not None and shape not in SHAPES:
-        raise ValueError(f"shape is {shape!r}, expected one of {', '.join(SHAPES)}")
-    token = _requested.set(shape)
+def force(kernel: str | None) -> Iterator[None]:
+    """Use one kernel inside a `with` block: single_block, streamed or per_step; None: choose as usual."""
+    if kernel is not None and kernel not in KERNELS:
+        raise ValueError(f"kernel is {kernel!r}, expected one of {', '.join(KERNELS)}")
+    token = _requested.set(kernel)
     try:
         yield
     finally:
@@ -120,11 +118,11 @@ def force(shape: str | None) -> Iterator[None]:
 
 
 def requested() -> str | None:
-    """Return the shape that `force` asks for, or None."""
+    """Return the kernel that `force` asks for, or None."""
     return _requested.get()
 
 
-def how(itemsize: int, tf32: bool, device: Device) -> str:
+def how(itemsize: int, tf32: bool, device: GpuLimits) -> str:
     """Return how products are made: "half", "tf32" or "ieee". tf32: float32 may be multiplied as TF32."""
     if itemsize == 2:
         return "half"
@@ -132,38 +130,38 @@ def how(itemsize: int, tf32: bool, device: Device) -> str:
 
 
 def choose(
-    device: Device, H: int, B: int, math: str, *, projected: bool = False, training: bool = True
+    device: GpuLimits, H: int, B: int, math: str, *, projected: bool = False, training: bool = True
 ) -> TritonPlan | str:
     """Return the plan for a layer of H units and B rows, or the reason why there is none.
 
-    math: see `how`; projected: h is projected, which only the step shape does; training: a backward follows.
+    math: see `how`; projected: h is projected, which only `per_step` does; training: a backward follows.
     """
     weights = 4 * H * H * (2 if math == "half" else 4)
     plans, reasons = {}, []
-    for shape in SHAPES:
-        plan = _rejection(shape, H, math, projected) or _fit(device, shape, H, B, math, training)
+    for kernel in KERNELS:
+        plan = _rejection(kernel, H, math, projected) or _fit(device, kernel, H, B, math, training)
         if isinstance(plan, str):
-            reasons.append(f"{shape}: {plan}")
+            reasons.append(f"{kernel}: {plan}")
         else:
-            plans[shape] = plan
-    for shape in _preferred(plans.get("streamed"), H, B, weights, device):
-        if shape in plans:
-            return replace(plans[shape], reasons=(f"W_hh has {weights / 1024:.0f} KiB", *reasons))
+            plans[kernel] = plan
+    for kernel in _preferred(plans.get("streamed"), H, B, weights, device):
+        if kernel in plans:
+            return replace(plans[kernel], reasons=(f"W_hh has {weights / 1024:.0f} KiB", *reasons))
     return "; ".join(reasons)
 
 
-def _preferred(streamed: TritonPlan | None, H: int, B: int, weights: int, device: Device) -> tuple[str, ...]:
+def _preferred(streamed: TritonPlan | None, H: int, B: int, weights: int, device: GpuLimits) -> tuple[str, ...]:
     if streamed and weights <= STREAMED_BYTES and _blocks(streamed, H, B) <= device.sms:
-        return SHAPES
+        return KERNELS
     return "single_block", "per_step", "streamed"
 
 
-def _rejection(shape: str, H: int, math: str, projected: bool) -> str | None:
-    if _requested.get() not in (None, shape):
+def _rejection(kernel: str, H: int, math: str, projected: bool) -> str | None:
+    if _requested.get() not in (None, kernel):
         return f"{_requested.get()} was asked for"
-    if projected and shape != "per_step":
+    if projected and kernel != "per_step":
         return "projection goes through per_step"
-    if shape == "single_block" and _padded(math, H) is None:
+    if kernel == "single_block" and _padded(math, H) is None:
         return f"W_hh of H {H} does not stay on one multiprocessor"
     return None
 
@@ -172,47 +170,47 @@ def _padded(math: str, H: int) -> tuple[int, int] | None:
     return next((pair for pair in _SINGLE_BLOCK[math] if pair[0] >= H), None)
 
 
-def _fit(device: Device, shape: str, H: int, B: int, math: str, training: bool) -> TritonPlan | str:
-    """The tiles of a shape whose shared memory the device has, or what is missing."""
+def _fit(device: GpuLimits, kernel: str, H: int, B: int, math: str, training: bool) -> TritonPlan | str:
+    """The tiles of a kernel whose shared memory the device has, or what is missing."""
     itemsize = 2 if math == "half" else 4
     plans, least = [], None
-    for forward, backward in _candidates(shape, H, math):
-        shared = shared_bytes(shape, forward, itemsize, backward=False)
+    for forward, backward in _candidates(kernel, H, math):
+        shared = shared_bytes(kernel, forward, itemsize, backward=False)
         if training:
-            shared = max(shared, shared_bytes(shape, backward, itemsize, backward=True))
+            shared = max(shared, shared_bytes(kernel, backward, itemsize, backward=True))
         least = min(shared, least or shared)
         if shared <= device.shared_bytes:
-            plans.append(TritonPlan(shape, math, forward, backward, shared, ()))
+            plans.append(TritonPlan(kernel, math, forward, backward, shared, ()))
     if not plans:
         return f"needs {least} bytes of shared memory, {device.name} gives a block {device.shared_bytes}"
-    if shape == "single_block":
+    if kernel == "single_block":
         return plans[0]
     return next((plan for plan in plans if B <= plan.forward.BM or _blocks(plan, H, B) <= device.sms), plans[-1])
 
 
 def _blocks(plan: TritonPlan, H: int, B: int) -> int:
     """Blocks of a forward launch: `streamed` goes through all units of its rows in one."""
-    return ceil(B / plan.forward.BM) * (ceil(H / plan.forward.BN) if plan.shape == "per_step" else 1)
+    return ceil(B / plan.forward.BM) * (ceil(H / plan.forward.BN) if plan.kernel == "per_step" else 1)
 
 
-def _candidates(shape: str, H: int, math: str) -> list[tuple[Tile, Tile]]:
-    if shape != "single_block":
-        return list(_TILED[shape][math])
+def _candidates(kernel: str, H: int, math: str) -> list[tuple[Tile, Tile]]:
+    if kernel != "single_block":
+        return list(_TILED[kernel][math])
     HP, warps = _padded(math, H)
     tiles = [Tile(_ROWS[math], HP, HP, warps, stages) for stages in (2, 1)]
     return [(tiles[0], tiles[0]), (tiles[0], tiles[1]), (tiles[1], tiles[1])]
 
 
-def shared_bytes(shape: str, tile: Tile, itemsize: int, backward: bool) -> int:
+def shared_bytes(kernel: str, tile: Tile, itemsize: int, backward: bool) -> int:
     """An upper bound of a kernel's shared memory in bytes; the compiled number is below it (tests hold it to that)."""
     sums = tile.BM * 4 * tile.BN * 4
-    if shape == "single_block":
+    if kernel == "single_block":
         weights = 4 * tile.BN * tile.BN * itemsize
         # forward: x_gates; backward: gates, and c, the c before it twice, dh and dc
         loads = tile.BM * tile.BN * ((4 * itemsize + 16 + itemsize) if backward else 4 * itemsize)
         return weights + (tile.stages - 1) * loads + sums + 1024
     rows = 1 if backward else 4
     blocks = tile.BK * rows * tile.BN * itemsize + tile.BM * tile.BK * itemsize
-    if shape == "streamed" and not backward:
+    if kernel == "streamed" and not backward:
         blocks += tile.BM * 4 * tile.BN * itemsize
     return (tile.stages - 1) * blocks + sums + 1024  # the block in use is in registers

@@ -28,7 +28,7 @@ from fastlstm.testing import accuracy, cases
 
 TRITON = load("triton")
 EPS = torch.finfo(torch.float32).eps
-H100 = planner.Device("H100", 90, 132, 227 << 10)
+H100 = planner.GpuLimits("H100", 90, 132, 227 << 10)
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_a_device_that_it_does_not_run_on_has_a_reason(monkeypatch: pytest.Monke
     assert ("there is a GPU" if torch.cuda.is_available() else "there is no GPU") in reason
     assert "TRITON_INTERPRET=1" in reason
     assert "tensors are on meta" in TRITON.unsupported_reason(replace(_call(), device=torch.device("meta")))
-    old = planner.Device("Old GPU", 75, 40, 64 << 10)
+    old = planner.GpuLimits("Old GPU", 75, 40, 64 << 10)
     for device, expected in (
         (old, "Old GPU has compute capability 7.5, 8.0 or newer is needed"),
         (replace(H100, shared_bytes=4096), "bytes of shared memory, H100 gives a block 4096"),

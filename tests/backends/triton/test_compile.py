@@ -62,8 +62,8 @@ def call(plan, T, B, H):
     launch.backward(plan, inputs, Saved(h, c, gates), Grads(h, None, None, None))
 
 with target(90), launch.instead(start):
-    for (shape, tile), packed in product(tiles.items(), ways):
-        plan = planner.TritonPlan(shape, "half", tile, tile, 0, ())
+    for (kernel, tile), packed in product(tiles.items(), ways):
+        plan = planner.TritonPlan(kernel, "half", tile, tile, 0, ())
         for k, (T, B) in enumerate(product((1, 16, 17), repeat=2)):
             call(plan, T, B, (1, 16, 20, 32)[k % 4])
 assert len(kernels) == 12, list(kernels)
@@ -113,10 +113,10 @@ def _broken(row: dict) -> list[str]:
 
 
 def _variants(rows: list[dict], capability: int) -> set[tuple]:
-    """(shape, math, tile, direction) of what was compiled for one architecture."""
+    """(kernel, math, tile, direction) of what was compiled for one architecture."""
     compiled_rows = [row for row in rows if row["capability"] == capability]
     split = [(*row["kernel"].split("."), row["math"], row["tile"]) for row in compiled_rows]
-    return {(shape, math, tile, name.split("_")[0]) for shape, name, math, tile in split}
+    return {(kernel, math, tile, name.split("_")[0]) for kernel, name, math, tile in split}
 
 
 def _expected_variants(capability: int) -> set[tuple]:
@@ -133,7 +133,7 @@ def test_every_variant_keeps_what_is_promised(compiled: list[dict]) -> None:
 
 @pytest.mark.slow
 def test_every_variant_of_the_planners_list_is_compiled(compiled: list[dict]) -> None:
-    """Every (shape, math, tile, direction) of the planner's list was compiled, and nothing else."""
+    """Every (kernel, math, tile, direction) of the planner's list was compiled, and nothing else."""
     for capability in (80, 90):
         assert _variants(compiled, capability) == _expected_variants(capability)
 

@@ -2,7 +2,7 @@
 
 The interpreter runs the shipped kernels with numpy on the CPU: it proves indexing, masks and arithmetic, not layouts,
 barriers or timing, for which see test_compile.py. It takes about 20 ms for a step, so few cases are tried here in
-every kernel shape and type; the slow tests go through the whole table. Where the rule of accuracy wants many draws of a
+every kernel and type; the slow tests go through the whole table. Where the rule of accuracy wants many draws of a
 case (`accuracy.draws`), fewer steps or more rows stand in for it: `_affordable`.
 """
 
@@ -28,7 +28,7 @@ from fastlstm.testing import accuracy, cases
 from tests.backends.triton.interpreter import apply
 
 TRITON = load("triton")
-SHAPES = ("single_block", "streamed", "per_step")
+KERNELS = ("single_block", "streamed", "per_step")
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # H a multiple of 16 reaches the kernels as it is: tails of tiles (64, 32) and of the sum, with NaN right behind them
 TAILS = [
@@ -78,25 +78,25 @@ def _spec(case: cases.Case, dtype: torch.dtype, save: int) -> Spec:
     return OpInputs(*i, case.reverse, save).spec()
 
 
-def _shapes(case: cases.Case, dtype: torch.dtype) -> tuple[str, ...]:
-    """The kernel shapes that can run a case."""
+def _kernels(case: cases.Case, dtype: torch.dtype) -> tuple[str, ...]:
+    """The kernels that can run a case."""
     if case.projection:
         return ("per_step",)
-    return SHAPES[(64 if dtype == torch.float32 else 128) < case.H :]
+    return KERNELS[(64 if dtype == torch.float32 else 128) < case.H :]
 
 
-def _check(case: cases.Case, dtype: torch.dtype, shape: str, save: int, math: str = "half") -> None:
+def _check(case: cases.Case, dtype: torch.dtype, kernel: str, save: int, math: str = "half") -> None:
     spec = _spec(case, dtype, save)
-    with TRITON.force(shape), _multiplying(math):
+    with TRITON.force(kernel), _multiplying(math):
         assert TRITON.unsupported_reason(spec) is None
-        assert TRITON.describe(spec).startswith(f"triton: {shape} ({math}), ")
+        assert TRITON.describe(spec).startswith(f"triton: {kernel} ({math}), ")
         accuracy.check_backend(TRITON, case, dtype, save=save)
 
 
 def _turn(case: cases.Case, dtype: torch.dtype, turn: int) -> tuple[str, int]:
-    """A kernel shape and what is saved (1 or 2) for a case, in rotation."""
-    shapes = _shapes(case, dtype)
-    return shapes[turn % len(shapes)], 1 + turn // 2 % 2
+    """A kernel and what is saved (1 or 2) for a case, in rotation."""
+    kernels = _kernels(case, dtype)
+    return kernels[turn % len(kernels)], 1 + turn // 2 % 2
 
 
 @pytest.mark.parametrize("at", range(len(SHORT)), ids=lambda at: SHORT[at].id)
@@ -119,8 +119,8 @@ def test_half_types(at: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("at", range(len(FULL)), ids=lambda at: FULL[at].id)
 def test_full_table(at: int) -> None:
-    """Every crossing of options with every size; shape, type and what is saved in rotation."""
-    case, turn = FULL[at], at + at // 64  # 64 crossings of each size: each meets every shape and type
+    """Every crossing of options with every size; kernel, type and what is saved in rotation."""
+    case, turn = FULL[at], at + at // 64  # 64 crossings of each size: each meets every kernel and type
     dtype = TYPES[turn // 3 % 3]
     math = "tf32" if dtype == torch.float32 else "half"
     _check(case, dtype, *_turn(case, dtype, turn), math)
@@ -129,13 +129,13 @@ def test_full_table(at: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", TAILS, ids=str)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_tails_in_every_shape(case: cases.Case, dtype: torch.dtype, shape: str) -> None:
-    if shape not in _shapes(case, dtype):
-        with TRITON.force(shape):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_tails_in_every_kernel(case: cases.Case, dtype: torch.dtype, kernel: str) -> None:
+    if kernel not in _kernels(case, dtype):
+        with TRITON.force(kernel):
             assert "projection" in TRITON.unsupported_reason(_spec(case, dtype, 1)) or case.H > 64
         return
-    _check(case, dtype, shape, 1, "tf32" if dtype == torch.float32 else "half")
+    _check(case, dtype, kernel, 1, "tf32" if dtype == torch.float32 else "half")
 
 
 class _Canaries(TorchDispatchMode):
@@ -164,24 +164,24 @@ class _Canaries(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("shape", "case"), [*zip(SHAPES, TAILS, strict=False), *zip(SHAPES[1:], TAILS[3:], strict=True)]
+    ("kernel", "case"), [*zip(KERNELS, TAILS, strict=False), *zip(KERNELS[1:], TAILS[3:], strict=True)]
 )
-def test_nothing_is_written_outside(shape: str, case: cases.Case) -> None:
+def test_nothing_is_written_outside(kernel: str, case: cases.Case) -> None:
     inputs, grads = cases.make(case, torch.float32), cases.make_grads(case, torch.float32)
-    with TRITON.force(shape), _Canaries() as canaries:
+    with TRITON.force(kernel), _Canaries() as canaries:
         op_inputs = OpInputs(*inputs, case.reverse, 1)
         h, c, gates, _, _ = TRITON.forward(op_inputs)
         TRITON.backward(op_inputs, Saved(h, c, gates), Grads(*grads))
     canaries.check()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_missing_gradients_are_zero(shape: str) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_missing_gradients_are_zero(kernel: str) -> None:
     """None for dh, dc, dh_n, dc_n, alone and together, is what zeros are."""
     case = TAILS[0]
     inputs = OpInputs(*cases.make(case, torch.float32), False, 1)
     grads = cases.make_grads(case, torch.float32)
-    with TRITON.force(shape):
+    with TRITON.force(kernel):
         h, c, gates, _, _ = TRITON.forward(inputs)
         for kept in ((), (0,), (1,), (2, 3)):
             partial = [g if k in kept else None for k, g in enumerate(grads)]
@@ -191,10 +191,10 @@ def test_missing_gradients_are_zero(shape: str) -> None:
             assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_inference_keeps_nothing(shape: str) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_inference_keeps_nothing(kernel: str) -> None:
     inputs = cases.make(TAILS[1], torch.float32)
-    with TRITON.force(shape):
+    with TRITON.force(kernel):
         h, c, gates, h_n, c_n = TRITON.forward(OpInputs(*inputs, True, 0))
         kept = TRITON.forward(OpInputs(*inputs, True, 1))
     assert c.shape == gates.shape == (0,)
@@ -202,9 +202,9 @@ def test_inference_keeps_nothing(shape: str) -> None:
 
 
 def test_results_are_the_same_bits_again() -> None:
-    for shape in SHAPES:
+    for kernel in KERNELS:
         inputs = cases.make(TAILS[1], torch.bfloat16)
-        with TRITON.force(shape):
+        with TRITON.force(kernel):
             first, second = (TRITON.forward(OpInputs(*inputs, True, 1)) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -226,14 +226,14 @@ def test_unaligned_memory_gives_the_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_huge_pre_activations_saturate(shape: str) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_huge_pre_activations_saturate(kernel: str) -> None:
     """±1e30 and ±inf at the gates: outputs are finite and exact, gradients are zero, nothing is NaN."""
     H, infinity = 16, float("inf")
     table = torch.tensor([[1e30, -1e30, infinity, -infinity]]).repeat_interleave(H, 1)  # i, f, g, o
     ids, zeros = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(2, H)
     inputs = OpInputs(None, ids, table, None, torch.zeros(4 * H, H), None, zeros, zeros + 5, None, None, None, False, 1)
-    with TRITON.force(shape):
+    with TRITON.force(kernel):
         h, c, gates, h_n, c_n = TRITON.forward(inputs)
         d_gates, _, dh0, dc0 = TRITON.backward(inputs, Saved(h, c, gates), Grads(torch.ones_like(h), None, None, None))
     assert torch.equal(gates[0, 0].view(4, H)[:, 0], torch.tensor([1.0, 0.0, 1.0, 0.0]))

@@ -12,7 +12,7 @@ from fastlstm.backends.triton import planner
 from fastlstm.backends.triton.planner import TritonPlan
 from tools import triton_variants
 
-MADE_UP = planner.Device("Made up", 90, 10, 100 << 10)
+MADE_UP = planner.GpuLimits("Made up", 90, 10, 100 << 10)
 MATHS = ("half", "tf32", "ieee")
 
 
@@ -24,15 +24,15 @@ def test_the_planner_imports_nothing_but_the_standard_library() -> None:
 
 @pytest.mark.parametrize("math", MATHS)
 def test_the_rule_goes_by_the_size_of_w_hh(math: str) -> None:
-    assert planner.choose(MADE_UP, 16, 8, math).shape == "single_block"
-    assert planner.choose(MADE_UP, 128, 8, math).shape == "streamed"
-    assert planner.choose(MADE_UP, 4096, 8, math).shape == "per_step"
+    assert planner.choose(MADE_UP, 16, 8, math).kernel == "single_block"
+    assert planner.choose(MADE_UP, 128, 8, math).kernel == "streamed"
+    assert planner.choose(MADE_UP, 4096, 8, math).kernel == "per_step"
 
 
 def test_the_tile_covers_h_and_the_batch_grows_the_tile() -> None:
     for H in (1, 15, 16, 17, 33, 64):
         plan = planner.choose(MADE_UP, H, 8, "half")
-        assert plan.shape == "single_block"
+        assert plan.kernel == "single_block"
         assert plan.forward.BN // 2 < max(H, 16) <= plan.forward.BN
     with planner.force("per_step"):
         few, many = (planner.choose(MADE_UP, 512, B, "half").forward for B in (8, 4096))
@@ -40,7 +40,7 @@ def test_the_tile_covers_h_and_the_batch_grows_the_tile() -> None:
 
 
 def test_shared_memory_is_held_to_the_device() -> None:
-    """Each shape in turn is refused for what it needs, and stages are given up before the shape is."""
+    """Each kernel in turn is refused for what it needs, and stages are given up before the kernel is."""
     with planner.force("single_block"):
         roomy = planner.choose(replace(MADE_UP, shared_bytes=227 << 10), 64, 8, "tf32")
         need = roomy.shared_bytes
@@ -72,7 +72,7 @@ def test_streamed_needs_a_multiprocessor_a_block() -> None:
 
 def test_projection_goes_through_per_step() -> None:
     plan = planner.choose(MADE_UP, 16, 8, "half", projected=True)
-    assert plan.shape == "per_step"
+    assert plan.kernel == "per_step"
     assert "streamed: projection goes through per_step" in plan.reasons
     with planner.force("streamed"):
         reason = planner.choose(MADE_UP, 16, 8, "half", projected=True)

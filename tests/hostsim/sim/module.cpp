@@ -29,8 +29,8 @@ void release() {
   if (!hostsim::engine().run()) throw std::runtime_error(hostsim::engine().error);
 }
 
-std::pair<int, int> place(const std::string& shape, char matrix, int lane, int index) {
-  const hostsim::Place p = hostsim::place_of(shape, matrix, lane, index);
+std::pair<int, int> position(const std::string& shape, char matrix, int lane, int index) {
+  const hostsim::Position p = hostsim::position_of(shape, matrix, lane, index);
   return {p.row, p.column};
 }
 
@@ -47,7 +47,7 @@ PYBIND11_MODULE(HOSTSIM_MODULE, m) {
   m.def("clock_jumps", [](bool on) { hostsim::engine().clock_jumps = on; });
   m.def("rewrite", &hostsim::rewrite, "Read one PTX text as another; empty: all as they are.");
   m.def("texts", &hostsim::texts, "PTX texts that have run since the last rewrite.");
-  m.def("mma_place", &place);
+  m.def("mma_position", &position);
   m.def("to_half", &hostsim::to_half);
   m.def("from_half", &hostsim::from_half);
   m.def("to_bfloat", &hostsim::to_bfloat);

@@ -53,10 +53,10 @@ Run find_memory(const std::string& opcode);  // ptx_memory.cpp
 Run find_scalar(const std::string& opcode);  // ptx_scalar.cpp
 
 // Row and column of element `index` of a fragment that `lane` holds ('a', 'b' or 'c' of an mma shape, for the tests).
-struct Place {
+struct Position {
   int row, column;
 };
-Place place_of(const std::string& shape, char matrix, int lane, int index);
+Position position_of(const std::string& shape, char matrix, int lane, int index);
 
 // Numbers (ptx_scalar.cpp)
 float from_half(uint16_t bits);

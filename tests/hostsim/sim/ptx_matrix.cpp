@@ -22,7 +22,7 @@ float decode(Type type, uint32_t word, int part) {
   return type == Type::half ? from_half(bits) : from_bfloat(bits);
 }
 
-Place place(const Shape& shape, char matrix, int lane, int i) {
+Position position(const Shape& shape, char matrix, int lane, int i) {
   const int group = lane / 4, in_group = lane % 4;
   if (matrix == 'c') return {group + 8 * (i / 2), 2 * in_group + i % 2};
   if (shape.per_word == 1) {
@@ -45,18 +45,18 @@ void multiply(void** lanes) {
   for (int lane = 0; lane < 32; ++lane) {
     const auto& f = *static_cast<Fragments*>(lanes[lane]);
     for (int i = 0; i < shape.a; ++i) {
-      const Place p = place(shape, 'a', lane, i);
+      const Position p = position(shape, 'a', lane, i);
       a[p.row][p.column] = decode(type, f.a[i / shape.per_word], i % shape.per_word);
     }
     for (int i = 0; i < shape.b; ++i) {
-      const Place p = place(shape, 'b', lane, i);
+      const Position p = position(shape, 'b', lane, i);
       b[p.row][p.column] = decode(type, f.b[i / shape.per_word], i % shape.per_word);
     }
   }
   for (int lane = 0; lane < 32; ++lane) {
     auto& f = *static_cast<Fragments*>(lanes[lane]);
     for (int i = 0; i < 4; ++i) {
-      const Place p = place(shape, 'c', lane, i);
+      const Position p = position(shape, 'c', lane, i);
       float sum = f.c[i];
       for (int k = 0; k < shape.k; ++k) sum += a[p.row][k] * b[k][p.column];
       f.d[i] = sum;
@@ -142,9 +142,9 @@ Run find_matrix(const std::string& opcode) {
   return nullptr;
 }
 
-Place place_of(const std::string& shape, char matrix, int lane, int index) {
+Position position_of(const std::string& shape, char matrix, int lane, int index) {
   for (const Shape& known : shapes)
-    if (shape == known.name) return place(known, matrix, lane, index);
+    if (shape == known.name) return position(known, matrix, lane, index);
   throw std::invalid_argument("no mma shape '" + shape + "'");
 }
 
