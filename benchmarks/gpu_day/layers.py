@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from benchmarks.gpu_day.executor import MATHS, GpuExecutor, dtype
-from benchmarks.gpu_day.measure import Run
+from benchmarks.gpu_day.measure import TimedCall
 from fastlstm.verify.cudnn import algorithm
 
 
@@ -64,7 +64,7 @@ def input_of(config: LayerConfig, executor: GpuExecutor, training: bool) -> Tens
     return PackedSequence(leaf, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
 
-def call_of(module: nn.Module, x: Tensor | PackedSequence, mode: str) -> Run:
+def call_of(module: nn.Module, x: Tensor | PackedSequence, mode: str) -> TimedCall:
     """What calls a module. mode: inference; forward (which keeps what backward needs); training (into input and weights)."""
     leaf = x.data if isinstance(x, PackedSequence) else x
     leaves = [leaf, *module.parameters()]
