@@ -22,7 +22,7 @@ namespace py = pybind11;
 
 namespace {
 
-constexpr int64_t kMaxRows = 4;  // T · B up to which reading W_hh unpacked beats packing it
+constexpr int64_t kMostRows = 4;  // T · B up to which reading W_hh unpacked beats packing it
 
 using Ref = py::object;  // owns one reference, or none
 Ref owned(PyObject* fresh) { return py::reinterpret_steal<py::object>(fresh); }
@@ -32,8 +32,9 @@ struct Torch {
   const dlpack::ExchangeApi* api = nullptr;
   PyObject *lstm = nullptr, *tensor = nullptr, *parameter = nullptr;
   PyObject *is_neg = nullptr, *contiguous = nullptr, *new_empty = nullptr, *threads = nullptr;
-  PyObject* observers = nullptr;    // tuple of functions; each is false while torch's operations are not observed
-  PyObject* forward_ad = nullptr;  // the namespace of torch.autograd.forward_ad
+  PyObject* observers = nullptr;     // tuple of functions; each is false while torch's operations are not observed
+  PyObject* drop_options = nullptr;  // tuple of names: what a module drops in training, each 0 or a probability
+  PyObject* forward_ad = nullptr;    // the namespace of torch.autograd.forward_ad
   PyObject *requested = nullptr, *last_call = nullptr, *plan = nullptr;
 } torch_;
 
@@ -43,8 +44,8 @@ PyObject* name(const char* text) { return PyUnicode_InternFromString(text); }
 struct Names {
   PyObject *L = name("num_layers"), *H = name("hidden_size"), *I = name("input_size"), *P = name("proj_size"),
            *bias = name("bias"), *batch_first = name("batch_first"), *bidirectional = name("bidirectional"),
-           *training = name("training"), *drops = name("drops"), *parameters = name("_parameters"),
-           *order = name("_flat_weights_names"), *level = name("_current_level");
+           *training = name("training"), *parameters = name("_parameters"), *order = name("_flat_weights_names"),
+           *level = name("_current_level");
 };
 const Names& names() {
   static const Names all;
@@ -74,8 +75,8 @@ bool is_false(PyObject* value) {
   return truth == 0;
 }
 
-// True for a plain float32 CPU tensor that has elements and is not a lazily negated view; fills `view`.
-bool look(PyObject* object, View& view) {
+// True for an object of torch's own tensor classes; fills `view`. Calls nothing of torch that can be observed.
+bool find_memory(PyObject* object, View& view) {
   if (!object || (Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(torch_.tensor) &&
                   Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(torch_.parameter)))
     return false;
@@ -84,11 +85,19 @@ bool look(PyObject* object, View& view) {
     PyErr_Clear();
     return false;
   }
+  return true;
+}
+
+// True for a plain float32 CPU tensor that has elements and is not a lazily negated view.
+bool is_plain(const View& view) {
   const dlpack::Tensor& t = view.t;
   const bool plain = t.device_type == dlpack::kCpu && t.code == dlpack::kFloat && t.bits == 32 && t.lanes == 1;
   if (!plain || !t.data || t.byte_offset || !t.strides) return false;
-  return is_false(owned(PyObject_Vectorcall(torch_.is_neg, &object, 1, nullptr)).ptr());
+  return is_false(owned(PyObject_Vectorcall(torch_.is_neg, &view.object, 1, nullptr)).ptr());
 }
+
+// `find_memory` of a tensor that `is_plain`
+bool look(PyObject* object, View& view) { return find_memory(object, view) && is_plain(view); }
 
 // True if no functorch transform, mode, tracer, autocast, autograd or forward AD is active, and no other backend is
 // requested.
@@ -104,7 +113,8 @@ bool bypass_allowed() {
     const char* variable = std::getenv("FASTLSTM_BACKEND");
     return !variable || !*variable || std::strcmp(variable, "cpu") == 0;
   }
-  return PyUnicode_CompareWithASCIIString(requested, "") == 0 || PyUnicode_CompareWithASCIIString(requested, "cpu") == 0;
+  return PyUnicode_CompareWithASCIIString(requested, "") == 0 ||
+         PyUnicode_CompareWithASCIIString(requested, "cpu") == 0;
 }
 
 int64_t whole_number(PyObject* fields, PyObject* key) {
@@ -128,7 +138,8 @@ class SmallModuleCall {
 
   // (out, (h_n, c_n)), or None with nothing done; null with an exception if memory runs out.
   PyObject* run() {
-    if (!sizes() || !input() || !state() || !weights() || !outputs()) return Py_NewRef(Py_None);
+    if (!few_rows() || !bypass_allowed() || !sizes() || !input() || !state() || !weights() || !outputs())
+      return Py_NewRef(Py_None);
     if (!compute()) return PyErr_NoMemory();
     Ref token = owned(PyContextVar_Set(torch_.last_call, torch_.plan));
     if (!token) return nullptr;
@@ -137,6 +148,12 @@ class SmallModuleCall {
   }
 
  private:
+  // Asked first: most calls that this path does not take have more rows.
+  bool few_rows() {
+    if (!find_memory(x_given_, x_) || x_.t.ndim < 2 || x_.t.ndim > 3) return false;
+    return x_.t.shape[0] <= kMostRows && (x_.t.ndim == 2 || x_.t.shape[1] <= kMostRows);
+  }
+
   bool sizes() {
     if (Py_TYPE(module_) != reinterpret_cast<PyTypeObject*>(torch_.lstm)) return false;
     const Names& n = names();
@@ -148,15 +165,17 @@ class SmallModuleCall {
     const int training = flag(f, n.training);
     if (L < 1 || H < 1 || I < 1 || bias_ < 0 || batch_first_ < 0 || training < 0) return false;
     if (flag(f, n.bidirectional) != 0 || whole_number(f, n.P) != 0) return false;
-    return !training || is_false(owned(PyObject_CallMethodNoArgs(module_, n.drops)).ptr());
+    for (Py_ssize_t k = 0; training && k < PyTuple_GET_SIZE(torch_.drop_options); ++k)
+      if (!is_false(owned(PyObject_GetAttr(module_, PyTuple_GET_ITEM(torch_.drop_options, k))).ptr())) return false;
+    return true;
   }
 
   bool input() {
-    if (!look(x_given_, x_)) return false;
+    if (!is_plain(x_)) return false;
     batched_ = x_.t.ndim == 3;
     if ((x_.t.ndim != 2 && !batched_) || x_.t.shape[x_.t.ndim - 1] != I) return false;
     T = x_.t.shape[batched_ && batch_first_ ? 1 : 0], B = batched_ ? x_.t.shape[batch_first_ ? 0 : 1] : 1;
-    if (T < 1 || B < 1 || T > kMaxRows || B > kMaxRows || T * B > kMaxRows) return false;
+    if (T < 1 || B < 1 || T > kMostRows || B > kMostRows || T * B > kMostRows) return false;
     if (batch_first_ && T > 1 && B > 1) return false;  // otherwise (B, T, I) and (T, B, I) are the same memory
     if (x_.contiguous()) return true;
     x_copy_ = owned(PyObject_Vectorcall(torch_.contiguous, &x_given_, 1, nullptr));
@@ -267,7 +286,7 @@ PyObject* small_call(PyObject*, PyObject* const* args, Py_ssize_t n) {
     PyErr_SetString(PyExc_TypeError, "small_call takes a module, x and hx");
     return nullptr;
   }
-  if (!torch_.api || !bypass_allowed()) Py_RETURN_NONE;
+  if (!torch_.api) Py_RETURN_NONE;
   return SmallModuleCall(args[0], args[1], args[2]).run();
 }
 
@@ -277,10 +296,10 @@ bool set_up_small_call(py::object capsule, const py::dict& objects) {
   const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsule));
   if (api->major != dlpack::kMajor || !api->look) return false;
   const auto keep = [&](const char* key) { return py::object(objects[key]).release().ptr(); };
-  torch_ = {nullptr,          keep("lstm"),       keep("tensor"),    keep("parameter"),
-            keep("is_neg"),   keep("contiguous"), keep("new_empty"), keep("get_num_threads"),
-            keep("observers"), keep("forward_ad"), keep("requested"),    keep("last_call"),
-            keep("plan")};
+  torch_ = {nullptr,           keep("lstm"),         keep("tensor"),     keep("parameter"),
+            keep("is_neg"),    keep("contiguous"),   keep("new_empty"),  keep("get_num_threads"),
+            keep("observers"), keep("drop_options"), keep("forward_ad"), keep("requested"),
+            keep("last_call"), keep("plan")};
   torch_.api = api;
   return true;
 }

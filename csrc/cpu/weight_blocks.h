@@ -131,6 +131,10 @@ inline void store_weights(uint16_t* to, const float (&w)[4]) {
 template <class W>
 void pack_rows(W* to, int64_t columns, const float* w, int64_t width, int64_t lanes, int64_t real) {
   typedef float Four __attribute__((vector_size(16)));
+  if (width == 1) {  // the rows of a token table, packed as so many matrices of one column
+    for (int64_t i = 0; i < lanes; ++i) store_weight(to + i, i < real ? w[i] : 0.0f);
+    return;
+  }
   for (int64_t k0 = 0; k0 < width; k0 += 16) {
     const int64_t k1 = k0 + 16 < width ? k0 + 16 : width;
     for (int64_t j = 0; j < lanes; j += 4) {

@@ -148,11 +148,14 @@ def normalise(
     stack, weights = Stack.of(lstm, cached=eager), lstm._weights()
     like = weights[1] if tokens else data
     if packed:
-        rows, hx = data, _packed_state(lstm, stack, like, hx, batch_sizes, order, tokens)
+        rows, B = data, checks.packed_sequences(data, batch_sizes) if eager else 0
+        hx = None if hx is None else _packed_state(lstm, stack, hx, batch_sizes, order, tokens)
     else:
         rows = _time_first(data, batched, lstm.batch_first)
-        hx = zero_state(stack, rows.size(1), like) if hx is None else checks.with_batch(hx, batched)
-    fits = eager and checks.fits_plainly(stack, rows, tokens, batch_sizes, hx, weights)
+        B, hx = rows.size(1), None if hx is None else checks.with_batch(hx, batched)
+    fits = eager and checks.fits_plainly(stack, rows, tokens, B, packed, hx, weights)
+    if hx is None:
+        hx = zero_state(stack, B if fits or not packed else _sequences(batch_sizes, order), like, shared=fits)
     if not packed and not (fits and type(lstm) is lstm._exact_class):
         checks.check_dense(lstm, stack, data, batched, hx, tokens)
     mask = None if reset is None else checks.reset_mask(reset, data, packed, tokens)
@@ -167,7 +170,7 @@ def normalise(
             before = (rows, hx, weights)
             rows, hx, weights = _autocast(*before)
     results = (mask, bool(cells), bool(gates))
-    drops = (lstm.training, Masks.of(lstm) if lstm.training and lstm.drops() else _NO_MASKS, lstm.recompute)
+    drops = (lstm.training, Masks.of(lstm) if lstm.training else _NO_MASKS, lstm.recompute)
     how = (before, fits, own_functions)
     form = (lstm.batch_first, batched, back, order)
     return Call(stack, rows, tokens, batch_sizes, hx, weights, *results, *drops, *how, *form)
@@ -181,28 +184,25 @@ def _time_first(value: Tensor, batched: bool, batch_first: bool) -> Tensor:
 
 
 def _packed_state(
-    lstm: nn.RNNBase,
-    stack: Stack,
-    like: Tensor,
-    hx: State | None,
-    batch_sizes: Tensor,
-    order: Tensor | None,
-    tokens: Tokens | None,
+    lstm: nn.RNNBase, stack: Stack, hx: State, batch_sizes: Tensor, order: Tensor | None, tokens: Tokens | None
 ) -> State:
-    """The initial state of a packed call, in the order of its rows."""
-    if hx is None:  # the order of unsorted sequences tells B without reading a number: torch.compile needs that
-        return zero_state(stack, batch_sizes[0] if order is None else order.shape[0], like)
+    """The given state of a packed call, in the order of its rows."""
     checks.check_packed_state(lstm, stack, hx, batch_sizes, tokens)
     return lstm.permute_hidden(hx, order)
 
 
-def zero_state(stack: Stack, B: int | Tensor, like: Tensor) -> State:
-    """A state of zeros, of the type and on the device of `like`."""
+def _sequences(batch_sizes: Tensor, order: Tensor | None) -> int | Tensor:
+    """B of packed rows; the order of unsorted sequences tells it without reading a number: torch.compile needs that."""
+    return batch_sizes[0] if order is None else order.shape[0]
+
+
+def zero_state(stack: Stack, B: int | Tensor, like: Tensor, shared: bool = False) -> State:
+    """A state of zeros, of the type and on the device of `like`; shared: h0 and c0 may be one tensor."""
     options = {"dtype": like.dtype, "device": like.device}
     h_shape, c_shape = stack.state_shapes(B)
     c0 = torch.zeros(c_shape, **options)
-    shared = h_shape == c_shape and like.dtype in HALF_TYPES  # the op casts c0 of a half type: a copy anyway
-    return c0 if shared else torch.zeros(h_shape, **options), c0
+    shared = shared or like.dtype in HALF_TYPES  # the op casts c0 of a half type: a copy anyway
+    return c0 if shared and h_shape == c_shape else torch.zeros(h_shape, **options), c0
 
 
 def permuted(hx: State, permutation: Tensor | None) -> State:

@@ -36,22 +36,23 @@ def is_state(hx: object) -> bool:
 
 
 def fits_plainly(
-    stack: Stack, rows: Tensor, tokens: Tokens | None, batch_sizes: Tensor | None, hx: State, weights: list[Tensor]
+    stack: Stack,
+    rows: Tensor,
+    tokens: Tokens | None,
+    B: int,
+    packed: bool,
+    hx: State | None,
+    weights: list[Tensor],
 ) -> bool:
     """Whether all tensors of a call are plain CPU tensors of one real type whose sizes belong together; there are rows.
 
-    The fused route hands their addresses to kernels after this and no other check: whatever those rely on is looked at here.
+    B: sequences, as `packed_sequences` says when packed. hx: None where a state of zeros will be made. The fused route hands
+    their addresses to kernels after this and no other check: whatever those rely on is looked at here.
     """
     shapes, dtype = stack.weight_shapes, weights[0].dtype if weights else None
-    if dtype not in REALS or len(weights) != len(shapes) or not is_state(hx):
+    if dtype not in REALS or len(weights) != len(shapes) or not is_plain_cpu(rows) or not (B and rows.numel()):
         return False
-    h0, c0 = hx
-    if not (is_plain_cpu(rows) and is_plain_cpu(h0) and is_plain_cpu(c0)) or not rows.numel():
-        return False
-    if h0.dtype != dtype or c0.dtype != dtype or rows.dim() != (2 if batch_sizes is None else 1) + (tokens is None):
-        return False
-    B = rows.shape[1] if batch_sizes is None else _packed_sequences(rows.shape[0], batch_sizes)
-    if not B or (h0.shape, c0.shape) != stack.state_shapes(B):
+    if rows.dim() != (1 if packed else 2) + (tokens is None) or not (hx is None or _state_fits(stack, hx, B, dtype)):
         return False
     for weight, shape in zip(weights, shapes, strict=True):
         if not (is_plain_cpu(weight) and weight.dtype == dtype and weight.shape == shape and weight.is_contiguous()):
@@ -61,12 +62,21 @@ def fits_plainly(
     return rows.dtype == dtype and rows.shape[-1] == stack.input_size
 
 
-def _packed_sequences(N: int, batch_sizes: Tensor) -> int:
-    """The number of sequences in N packed rows; 0 where batch_sizes is not what packing makes: the op says what is wrong."""
+def _state_fits(stack: Stack, hx: State, B: int, dtype: torch.dtype) -> bool:
+    if not is_state(hx):
+        return False
+    h0, c0 = hx
+    if not (is_plain_cpu(h0) and is_plain_cpu(c0)) or h0.dtype != dtype or c0.dtype != dtype:
+        return False
+    return (h0.shape, c0.shape) == stack.state_shapes(B)
+
+
+def packed_sequences(rows: Tensor, batch_sizes: Tensor) -> int:
+    """The number of sequences of packed rows; 0 where batch_sizes is not what packing makes: the op says what is wrong."""
     if not is_plain_cpu(batch_sizes) or batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1:
         return 0
     sizes = batch_sizes.tolist()
-    falling = sizes and sizes[-1] > 0 and sum(sizes) == N and all(map(ge, sizes, sizes[1:]))
+    falling = sizes and sizes[-1] > 0 and rows.shape[:1] == (sum(sizes),) and all(map(ge, sizes, sizes[1:]))
     return sizes[0] if falling else 0
 
 

@@ -9,6 +9,8 @@ Source of the method: Hochreiter and Schmidhuber 1997; projection: Sak et al. 20
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import cache
 from numbers import Number
 from typing import Any, ClassVar
 
@@ -20,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm import dispatch
 from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends.cpu import small_call
-from fastlstm.modules.call import State, normalise, permuted
+from fastlstm.modules.call import Masks, State, normalise, permuted
 from fastlstm.modules.route import RUN, TORCH, route
 from fastlstm.modules.stream import Stream
 
@@ -45,6 +47,7 @@ class LSTM(nn.RNNBase):
         What torch.nn.LSTM raises; TypeError or ValueError for an option of the second list.
     """
 
+    drop_options: ClassVar[tuple[str, ...]] = Masks._fields  # what training may drop; small calls ask them all
     _exact_class: ClassVar[type]  # this class; a subclass may have its own idea of a check
     recompute = False
     return_cell_states = False
@@ -133,7 +136,7 @@ class LSTM(nn.RNNBase):
     @dynamo_skip
     def _small_call(self, input: Tensor | PackedSequence, hx: State | None) -> tuple | None:
         """The fast path for few rows without gradients, in one native call; None where it does not apply."""
-        run_small = small_call.prepared(LSTM, dispatch.requested_name, dispatch.last_call)
+        run_small = _run_small()
         return None if run_small is None else run_small(self, input, hx)
 
     def _weights(self) -> list[Tensor]:
@@ -142,10 +145,6 @@ class LSTM(nn.RNNBase):
             return [getattr(self, name) for name in self._flat_weights_names]
         own = self._parameters  # a tenth of getattr's time
         return [getattr(self, name) if own.get(name) is None else own[name] for name in self._flat_weights_names]
-
-    def drops(self) -> bool:
-        """Whether training draws any mask."""
-        return bool(self.dropout or self.weight_drop or self.input_dropout or self.locked_dropout)
 
     def stream(self, batch_size: int = 1, dtype: torch.dtype | None = None) -> Stream:
         """Step by step inference with weights packed once: `s = lstm.stream(B); h = s.step(x)`."""
@@ -175,6 +174,13 @@ class LSTM(nn.RNNBase):
 
 
 LSTM._exact_class = LSTM
+
+
+@cache
+def _run_small() -> Callable | None:
+    return small_call.prepared(LSTM, dispatch.requested_name, dispatch.last_call)
+
+
 _OWN_OPTIONS = ("recompute", "return_cell_states", "return_gates", "weight_drop", "input_dropout", "locked_dropout")
 
 

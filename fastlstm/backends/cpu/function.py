@@ -37,15 +37,6 @@ class FusedCall(NamedTuple):
     threads: int
     through_ops: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
-    def shape(self, reverse: bool) -> dict[str, int]:
-        """The fields of Shape (csrc/kernels.h) and whether the real type is double."""
-        sizes = 0 if self.batch_sizes is None else self.batch_sizes.data_ptr()
-        return {
-            "double": self.dtype == torch.float64,
-            **{"T": self.T, "B": self.B, "H": self.stack.hidden_size, "P": self.stack.P},
-            **{"batch_sizes": sizes, "reset": 0, "reverse": reverse, "rounding": 0, "threads": self.threads},
-        }
-
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
@@ -53,6 +44,8 @@ def _address(tensor: Tensor | None) -> int:
 
 def _addresses(k: int, *tensors: Tensor | None) -> list[int]:
     """Where the k-th part of each begins. (Indexing would make a tensor of it, at ten times the cost.)"""
+    if k == 0:
+        return [0 if v is None else v.data_ptr() for v in tensors]
     return [0 if v is None else v.data_ptr() + k * v.stride(0) * v.element_size() for v in tensors]
 
 
@@ -110,7 +103,14 @@ def _direction(
     gates = _cached_array((*rows, 4 * H), dtype) if keep else None
     h_n, c_n, h0, c0 = states
     native.load().lstm_forward(
-        **call.shape(reverse=k % call.stack.directions == 1),
+        double=dtype == torch.float64,
+        T=call.T,
+        B=call.B,
+        H=H,
+        P=call.stack.P,
+        batch_sizes=_address(call.batch_sizes),
+        reverse=k % call.stack.directions == 1,
+        threads=call.threads,
         h=h.data_ptr(),
         c=_address(c),
         gates=_address(gates),
@@ -219,7 +219,14 @@ class _Backward:
         dw_hr = torch.empty_like(rest[-1]) if call.stack.proj_size and needs_grad[-1] else None
         dh0, dc0, dh_n, dc_n, c0, h0 = _addresses(k, self.dh0, self.dc0, self.dh_n, self.dc_n, self.c0, self.h0)
         native.load().lstm_backward(
-            **call.shape(reverse=d == 1),
+            double=call.dtype == torch.float64,
+            T=call.T,
+            B=call.B,
+            H=call.stack.hidden_size,
+            P=call.stack.P,
+            batch_sizes=_address(call.batch_sizes),
+            reverse=d == 1,
+            threads=call.threads,
             dh0=dh0,
             dc0=dc0,
             dh=_address(dh),

@@ -55,6 +55,7 @@ def prepared(lstm_class: type, requested: ContextVar, last_call: ContextVar) -> 
         "new_empty": Tensor.new_empty,
         "get_num_threads": torch.get_num_threads,
         "observers": (torch.is_grad_enabled, *NATIVE_OBSERVERS),
+        "drop_options": lstm_class.drop_options,
         "forward_ad": vars(torch.autograd.forward_ad),
         "requested": requested,
         "last_call": last_call,
