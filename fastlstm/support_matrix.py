@@ -77,12 +77,12 @@ def _cuda_takes(kernel: str, spec: Spec) -> bool:
     return all(lib.choose(gpu, code, spec.H, spec.B, back, spec.projected, kernel).blocks >= 0 for back in directions)
 
 
-def _triton_takes(shape: str, spec: Spec) -> bool:
-    """Whether the Triton planner has tiles of this shape."""
+def _triton_takes(kernel: str, spec: Spec) -> bool:
+    """Whether the Triton planner has tiles of this kernel."""
     known = cost_model.KNOWN[GPU]
-    device = triton_planner.Device(GPU, known.capability, known.sms, known.shared_bytes)
+    device = triton_planner.GpuLimits(GPU, known.capability, known.sms, known.shared_bytes)
     math = triton_planner.how(spec.dtype.itemsize, False, device)
-    with triton_planner.force(shape):
+    with triton_planner.force(kernel):
         plan = triton_planner.choose(device, spec.H, spec.B, math, projected=spec.projected, training=spec.training)
     return isinstance(plan, triton_planner.TritonPlan)
 

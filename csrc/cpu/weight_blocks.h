@@ -132,7 +132,9 @@ template <class W>
 void pack_rows(W* to, int64_t columns, const float* w, int64_t width, int64_t lanes, int64_t real) {
   typedef float Four __attribute__((vector_size(16)));
   if (width == 1) {  // the rows of a token table, packed as so many matrices of one column
-    for (int64_t i = 0; i < lanes; ++i) store_weight(to + i, i < real ? w[i] : 0.0f);
+    int64_t i = 0;
+    for (; i + 4 <= real; i += 4) store_weights(to + i, {w[i], w[i + 1], w[i + 2], w[i + 3]});
+    for (; i < lanes; ++i) store_weight(to + i, i < real ? w[i] : 0.0f);
     return;
   }
   for (int64_t k0 = 0; k0 < width; k0 += 16) {
@@ -163,7 +165,7 @@ void pack_block(const Pack& a, int64_t matrix, int64_t block) {
   for (int64_t g = 0; g < a.gates; ++g) {
     W* to = out + g * lanes;
     const int64_t row = (matrix * a.gates + g) * a.units + u0;
-    pack_rows(to, columns, a.w_x + row * a.I, a.I, lanes, real);
+    if (a.I > 0) pack_rows(to, columns, a.w_x + row * a.I, a.I, lanes, real);
     pack_rows(to + a.I * columns, columns, a.w_h + row * a.P, a.P, lanes, real);
   }
 }

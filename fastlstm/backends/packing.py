@@ -30,8 +30,7 @@ def pack(
     Returns:
         The blocks, a flat tensor of `dtype`. Units are filled up with zeros to a multiple of 16.
     """
-    w_h = w_h.to(torch.float32).contiguous()
-    w_x = None if w_x is None else w_x.to(torch.float32).contiguous()
+    w_h, w_x = _plain(w_h), None if w_x is None else _plain(w_x)
     units, P, I = w_h.shape[0] // (gates * count), w_h.shape[1], 0 if w_x is None else w_x.shape[1]
     out = torch.empty(count * gates * padded(units) * (I + P), dtype=dtype, device="cpu")
     native.load().pack(
@@ -47,6 +46,10 @@ def pack(
         threads=torch.get_num_threads(),
     )
     return out
+
+
+def _plain(w: Tensor) -> Tensor:
+    return (w if w.dtype is torch.float32 else w.to(torch.float32)).contiguous()
 
 
 dynamo_skip(__name__)

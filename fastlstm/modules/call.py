@@ -155,7 +155,8 @@ def normalise(
         B, hx = rows.size(1), None if hx is None else checks.with_batch(hx, batched)
     fits = eager and checks.fits_plainly(stack, rows, tokens, B, packed, hx, weights)
     if hx is None:
-        hx = zero_state(stack, B if fits or not packed else _sequences(batch_sizes, order), like, shared=fits)
+        shared = fits and not torch.is_grad_enabled()  # autograd would keep it as it keeps two
+        hx = zero_state(stack, B if fits or not packed else _sequences(batch_sizes, order), like, shared)
     if not packed and not (fits and type(lstm) is lstm._exact_class):
         checks.check_dense(lstm, stack, data, batched, hx, tokens)
     mask = None if reset is None else checks.reset_mask(reset, data, packed, tokens)

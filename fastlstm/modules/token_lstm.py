@@ -61,7 +61,8 @@ class TokenLSTM(nn.Module):
 
     def tables(self, weights: list[Tensor]) -> list[Tensor]:
         """One (V, 4H) table a direction: every id's share of the first layer's gates, bias included."""
-        return token_tables(Stack.of(self.lstm), weights, self.tokens.embedding)
+        stack = Stack.of(self.lstm, cached=not torch.compiler.is_compiling())
+        return token_tables(stack, weights, self.tokens.embedding)
 
     @property
     def tokens(self) -> Tokens:

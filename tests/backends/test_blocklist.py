@@ -76,7 +76,7 @@ def test_tf32_is_a_type_of_its_own(lib, monkeypatch, allowed):
 
 
 def test_triton_plans_another_shape_instead_of_a_wrong_one(fresh, monkeypatch):
-    monkeypatch.setattr(triton, "gpu", lambda device: planner.Device(GPU, 90, 132, 227 << 10))
+    monkeypatch.setattr(triton, "gpu", lambda device: planner.GpuLimits(GPU, 90, 132, 227 << 10))
     monkeypatch.setattr(triton, "_wrong_device", lambda device: None)
     assert TRITON.kernels(call()) == ("single_block",)
     record_wrong("triton", "single_block")

@@ -23,7 +23,7 @@ def with_competitor(call: LayerCall, name: str) -> Workload:
     return workload
 
 
-@pytest.mark.parametrize("kind", DENSE)
+@pytest.mark.parametrize("call_name", DENSE)
 @pytest.mark.parametrize("name", ["cell-loop", "onnxruntime", "jax"])
 def test_a_competitor_agrees_with_torch_in_every_output_and_gradient(name: str, call_name: str):
     workload = with_competitor(DENSE[call_name], name)

@@ -83,7 +83,7 @@ def test_the_cudnn_algorithm_under_autocast_is_that_of_float16():
 
 
 @pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
-@pytest.mark.parametrize("spoil", [lambda h: h * 0, lambda h: -h, lambda h: h.flip(1)])
+@pytest.mark.parametrize("damage", [lambda h: h * 0, lambda h: -h, lambda h: h.flip(1)])
 def test_the_characters_stage_marks_a_wrong_model_as_wrong(monkeypatch, damage):
     """Which no loss at the beginning of training shows: every h gives almost the same there."""
     simulation, original = rehearsal(stage="characters"), characters.FastlstmCharacterModel.forward

@@ -54,7 +54,7 @@ def test_shared_memory_is_held_to_the_device() -> None:
     nothing = planner.choose(replace(MADE_UP, shared_bytes=4 << 10), 64, 8, "tf32")
     assert nothing.count("bytes of shared memory") == 3
     smaller = planner.choose(replace(MADE_UP, shared_bytes=60 << 10), 64, 8, "tf32")
-    assert smaller.shape != "single_block"
+    assert smaller.kernel != "single_block"
     assert any(reason.startswith("single_block: needs ") for reason in smaller.reasons)
 
 
@@ -66,8 +66,8 @@ def test_reasons_name_the_rule_and_what_does_not_fit() -> None:
 
 def test_streamed_needs_a_multiprocessor_a_block() -> None:
     rows = planner.choose(MADE_UP, 200, 8, "half").forward.BM
-    assert planner.choose(MADE_UP, 200, rows * MADE_UP.sms, "half").shape == "streamed"
-    assert planner.choose(MADE_UP, 200, rows * MADE_UP.sms + 1, "half").shape == "per_step"
+    assert planner.choose(MADE_UP, 200, rows * MADE_UP.sms, "half").kernel == "streamed"
+    assert planner.choose(MADE_UP, 200, rows * MADE_UP.sms + 1, "half").kernel == "per_step"
 
 
 def test_projection_goes_through_per_step() -> None:
@@ -82,9 +82,9 @@ def test_projection_goes_through_per_step() -> None:
 
 def test_force_is_undone_and_checked() -> None:
     with planner.force("per_step"):
-        assert planner.choose(MADE_UP, 16, 8, "half").shape == "per_step"
+        assert planner.choose(MADE_UP, 16, 8, "half").kernel == "per_step"
         with planner.force(None):
-            assert planner.choose(MADE_UP, 16, 8, "half").shape == "single_block"
+            assert planner.choose(MADE_UP, 16, 8, "half").kernel == "single_block"
     assert planner.requested() is None
     with pytest.raises(ValueError, match="single_block, streamed, per_step"), planner.force("cluster"):
         pass
