@@ -37,7 +37,7 @@ def test_a_competitor_agrees_with_torch_in_every_output_and_gradient(name: str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["training", "forward"])
+@pytest.mark.parametrize("call_name", ["training", "forward"])
 def test_the_compiled_loop_agrees_with_torch(call_name: str):
     workload = with_competitor(DENSE[call_name], "compiled-loop")
     if "C++ compiler" in workload.skipped.get("compiled-loop", ""):
