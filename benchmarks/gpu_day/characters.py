@@ -90,7 +90,7 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
             if graph:
                 calls, errors = measure.replays(executor, calls)
             seconds, repeats = measure.in_turns(executor, calls)
-            rates = {name: B * T / gradients for name, gradients in seconds.items()}
+            rates = {name: B * T / step for name, step in seconds.items()}
             yield {
                 **columns,
                 "characters_per_second": rates,

@@ -43,7 +43,7 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
 
 
 def _checked(executor: GpuExecutor) -> Iterator[dict]:
-    """Each kernel and type in a process of the pool; the timed cells' kernels are compiled there too."""
+    """Each kernel and type in a process of the pool; the timed layers' kernels are compiled there too."""
     maths = ("f32",) if executor.rehearsal else tuple(MATHS)
     cases = (_sized(3, 2, 3, 8),) if executor.rehearsal else CASES
     kernels = KERNELS[:1] if executor.rehearsal else KERNELS
@@ -73,7 +73,7 @@ def check(kernel: str, math: str, cases: tuple[Case, ...], device: str) -> list[
 
 
 def warm(config: LayerConfig, device: str) -> list[dict]:
-    """Compile what a timed cell runs, into the cache that all processes share."""
+    """Compile what a timed layer runs, into the cache that all processes share."""
     executor = GpuExecutor({"out": "", "until": 0.0, "lost": [], "stage": "triton"})
     executor.device = torch.device(device)
     for row in _timed(executor, config._replace(T=2), warming=True):

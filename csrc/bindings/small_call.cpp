@@ -99,11 +99,21 @@ bool is_plain(const View& view) {
 // `find_memory` of a tensor that `is_plain`
 bool look(PyObject* object, View& view) { return find_memory(object, view) && is_plain(view); }
 
+// Gradients and torch.func: asked before the size of x, since a tensor that torch.func has wrapped has no memory, and
+// torch takes a millisecond to say so.
+constexpr Py_ssize_t kAskedFirst = 2;
+
+// True if none of the observers number first, …, last - 1 is active.
+bool unobserved(Py_ssize_t first, Py_ssize_t last) {
+  for (Py_ssize_t k = first; k < last; ++k)
+    if (!is_false(owned(PyObject_CallNoArgs(PyTuple_GET_ITEM(torch_.observers, k))).ptr())) return false;
+  return true;
+}
+
 // True if no functorch transform, mode, tracer, autocast, autograd or forward AD is active, and no other backend is
 // requested.
 bool bypass_allowed() {
-  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(torch_.observers); ++k)
-    if (!is_false(owned(PyObject_CallNoArgs(PyTuple_GET_ITEM(torch_.observers, k))).ptr())) return false;
+  if (!unobserved(kAskedFirst, PyTuple_GET_SIZE(torch_.observers))) return false;
   PyObject* level = PyDict_GetItemWithError(torch_.forward_ad, names().level);
   if (!level || PyLong_AsLong(level) >= 0) return PyErr_Clear(), false;
   PyObject* requested = nullptr;
@@ -138,7 +148,8 @@ class SmallModuleCall {
 
   // (out, (h_n, c_n)), or None with nothing done; null with an exception if memory runs out.
   PyObject* run() {
-    if (!few_rows() || !bypass_allowed() || !sizes() || !input() || !state() || !weights() || !outputs())
+    if (!unobserved(0, kAskedFirst) || !few_rows() || !bypass_allowed() || !sizes() || !input() || !state() ||
+        !weights() || !outputs())
       return Py_NewRef(Py_None);
     if (!compute()) return PyErr_NoMemory();
     Ref token = owned(PyContextVar_Set(torch_.last_call, torch_.plan));
@@ -171,7 +182,7 @@ class SmallModuleCall {
   }
 
   bool input() {
-    if (!is_plain(x_)) return false;
+    if (!look(x_given_, x_)) return false;  // anew: reading the module's options may have run other code
     batched_ = x_.t.ndim == 3;
     if ((x_.t.ndim != 2 && !batched_) || x_.t.shape[x_.t.ndim - 1] != I) return false;
     T = x_.t.shape[batched_ && batch_first_ ? 1 : 0], B = batched_ ? x_.t.shape[batch_first_ ? 0 : 1] : 1;

@@ -17,6 +17,7 @@ from fastlstm._torch_compat import dynamo_skip
 
 # What the package calls; a module without one of them was built from older sources (tests/backends/test_native.py holds the
 # lists). A build with FASTLSTM_CPU=off has no CPU kernels and says so in `no_cpu`.
+INTERFACE = 2  # `interface` of csrc/bindings/module.cpp; raise both where the keywords of a native function change
 _NAMES = ("plan",)
 _CPU_NAMES = (
     *("StepLayer", "any_outside", "array", "gemm", "isa", "isa_names", "lstm_backward", "lstm_forward", "lstm_step"),
@@ -35,9 +36,11 @@ def _attempt() -> tuple[ModuleType | None, str | None]:
         )
     without_cpu = hasattr(_C, "no_cpu")
     missing = [name for name in (*_NAMES, *_CPU_NAMES * (not without_cpu)) if not hasattr(_C, name)]
-    if missing:
+    interface = getattr(_C, "interface", 1)
+    if missing or interface != INTERFACE:
+        why = f"has no {', '.join(missing)}" if missing else f"has interface {interface}, expected {INTERFACE}"
         reason = (
-            f"the native module {_C.__file__} is older than the package (it has no {', '.join(missing)}) and is not used; "
+            f"the native module {_C.__file__} is older than the package (it {why}) and is not used; "
             "build it again: pip install -e . in the checkout"
         )
         logging.getLogger("fastlstm").warning(reason)  # once: everything runs without it, slowly

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 State = tuple[Tensor, Tensor]
+_ROW_TYPES = (*REALS, torch.int64)  # of rows that the fused route takes: vectors, ids
 
 
 class Tokens(NamedTuple):
@@ -73,6 +74,8 @@ def _state_fits(stack: Stack, hx: State, B: int, dtype: torch.dtype) -> bool:
 
 def packed_sequences(rows: Tensor, batch_sizes: Tensor) -> int:
     """The number of sequences of packed rows; 0 where batch_sizes is not what packing makes: the op says what is wrong."""
+    if not rows.is_cpu or rows.dtype not in _ROW_TYPES:
+        return 0  # not for the fused route: the sizes are not read, which takes long where there are many steps
     if not is_plain_cpu(batch_sizes) or batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1:
         return 0
     sizes = batch_sizes.tolist()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import logging
 import os
+import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,7 +45,9 @@ def test_an_older_module_is_named_once_and_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = SimpleNamespace(
-        __file__="old/_C.so", **dict.fromkeys({*native._NAMES, *native._CPU_NAMES} - {"gemm", "pack"})
+        __file__="old/_C.so",
+        interface=native.INTERFACE,
+        **dict.fromkeys({*native._NAMES, *native._CPU_NAMES} - {"gemm", "pack"}),
     )
     monkeypatch.setattr(fastlstm, "_C", old, raising=False)
     monkeypatch.setitem(sys.modules, "fastlstm._C", old)
@@ -53,6 +57,28 @@ def test_an_older_module_is_named_once_and_not_used(
     assert reason == caplog.messages[0]
     assert "old/_C.so is older than the package (it has no gemm, pack)" in reason
     assert "pip install -e ." in reason
+
+
+def test_a_module_of_another_interface_is_named_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its functions have the right names and take other keywords."""
+    old = SimpleNamespace(__file__="old/_C.so", **dict.fromkeys((*native._NAMES, *native._CPU_NAMES)))
+    monkeypatch.setattr(fastlstm, "_C", old, raising=False)
+    monkeypatch.setitem(sys.modules, "fastlstm._C", old)
+    module, reason = native._attempt.__wrapped__()
+    assert module is None
+    assert f"it has interface 1, expected {native.INTERFACE}" in reason
+
+
+def test_the_interface_number_is_of_these_keywords() -> None:
+    """Where this fails, keywords have changed: raise INTERFACE and `interface`, and put the new checksum here."""
+    bindings = PACKAGE.parent / "csrc" / "bindings"
+    if not bindings.exists():
+        pytest.skip("the sources of the native module are not beside the package")
+    sources = "".join(path.read_text() for path in sorted(bindings.glob("*.cpp")))
+    keywords = sorted(set(re.findall(r'(?:\ba\.\w+(?:<[^>]*>)?\((?:[^"()]*, )?|keep\(|arg\()"(\w+)"', sources)))
+    assert len(keywords) > 60
+    assert (native.INTERFACE, zlib.crc32(" ".join(keywords).encode())) == (2, 2803496818)
+    assert native.load().interface == native.INTERFACE
 
 
 def test_an_instruction_set_that_is_not_there_is_said_once() -> None:
@@ -83,7 +109,7 @@ WITHOUT_CPU = """
 import sys, types
 module = types.ModuleType("fastlstm._C")
 module.__file__, module.no_cpu, module.no_cuda = "new", "FASTLSTM_CPU=off", "there was no nvcc"
-module.plan = types.SimpleNamespace()
+module.plan, module.interface = types.SimpleNamespace(), INTERFACE
 sys.modules["fastlstm._C"] = module
 import torch, fastlstm
 from fastlstm import dispatch, doctor
@@ -94,7 +120,8 @@ from fastlstm.backends.cuda import backend as cuda
 
 def _without_cpu(code: str, **env: str) -> subprocess.CompletedProcess:
     """Run code with a module as FASTLSTM_CPU=off builds it."""
-    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_CPU + code]
+    setup = WITHOUT_CPU.replace("INTERFACE", str(native.INTERFACE))
+    command = [sys.executable, "-W", "ignore", "-c", setup + code]
     return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=300)
 
 

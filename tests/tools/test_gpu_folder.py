@@ -144,7 +144,7 @@ def test_a_built_folder_imports_and_plans_and_says_that_there_is_no_gpu(tmp_path
     assert done.returncode == 0, done.stderr
     reply = json.loads(done.stdout)
     assert all(path.startswith(str(out)) for path in reply["files"])
-    assert reply["names"] == ["cuda", "no_cpu", "plan"]
+    assert reply["names"] == ["cuda", "interface", "no_cpu", "plan"]
     assert (reply["archs"], reply["not_built"]) == ("90a", None)
     assert reply["device"] is None or "there is no NVIDIA driver" in reply["device"]
     assert len(reply["kernels"]) == 2

@@ -1,8 +1,10 @@
-"""The short way of small calls: right where it applies, not taken where it does not, and nothing remembered."""
+"""Few-row calls in one native call: right where it applies, not taken where it does not, and nothing remembered."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -300,3 +302,33 @@ def test_reference_counts_do_not_grow() -> None:
     assert sys.getrefcount(results) == 2
     assert [sys.getrefcount(v) for v in results] == [3, 3]  # the tuple, the name and the argument
     assert [sys.getrefcount(v) for v in results[1]] == [3, 3]
+
+
+def test_tensors_without_memory_are_not_asked_for_it() -> None:
+    """torch takes a millisecond to refuse, and with this variable it says so; torch.func and training ask nothing."""
+    code = (
+        "import torch, fastlstm\n"
+        "lstm, x = fastlstm.LSTM(3, 5), torch.randn(4, 1, 3)\n"
+        "lstm(x.requires_grad_()); fastlstm.LSTM(3, 5, device='meta')(torch.randn(1, 2, 3, device='meta'))\n"
+        "with torch.no_grad():\n"
+        "    torch.func.vmap(lambda row: lstm(row[None])[0])(x.detach())\n"
+        "    torch.func.grad(lambda row: lstm(row[None])[0].sum())(x.detach()[0])\n"
+    )
+    environment = os.environ | {"TORCH_SHOW_CPP_STACKTRACES": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_memory_of_x_is_looked_up_after_code_that_may_change_it() -> None:
+    class Probability(float):
+        def __bool__(self) -> bool:
+            x.data = torch.zeros_like(x)
+            return False
+
+    torch_lstm, lstm = _pair(3, 5)
+    x = torch.randn(1, 2, 3)
+    lstm.dropout = Probability(0.0)
+    with torch.no_grad():
+        actual = lstm(x)
+        assert _short()
+        _same(actual, torch_lstm(torch.zeros(1, 2, 3)))
