@@ -149,7 +149,7 @@ def torch_is_faster(spec: Spec) -> bool:
     """Where torch's own path was measured faster for dense input on a CPU: large weights, many rows, AVX-512.
 
     benchmarks/results/cpu-avx512-large.csv and cpu-avx512-xeon-large.csv: forced, forward at H 512 and 1024 runs at 0.87 to
-    0.96 of nn.LSTM's speed, training steps at H 1024 at 0.96 to 1.02, at H 512 above 1. With AVX2 (cpu-avx2.csv,
+    0.96 of nn.LSTM's speed, training steps at H 1024 at 0.96 to 1.02, at H 512 above 1. With AVX2 (cpu-avx2-xeon.csv,
     cpu-avx2-epyc.csv) nothing is slower by more than these runs differ.
     """
     if spec.packed or spec.token or spec.reset or spec.projected or spec.dtype != torch.float32:
