@@ -110,8 +110,8 @@ bool unobserved(Py_ssize_t first, Py_ssize_t last) {
   return true;
 }
 
-// True if no functorch transform, mode, tracer, autocast, autograd or forward AD is active, and no other backend is
-// requested.
+// True if, besides what is asked first, no mode, tracer, autocast, profiler or forward AD is active, and no other
+// backend is requested.
 bool bypass_allowed() {
   if (!unobserved(kAskedFirst, PyTuple_GET_SIZE(torch_.observers))) return false;
   PyObject* level = PyDict_GetItemWithError(torch_.forward_ad, names().level);
@@ -159,7 +159,7 @@ class SmallModuleCall {
   }
 
  private:
-  // Asked first: most calls that this path does not take have more rows.
+  // Asked early: most calls that this path does not take have more rows.
   bool few_rows() {
     if (!find_memory(x_given_, x_) || x_.t.ndim < 2 || x_.t.ndim > 3) return false;
     return x_.t.shape[0] <= kMostRows && (x_.t.ndim == 2 || x_.t.shape[1] <= kMostRows);

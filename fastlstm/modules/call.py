@@ -154,9 +154,9 @@ def normalise(
         rows = _time_first(data, batched, lstm.batch_first)
         B, hx = rows.size(1), None if hx is None else checks.with_batch(hx, batched)
     fits = eager and checks.fits_plainly(stack, rows, tokens, B, packed, hx, weights)
-    if hx is None:
-        shared = fits and not torch.is_grad_enabled()  # autograd would keep it as it keeps two
-        hx = zero_state(stack, B if fits or not packed else _sequences(batch_sizes, order), like, shared)
+    if hx is None:  # one tensor for both where autograd keeps nothing
+        B = B if fits or not packed else _sequences(batch_sizes, order)
+        hx = zero_state(stack, B, like, shared=fits and not torch.is_grad_enabled())
     if not packed and not (fits and type(lstm) is lstm._exact_class):
         checks.check_dense(lstm, stack, data, batched, hx, tokens)
     mask = None if reset is None else checks.reset_mask(reset, data, packed, tokens)
@@ -170,11 +170,9 @@ def normalise(
         if casts(like, packed):
             before = (rows, hx, weights)
             rows, hx, weights = _autocast(*before)
-    results = (mask, bool(cells), bool(gates))
     drops = (lstm.training, Masks.of(lstm) if lstm.training else _NO_MASKS, lstm.recompute)
-    how = (before, fits, own_functions)
-    form = (lstm.batch_first, batched, back, order)
-    return Call(stack, rows, tokens, batch_sizes, hx, weights, *results, *drops, *how, *form)
+    how = (before, fits, own_functions, lstm.batch_first, batched, back, order)
+    return Call(stack, rows, tokens, batch_sizes, hx, weights, mask, bool(cells), bool(gates), *drops, *how)
 
 
 def _time_first(value: Tensor, batched: bool, batch_first: bool) -> Tensor:

@@ -205,14 +205,8 @@ class _Backward:
         x, (h, c, gates) = self.inputs[layer], self.kept[3 * k : 3 * k + 3]
         ids, of_bias = call.V > 0 and layer == 0, call.stack.bias and any(needs_grad[2:4])
         of_table = self.needs_grad[3], needs_grad[0], of_bias
-        if ids:
-            d_in = (
-                torch.empty((call.V, 4 * call.stack.hidden_size), dtype=call.dtype, device="cpu")
-                if any(of_table)
-                else None
-            )
-        else:
-            d_in = torch.empty_like(w_ih) if needs_grad[0] else None
+        shape, wants_in = ((call.V, w_hh.shape[0]), any(of_table)) if ids else (w_ih.shape, needs_grad[0])
+        d_in = torch.empty(shape, dtype=call.dtype, device="cpu") if wants_in else None
         dx = _cached_array(x.shape, x.dtype) if wants_dx and not ids else None
         dw_hh = torch.empty_like(w_hh) if needs_grad[1] else None
         dbias = torch.empty_like(rest[0]) if of_bias and not ids else None
