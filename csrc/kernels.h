@@ -176,6 +176,7 @@ struct SampleArgs {
   const void* w_out;           // (V, P) packed with one gate
   const float* b_out;          // (V rounded up to 16,)
   const int32_t* transitions;  // (states, V): the state after each id, below 0 where the id is forbidden; or null
+  int64_t state_count;         // a state from here on is an error: nothing can be drawn
   const int64_t* stops;        // sequences that end a stream, one after another
   const int64_t* stop_ends;    // (stop_count,) where each ends in `stops`
   int64_t stop_count, L, B, H, P, V;
@@ -201,6 +202,7 @@ struct Kernels {
   void (*sample_f32)(const SampleArgs&);
   void (*sample_bf16)(const SampleArgs&);
   void (*gumbel)(double* noise, int64_t n, uint64_t seed, uint64_t position, uint64_t stream);  // n: a multiple of 8
+  void (*empty_workspaces)(int threads);
   void (*gemm_f32)(const Gemm<float>&);
   void (*gemm_f64)(const Gemm<double>&);
   void (*sum_by_id_f32)(const SumById<float>&);

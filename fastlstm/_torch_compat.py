@@ -8,6 +8,7 @@ dynamo_skip      torch.compile must not look into this function or module
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -107,6 +108,73 @@ def is_plain(v: Tensor) -> bool:
 def is_plain_cpu(v: Tensor) -> bool:
     """`is_plain`, of a tensor on the CPU."""
     return type(v) in _PLAIN and _bits(_C._dispatch_keys(v)) in _CPU_KEYS
+
+
+def has_plain_keys(v: Tensor) -> bool:
+    """True if torch's dispatcher takes a tensor, of whatever class, for an ordinary one on the CPU."""
+    return _bits(_C._dispatch_keys(v)) in _CPU_KEYS
+
+
+_CODES = {  # type: code and bits, as DLPack writes them
+    **{torch.float32: (2, 32), torch.float64: (2, 64), torch.float16: (2, 16), torch.bfloat16: (4, 16)},
+    **{torch.int64: (0, 64), torch.int32: (0, 32), torch.uint8: (1, 8), torch.bool: (6, 8)},
+}
+
+
+def storage_bytes_left(v: Tensor) -> int:
+    """Bytes of a tensor's storage from the tensor's first element on."""
+    return v.untyped_storage().nbytes() - v.storage_offset() * v.element_size()
+
+
+def memory_of(v: Tensor) -> tuple[int, ...] | None:
+    """What csrc/bindings/boundary.cpp asks where torch has no exchange API: address, type, bytes, shape, strides; or None."""
+    if v.dtype not in _CODES or not has_plain_keys(v):
+        return None
+    return (v.data_ptr(), *_CODES[v.dtype], storage_bytes_left(v), *v.shape, *v.stride())
+
+
+def describe_object(value: object) -> str:
+    """What an argument is, for error messages."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    try:
+        kind = "" if type(value) in _PLAIN else f" {type(value).__name__}"
+        strides = "" if value.layout is not torch.strided or value.is_contiguous() else f" and strides {value.stride()}"
+        return (
+            f"{str(value.dtype).removeprefix('torch.')}{kind} with shape {list(value.shape)}{strides} on {value.device}"
+        )
+    except Exception:  # a subclass may refuse any question
+        return type(value).__name__
+
+
+def native_boundary() -> dict[str, object]:
+    """What csrc/bindings/boundary.cpp reads tensors with.
+
+    exchange_api: DLPack's table of C functions, None before torch 2.10. storage_bytes, storage_offset: addresses of functions
+    of torch's stable C interface, 0 where they are not found; they take the handle that lies in a tensor's Python object, and
+    probe_cdata tells where in the probe that is.
+    """
+    storage_bytes = storage_offset = 0
+    try:
+        import ctypes
+
+        names = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib"}
+        library = ctypes.CDLL(
+            os.path.join(os.path.dirname(torch.__file__), "lib", names.get(sys.platform, "torch_cpu.dll"))
+        )
+        functions = library.aoti_torch_get_storage_size, library.aoti_torch_get_storage_offset
+        storage_bytes, storage_offset = (ctypes.cast(f, ctypes.c_void_p).value for f in functions)
+    except (ImportError, OSError, AttributeError):
+        pass  # storages are asked through Python then
+    with torch.inference_mode(False):
+        probe = torch.zeros(12, dtype=torch.float32, device="cpu")[4:]
+    return {
+        "exchange_api": getattr(Tensor, "__dlpack_c_exchange_api__", None),
+        **{"tensor": Tensor, "parameter": torch.nn.Parameter, "is_neg": Tensor.is_neg, "is_plain": has_plain_keys},
+        **{"memory": memory_of, "bytes_left": storage_bytes_left, "describe": describe_object},
+        **{"storage_bytes": storage_bytes, "storage_offset": storage_offset},
+        **{"probe": probe, "probe_cdata": probe._cdata},
+    }
 
 
 def _any_requires_grad_in_python(*args: object) -> bool:

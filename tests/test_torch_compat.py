@@ -53,7 +53,7 @@ def test_every_function_that_takes_an_address_is_left_alone() -> None:
     for path in takers:
         assert path.name in _TRACED or path.read_text().endswith("\ndynamo_skip(__name__)\n"), path
     names = {code.co_name for module in (backend, function) for code in _torch_compat.code_of(module, module.__name__)}
-    assert {"forward", "backward", "_address", "_addresses"} <= names
+    assert {"forward", "backward", "_direction", "_backward"} <= names
 
 
-_TRACED = {"doctor.py", "cost_model.py", "_torch_compat.py"}  # they ask the native module, and hand it no address
+_TRACED = {"doctor.py", "cost_model.py", "_torch_compat.py"}  # they ask the native module, and hand it no tensor

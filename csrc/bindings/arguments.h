@@ -1,20 +1,32 @@
 // Keyword arguments of the kernels' entry points.
 //
-// An entry point takes addresses, sizes and flags by name only: lib.lstm_forward(h=..., c=..., T=...). A name that is
-// missing, unknown or of the wrong type raises TypeError, and nothing has run. Only what is read with a default may be
-// left out. A call with 25 names takes 0.5 µs (a tuple and a list of unnamed numbers took 0.85); a dict spread by **
-// adds 1.4 µs.
+// An entry point takes tensors, sizes and flags by name only: lib.lstm_forward(h=..., c=..., T=...). A name that is
+// missing, unknown or of the wrong type raises TypeError; a tensor that is not what the sizes imply raises RuntimeError
+// (boundary.h: type, device, sizes, strides, storage); a size that arithmetic cannot hold raises ValueError; an id or a
+// batch size that points outside raises IndexError. Nothing has run then. Only what is read with a default may be left
+// out; None is as if it were. The caller holds a reference to every argument during the call. Numbers by which a kernel
+// finds its way in memory (ids, batch sizes) are copied, and the copy is checked: another thread may change a tensor.
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <new>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
+#include "boundary.h"
+
 namespace py = pybind11;
+
+// A list of objects of a class that pybind11 knows; the list's items must be held while it is used.
+template <class T>
+using Objects = std::vector<const T*>;
 
 class Arguments {
  public:
@@ -25,27 +37,89 @@ class Arguments {
     if (count_ > 64) fail("takes at most 64 arguments");
   }
 
-  // Whether the argument is given and not 0
+  // Whether the argument is given and not None
   bool given(std::string_view name) const {
     const auto i = find(name);
-    return i && PyObject_IsTrue(values_[*i]) == 1;
+    return i && values_[*i] != Py_None;
   }
 
-  // An address, which must be given. That of an array without elements may be 0.
+  // The memory of a contiguous tensor of `rows` rows (in one dimension or several) of `width` numbers of type T; it
+  // must be given. Never null: an array without elements has an address that is not used.
   template <class T>
-  T* address(std::string_view name) {
-    return reinterpret_cast<T*>(to_address(name, required(name)));
+  T* array(std::string_view name, int64_t rows, int64_t width) {
+    return static_cast<T*>(checked(name, boundary::type_of<std::remove_const_t<T>>, rows, width));
   }
-  // An address; null if it is 0 or left out.
   template <class T>
-  T* optional_address(std::string_view name) {
-    const auto i = read(name);
-    return i ? reinterpret_cast<T*>(to_address(name, values_[*i])) : nullptr;
+  T* array(std::string_view name, int64_t count) {
+    return static_cast<T*>(checked(name, boundary::type_of<std::remove_const_t<T>>, count, kAnyWidth));
   }
-  // `must`: an address that must be given, else one that may be left out
+  void* array(std::string_view name, boundary::Type type, int64_t count) {
+    return checked(name, type, count, kAnyWidth);
+  }
+  // The same; null if it is None or left out.
+  template <class T, class... Sizes>
+  T* optional_array(std::string_view name, Sizes... sizes) {
+    return given(name) ? array<T>(name, sizes...) : absent<T>(name);
+  }
+  // Null, whatever is given: an array that this call does not read
   template <class T>
-  T* address_if(bool must, std::string_view name) {
-    return must ? address<T>(name) : optional_address<T>(name);
+  T* absent(std::string_view name) {
+    read(name);
+    return nullptr;
+  }
+  // Part number `part` of a contiguous tensor of several parts, each of rows x width
+  template <class T>
+  T* part(std::string_view name, int64_t part, int64_t rows, int64_t width) {
+    boundary::View view;
+    look(name, boundary::type_of<std::remove_const_t<T>>, view);
+    const int64_t size = boundary::product({rows, width}), parts = size > 0 ? view.count() / size : part + 1;
+    if (size < 0 || !view.contiguous() || view.last() != width || (size > 0 && view.count() % size) || part < 0 ||
+        part >= parts)
+      fail_array(name, boundary::type_of<std::remove_const_t<T>>, parts_text(part, rows, width));
+    return size == 0 ? static_cast<T*>(nothing()) : view.data<T>() + part * size;
+  }
+  template <class T>
+  T* optional_part(std::string_view name, int64_t number, int64_t rows, int64_t width) {
+    return given(name) ? part<T>(name, number, rows, width) : absent<T>(name);
+  }
+  // The number of elements of a tensor of type T, and of its rows, each of `width` numbers
+  template <class T>
+  int64_t count_of(std::string_view name) {
+    boundary::View view;
+    look(name, boundary::type_of<std::remove_const_t<T>>, view);
+    return view.count();
+  }
+  template <class T>
+  int64_t rows_of(std::string_view name, int64_t width) {
+    return count_of<T>(name) / (width < 1 ? 1 : width);
+  }
+  // The tensor of a matrix with any strides
+  template <class T>
+  void matrix(std::string_view name, boundary::View& view) {
+    look(name, boundary::type_of<std::remove_const_t<T>>, view);
+    if (view.tensor.ndim != 2) fail_array(name, boundary::type_of<std::remove_const_t<T>>, "a matrix");
+  }
+
+  // A checked copy of `count` ids in 0 … V - 1
+  const int64_t* ids(std::string_view name, int64_t count, int64_t V) {
+    const int64_t* copy = copied<int64_t>(name, count);
+    bool outside = false;
+    for (int64_t k = 0; k < count; ++k) outside |= uint64_t(copy[k]) >= uint64_t(V);
+    for (int64_t k = 0; outside && k < count; ++k)
+      if (uint64_t(copy[k]) >= uint64_t(V))
+        throw py::index_error(std::string(name) + " hold " + std::to_string(copy[k]) + ", expected 0 to " +
+                              std::to_string(V - 1) + " (the table has " + std::to_string(V) +
+                              " rows); check the vocabulary");
+    return copy;
+  }
+  // A copy of an array that no other thread can change
+  template <class T>
+  T* copied(std::string_view name, int64_t count) {
+    const T* values = array<const T>(name, count);
+    copies_.emplace_back(new uint64_t[(size_t(count) * sizeof(T) + 7) / 8]);
+    T* copy = reinterpret_cast<T*>(copies_.back().get());
+    std::copy(values, values + count, copy);
+    return copy;
   }
 
   int64_t integer(std::string_view name) { return to_integer(name, required(name)); }
@@ -53,7 +127,24 @@ class Arguments {
     const auto i = read(name);
     return i ? to_integer(name, values_[*i]) : if_missing;
   }
-  uint64_t unsigned_integer(std::string_view name) { return to_address(name, required(name)); }
+  // A size: an int from `least` on
+  int64_t size(std::string_view name, int64_t least = 0) {
+    const int64_t n = integer(name);
+    if (n < least) bad_size(name, n, "an int of " + std::to_string(least) + " or more");
+    return n;
+  }
+  // An int in 0 … below - 1
+  int64_t index(std::string_view name, int64_t below) { return index_of(name, integer(name), below); }
+  int64_t index(std::string_view name, int64_t below, int64_t if_missing) {
+    return index_of(name, integer(name, if_missing), below);
+  }
+  // a * b * … of sizes, for an array or for scratch memory
+  int64_t product(std::initializer_list<int64_t> sizes) const {
+    const int64_t n = boundary::product(sizes);
+    if (n < 0) throw py::value_error(std::string(py::str(function_)) + ": sizes multiply to more than memory can hold");
+    return n;
+  }
+  uint64_t unsigned_integer(std::string_view name) { return to_unsigned(name, required(name)); }
 
   double real(std::string_view name) {
     const double value = PyFloat_AsDouble(required(name));
@@ -67,19 +158,29 @@ class Arguments {
     return value == Py_True;
   }
 
-  // Copies of a list of objects of a class that pybind11 knows
+  // The items of a list, all of a class that pybind11 knows; the list is copied, so that they stay.
   template <class T>
-  std::vector<T> objects(std::string_view name) {
+  Objects<T> objects(std::string_view name, const char* expected) {
     PyObject* value = required(name);
-    if (!PyList_CheckExact(value)) fail_type(name, "a list");
-    std::vector<T> copies;
-    copies.reserve(size_t(PyList_GET_SIZE(value)));
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(value); ++i) {
-      const py::handle item = PyList_GET_ITEM(value, i);
-      if (!py::isinstance<T>(item)) fail_type(name, "a list of StepLayer");
-      copies.push_back(item.cast<const T&>());
+    if (!PyList_CheckExact(value)) fail_type(name, expected);
+    held_ = py::reinterpret_steal<py::object>(PyList_AsTuple(value));
+    if (!held_) throw py::error_already_set();
+    Objects<T> items;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(held_.ptr()); ++i) {
+      const py::handle item = PyTuple_GET_ITEM(held_.ptr(), i);
+      if (!py::isinstance<T>(item)) fail_type(name, expected);
+      items.push_back(&item.cast<const T&>());
     }
-    return copies;
+    return items;
+  }
+
+  [[noreturn]] void fail(const std::string& what) const {
+    PyErr_Clear();
+    throw py::type_error(std::string(py::str(function_)) + " " + what);
+  }
+  [[noreturn]] void bad_size(std::string_view name, int64_t n, const std::string& expected) const {
+    throw py::value_error(std::string(py::str(function_)) + ": " + std::string(name) + " is " + std::to_string(n) +
+                          ", expected " + expected);
   }
 
   // After the last one was read: raises TypeError if an argument was given that the function does not have.
@@ -91,10 +192,47 @@ class Arguments {
   }
 
  private:
-  [[noreturn]] void fail(const std::string& what) const {
-    PyErr_Clear();
-    throw py::type_error(std::string(py::str(function_)) + " " + what);
+  static constexpr int64_t kAnyWidth = -1;
+
+  void look(std::string_view name, boundary::Type type, boundary::View& view) {
+    PyObject* value = required(name);
+    if (!view_of(value, type, view)) fail_array(name, type, "of the sizes of this call");
   }
+  static bool view_of(PyObject* value, boundary::Type type, boundary::View& view) {
+    return boundary::look(value, view) && view.is(type);
+  }
+  // The address of rows x width numbers, or of `rows` numbers with kAnyWidth
+  void* checked(std::string_view name, boundary::Type type, int64_t rows, int64_t width) {
+    boundary::View view;
+    PyObject* value = required(name);
+    const int64_t count = width == kAnyWidth ? rows : product({rows, width});
+    const bool sized = view_of(value, type, view) && view.count() == count &&
+                       (width == kAnyWidth || count == 0 || view.last() == width) && view.contiguous();
+    if (!sized)
+      fail_array(name, type,
+                 width == kAnyWidth ? std::to_string(count) + " numbers"
+                                    : std::to_string(rows) + " rows of " + std::to_string(width));
+    return count ? view.tensor.data : nothing();
+  }
+  [[noreturn]] void fail_array(std::string_view name, boundary::Type type, const std::string& sizes) const {
+    const auto i = find(name);
+    throw std::runtime_error(std::string(py::str(function_)) + ": " + std::string(name) + " is " +
+                             boundary::describe(values_[*i]) + ", expected " + type.name + ", " + sizes +
+                             ", contiguous in the memory of the CPU; was it changed after it was passed?");
+  }
+  static std::string parts_text(int64_t part, int64_t rows, int64_t width) {
+    return "more than " + std::to_string(part) + " parts of " + std::to_string(rows) + " rows of " +
+           std::to_string(width);
+  }
+  static void* nothing() {
+    alignas(64) static char none[64];
+    return none;
+  }
+  int64_t index_of(std::string_view name, int64_t n, int64_t below) const {
+    if (n < 0 || n >= below) bad_size(name, n, "an int in 0 to " + std::to_string(below - 1));
+    return n;
+  }
+
   [[noreturn]] void fail_type(std::string_view name, const char* expected) const {
     fail("has '" + std::string(name) + "' of the wrong type or range, expected " + expected);
   }
@@ -125,10 +263,10 @@ class Arguments {
     return values_[*i];
   }
 
-  uint64_t to_address(std::string_view name, PyObject* value) const {
-    const uint64_t address = PyLong_Check(value) ? PyLong_AsUnsignedLongLong(value) : ~uint64_t(0);
-    if (address == ~uint64_t(0) && (!PyLong_Check(value) || PyErr_Occurred())) fail_type(name, "an int of 0 or more");
-    return address;
+  uint64_t to_unsigned(std::string_view name, PyObject* value) const {
+    const uint64_t n = PyLong_Check(value) ? PyLong_AsUnsignedLongLong(value) : ~uint64_t(0);
+    if (n == ~uint64_t(0) && (!PyLong_Check(value) || PyErr_Occurred())) fail_type(name, "an int of 0 or more");
+    return n;
   }
   int64_t to_integer(std::string_view name, PyObject* value) const {
     const int64_t n = PyLong_Check(value) ? PyLong_AsLongLong(value) : -1;
@@ -141,6 +279,8 @@ class Arguments {
   PyObject* names_;
   Py_ssize_t count_, next_ = 0;
   uint64_t read_ = 0;  // bit i: argument i was read
+  std::vector<std::unique_ptr<uint64_t[]>> copies_;
+  py::object held_;
 };
 
 template <void (*call)(Arguments&)>
@@ -154,6 +294,8 @@ PyObject* entry_point(PyObject* function, PyObject* const* values, Py_ssize_t po
   } catch (const py::builtin_exception& error) {
     error.set_error();
   } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::length_error&) {  // of a std::vector
     PyErr_NoMemory();
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());

@@ -2,8 +2,9 @@
 //
 // malloc returns arrays beyond 32 MB to the system when they are freed, and smaller ones if they are at the end of its
 // heap; the next step then pays for fresh, zeroed pages: up to a fifth of a step. Here a freed array stays in a cache
-// until a request of its size class. Arrays that kMaxIdleRequests requests passed by are freed, and the cache never
-// exceeds kMaxBytes. Arrays go to torch as DLPack capsules; any thread may free a tensor.
+// until a request of its size class. Arrays that kMaxIdleRequests requests passed by are freed, the cache never exceeds
+// its limit, and fastlstm.empty_cache frees all of it. Arrays go to torch as DLPack capsules; any thread may free a
+// tensor.
 //
 // The free list is the one of the kernels' workspace (cpu/block_cache.h). The two caches stay apart: the workspace
 // needs no lock, and its threads allocate at the same time.
@@ -15,7 +16,8 @@
 #include <mutex>
 #include <vector>
 
-#include "dlpack.h"
+#include "bindings.h"
+#include "boundary.h"
 #define FASTLSTM_ISA array_cache
 #include "../cpu/block_cache.h"
 
@@ -23,7 +25,7 @@ namespace py = pybind11;
 
 namespace {
 
-constexpr size_t kMaxBytes = size_t(1) << 30;
+constexpr size_t kMaxBytes = size_t(256) << 20;  // unless FASTLSTM_CACHE_MB says otherwise
 constexpr int64_t kMaxIdleRequests = 256;
 
 // `bytes` rounded up by at most an eighth, so that batches of nearly the same size share arrays; whole huge pages from
@@ -50,6 +52,15 @@ class CachingAllocator {
   size_t cached_bytes() {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     return lock.owns_lock() ? cache_.cached_bytes() : 0;
+  }
+
+  void clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    cache_.clear();
+  }
+  void limit(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    cache_.limit(bytes);
   }
 
  private:
@@ -84,9 +95,10 @@ void release_unused(PyObject* capsule) {
 py::object array(std::vector<int64_t> shape, bool is_double) {
   auto owner = std::make_unique<Owner>();
   owner->shape = std::move(shape);
-  size_t count = 1;
-  for (int64_t n : owner->shape) count *= size_t(n);
-  owner->bytes = size_class(count * (is_double ? 8 : 4));
+  int64_t count = 1;
+  for (int64_t n : owner->shape) count = boundary::product({count, n});
+  if (count < 0) throw py::value_error("array: the sizes multiply to more than memory can hold, or one is negative");
+  owner->bytes = size_class(size_t(count) * (is_double ? 8 : 4));
   void* data = allocator().allocate(owner->bytes);
   owner->managed = {{data, dlpack::kCpu, 0, int32_t(owner->shape.size()), dlpack::kFloat, uint8_t(is_double ? 64 : 32),
                      1, owner->shape.data(), nullptr, 0},
@@ -106,4 +118,14 @@ py::object array(std::vector<int64_t> shape, bool is_double) {
 void bind_array_cache(py::module_& m) {
   m.def("array", &array, py::arg("shape"), py::arg("double"), "An array that is not initialised, as a DLPack capsule.");
   m.def("cached_bytes", [] { return allocator().cached_bytes(); }, "Bytes of freed arrays in the cache.");
+  m.def(
+      "empty_cache",
+      [](int64_t threads) {
+        allocator().clear();
+        kernels().empty_workspaces(usable_threads(threads < 1 ? 1 : threads));
+      },
+      py::arg("threads"), "Frees the arrays in the cache and the scratch memory of so many threads.");
+  m.def(
+      "limit_cache", [](size_t bytes) { allocator().limit(bytes); }, py::arg("bytes"),
+      "From now on at most so many bytes of freed arrays are kept.");
 }

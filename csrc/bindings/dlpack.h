@@ -9,7 +9,8 @@ inline constexpr const char* kCapsule = "dlpack_exchange_api";
 inline constexpr const char* kTensorCapsule = "dltensor";
 inline constexpr uint32_t kMajor = 1;
 inline constexpr int32_t kCpu = 1;
-inline constexpr uint8_t kFloat = 2;
+inline constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kBool = 6;
+inline constexpr int32_t kMostDims = 8;  // of a tensor that Python describes; no argument has more than 4
 
 struct Tensor {
   void* data;

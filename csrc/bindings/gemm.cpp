@@ -1,4 +1,4 @@
-// gemm, sum_by_id and any_outside: what the layers need beside the recurrence (fastlstm/ops/gemm.py, ops/lstm.py).
+// gemm and sum_by_id: what the layers need beside the recurrence (fastlstm/ops/gemm.py, ops/lstm.py).
 #include <pybind11/pybind11.h>
 
 #include "arguments.h"
@@ -8,34 +8,45 @@ using namespace fastlstm::cpu;
 
 namespace {
 
+// Sizes and strides are those of the tensors.
 template <class R>
 Gemm<R> gemm_of(Arguments& a) {
-  return {.c = a.address<R>("c"),
-          .a = a.address<R>("a"),
-          .b = a.address<R>("b"),
-          .M = a.integer("M"),
-          .N = a.integer("N"),
-          .K = a.integer("K"),
-          .c_row = a.integer("c_row"),
-          .a_row = a.integer("a_row"),
-          .a_column = a.integer("a_column"),
-          .b_row = a.integer("b_row"),
-          .b_column = a.integer("b_column"),
+  boundary::View c, left, right;
+  a.matrix<R>("c", c), a.matrix<const R>("a", left), a.matrix<const R>("b", right);
+  const int64_t M = left.tensor.shape[0], K = left.tensor.shape[1], N = right.tensor.shape[1];
+  if (right.tensor.shape[0] != K || !c.has({M, N}) || (N > 1 && c.tensor.strides[1] != 1) ||
+      (M > 1 && c.tensor.strides[0] < N))
+    throw std::runtime_error(
+        "gemm: the sizes of c, a and b do not belong together, expected (M, N), (M, K), (K, N) and "
+        "rows of c one after another");
+  a.product({M, N, K});
+  return {.c = c.data<R>(),
+          .a = left.data<R>(),
+          .b = right.data<R>(),
+          .M = M,
+          .N = N,
+          .K = K,
+          .c_row = M > 1 ? c.tensor.strides[0] : N,
+          .a_row = left.tensor.strides[0],
+          .a_column = left.tensor.strides[1],
+          .b_row = right.tensor.strides[0],
+          .b_column = right.tensor.strides[1],
           .accumulate = a.flag("accumulate"),
-          .threads = usable_threads(a.integer("threads")),
+          .threads = usable_threads(a.size("threads", 1)),
           .c_at = nullptr,
           .a_at = nullptr};
 }
 
 template <class R>
 SumById<R> sum_by_id_of(Arguments& a) {
-  return {.out = a.address<R>("out"),
-          .rows = a.address<R>("rows"),
-          .ids = a.address<const int64_t>("ids"),
-          .N = a.integer("N"),
-          .V = a.integer("V"),
-          .width = a.integer("width"),
-          .threads = usable_threads(a.integer("threads"))};
+  const int64_t N = a.size("N"), V = a.size("V"), width = a.size("width");
+  return {.out = a.array<R>("out", V, width),
+          .rows = a.array<const R>("rows", N, width),
+          .ids = a.ids("ids", N, V),
+          .N = N,
+          .V = V,
+          .width = width,
+          .threads = usable_threads(a.size("threads", 1))};
 }
 
 template <class Args>
@@ -54,19 +65,12 @@ void sum_by_id(Arguments& a) {
                    : run(a, sum_by_id_of<float>(a), kernels().sum_by_id_f32);
 }
 
-// True if any of n ids is not in 0 ... V - 1
-bool any_outside(uintptr_t ids, int64_t n, int64_t V) {
-  const int64_t* values = reinterpret_cast<const int64_t*>(ids);
-  bool outside = false;
-  for (int64_t k = 0; k < n; ++k) outside |= uint64_t(values[k]) >= uint64_t(V);
-  return outside;
-}
-
 }  // namespace
 
 void bind_gemm(py::module_& m) {
-  define<&gemm>(m, "gemm", "C = A @ B. Keywords: double (else float), the fields of Gemm in csrc/kernels.h.");
+  define<&gemm>(
+      m, "gemm",
+      "C = A @ B. Keywords: double (else float), the tensors c, a and b, and flags of Gemm in csrc/kernels.h.");
   define<&sum_by_id>(m, "sum_by_id",
                      "out[ids[n]] += rows[n]. Keywords: double (else float), the fields of SumById in csrc/kernels.h.");
-  m.def("any_outside", &any_outside, py::arg("ids"), py::arg("n"), py::arg("V"));
 }

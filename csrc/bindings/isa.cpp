@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "arguments.h"
 #include "bindings.h"
 
-namespace py = pybind11;
 using namespace fastlstm::cpu;
 
 namespace {
@@ -46,11 +46,18 @@ void set_isa(const std::string& name) {
 }
 
 // what: 0 sigmoid, 1 tanh; for the tests
-void unary(uintptr_t x, uintptr_t y, int64_t n, int what, bool is_double) {
-  if (is_double)
-    current->unary_f64(reinterpret_cast<double*>(x), reinterpret_cast<double*>(y), n, what);
-  else
-    current->unary_f32(reinterpret_cast<float*>(x), reinterpret_cast<float*>(y), n, what);
+template <class R>
+void unary_of(Arguments& a, void (*kernel)(const R*, R*, int64_t, int)) {
+  const int64_t n = a.size("n");
+  const R* x = a.array<const R>("x", n);
+  R* y = a.array<R>("y", n);
+  const int what = int(a.index("what", 2));
+  a.finish();
+  kernel(x, y, n, what);
+}
+
+void unary(Arguments& a) {
+  a.flag("double") ? unary_of<double>(a, current->unary_f64) : unary_of<float>(a, current->unary_f32);
 }
 
 }  // namespace
@@ -63,5 +70,6 @@ void bind_isa(py::module_& m) {
   m.def("isa_names", &isa_names, "Instruction sets that this machine can run, the weakest first.");
   m.def("isa", [] { return std::string(current->name); }, "The instruction set in use.");
   m.def("set_isa", &set_isa);
-  m.def("unary", &unary);
+  define<&unary>(m, "unary",
+                 "Sigmoid or tanh of n numbers, for the tests. Keywords: double (else float), n, x, y, what.");
 }

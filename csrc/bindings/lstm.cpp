@@ -1,5 +1,5 @@
-// lstm_forward and lstm_backward: one layer in one direction. Python owns all memory and has checked every size
-// (fastlstm/modules/call.py, fastlstm/ops/validation.py). The GIL is released while a kernel runs.
+// lstm_forward and lstm_backward: one layer in one direction. Python owns all memory; every tensor is checked here
+// against the sizes of the call (arguments.h). The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
 
 #include "arguments.h"
@@ -9,72 +9,118 @@ using namespace fastlstm::cpu;
 
 namespace {
 
-Shape shape_of(Arguments& a) {
-  return {.T = a.integer("T"),
-          .B = a.integer("B"),
-          .H = a.integer("H"),
-          .P = a.integer("P"),
-          .batch_sizes = a.optional_address<const int64_t>("batch_sizes"),
-          .reset = a.optional_address<const uint8_t>("reset"),
-          .reverse = a.flag("reverse"),
-          .rounding = Rounding(a.integer("rounding", 0)),
-          .threads = usable_threads(a.integer("threads"))};
+// Steps and rows of a call, and which part of the states it works on
+struct Call {
+  Shape shape;
+  int64_t N;     // rows of all steps together
+  int64_t part;  // h0, c0, h_n, c_n and their gradients may hold those of several layers and directions
+};
+
+// The checked batch sizes, and their sum
+const int64_t* batch_sizes_of(Arguments& a, int64_t T, int64_t B, int64_t& N) {
+  const int64_t* sizes = a.copied<int64_t>("batch_sizes", T);
+  N = 0;
+  for (int64_t t = 0; t < T; ++t) {
+    if (sizes[t] < 1 || sizes[t] > (t ? sizes[t - 1] : B) || (t == 0 && sizes[t] != B))
+      throw py::index_error("batch_sizes hold " + std::to_string(sizes[t]) + " at step " + std::to_string(t) +
+                            ", expected numbers that fall from B = " + std::to_string(B) + " to at least 1");
+    N += sizes[t];
+  }
+  return sizes;
+}
+
+Call call_of(Arguments& a) {
+  Call call{{.T = a.size("T"),
+             .B = a.size("B"),
+             .H = a.size("H", 1),
+             .P = a.size("P", 1),
+             .batch_sizes = nullptr,
+             .reset = nullptr,
+             .reverse = a.flag("reverse"),
+             .rounding = Rounding(a.index("rounding", 3, 0)),
+             .threads = usable_threads(a.size("threads", 1))},
+            0,
+            a.integer("part", 0)};
+  Shape& s = call.shape;
+  call.N = a.product({s.T, s.B});
+  s.batch_sizes = a.given("batch_sizes") ? batch_sizes_of(a, s.T, s.B, call.N) : a.absent<const int64_t>("batch_sizes");
+  static_assert(sizeof(bool) == sizeof(uint8_t));
+  s.reset = reinterpret_cast<const uint8_t*>(a.optional_array<const bool>("reset", call.N));
+  a.product({call.N + s.B, 5 * s.H + 2 * s.P + 64});       // more than any array or scratch memory of rows
+  a.product({4 * s.H + 64, a.product({s.P + s.H + 64})});  // and of weights
+  return call;
+}
+
+// The weights of the projection, or null; without them h is as wide as the layer.
+template <class R>
+const R* projected(Arguments& a, const Shape& s) {
+  const R* w_hr = a.optional_array<const R>("w_hr", s.P, s.H);
+  if (!w_hr && s.P != s.H) a.bad_size("P", s.P, "H = " + std::to_string(s.H) + " without w_hr");
+  return w_hr;
 }
 
 template <class R>
-Forward<R> forward_of(Arguments& a) {
-  const bool dense = a.given("x");
-  return {.h = a.address<R>("h"),
-          .c = a.optional_address<R>("c"),
-          .gates = a.optional_address<R>("gates"),
-          .h_n = a.address<R>("h_n"),
-          .c_n = a.address<R>("c_n"),
-          .x_gates = a.address_if<R>(!dense, "x_gates"),
-          .ids = a.optional_address<const int64_t>("ids"),
-          .bias = a.optional_address<R>("bias"),
-          .w_hh = a.address<R>("w_hh"),
-          .w_hr = a.optional_address<R>("w_hr"),
-          .h0 = a.address<R>("h0"),
-          .c0 = a.address<R>("c0"),
-          .x = a.optional_address<R>("x"),
-          .w_x = a.address_if<R>(dense, "w_x"),
-          .I = dense ? a.integer("I") : a.integer("I", 0)};
+Forward<R> forward_of(Arguments& a, const Call& call) {
+  const auto& [s, N, part] = call;
+  const bool dense = a.given("x"), by_id = a.given("ids");
+  const int64_t G = 4 * s.H, I = dense ? a.size("I", 1) : a.integer("I", 0);
+  const int64_t V = by_id ? a.rows_of<const R>("x_gates", G) : 0;
+  return {.h = a.array<R>("h", N, s.P),
+          .c = a.optional_array<R>("c", N, s.H),
+          .gates = a.optional_array<R>("gates", N, G),
+          .h_n = a.part<R>("h_n", part, s.B, s.P),
+          .c_n = a.part<R>("c_n", part, s.B, s.H),
+          .x_gates = dense ? a.absent<const R>("x_gates") : a.array<const R>("x_gates", by_id ? V : N, G),
+          .ids = by_id ? a.ids("ids", N, V) : a.absent<const int64_t>("ids"),
+          .bias = a.optional_array<const R>("bias", G),
+          .w_hh = a.array<const R>("w_hh", G, s.P),
+          .w_hr = projected<R>(a, s),
+          .h0 = a.part<const R>("h0", part, s.B, s.P),
+          .c0 = a.part<const R>("c0", part, s.B, s.H),
+          .x = dense ? a.array<const R>("x", N, I) : a.absent<const R>("x"),
+          .w_x = dense ? a.array<const R>("w_x", G, I) : a.absent<const R>("w_x"),
+          .I = I};
 }
 
 template <class R>
-Products<R> products_of(Arguments& a) {
+Products<R> products_of(Arguments& a, const Call& call) {
+  const auto& [s, N, part] = call;
   const bool dx = a.given("dx"), dw_x = a.given("dw_x"), dw_hh = a.given("dw_hh");
-  const int64_t V = a.integer("V", 0);
-  return {.dx = a.optional_address<R>("dx"),
-          .dw_x = a.optional_address<R>("dw_x"),
-          .dbias = a.optional_address<R>("dbias"),
-          .dw_hh = a.optional_address<R>("dw_hh"),
-          .dw_hr = a.optional_address<R>("dw_hr"),
-          .x = a.address_if<R>(dw_x && V == 0, "x"),
-          .ids = a.address_if<const int64_t>(dw_x && V > 0, "ids"),
-          .w_x = a.address_if<R>(dx, "w_x"),
-          .h = a.address_if<R>(dw_hh, "h"),
-          .h0 = a.address_if<R>(dw_hh, "h0"),
-          .I = dx || (dw_x && V == 0) ? a.integer("I") : a.integer("I", 0),
+  const int64_t G = 4 * s.H, V = a.integer("V", 0) == 0 ? 0 : a.size("V", 1);
+  const bool dense = V == 0;
+  const int64_t I = dx || (dw_x && dense) ? a.size("I", 1) : a.integer("I", 0);
+  return {.dx = dx ? a.array<R>("dx", N, I) : a.absent<R>("dx"),
+          .dw_x = dw_x ? a.array<R>("dw_x", dense ? G : V, dense ? I : G) : a.absent<R>("dw_x"),
+          .dbias = a.optional_array<R>("dbias", G),
+          .dw_hh = a.optional_array<R>("dw_hh", G, s.P),
+          .dw_hr = a.optional_array<R>("dw_hr", s.P, s.H),
+          .x = dw_x && dense ? a.array<const R>("x", N, I) : a.absent<const R>("x"),
+          .ids = dw_x && !dense ? a.ids("ids", N, V) : a.absent<const int64_t>("ids"),
+          .w_x = dx ? a.array<const R>("w_x", G, I) : a.absent<const R>("w_x"),
+          .h = dw_hh ? a.array<const R>("h", N, s.P) : a.absent<const R>("h"),
+          .h0 = dw_hh ? a.part<const R>("h0", part, s.B, s.P) : a.absent<const R>("h0"),
+          .I = I,
           .V = V};
 }
 
 template <class R>
-Backward<R> backward_of(Arguments& a) {
-  return {.d_gates = a.optional_address<R>("d_gates"),
-          .dh_proj = a.optional_address<R>("dh_proj"),
-          .dh0 = a.address<R>("dh0"),
-          .dc0 = a.address<R>("dc0"),
-          .dh = a.optional_address<R>("dh"),
-          .dc = a.optional_address<R>("dc"),
-          .dh_n = a.optional_address<R>("dh_n"),
-          .dc_n = a.optional_address<R>("dc_n"),
-          .gates = a.address<R>("gates"),
-          .c = a.address<R>("c"),
-          .c0 = a.address<R>("c0"),
-          .w_hh = a.address<R>("w_hh"),
-          .w_hr = a.optional_address<R>("w_hr"),
-          .products = products_of<R>(a)};
+Backward<R> backward_of(Arguments& a, const Call& call) {
+  const auto& [s, N, part] = call;
+  const int64_t G = 4 * s.H;
+  return {.d_gates = a.optional_array<R>("d_gates", N, G),
+          .dh_proj = a.optional_array<R>("dh_proj", N, s.P),
+          .dh0 = a.part<R>("dh0", part, s.B, s.P),
+          .dc0 = a.part<R>("dc0", part, s.B, s.H),
+          .dh = a.optional_array<const R>("dh", N, s.P),
+          .dc = a.optional_array<const R>("dc", N, s.H),
+          .dh_n = a.optional_part<const R>("dh_n", part, s.B, s.P),
+          .dc_n = a.optional_part<const R>("dc_n", part, s.B, s.H),
+          .gates = a.array<const R>("gates", N, G),
+          .c = a.array<const R>("c", N, s.H),
+          .c0 = a.part<const R>("c0", part, s.B, s.H),
+          .w_hh = a.array<const R>("w_hh", G, s.P),
+          .w_hr = projected<R>(a, s),
+          .products = products_of<R>(a, call)};
 }
 
 template <class Args>
@@ -86,16 +132,16 @@ void run(Arguments& a, const Shape& shape, const Args& args, void (*kernel)(cons
 
 void lstm_forward(Arguments& a) {
   const bool is_double = a.flag("double");
-  const Shape shape = shape_of(a);
-  is_double ? run(a, shape, forward_of<double>(a), kernels().forward_f64)
-            : run(a, shape, forward_of<float>(a), kernels().forward_f32);
+  const Call call = call_of(a);
+  is_double ? run(a, call.shape, forward_of<double>(a, call), kernels().forward_f64)
+            : run(a, call.shape, forward_of<float>(a, call), kernels().forward_f32);
 }
 
 void lstm_backward(Arguments& a) {
   const bool is_double = a.flag("double");
-  const Shape shape = shape_of(a);
-  is_double ? run(a, shape, backward_of<double>(a), kernels().backward_f64)
-            : run(a, shape, backward_of<float>(a), kernels().backward_f32);
+  const Call call = call_of(a);
+  is_double ? run(a, call.shape, backward_of<double>(a, call), kernels().backward_f64)
+            : run(a, call.shape, backward_of<float>(a, call), kernels().backward_f32);
 }
 
 }  // namespace
@@ -104,9 +150,9 @@ void bind_lstm(py::module_& m) {
   define<&lstm_forward>(
       m, "lstm_forward",
       "Runs one layer in one direction. Keywords: double (else float), the fields of Shape and Forward "
-      "in csrc/kernels.h; a null pointer is 0 or left out.");
+      "in csrc/kernels.h, as tensors; what is null there is None or left out. part: of states that hold several.");
   define<&lstm_backward>(
       m, "lstm_backward",
       "The gradients of lstm_forward. Keywords: double (else float), the fields of Shape, Backward and "
-      "Products in csrc/kernels.h; a null pointer is 0 or left out.");
+      "Products in csrc/kernels.h, as lstm_forward.");
 }

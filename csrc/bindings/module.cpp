@@ -8,6 +8,7 @@ namespace py = pybind11;
 void bind_plan(py::module_& m);
 #if defined(FASTLSTM_WITH_CPU)
 void bind_array_cache(py::module_& m);
+void bind_boundary(py::module_& m);
 void bind_gemm(py::module_& m);
 void bind_isa(py::module_& m);
 void bind_lstm(py::module_& m);
@@ -21,9 +22,10 @@ void bind_device(py::module_& m);
 #endif
 
 PYBIND11_MODULE(_C, m) {
-  m.attr("interface") = 2;  // INTERFACE in fastlstm/backends/native.py
+  m.attr("interface") = 3;  // INTERFACE in fastlstm/backends/native.py
   m.doc() = "Native kernels of fastlstm; use them through fastlstm.LSTM.";
 #if defined(FASTLSTM_WITH_CPU)
+  bind_boundary(m);
   bind_isa(m);
   bind_lstm(m);
   bind_gemm(m);

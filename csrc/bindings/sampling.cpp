@@ -3,6 +3,7 @@
 
 #include "arguments.h"
 #include "bindings.h"
+#include "packed_layer.h"
 
 using namespace fastlstm::cpu;
 
@@ -10,48 +11,76 @@ namespace {
 
 SamplingOptions options_of(Arguments& a) {
   return {.temperature = a.real("temperature"),
-          .top_k = a.integer("top_k"),
+          .top_k = a.size("top_k"),
           .top_p = a.real("top_p"),
           .seed = a.unsigned_integer("seed"),
           .position = a.unsigned_integer("position")};
 }
 
+// The ends of stop sequences: each has an id at least, and the last ends where `stops` does.
+const int64_t* stop_ends_of(Arguments& a, int64_t count, int64_t ids) {
+  const int64_t* ends = a.copied<int64_t>("stop_ends", count);
+  for (int64_t k = 0; k < count; ++k)
+    if (ends[k] <= (k ? ends[k - 1] : 0) || ends[k] > ids)
+      throw py::index_error("stop_ends hold " + std::to_string(ends[k]) + ", expected rising numbers up to " +
+                            std::to_string(ids));
+  return ends;
+}
+
 void sample(Arguments& a) {
-  const bool bfloat16 = a.flag("bfloat16");
-  const bool automaton = a.given("transitions"), stopping = a.integer("stop_count") > 0;
-  const std::vector<StepLayer> layers = a.objects<StepLayer>("layers");
-  const SampleArgs args{.ids = a.address<int64_t>("ids"),
-                        .log_probs = a.optional_address<float>("log_probs"),
-                        .h = a.address<float>("h"),
-                        .c = a.address<float>("c"),
-                        .ended = a.address<uint8_t>("ended"),
-                        .states = a.address_if<int32_t>(automaton, "states"),
-                        .layers = layers.data(),
-                        .w_out = a.address<const void>("w_out"),
-                        .b_out = a.address<const float>("b_out"),
-                        .transitions = a.optional_address<const int32_t>("transitions"),
-                        .stops = a.address_if<const int64_t>(stopping, "stops"),
-                        .stop_ends = a.address_if<const int64_t>(stopping, "stop_ends"),
-                        .stop_count = a.integer("stop_count"),
-                        .L = int64_t(layers.size()),
-                        .B = a.integer("B"),
-                        .H = a.integer("H"),
-                        .P = a.integer("P"),
-                        .V = a.integer("V"),
-                        .known = a.integer("known"),
-                        .T = a.integer("T"),
-                        .fed = a.integer("fed"),
-                        .drawn = a.integer("drawn"),
-                        .options = options_of(a),
-                        .threads = usable_threads(a.integer("threads"))};
+  const bool bfloat16 = a.flag("bfloat16"), automaton = a.given("transitions");
+  const int64_t stop_count = a.size("stop_count");
+  const Objects<PackedLayer> given = a.objects<PackedLayer>("layers", "a list of StepLayer");
+  const int64_t known = a.size("known", 1), drawn = a.size("T"), fed = a.index("fed", known);
+  const int64_t L = int64_t(given.size()), B = a.size("B"), H = a.size("H", 1), P = a.size("P", 1), V = a.size("V", 1);
+  const std::vector<StepLayer> layers = checked_layers(a, given, H, P, V, bfloat16);
+  const int64_t states = automaton ? a.rows_of<const int32_t>("transitions", V) : 0;
+  const int64_t stop_ids = stop_count ? a.count_of<const int64_t>("stops") : 0;
+  const SampleArgs args{
+      .ids = a.array<int64_t>("ids", known + drawn, B),
+      .log_probs = a.optional_array<float>("log_probs", drawn, B),
+      .h = a.array<float>("h", a.product({L, B}), P),
+      .c = a.array<float>("c", a.product({L, B}), H),
+      .ended = a.array<uint8_t>("ended", B),
+      .states = automaton ? a.array<int32_t>("states", B) : a.absent<int32_t>("states"),
+      .layers = layers.data(),
+      .w_out = a.array("w_out", bfloat16 ? boundary::kBfloat16 : boundary::kFloat32, packed_numbers(1, 1, V, P)),
+      .b_out = a.array<const float>("b_out", round_up(V)),
+      .transitions =
+          automaton ? a.array<const int32_t>("transitions", states, V) : a.absent<const int32_t>("transitions"),
+      .state_count = states,
+      .stops = stop_count ? a.copied<int64_t>("stops", stop_ids) : a.absent<const int64_t>("stops"),
+      .stop_ends = stop_count ? stop_ends_of(a, stop_count, stop_ids) : a.absent<const int64_t>("stop_ends"),
+      .stop_count = stop_count,
+      .L = L,
+      .B = B,
+      .H = H,
+      .P = P,
+      .V = V,
+      .known = known,
+      .T = drawn,
+      .fed = fed,
+      .drawn = a.size("drawn"),
+      .options = options_of(a),
+      .threads = usable_threads(a.size("threads", 1))};
+  a.product({2 * L * B, round_up(H) + round_up(P) + round_up(V)});
   a.finish();
+  for (int64_t k = fed * B; k < known * B; ++k)
+    if (!args.ended[k % B] && uint64_t(args.ids[k]) >= uint64_t(V))  // of a stream that has ended they are -1
+      throw py::index_error("ids hold " + std::to_string(args.ids[k]) + ", expected 0 to " + std::to_string(V - 1));
   py::gil_scoped_release release;
   bfloat16 ? kernels().sample_bf16(args) : kernels().sample_f32(args);
 }
 
 // The noise of one draw, for the tests
-void gumbel(uintptr_t noise, int64_t n, uint64_t seed, uint64_t position, uint64_t stream) {
-  kernels().gumbel(reinterpret_cast<double*>(noise), n, seed, position, stream);
+void gumbel(Arguments& a) {
+  const int64_t n = a.size("n");
+  double* noise = a.array<double>("noise", n);
+  if (n % 8) a.bad_size("n", n, "a multiple of 8");
+  const uint64_t seed = a.unsigned_integer("seed"), position = a.unsigned_integer("position");
+  const uint64_t stream = a.unsigned_integer("stream");
+  a.finish();
+  kernels().gumbel(noise, n, seed, position, stream);
 }
 
 }  // namespace
@@ -61,5 +90,6 @@ void bind_sampling(py::module_& m) {
       m, "sample",
       "Feeds and draws ids. Keywords: bfloat16 (else float weights), layers (a list of StepLayer), the other "
       "fields of SampleArgs and SamplingOptions in csrc/kernels.h.");
-  m.def("gumbel", &gumbel);
+  define<&gumbel>(m, "gumbel",
+                  "The noise of one draw, for the tests. Keywords: noise (float64), n, seed, position, stream.");
 }

@@ -3,8 +3,7 @@
 // nothing done.
 //
 // In Python the checks took longer than the work: 16 of 40 µs for one step of 2 layers of 128 units. Tensors are read
-// through the DLPack C exchange API (torch 2.10 and later): address, sizes, strides, type and device, without a header
-// of torch. Every call checks everything; only torch's functions are stored.
+// at the boundary (boundary.h). Every call checks everything; only torch's functions are stored.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -16,22 +15,20 @@
 #include <vector>
 
 #include "bindings.h"
-#include "dlpack.h"
-
-namespace py = pybind11;
+#include "boundary.h"
 
 namespace {
 
 constexpr int64_t kMostRows = 4;  // T · B up to which reading W_hh unpacked beats packing it
 
+using boundary::View;
 using Ref = py::object;  // owns one reference, or none
 Ref owned(PyObject* fresh) { return py::reinterpret_steal<py::object>(fresh); }
 
-// Set once and never freed: the module class, tensor classes, torch's functions, context variables of the dispatch.
+// Set once and never freed: the module class, torch's functions, context variables of the dispatch.
 struct Torch {
-  const dlpack::ExchangeApi* api = nullptr;
-  PyObject *lstm = nullptr, *tensor = nullptr, *parameter = nullptr;
-  PyObject *is_neg = nullptr, *contiguous = nullptr, *new_empty = nullptr, *threads = nullptr;
+  PyObject* lstm = nullptr;
+  PyObject *contiguous = nullptr, *new_empty = nullptr, *threads = nullptr;
   PyObject* observers = nullptr;     // tuple of functions; each is false while torch's operations are not observed
   PyObject* drop_options = nullptr;  // tuple of names: what a module drops in training, each 0 or a probability
   PyObject* forward_ad = nullptr;    // the namespace of torch.autograd.forward_ad
@@ -52,52 +49,15 @@ const Names& names() {
   return all;
 }
 
-// A tensor's memory as the exchange API describes it; `object` is borrowed.
-struct View {
-  PyObject* object = nullptr;
-  dlpack::Tensor t{};
-
-  float* data() const { return static_cast<float*>(t.data); }
-  bool has(std::initializer_list<int64_t> sizes) const {
-    return t.ndim == int32_t(sizes.size()) && std::equal(sizes.begin(), sizes.end(), t.shape);
-  }
-  bool contiguous() const {
-    int64_t expected = 1;
-    for (int d = t.ndim; d-- > 0; expected *= t.shape[d])
-      if (t.shape[d] != 1 && t.strides[d] != expected) return false;
-    return true;
-  }
-};
-
 bool is_false(PyObject* value) {
   const int truth = value ? PyObject_IsTrue(value) : -1;
   if (truth < 0) PyErr_Clear();
   return truth == 0;
 }
 
-// True for an object of torch's own tensor classes; fills `view`. Calls nothing of torch that can be observed.
-bool find_memory(PyObject* object, View& view) {
-  if (!object || (Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(torch_.tensor) &&
-                  Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(torch_.parameter)))
-    return false;
-  view.object = object;
-  if (torch_.api->look(object, &view.t) != 0) {
-    PyErr_Clear();
-    return false;
-  }
-  return true;
-}
-
-// True for a plain float32 CPU tensor that has elements and is not a lazily negated view.
-bool is_plain(const View& view) {
-  const dlpack::Tensor& t = view.t;
-  const bool plain = t.device_type == dlpack::kCpu && t.code == dlpack::kFloat && t.bits == 32 && t.lanes == 1;
-  if (!plain || !t.data || t.byte_offset || !t.strides) return false;
-  return is_false(owned(PyObject_Vectorcall(torch_.is_neg, &view.object, 1, nullptr)).ptr());
-}
-
-// `find_memory` of a tensor that `is_plain`
-bool look(PyObject* object, View& view) { return find_memory(object, view) && is_plain(view); }
+// A plain float32 tensor on the CPU that has elements
+bool is_float32(const View& view) { return view.is(boundary::kFloat32) && view.count() > 0; }
+bool look_float32(PyObject* object, View& view) { return boundary::look(object, view) && is_float32(view); }
 
 // Gradients and torch.func: asked before the size of x, since a tensor that torch.func has wrapped has no memory, and
 // torch takes a millisecond to say so.
@@ -161,8 +121,8 @@ class SmallModuleCall {
  private:
   // Asked early: most calls that this path does not take have more rows.
   bool few_rows() {
-    if (!find_memory(x_given_, x_) || x_.t.ndim < 2 || x_.t.ndim > 3) return false;
-    return x_.t.shape[0] <= kMostRows && (x_.t.ndim == 2 || x_.t.shape[1] <= kMostRows);
+    if (!boundary::find_memory(x_given_, x_) || x_.tensor.ndim < 2 || x_.tensor.ndim > 3) return false;
+    return x_.tensor.shape[0] <= kMostRows && (x_.tensor.ndim == 2 || x_.tensor.shape[1] <= kMostRows);
   }
 
   bool sizes() {
@@ -182,16 +142,16 @@ class SmallModuleCall {
   }
 
   bool input() {
-    if (!look(x_given_, x_)) return false;  // anew: reading the module's options may have run other code
-    batched_ = x_.t.ndim == 3;
-    if ((x_.t.ndim != 2 && !batched_) || x_.t.shape[x_.t.ndim - 1] != I) return false;
-    T = x_.t.shape[batched_ && batch_first_ ? 1 : 0], B = batched_ ? x_.t.shape[batch_first_ ? 0 : 1] : 1;
+    if (!look_float32(x_given_, x_)) return false;  // anew: reading the module's options may have run other code
+    batched_ = x_.tensor.ndim == 3;
+    if ((x_.tensor.ndim != 2 && !batched_) || x_.tensor.shape[x_.tensor.ndim - 1] != I) return false;
+    T = x_.tensor.shape[batched_ && batch_first_ ? 1 : 0], B = batched_ ? x_.tensor.shape[batch_first_ ? 0 : 1] : 1;
     if (T < 1 || B < 1 || T > kMostRows || B > kMostRows || T * B > kMostRows) return false;
     if (batch_first_ && T > 1 && B > 1) return false;  // otherwise (B, T, I) and (T, B, I) are the same memory
     if (x_.contiguous()) return true;
     x_copy_ = owned(PyObject_Vectorcall(torch_.contiguous, &x_given_, 1, nullptr));
     if (!x_copy_) PyErr_Clear();
-    return look(x_copy_.ptr(), x_) && x_.contiguous();
+    return look_float32(x_copy_.ptr(), x_) && x_.contiguous();
   }
 
   bool is_state(const View& view) const {
@@ -201,7 +161,8 @@ class SmallModuleCall {
   bool state() {
     if (hx_ == Py_None) return true;
     if (!PyTuple_CheckExact(hx_) || PyTuple_GET_SIZE(hx_) != 2) return false;
-    return look(PyTuple_GET_ITEM(hx_, 0), h0_) && is_state(h0_) && look(PyTuple_GET_ITEM(hx_, 1), c0_) && is_state(c0_);
+    return look_float32(PyTuple_GET_ITEM(hx_, 0), h0_) && is_state(h0_) &&
+           look_float32(PyTuple_GET_ITEM(hx_, 1), c0_) && is_state(c0_);
   }
 
   Ref field(PyObject* key) const {
@@ -224,9 +185,9 @@ class SmallModuleCall {
         PyObject* weight = key ? PyDict_GetItemWithError(parameters.ptr(), key) : nullptr;
         held_.push_back(py::reinterpret_borrow<py::object>(weight));
         View view;
-        if (!look(weight, view) || !view.contiguous()) return PyErr_Clear(), false;
+        if (!look_float32(weight, view) || !view.contiguous()) return PyErr_Clear(), false;
         if (!(k > 1 ? view.has({4 * H}) : view.has({4 * H, k == 0 && l == 0 ? I : H}))) return false;
-        at[k] = view.data();
+        at[k] = view.data<float>();
       }
       layers_[size_t(l)] = {at[0], at[1], at[2], at[3]};
     }
@@ -251,19 +212,20 @@ class SmallModuleCall {
     } else {
       out_ = made({T, H}), h_n_ = made({L, H}), c_n_ = made({L, H});
     }
-    return look(out_.ptr(), out_view_) && look(h_n_.ptr(), h_view_) && look(c_n_.ptr(), c_view_);
+    return look_float32(out_.ptr(), out_view_) && look_float32(h_n_.ptr(), h_view_) &&
+           look_float32(c_n_.ptr(), c_view_);
   }
 
   bool compute() {
     Ref count = owned(PyObject_CallNoArgs(torch_.threads));
     const long threads = count ? PyLong_AsLong(count.ptr()) : 1;
     PyErr_Clear();
-    const fastlstm::cpu::SmallCall call{out_view_.data(),
-                                        h_view_.data(),
-                                        c_view_.data(),
-                                        x_.data(),
-                                        h0_.data(),
-                                        c0_.data(),
+    const fastlstm::cpu::SmallCall call{out_view_.data<float>(),
+                                        h_view_.data<float>(),
+                                        c_view_.data<float>(),
+                                        x_.data<float>(),
+                                        h0_.data<float>(),
+                                        c0_.data<float>(),
                                         layers_.data(),
                                         L,
                                         T,
@@ -297,21 +259,21 @@ PyObject* small_call(PyObject*, PyObject* const* args, Py_ssize_t n) {
     PyErr_SetString(PyExc_TypeError, "small_call takes a module, x and hx");
     return nullptr;
   }
-  if (!torch_.api) Py_RETURN_NONE;
-  return SmallModuleCall(args[0], args[1], args[2]).run();
+  if (!torch_.lstm) Py_RETURN_NONE;
+  try {
+    return SmallModuleCall(args[0], args[1], args[2]).run();
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
+  }
 }
 
-// Takes the objects of fastlstm/backends/cpu/small_call.py; false if this torch has no exchange API of a known version.
-bool set_up_small_call(py::object capsule, const py::dict& objects) {
-  if (!PyCapsule_IsValid(capsule.ptr(), dlpack::kCapsule)) return false;
-  const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsule));
-  if (api->major != dlpack::kMajor || !api->look) return false;
+// Takes the objects of fastlstm/backends/cpu/small_call.py; false where tensors are read through Python functions,
+// which takes longer than this path saves.
+bool set_up_small_call(const py::dict& objects) {
+  if (!boundary::reads_natively()) return false;
   const auto keep = [&](const char* key) { return py::object(objects[key]).release().ptr(); };
-  torch_ = {nullptr,           keep("lstm"),         keep("tensor"),     keep("parameter"),
-            keep("is_neg"),    keep("contiguous"),   keep("new_empty"),  keep("get_num_threads"),
-            keep("observers"), keep("drop_options"), keep("forward_ad"), keep("requested"),
-            keep("last_call"), keep("plan")};
-  torch_.api = api;
+  torch_ = {keep("lstm"),         keep("contiguous"), keep("new_empty"), keep("get_num_threads"), keep("observers"),
+            keep("drop_options"), keep("forward_ad"), keep("requested"), keep("last_call"),       keep("plan")};
   return true;
 }
 

@@ -22,8 +22,18 @@ class BlockCache {
   explicit BlockCache(Limits limits) : limits_(limits) {}
   BlockCache(const BlockCache&) = delete;
   BlockCache& operator=(const BlockCache&) = delete;
-  ~BlockCache() {
+  ~BlockCache() { clear(); }
+
+  // Frees every block.
+  void clear() {
     for (const Block& block : blocks_) std::free(block.data);
+    blocks_.clear();
+    cached_bytes_ = 0;
+  }
+  // From now on at most so many bytes are cached together.
+  void limit(size_t bytes) {
+    limits_.bytes = bytes;
+    evict();
   }
 
   // The block of this size that was released last, or null.
@@ -43,7 +53,11 @@ class BlockCache {
   // Takes over a block that `reuse` or `new_block` returned.
   void release(void* data, size_t bytes) {
     if (bytes > limits_.bytes) return std::free(data);
-    blocks_.push_back({data, bytes, requests_});
+    try {
+      blocks_.push_back({data, bytes, requests_});
+    } catch (const std::bad_alloc&) {
+      return std::free(data);
+    }
     cached_bytes_ += bytes;
     evict();
   }

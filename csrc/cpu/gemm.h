@@ -240,10 +240,10 @@ void gemm(const Gemm<R>& g) {
   };
   const int64_t pieces = grid.down * grid.across;
   if (!g.accumulate) advise_hugepages(g.c, size_t(g.M * g.c_row) * sizeof(R));
-#pragma omp parallel for num_threads(int(pieces)) schedule(static) if (pieces > 1)
-  for (int64_t i = 0; i < pieces; ++i)
+  parallel_for(pieces, pieces, [&](int64_t i) {
     GemmBlock<R>::run(g, piece(g.M, kMaxRows, i / grid.across, grid.down),
                       piece(g.N, units, i % grid.across, grid.across));
+  });
 }
 
 }  // namespace FASTLSTM_ISA

@@ -31,15 +31,14 @@ static void sample(const SampleArgs& args) {
 template <class R>
 static void sum_by_id(const fastlstm::cpu::SumById<R>& a) {
   const int threads = a.N * a.width < (1 << 16) || omp_in_parallel() ? 1 : a.threads;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int part = 0; part < threads; ++part) {
-    const Range columns = split(a.width, part, threads);
+  parallel_for(threads, threads, [&](int64_t part) {
+    const Range columns = split(a.width, int(part), threads);
     for (int64_t n = 0; n < a.N; ++n) {
       R* to = a.out + a.ids[n] * a.width;
       const R* from = a.rows + n * a.width;
       for (int64_t k = columns.from; k < columns.to; ++k) to[k] += from[k];
     }
-  }
+  });
 }
 
 template <class R>
@@ -48,6 +47,11 @@ static void unary(const R* x, R* y, int64_t n, int what) {
     const Vec<R> v = Vec<R>::load(x + k, n - k);
     (what == 0 ? Math::sigmoid(v) : Math::tanh(v)).store(y + k, n - k);
   }
+}
+
+// Gives back the scratch memory that up to `threads` threads keep.
+static void empty_workspaces(int threads) {
+  parallel_for(threads, threads, [](int64_t) { Workspace::clear(); });
 }
 
 static constexpr auto kName = FASTLSTM_ISA_NAME;
@@ -72,6 +76,7 @@ extern const Kernels FASTLSTM_JOIN(kernels_, FASTLSTM_ISA) = {
     ::FASTLSTM_ISA::sample<float>,
     ::FASTLSTM_ISA::sample<uint16_t>,
     ::FASTLSTM_ISA::gumbel,
+    ::FASTLSTM_ISA::empty_workspaces,
     ::FASTLSTM_ISA::gemm<float>,
     ::FASTLSTM_ISA::gemm<double>,
     ::FASTLSTM_ISA::sum_by_id<float>,

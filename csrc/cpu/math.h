@@ -3,7 +3,7 @@
 // Both use expm1: y = n ln2 + r with |r| <= ln2 / 2, expm1(y) = 2^n expm1(r) + (2^n - 1), expm1(r) by its series.
 //   sigmoid(x) = 1 / (1 + exp(-x)),   tanh(x) = e / (e + 2) with e = expm1(2x)
 // so that tanh keeps its relative accuracy near zero. Largest error in units of the last place, |x| <= 80: float32
-// sigmoid 1.2, tanh 1.6; float64 sigmoid 2.5, tanh 1. NaN gives NaN; at +-inf: sigmoid 1 and below 1e-37, tanh +-1.
+// sigmoid 1.2, tanh 1.6; float64 sigmoid 2.5, tanh 1. NaN gives NaN; at +-inf: sigmoid 1 and 0, tanh +-1.
 #pragma once
 #include <cmath>
 
@@ -22,7 +22,8 @@ struct ExpConstants<float> {
   static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
   static constexpr float ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
   static constexpr int32_t one_bits = 0x3f800000;
-  static constexpr float sigmoid_limit = 87.0f, tanh_limit = 10.0f;
+  // exp(-x) is infinite at the lower limit, where torch's sigmoid is 0 too; above the upper one it is below 1e-37
+  static constexpr float sigmoid_low = -89.0f, sigmoid_high = 87.0f, tanh_limit = 10.0f;
 };
 template <>
 struct ExpConstants<double> {
@@ -30,7 +31,7 @@ struct ExpConstants<double> {
   static constexpr double magic = 6755399441055744.0;
   static constexpr double ln2_hi = 6.93145751953125e-1, ln2_lo = 1.42860682030941723212e-6;
   static constexpr int64_t one_bits = 0x3ff0000000000000;
-  static constexpr double sigmoid_limit = 708.0, tanh_limit = 20.0;
+  static constexpr double sigmoid_low = -710.0, sigmoid_high = 708.0, tanh_limit = 20.0;
 };
 
 constexpr double inverse_factorial(int n) { return n <= 1 ? 1.0 : inverse_factorial(n - 1) / n; }
@@ -67,13 +68,14 @@ struct Math {
   static FASTLSTM_INLINE V sigmoid(const V& x) {
     using R = typename V::Real;
     V scale;
-    const V p = reduced_expm1(V(R(0)) - limited(x, ExpConstants<R>::sigmoid_limit), scale);
-    return V(R(1)) / (V(R(1)) + (p * scale + scale));
+    using C = ExpConstants<R>;
+    const V p = reduced_expm1(V(R(0)) - limited(x, C::sigmoid_low, C::sigmoid_high), scale);
+    return V(R(1)) / (V(R(1)) + (p + V(R(1))) * scale);  // p * scale + scale would be inf - inf at the lower limit
   }
   template <class V>
   static FASTLSTM_INLINE V tanh(const V& x) {
     using R = typename V::Real;
-    const V y = limited(x, ExpConstants<R>::tanh_limit), one(R(1)), two(R(2));
+    const V y = limited(x, -ExpConstants<R>::tanh_limit, ExpConstants<R>::tanh_limit), one(R(1)), two(R(2));
     V scale;
     const V p = reduced_expm1(y + y, scale);
     const V e = p * scale + (scale - one);
@@ -89,9 +91,9 @@ struct Math {
 
  private:
   template <class V>
-  static FASTLSTM_INLINE V limited(const V& x, typename V::Real limit) {
+  static FASTLSTM_INLINE V limited(const V& x, typename V::Real low, typename V::Real high) {
     using R = typename V::Real;
-    return map(x, [limit](const Vec<R>& v) FASTLSTM_INLINE_LAMBDA { return clamp(v, limit); });
+    return map(x, [low, high](const Vec<R>& v) FASTLSTM_INLINE_LAMBDA { return clamp(v, low, high); });
   }
   template <class R, int N>
   static FASTLSTM_INLINE VecArray<R, N> multiply_subtract(const VecArray<R, N>& a, const VecArray<R, N>& b,

@@ -81,8 +81,10 @@ class SamplingLoop {
     for (int64_t slot = slots.from + part.from; slot < slots.from + part.to; ++slot) {
       const int64_t b = order[size_t(slot)], step = row - a.known;
       const float* scores = s_data.get() + slot * s_row;
-      const int32_t* transitions = a.transitions ? a.transitions + a.states[b] * a.V : nullptr;
-      const int64_t id = sampler.draw(scores, transitions, a.options.position + uint64_t(step), uint64_t(b));
+      const bool lost = a.transitions && uint64_t(a.states[b]) >= uint64_t(a.state_count);
+      const int32_t* transitions = a.transitions && !lost ? a.transitions + a.states[b] * a.V : nullptr;
+      const int64_t id =
+          lost ? Sampler::kFailed : sampler.draw(scores, transitions, a.options.position + uint64_t(step), uint64_t(b));
       a.ids[row * a.B + b] = id;
       a.ended[b] = id < 0 || stops(row, b);
       if (id < 0) continue;

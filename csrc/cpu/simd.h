@@ -131,21 +131,21 @@ FASTLSTM_INLINE VecArray<R, N> map(const VecArray<R, N>& x, F f) {
   return y;
 }
 
-// x limited to [-limit, limit]; NaN stays NaN (the comparison is false for it).
+// x limited to [low, high]; NaN stays NaN (the comparison is false for it).
 template <class R>
-FASTLSTM_INLINE Vec<R> clamp(Vec<R> x, R limit) {
+FASTLSTM_INLINE Vec<R> clamp(Vec<R> x, R low, R high) {
 #if FASTLSTM_VECTOR_BYTES == 64
   if constexpr (sizeof(R) == 4)
-    return Vec<R>(_mm512_min_ps(_mm512_set1_ps(limit), _mm512_max_ps(_mm512_set1_ps(-limit), x.v)));
+    return Vec<R>(_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), x.v)));
   else
-    return Vec<R>(_mm512_min_pd(_mm512_set1_pd(limit), _mm512_max_pd(_mm512_set1_pd(-limit), x.v)));
+    return Vec<R>(_mm512_min_pd(_mm512_set1_pd(high), _mm512_max_pd(_mm512_set1_pd(low), x.v)));
 #elif FASTLSTM_VECTOR_BYTES == 32
   if constexpr (sizeof(R) == 4)
-    return Vec<R>(_mm256_min_ps(_mm256_set1_ps(limit), _mm256_max_ps(_mm256_set1_ps(-limit), x.v)));
+    return Vec<R>(_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), x.v)));
   else
-    return Vec<R>(_mm256_min_pd(_mm256_set1_pd(limit), _mm256_max_pd(_mm256_set1_pd(-limit), x.v)));
+    return Vec<R>(_mm256_min_pd(_mm256_set1_pd(high), _mm256_max_pd(_mm256_set1_pd(low), x.v)));
 #else
-  const auto hi = Vec<R>(limit).v, lo = Vec<R>(-limit).v;
+  const auto hi = Vec<R>(high).v, lo = Vec<R>(low).v;
   auto y = x.v < lo ? lo : x.v;
   return Vec<R>(y > hi ? hi : y);
 #endif

@@ -176,8 +176,7 @@ void pack(const Pack& a) {
   const int64_t size = a.count * a.gates * round_up_16(a.units) * (a.I + a.P) * int64_t(sizeof(W));
   advise_hugepages(a.out, size_t(size));
   const int threads = a.threads > 1 && a.count * blocks > 1 && !omp_in_parallel() ? a.threads : 1;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < a.count * blocks; ++i) pack_block<W>(a, i / blocks, i % blocks);
+  parallel_for(a.count * blocks, threads, [&](int64_t i) { pack_block<W>(a, i / blocks, i % blocks); });
 }
 
 }  // namespace FASTLSTM_ISA

@@ -16,6 +16,7 @@ class Workspace {
     return data ? data : BlockCache::new_block(bytes, 64, 2 * kHugePage);
   }
   static void release(void* data, size_t bytes) { cache().release(data, bytes); }
+  static void clear() { cache().clear(); }  // of the calling thread
 
  private:
   static BlockCache& cache() {

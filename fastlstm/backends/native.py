@@ -1,7 +1,7 @@
 """The native module `fastlstm._C`: loaded at first use, with the reason where it cannot be.
 
 It calls torch's OpenMP runtime, so torch is imported first (it puts that runtime's symbols in reach).
-FASTLSTM_ISA=baseline|avx2|avx512 limits the instruction set.
+FASTLSTM_ISA=baseline|avx2|avx512 limits the instruction set, FASTLSTM_CACHE_MB the memory that is kept between steps.
 """
 
 from __future__ import annotations
@@ -11,17 +11,29 @@ import os
 from functools import lru_cache
 from types import ModuleType
 
-import torch  # noqa: F401  (first: see above)
+import torch  # first: see above
 
-from fastlstm._torch_compat import dynamo_skip
+from fastlstm._torch_compat import dynamo_skip, native_boundary
 
 # What the package calls; a module without one of them was built from older sources (tests/backends/test_native.py holds the
 # lists). A build with FASTLSTM_CPU=off has no CPU kernels and says so in `no_cpu`.
-INTERFACE = 2  # `interface` of csrc/bindings/module.cpp; raise both where the keywords of a native function change
+INTERFACE = 3  # `interface` of csrc/bindings/module.cpp; raise both where the keywords of a native function change
 _NAMES = ("plan",)
 _CPU_NAMES = (
-    *("StepLayer", "any_outside", "array", "gemm", "isa", "isa_names", "lstm_backward", "lstm_forward", "lstm_step"),
-    *("pack", "sample", "set_isa", "set_up_small_call", "small_call", "sum_by_id"),
+    *(
+        "StepLayer",
+        "array",
+        "empty_cache",
+        "gemm",
+        "is_cut_off",
+        "is_plain",
+        "isa",
+        "isa_names",
+        "limit_cache",
+        "lstm_backward",
+        "lstm_forward",
+    ),
+    *("lstm_step", "pack", "sample", "set_isa", "set_up_boundary", "set_up_small_call", "small_call", "sum_by_id"),
 )
 
 
@@ -52,7 +64,31 @@ def _attempt() -> tuple[ModuleType | None, str | None]:
             logging.getLogger("fastlstm").warning("%s (torch's own LSTM runs until then)", reason)
             return None, reason
         _C.set_isa(requested)
+    if not without_cpu:
+        _C.set_up_boundary(native_boundary())
+        _limit_cache(_C)
     return _C, None
+
+
+def _limit_cache(module: ModuleType) -> None:
+    """FASTLSTM_CACHE_MB: how much memory of a training step is kept for the next one."""
+    megabytes = os.environ.get("FASTLSTM_CACHE_MB", "")
+    if megabytes.isdecimal():
+        module.limit_cache(int(megabytes) << 20)
+    elif megabytes:
+        logging.getLogger("fastlstm").warning(
+            "FASTLSTM_CACHE_MB is '%s', expected a whole number of megabytes; it is not used", megabytes
+        )
+
+
+def empty_cache() -> None:
+    """Give the memory that training steps keep for the next step back to the system; where there is none, nothing happens.
+
+    Freed arrays of training steps stay until a later step asks for their size, up to 256 MB together, or as many as the
+    environment variable FASTLSTM_CACHE_MB says; each thread keeps up to 48 MB of scratch memory besides.
+    """
+    if _attempt.cache_info().currsize and unavailable() is None:
+        load().empty_cache(torch.get_num_threads())
 
 
 def load() -> ModuleType:

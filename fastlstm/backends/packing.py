@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends import native
+from fastlstm.memory import empty
 
 _UNIT_BLOCK = 16  # kUnitBlock in csrc/kernels.h
 
@@ -32,12 +33,12 @@ def pack(
     """
     w_h, w_x = _plain(w_h), None if w_x is None else _plain(w_x)
     units, P, I = w_h.shape[0] // (gates * count), w_h.shape[1], 0 if w_x is None else w_x.shape[1]
-    out = torch.empty(count * gates * padded(units) * (I + P), dtype=dtype, device="cpu")
+    out = empty((count * gates * padded(units) * (I + P),), dtype)
     native.load().pack(
         bfloat16=dtype is torch.bfloat16,
-        out=out.data_ptr(),
-        w_x=0 if w_x is None else w_x.data_ptr(),
-        w_h=w_h.data_ptr(),
+        out=out,
+        w_x=w_x,
+        w_h=w_h,
         count=count,
         gates=gates,
         units=units,
@@ -49,7 +50,7 @@ def pack(
 
 
 def _plain(w: Tensor) -> Tensor:
-    return (w if w.dtype is torch.float32 else w.to(torch.float32)).contiguous()
+    return (w if w.dtype is torch.float32 else w.to(torch.float32)).contiguous().resolve_neg()
 
 
 dynamo_skip(__name__)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm._torch_compat import has_own_functions, is_plain_eager
+from fastlstm._torch_compat import has_own_functions, is_plain_eager, is_transformed
 from fastlstm.modules import checks
 from fastlstm.modules.checks import State, Tokens, is_state
 from fastlstm.ops.autocast import autocast_type, casts
@@ -145,9 +145,13 @@ def normalise(
     batched = packed or checks.is_batched(data, tokens)
     compiling = torch.compiler.is_compiling()
     eager = not compiling and is_plain_eager()
+    ordinary = eager or not (compiling or is_transformed())  # tensors have the memory that they seem to have
     stack, weights = Stack.of(lstm, cached=eager), lstm._weights()
     like = weights[1] if tokens else data
     if packed:
+        if ordinary:
+            given = {"data": data, "batch_sizes": batch_sizes, "sorted_indices": order, "unsorted_indices": back}
+            checks.check_memory(lstm, [], given | _named(hx))
         rows, B = data, checks.packed_sequences(data, batch_sizes) if eager else 0
         hx = None if hx is None else _packed_state(lstm, stack, hx, batch_sizes, order, tokens)
     else:
@@ -159,12 +163,16 @@ def normalise(
         hx = zero_state(stack, B, like, shared=fits and not torch.is_grad_enabled())
     if not packed and not (fits and type(lstm) is lstm._exact_class):
         checks.check_dense(lstm, stack, data, batched, hx, tokens)
+    elif packed and ordinary and not fits and tokens is None and checks.is_state(hx) and hx[0].dim() != 2:
+        lstm.check_forward_args(data, hx, batch_sizes)  # torch's kernels would read behind a state that is too small
     mask = None if reset is None else checks.reset_mask(reset, data, packed, tokens)
     if mask is not None and not packed:
         mask = _time_first(mask, batched, lstm.batch_first)
     extra = mask is not None or cells or gates
     own_functions = not (fits or compiling or extra) and any(map(has_own_functions, weights))
     before = None
+    if ordinary and not fits:
+        checks.check_memory(lstm, weights, {"input": data, "reset": mask, **_named(hx)})
     if not (fits or own_functions):
         checks.check_weights(lstm, stack, weights)
         if casts(like, packed):
@@ -173,6 +181,10 @@ def normalise(
     drops = (lstm.training, Masks.of(lstm) if lstm.training else _NO_MASKS, lstm.recompute)
     how = (before, fits, own_functions, lstm.batch_first, batched, back, order)
     return Call(stack, rows, tokens, batch_sizes, hx, weights, mask, bool(cells), bool(gates), *drops, *how)
+
+
+def _named(hx: State | None) -> dict[str, Tensor | None]:
+    return dict(zip(("h0", "c0"), hx, strict=True)) if checks.is_state(hx) else {}
 
 
 def _time_first(value: Tensor, batched: bool, batch_first: bool) -> Tensor:
@@ -187,12 +199,15 @@ def _packed_state(
 ) -> State:
     """The given state of a packed call, in the order of its rows."""
     checks.check_packed_state(lstm, stack, hx, batch_sizes, tokens)
+    checks.check_order(order, batch_sizes)
     return lstm.permute_hidden(hx, order)
 
 
 def _sequences(batch_sizes: Tensor, order: Tensor | None) -> int | Tensor:
     """B of packed rows; the order of unsorted sequences tells it without reading a number: torch.compile needs that."""
-    return batch_sizes[0] if order is None else order.shape[0]
+    if order is None or not torch.compiler.is_compiling():
+        return batch_sizes[0]
+    return order.shape[0]
 
 
 def zero_state(stack: Stack, B: int | Tensor, like: Tensor, shared: bool = False) -> State:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm._torch_compat import is_plain_cpu
+from fastlstm.memory import check_whole, plain_check
 from fastlstm.ops.cell import Stack
 from fastlstm.ops.gemm import REALS
 
@@ -50,13 +50,18 @@ def fits_plainly(
     B: sequences, as `packed_sequences` says when packed. hx: None where a state of zeros will be made. The fused route hands
     their addresses to kernels after this and no other check: whatever those rely on is looked at here.
     """
-    shapes, dtype = stack.weight_shapes, weights[0].dtype if weights else None
-    if dtype not in REALS or len(weights) != len(shapes) or not is_plain_cpu(rows) or not (B and rows.numel()):
+    shapes, dtype, is_plain = stack.weight_shapes, weights[0].dtype if weights else None, plain_check()
+    if (
+        dtype not in REALS
+        or len(weights) != len(shapes)
+        or not (rows.is_cpu and is_plain(rows))
+        or not (B and rows.numel())
+    ):
         return False
     if rows.dim() != (1 if packed else 2) + (tokens is None) or not (hx is None or _state_fits(stack, hx, B, dtype)):
         return False
     for weight, shape in zip(weights, shapes, strict=True):
-        if not (is_plain_cpu(weight) and weight.dtype == dtype and weight.shape == shape and weight.is_contiguous()):
+        if not (is_plain(weight) and weight.dtype == dtype and weight.shape == shape and weight.is_contiguous()):
             return False
     if tokens is not None:
         return rows.dtype == torch.int64 and _embedding_fits(stack, tokens, dtype)
@@ -66,8 +71,8 @@ def fits_plainly(
 def _state_fits(stack: Stack, hx: State, B: int, dtype: torch.dtype) -> bool:
     if not is_state(hx):
         return False
-    h0, c0 = hx
-    if not (is_plain_cpu(h0) and is_plain_cpu(c0)) or h0.dtype != dtype or c0.dtype != dtype:
+    (h0, c0), is_plain = hx, plain_check()
+    if not (is_plain(h0) and is_plain(c0)) or h0.dtype != dtype or c0.dtype != dtype:
         return False
     return (h0.shape, c0.shape) == stack.state_shapes(B)
 
@@ -76,7 +81,7 @@ def packed_sequences(rows: Tensor, batch_sizes: Tensor) -> int:
     """The number of sequences of packed rows; 0 where batch_sizes is not what packing makes: the op says what is wrong."""
     if not rows.is_cpu or rows.dtype not in _ROW_TYPES:
         return 0  # not for the fused route: the sizes are not read, which takes long where there are many steps
-    if not is_plain_cpu(batch_sizes) or batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1:
+    if not plain_check()(batch_sizes) or batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1:
         return 0
     sizes = batch_sizes.tolist()
     falling = sizes and sizes[-1] > 0 and rows.shape[:1] == (sum(sizes),) and all(map(ge, sizes, sizes[1:]))
@@ -87,9 +92,14 @@ def _embedding_fits(stack: Stack, tokens: Tokens, dtype: torch.dtype) -> bool:
     embedding, sizes = tokens.embedding, (tokens.V, stack.input_size)
     if embedding is None:
         return stack.input_size == tokens.V
-    if not is_plain_cpu(embedding) or embedding.dtype != dtype or embedding.shape != sizes:
+    if not plain_check()(embedding) or embedding.dtype != dtype or embedding.shape != sizes:
         return False
     return embedding.is_contiguous()
+
+
+def check_memory(lstm: nn.RNNBase, weights: list[Tensor], tensors: dict[str, Tensor | None]) -> None:
+    """Raise where a tensor of a call is larger than its storage. tensors: by name."""
+    check_whole(*tensors.items(), *zip(lstm._flat_weights_names, weights, strict=False))
 
 
 def is_batched(data: Tensor, tokens: Tokens | None) -> bool:
@@ -133,6 +143,17 @@ def check_packed_state(lstm: nn.RNNBase, stack: Stack, hx: State, batch_sizes: T
         B = int(batch_sizes[0])
         if hx[0].shape[1] != B:  # nn.LSTM returns uninitialised memory
             lstm.check_hidden_size(hx[0], stack.state_shapes(B)[0], "Expected hidden[0] size {}, got {}")
+
+
+def check_order(order: Tensor | None, batch_sizes: Tensor) -> None:
+    """Raise where the order of a packed call's sequences is not one of all of them: the state would be of others."""
+    if order is None or torch.compiler.is_compiling():
+        return
+    B = int(batch_sizes[0])
+    if order.shape != (B,):
+        raise RuntimeError(
+            f"sorted_indices has shape {list(order.shape)}, expected [{B}], one for each sequence packed"
+        )
 
 
 def check_state_sizes(lstm: nn.RNNBase, stack: Stack, hx: State, B: int) -> None:

@@ -151,4 +151,4 @@ def _locked_dropout(p: float, x: Tensor, call: Call, starts: Tensor | None) -> T
         return x * F.dropout(torch.ones_like(x[:1]), p, training=True)
     N = x.shape[0]
     mask = F.dropout(x.new_ones(int(call.batch_sizes[0]), x.shape[1]), p, training=True)
-    return x * mask[torch.arange(N, device=x.device) - starts[offsets.steps(starts, N)]]
+    return x * mask[torch.arange(N, dtype=torch.int64, device=x.device) - starts[offsets.steps(starts, N)]]

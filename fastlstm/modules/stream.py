@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends import native
 from fastlstm.backends.packing import pack, padded
+from fastlstm.memory import check_whole, empty
+from fastlstm.modules.checks import check_weights
+from fastlstm.ops.cell import Stack
 
 _STORED = (torch.float32, torch.bfloat16)
 
@@ -30,25 +33,42 @@ class Stream:
         weights = lstm._weights()
         dtype = dtype or weights[0].dtype
         _check(lstm, batch_size, dtype)
-        self.batch_size, self.dtype, self.device = batch_size, dtype, weights[0].device
+        self._dtype, self._device = dtype, weights[0].device
         self._sizes = (batch_size, lstm.hidden_size, lstm.proj_size or lstm.hidden_size)
         self._input_size, self._side = lstm.input_size, 0
         per_layer = len(weights) // lstm.num_layers
         layers = [weights[k : k + per_layer] for k in range(0, len(weights), per_layer)]
         self._native = self.device.type == "cpu" and native.unavailable() is None
         store = _packed if self._native else _plain
-        with torch.no_grad():
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # so that the state can be set in and outside of inference mode
             self._layers = [store(layer, lstm.bias, bool(lstm.proj_size), dtype) for layer in layers]
-        B, H, P = self._sizes
-        zero = {"dtype": torch.float32, "device": self.device}
-        self._h = torch.zeros(2, lstm.num_layers, B, padded(P), **zero)
-        self._c = torch.zeros(lstm.num_layers, B, padded(H), **zero)
-        self._h_unprojected = torch.empty(B, padded(H), **zero)
+            B, H, P = self._sizes
+            self._h = empty((2, lstm.num_layers, B, padded(P)), torch.float32, self.device).zero_()
+            self._c = empty((lstm.num_layers, B, padded(H)), torch.float32, self.device).zero_()
+            self._h_unprojected = empty((B, padded(H)), torch.float32, self.device)
         if self._native:
             self._step_layers = [
-                native.load().StepLayer(start=_at(bias), w=_at(w), w_hr=_at(w_hr), I=P if k else lstm.input_size)
+                native.load().StepLayer(start=bias, w=w, w_hr=w_hr, I=P if k else lstm.input_size)
                 for k, (w, bias, w_hr) in enumerate(self._layers)
             ]
+
+    @property
+    def batch_size(self) -> int:
+        """B; another number of sequences takes another stream."""
+        return self._sizes[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """How weights are stored."""
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights, state and input are."""
+        return self._device
 
     def step(self, x: Tensor) -> Tensor:
         """Take one step: x (B, I) in; the last layer's h out, (B, P), fresh, in the type of x. Gradients are not kept.
@@ -58,23 +78,25 @@ class Stream:
         if x.shape != (self.batch_size, self._input_size) or x.device != self.device or not x.is_floating_point():
             expected = f"a floating tensor of shape {[self.batch_size, self._input_size]} on {self.device}"
             raise ValueError(f"x is {x.dtype} with shape {list(x.shape)} on {x.device}, expected {expected}")
+        if x.dtype is not torch.float32 or not x.is_contiguous():
+            check_whole(("x", x))  # before torch copies it; else the kernel's own check is the first
         with torch.no_grad():
-            values = x.detach().to(torch.float32).contiguous()
+            values = x.detach().to(torch.float32).contiguous().resolve_neg()
             out = self._step(values) if self._native else self._plain_step(values)
             self._side = 1 - self._side
             return out.to(x.dtype)
 
     def _step(self, x: Tensor) -> Tensor:
         B, H, P = self._sizes
-        out = torch.empty(B, P, dtype=torch.float32, device=self.device)
+        out = empty((B, P), torch.float32)
         native.load().lstm_step(
             bfloat16=self.dtype is torch.bfloat16,
             layers=self._step_layers,
-            out=out.data_ptr(),
-            h=self._h.data_ptr(),
-            c=self._c.data_ptr(),
-            h_unprojected=self._h_unprojected.data_ptr(),
-            x=x.data_ptr(),
+            out=out,
+            h=self._h,
+            c=self._c,
+            h_unprojected=self._h_unprojected,
+            x=x,
             B=B,
             H=H,
             P=P,
@@ -106,6 +128,7 @@ class Stream:
             return
         if rows.shape != (self.batch_size,) or rows.dtype != torch.bool:
             raise ValueError(f"rows is {rows.dtype} with shape {list(rows.shape)}, expected bool ({self.batch_size},)")
+        check_whole(("rows", rows))
         self._h[:, :, rows] = 0
         self._c[:, rows] = 0
 
@@ -121,6 +144,7 @@ class Stream:
         for name, value, like, width in (("h", hx[0], self._h[0], P), ("c", hx[1], self._c, H)):
             if value.shape != (*like.shape[:2], width):
                 raise ValueError(f"{name} has shape {list(value.shape)}, expected {[*like.shape[:2], width]}")
+        check_whole(("h", hx[0]), ("c", hx[1]))
         with torch.no_grad():
             self._h[self._side, :, :, :P], self._c[:, :, :H] = hx[0], hx[1]
 
@@ -130,12 +154,10 @@ def _check(lstm: nn.RNNBase, batch_size: int, dtype: torch.dtype) -> None:
         raise ValueError("a bidirectional LSTM cannot be streamed: its backward direction begins at the last step")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}, expected a positive int")
+    check_weights(lstm, Stack.of(lstm), lstm._weights())
+    check_whole(*zip(lstm._flat_weights_names, lstm._weights(), strict=True))
     if dtype not in _STORED:
         raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.bfloat16; pass one as stream(B, dtype)")
-
-
-def _at(value: Tensor | None) -> int:
-    return 0 if value is None else value.data_ptr()
 
 
 def _plain(weights: list[Tensor], bias: bool, projected: bool, dtype: torch.dtype) -> tuple[Tensor | None, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastlstm._torch_compat import dynamo_skip, is_recorded
 from fastlstm.backends import native
+from fastlstm.memory import empty
 
 REALS = (torch.float32, torch.float64)
 
@@ -29,21 +30,12 @@ def matmul(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
 
 def native_matmul(a: Tensor, b: Tensor, add_to: Tensor | None = None) -> Tensor:
     """`matmul` by the native GEMM, for plain tensors that it `takes`; any strides."""
-    out = a.new_empty(a.shape[0], b.shape[1]) if add_to is None else add_to
-    (a_row, a_column), (b_row, b_column) = a.stride(), b.stride()
+    out = empty((a.shape[0], b.shape[1]), a.dtype) if add_to is None else add_to
     native.load().gemm(
         double=a.dtype == torch.float64,
-        c=out.data_ptr(),
-        a=a.data_ptr(),
-        b=b.data_ptr(),
-        M=a.shape[0],
-        N=b.shape[1],
-        K=a.shape[1],
-        c_row=out.stride(0),
-        a_row=a_row,
-        a_column=a_column,
-        b_row=b_row,
-        b_column=b_column,
+        c=out,
+        a=a,
+        b=b,
         accumulate=add_to is not None,
         threads=torch.get_num_threads(),
     )

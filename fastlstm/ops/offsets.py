@@ -78,13 +78,13 @@ def _kept(key: tuple, stream: int, capturing: bool, make: Callable[[], Tensor]) 
 
 def steps(offsets: Tensor, N: int) -> Tensor:
     """The step of each of the N rows, (N,)."""
-    return torch.bucketize(torch.arange(N, device=offsets.device), offsets, right=True) - 1
+    return torch.bucketize(torch.arange(N, dtype=torch.int64, device=offsets.device), offsets, right=True) - 1
 
 
 def later(offsets: Tensor, N: int) -> tuple[Tensor, Tensor]:
     """Where the next step of each row's sequence lies, (N,), and whether there is one; where not, it is another row."""
     step = steps(offsets, N)
     after = (step + 1).clamp(max=offsets.shape[0] - 1)
-    rows = offsets[after] + torch.arange(N, device=offsets.device) - offsets[step]
+    rows = offsets[after] + torch.arange(N, dtype=torch.int64, device=offsets.device) - offsets[step]
     inside = rows.clamp(max=N - 1)
     return inside, (after > step) & (rows < N) & (step[inside] == after)

@@ -37,7 +37,7 @@ def _previous_rows(N: int, offsets: Tensor, reverse: bool) -> Tensor:
     Built on the device of `offsets`, without waiting for it or sending it anything.
     """
     t = steps(offsets, N)
-    b = torch.arange(N, device=offsets.device) - offsets[t]
+    b = torch.arange(N, dtype=torch.int64, device=offsets.device) - offsets[t]
     if not reverse:
         return torch.where(t == 0, N + b, offsets[(t - 1).clamp(min=0)] + b)
     rows, goes_on = later(offsets, N)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlstm._torch_compat import dynamo_skip
+from fastlstm.memory import check_whole
 from fastlstm.ops.arguments import SAVE_ALL, SAVE_NOTHING, Grads, OpInputs, Saved
 from fastlstm.ops.reference import cell_type
 
@@ -107,6 +108,8 @@ def _expect(name: str, value: Tensor | None, shape: tuple, dtype: torch.dtype, d
         raise RuntimeError(f"fastlstm: {name} is on {value.device}, expected {device} as w_hh")
     if value.layout is not torch.strided:
         raise RuntimeError(f"fastlstm: {name} has layout {value.layout}, expected a dense tensor; use .to_dense()")
+    if value.is_cpu:
+        check_whole((f"fastlstm: {name}", value))
 
 
 def ids_in_range(ids: Tensor, V: int) -> None:

@@ -83,5 +83,5 @@ def _sum_by_id(info, in_dims: Dims, rows: Tensor, ids: Tensor, V: int) -> tuple[
     K = info.batch_size
     rows = rows.unsqueeze(0).expand(K, *rows.shape) if in_dims[0] is None else rows.movedim(in_dims[0], 0)
     ids = ids.unsqueeze(0).expand(K, *ids.shape) if in_dims[1] is None else ids.movedim(in_dims[1], 0)
-    ids = ids + V * torch.arange(K, device=ids.device)[:, None]
+    ids = ids + V * torch.arange(K, dtype=torch.int64, device=ids.device)[:, None]
     return torch.ops.fastlstm.sum_by_id(rows.flatten(0, 1), ids.flatten(), K * V).unflatten(0, (K, V)), 0

@@ -44,24 +44,24 @@ class NativeEngine:
         follows = None if streams.states is None else options.follows
         extension = native.load()
         layers = [
-            extension.StepLayer(start=_at(start), w=_at(w), w_hr=_at(w_hr), I=P if k else 0)
+            extension.StepLayer(start=start, w=w, w_hr=w_hr, I=P if k else 0)
             for k, (start, w, w_hr) in enumerate(self._layers)
         ]
         extension.sample(
             bfloat16=self.weights.stored is torch.bfloat16,
             stop_count=len(options.stop),
             layers=layers,
-            ids=_at(ids),
-            log_probs=_at(log_probs),
-            h=_at(streams.h),
-            c=_at(streams.c),
-            ended=_at(streams.ended),
-            states=_at(streams.states),
-            w_out=_at(self._out),
-            b_out=_at(self._bias),
-            transitions=_at(follows),
-            stops=_at(stops),
-            stop_ends=_at(ends),
+            ids=ids,
+            log_probs=log_probs,
+            h=streams.h,
+            c=streams.c,
+            ended=streams.ended,
+            states=streams.states,
+            w_out=self._out,
+            b_out=self._bias,
+            transitions=follows,
+            stops=stops,
+            stop_ends=ends,
             B=B,
             H=H,
             P=P,
@@ -78,10 +78,6 @@ class NativeEngine:
             threads=torch.get_num_threads(),
         )
         dispatch.record_plan(f"cpu: decode, {B} streams, {native.load().isa()}")
-
-
-def _at(value: Tensor | None) -> int:
-    return 0 if value is None else value.data_ptr()
 
 
 dynamo_skip(__name__)

@@ -10,6 +10,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from fastlstm.memory import check_whole
 from fastlstm.modules.checks import State
 from fastlstm.sampling.weights import Sizes, Weights
 
@@ -83,6 +84,7 @@ def _automaton(automaton: tuple[Tensor, int | Tensor] | None, V: int, num: int) 
     if automaton is None:
         return None, None
     follows, start = automaton
+    check_whole(("the automaton", follows), ("its start", start if isinstance(start, Tensor) else None))
     S = follows.shape[0] if follows.dim() == 2 else 0
     if S == 0 or follows.shape[1] != V or follows.is_floating_point() or int(follows.max()) >= S:
         raise ValueError(
@@ -92,7 +94,9 @@ def _automaton(automaton: tuple[Tensor, int | Tensor] | None, V: int, num: int) 
     starts = torch.as_tensor(start)
     if starts.shape not in ((), (num,)) or int(starts.min()) < 0 or int(starts.max()) >= S:
         raise ValueError(f"the automaton's start is {start}, expected one state, or {num}, in 0 … {S - 1}")
-    return follows.to(torch.int32).contiguous(), starts.to(torch.int32).expand(num).contiguous()
+    # copies: what the user does to either afterwards does not show. Below -1 an id is as forbidden as at it.
+    follows = follows.detach().to(torch.int64).clamp(min=-1).to(torch.int32).contiguous()
+    return follows, starts.detach().to(torch.int32).expand(num).clone(memory_format=torch.contiguous_format)
 
 
 EngineRun = Callable[["Streams", Options, Tensor, Tensor | None], None]
@@ -163,11 +167,12 @@ class Streams:
 
 def _prime(prime: Tensor | Sequence[int], V: int, num: int) -> Tensor:
     ids = torch.as_tensor(prime)
+    check_whole(("prime", ids))
     if ids.numel() == 0:
         raise ValueError("prime is empty, expected at least one id, say that of a newline")
     if ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8) or ids.dim() > 2:
         raise ValueError(f"prime is {ids.dtype} with shape {list(ids.shape)}, expected integers (n,) or (n, {num})")
-    ids = ids.to(torch.int64)
+    ids = ids.detach().to(torch.int64).clone()  # what the user does to the prime afterwards does not show
     ids = ids if ids.dim() == 2 else ids.reshape(-1, 1)
     if ids.shape[1] not in (1, num):
         raise ValueError(f"prime has shape {list(ids.shape)}, expected (n,) or (n, {num}), one column a stream")
@@ -186,6 +191,7 @@ def _state(weights: Weights, num: int, state: State | None) -> State:
     for name, value, width in (("h", state[0], P), ("c", state[1], H)):
         if list(value.shape) not in ([L, width], [L, 1, width], [L, num, width]):
             raise ValueError(f"{name} has shape {list(value.shape)}, expected {[L, width]} or {[L, num, width]}")
+        check_whole((name, value))
         value = value.detach().to(weights.w_out)
         tensors.append(value if value.dim() == 3 else value[:, None])
     if tensors[0].shape[1] != tensors[1].shape[1]:

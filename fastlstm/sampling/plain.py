@@ -29,7 +29,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
 
 def gumbel(V: int, seed: int, position: int, streams: Tensor) -> Tensor:
     """-log(-log(u)) for every stream, (B,), and id: (B, V) float64. u = (word + 1/2) 2⁻³², word v % 4 of counter v // 4."""
-    groups = torch.arange((V + 3) // 4, device=streams.device)
+    groups = torch.arange((V + 3) // 4, dtype=torch.int64, device=streams.device)
     n, b = torch.broadcast_tensors(groups[None], streams[:, None])
     words = philox((n, torch.full_like(n, position & _MASK), b, torch.full_like(n, position >> 32)), seed)
     u = (torch.stack(words, -1).flatten(1)[:, :V].double() + 0.5) * 2.0**-32

@@ -7,7 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastlstm.memory import check_whole
+from fastlstm.modules.checks import check_weights
 from fastlstm.modules.token_lstm import TokenLSTM
+from fastlstm.ops.cell import Stack
 
 
 class Sizes(NamedTuple):
@@ -63,6 +66,9 @@ def _check(model: TokenLSTM, weight: Tensor, bias: Tensor | None, dtype: torch.d
     if not isinstance(model, TokenLSTM):
         raise TypeError(f"model is a {type(model).__name__}, expected a fastlstm.TokenLSTM")
     lstm = model.lstm
+    own = [getattr(lstm, name) for name in lstm._flat_weights_names]
+    check_weights(lstm, Stack.of(lstm), own)
+    check_whole(("weight", weight), ("bias", bias), *zip(lstm._flat_weights_names, own, strict=True))
     if lstm.bidirectional:
         raise ValueError("a bidirectional model cannot be decoded: its backward direction begins at the last id")
     if dtype not in (None, torch.float32, torch.bfloat16):

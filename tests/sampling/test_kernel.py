@@ -90,7 +90,7 @@ def test_native_noise_is_that_of_the_definition(isa: str) -> None:
     with running(isa):
         for V, seed, position, stream in ((8, 0, 0, 0), (72, 2**64 - 1, 2**40 + 5, 9), (4096, 7, 3, 2**31)):
             noise = torch.empty(V, dtype=torch.float64)
-            native.load().gumbel(noise.data_ptr(), V, seed, position, stream)
+            native.load().gumbel(noise=noise, n=V, seed=seed, position=position, stream=stream)
             torch.testing.assert_close(
                 noise, gumbel(V, seed, position, torch.tensor([stream]))[0], rtol=4e-15, atol=1e-15
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends import native
 from fastlstm.backends.base import Backend, register
+from fastlstm.memory import empty
 from fastlstm.ops.arguments import SAVE_ALL, Grads, OpInputs, Saved, Spec
 from fastlstm.ops.recompute import recompute_gates
 
@@ -41,33 +42,33 @@ class Cpu(Backend):
         dtype, real, H, save = inputs.w_hh.dtype, _real_type(inputs.w_hh), inputs.H, inputs.save
         x, ids, w_x, bias, w_hh, w_hr, h0, c0 = (_as_real(v, real) for v in inputs[:8])
         lead = tuple(inputs.lead)
-        h = torch.empty((*lead, h0.shape[1]), dtype=real, device="cpu")
-        c = torch.empty((*lead, H) if save else (0,), dtype=real, device="cpu")
-        gates = torch.empty((*lead, 4 * H) if save == SAVE_ALL else (0,), dtype=real, device="cpu")
-        h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
+        h = empty((*lead, h0.shape[1]), real)
+        c = empty((*lead, H) if save else (0,), real)
+        gates = empty((*lead, 4 * H) if save == SAVE_ALL else (0,), real)
+        h_n, c_n = empty(h0.shape, real), empty(c0.shape, real)
         native.load().lstm_forward(
             **_shape(inputs),
-            h=h.data_ptr(),
-            c=_address(c if save else None),
-            gates=_address(gates if save == SAVE_ALL else None),
-            h_n=h_n.data_ptr(),
-            c_n=c_n.data_ptr(),
-            x_gates=_address(None if ids is None else w_x),
-            ids=_address(ids),
-            bias=_address(bias),
-            w_hh=w_hh.data_ptr(),
-            w_hr=_address(w_hr),
-            h0=h0.data_ptr(),
-            c0=c0.data_ptr(),
-            x=_address(x),
-            w_x=_address(w_x if ids is None else None),
+            h=h,
+            c=c if save else None,
+            gates=gates if save == SAVE_ALL else None,
+            h_n=h_n,
+            c_n=c_n,
+            x_gates=None if ids is None else w_x,
+            ids=ids,
+            bias=bias,
+            w_hh=w_hh,
+            w_hr=w_hr,
+            h0=h0,
+            c0=c0,
+            x=x,
+            w_x=w_x if ids is None else None,
             I=0 if x is None else x.shape[-1],
         )
         return _stored(h, dtype), c, _stored(gates, dtype), _stored(h_n, dtype), c_n
 
     def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
         dtype = inputs.w_hh.dtype
-        d_gates = torch.empty((*inputs.lead, inputs.w_hh.shape[0]), dtype=_real_type(inputs.w_hh), device="cpu")
+        d_gates = empty((*inputs.lead, inputs.w_hh.shape[0]), _real_type(inputs.w_hh))
         dh_proj, dh0, dc0 = _backward(inputs, saved, grads, d_gates, {})
         return d_gates.to(dtype), dh_proj.to(dtype), dh0.to(dtype), dc0
 
@@ -80,13 +81,11 @@ class Cpu(Backend):
         x, ids, w_x, _, w_hh, w_hr, h0, _ = (_as_real(v, real) for v in inputs[:8])
         h = _as_real(saved.h, real)
         sized = ((want_x, x), (want_w, w_x), (want_bias, w_hh[:, 0]), (want_hh, w_hh), (want_hr, w_hr))
-        dx, dw_x, dbias, dw_hh, dw_hr = made = [
-            torch.empty(v.shape, dtype=real, device="cpu") if want else None for want, v in sized
-        ]
+        dx, dw_x, dbias, dw_hh, dw_hr = made = [empty(v.shape, real) if want else None for want, v in sized]
         products = {
-            **{"dx": _address(dx), "dw_x": _address(dw_x), "dbias": _address(dbias)},
-            **{"dw_hh": _address(dw_hh), "dw_hr": _address(dw_hr)},
-            **{"x": _address(x), "ids": _address(ids), "w_x": w_x.data_ptr(), "h": h.data_ptr(), "h0": h0.data_ptr()},
+            **{"dx": dx, "dw_x": dw_x, "dbias": dbias},
+            **{"dw_hh": dw_hh, "dw_hr": dw_hr},
+            **{"x": x, "ids": ids, "w_x": w_x, "h": h, "h0": h0},
             **{"I": w_x.shape[1] if ids is None else 0, "V": 0 if ids is None else w_x.shape[0]},
         }
         _, dh0, dc0 = _backward(inputs, saved, grads, None, products)
@@ -103,10 +102,6 @@ def describe(dtype: torch.dtype) -> str:
 def _line(dtype: torch.dtype, isa: str, threads: int) -> str:
     kind = "rounded through float32" if dtype in _HALF else str(dtype).removeprefix("torch.")
     return f"cpu: fused {isa} recurrence, {kind}, up to {threads} threads"
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _real_type(w: Tensor) -> torch.dtype:
@@ -132,7 +127,7 @@ def _shape(inputs: OpInputs) -> dict[str, int]:
     return {
         "double": dtype == torch.float64,
         **{"T": inputs.T, "B": B, "H": inputs.H, "P": P},
-        **{"batch_sizes": _address(inputs.batch_sizes), "reset": _address(inputs.reset)},
+        **{"batch_sizes": inputs.batch_sizes, "reset": inputs.reset},
         **{"reverse": inputs.reverse, "rounding": _ROUNDING[dtype], "threads": torch.get_num_threads()},
     }
 
@@ -150,26 +145,26 @@ def _backward(
         gates = recompute_gates(inputs, h)
     read = (*grads, gates, c, inputs.c0, inputs.w_hh, inputs.w_hr)
     dh, dc, dh_n, dc_n, gates, c, c0, w_hh, w_hr = (_as_real(v, real) for v in read)
-    dh_proj = None if w_hr is None or d_gates is None else torch.empty(h.shape, dtype=real, device="cpu")
-    dh0, dc0 = torch.empty(h0.shape, dtype=real, device="cpu"), torch.empty(c0.shape, dtype=real, device="cpu")
+    dh_proj = None if w_hr is None or d_gates is None else empty(h.shape, real)
+    dh0, dc0 = empty(h0.shape, real), empty(c0.shape, real)
     native.load().lstm_backward(
         **_shape(inputs),
-        d_gates=_address(d_gates),
-        dh_proj=_address(dh_proj),
-        dh0=dh0.data_ptr(),
-        dc0=dc0.data_ptr(),
-        dh=_address(dh),
-        dc=_address(dc),
-        dh_n=_address(dh_n),
-        dc_n=_address(dc_n),
-        gates=gates.data_ptr(),
-        c=c.data_ptr(),
-        c0=c0.data_ptr(),
-        w_hh=w_hh.data_ptr(),
-        w_hr=_address(w_hr),
+        d_gates=d_gates,
+        dh_proj=dh_proj,
+        dh0=dh0,
+        dc0=dc0,
+        dh=dh,
+        dc=dc,
+        dh_n=dh_n,
+        dc_n=dc_n,
+        gates=gates,
+        c=c,
+        c0=c0,
+        w_hh=w_hh,
+        w_hr=w_hr,
         **products,
     )
-    return torch.empty(0, dtype=real, device="cpu") if dh_proj is None else dh_proj, dh0, dc0
+    return empty((0,), real) if dh_proj is None else dh_proj, dh0, dc0
 
 
 dynamo_skip(__name__)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastlstm._torch_compat import SingleLevelFunction, dynamo_skip, is_recorded
 from fastlstm.backends import native
+from fastlstm.memory import check_whole, empty, plain_check
 from fastlstm.ops.cell import LayerWeights, Stack
 from fastlstm.ops.token_table import native_gradients, native_table
 
@@ -38,22 +39,6 @@ class FusedCall(NamedTuple):
     through_ops: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _addresses(k: int, *tensors: Tensor | None) -> list[int]:
-    """Where the k-th part of each begins. (Indexing would make a tensor of it, at ten times the cost.)"""
-    if k == 0:
-        return [0 if v is None else v.data_ptr() for v in tensors]
-    return [0 if v is None else v.data_ptr() + k * v.stride(0) * v.element_size() for v in tensors]
-
-
-def any_outside(ids: Tensor, V: int) -> bool:
-    """Whether a contiguous int64 tensor holds a number that is not in 0 … V - 1."""
-    return native.load().any_outside(ids.data_ptr(), ids.numel(), V)
-
-
 FIRST_WEIGHT = 4  # inputs of the Function before the weights: source, h0, c0, embedding
 _LARGE = 1 << 16  # scalars from which arrays are kept for the next step (csrc/bindings/array_cache.cpp)
 
@@ -61,7 +46,7 @@ _LARGE = 1 << 16  # scalars from which arrays are kept for the next step (csrc/b
 def _cached_array(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An array of a training step, not initialised. (torch can't resize it, as it can't what requires a gradient.)"""
     if math.prod(shape) < _LARGE:
-        return torch.empty(shape, dtype=dtype, device="cpu")
+        return empty(shape, dtype)
     return torch.utils.dlpack.from_dlpack(native.load().array(shape, dtype == torch.float64))
 
 
@@ -73,7 +58,7 @@ def forward(
     source: (T, B, I) or (N, I), or ids; h0 (LD, B, P), c0 (LD, B, H); embedding: of the ids, (V, I), or None; weights:
     torch's flat list.
     """
-    h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
+    h_n, c_n = empty(h0.shape, call.dtype), empty(c0.shape, call.dtype)
     x, between, kept = source, [], []
     for layer in range(call.stack.layers):
         if layer:
@@ -81,24 +66,25 @@ def forward(
         outputs = []
         for d in range(call.stack.directions):
             k = layer * call.stack.directions + d
-            states = _addresses(k, h_n, c_n, h0, c0)
-            outputs.append(_direction(call, k, x, states, embedding, call.stack.layer(weights, k), keep))
+            own = call.stack.layer(weights, k)
+            outputs.append(_direction(call, k, x, (h_n, c_n, h0, c0), embedding, own, keep))
         kept += outputs
         x = outputs[0][0] if call.stack.directions == 1 else torch.cat([h for h, _, _ in outputs], -1)
     return x, h_n, c_n, between, kept
 
 
 def _direction(
-    call: FusedCall, k: int, x: Tensor, states: list[int], embedding: Tensor | None, own: LayerWeights, keep: bool
+    call: FusedCall, k: int, x: Tensor, states: tuple, embedding: Tensor | None, own: LayerWeights, keep: bool
 ) -> tuple:
-    """Layer and direction number k: h, c and gates; these two are None unless kept. states: addresses."""
+    """Layer and direction number k: h, c and gates; these two are None unless kept. states: h_n, c_n, h0, c0 of all."""
     H, dtype = call.stack.hidden_size, call.dtype
     w_ih, w_hh, bias, w_hr = own.w_ih, own.w_hh, own.bias, own.w_hr
     ids = call.V > 0 and k < call.stack.directions
     if ids:
         w_ih, bias = native_table(embedding, w_ih, bias), None
     rows = x.shape if ids else x.shape[:-1]
-    h = _cached_array((*rows, call.stack.P), dtype) if keep else x.new_empty((*rows, call.stack.P), dtype=dtype)
+    is_output = k == call.stack.layers - 1  # of one direction: the user's, who may resize it
+    h = (empty if is_output or not keep else _cached_array)((*rows, call.stack.P), dtype)
     c = _cached_array((*rows, H), dtype) if keep else None
     gates = _cached_array((*rows, 4 * H), dtype) if keep else None
     h_n, c_n, h0, c0 = states
@@ -108,23 +94,24 @@ def _direction(
         B=call.B,
         H=H,
         P=call.stack.P,
-        batch_sizes=_address(call.batch_sizes),
+        batch_sizes=call.batch_sizes,
         reverse=k % call.stack.directions == 1,
         threads=call.threads,
-        h=h.data_ptr(),
-        c=_address(c),
-        gates=_address(gates),
+        part=k,
+        h=h,
+        c=c,
+        gates=gates,
         h_n=h_n,
         c_n=c_n,
-        x_gates=w_ih.data_ptr() if ids else 0,
-        ids=x.data_ptr() if ids else 0,
-        bias=_address(bias),
-        w_hh=w_hh.data_ptr(),
-        w_hr=_address(w_hr),
+        x_gates=w_ih if ids else None,
+        ids=x if ids else None,
+        bias=bias,
+        w_hh=w_hh,
+        w_hr=w_hr,
         h0=h0,
         c0=c0,
-        x=0 if ids else x.data_ptr(),
-        w_x=0 if ids else w_ih.data_ptr(),
+        x=None if ids else x,
+        w_x=None if ids else w_ih,
         I=0 if ids else x.shape[-1],
     )
     return h, c, gates
@@ -140,19 +127,30 @@ class FusedLSTM(SingleLevelFunction):
         out, h_n, c_n, between, kept = forward(call, source, h0, c0, embedding, weights, keep=True)
         ctx.call, ctx.counts = call, (len(weights), len(between))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(source, h0, c0, embedding, *weights, *between, *(v for three in kept for v in three))
+        kept = [v for three in kept for v in three]
+        ctx.save_for_backward(call.batch_sizes, source, h0, c0, embedding, *weights, *between, *kept)
+        if out.dtype == torch.float64 and out is kept[-3]:
+            out = out.clone()  # nn.LSTM's may be changed in place in this type
         return out, h_n, c_n
 
     @staticmethod
     def backward(ctx, d_out: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None) -> tuple:
-        source, h0, c0, embedding, *rest = saved = ctx.saved_tensors
-        weights, rest = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
-        grads = (d_out, dh_n, dc_n)
-        if is_recorded(*grads, *saved):
-            return None, *_through_ops(ctx, grads, (source, h0, c0, embedding, *weights))
-        between, kept = rest[: ctx.counts[1]], rest[ctx.counts[1] :]
-        grads = tuple(None if g is None else g.to(h0.dtype).contiguous() for g in grads)
-        return None, *_Backward(ctx, grads, [source, *between], (h0, c0), embedding, weights, kept).run()
+        saved, grads, is_plain = ctx.saved_tensors, (d_out, dh_n, dc_n), plain_check()
+        needs_grad, (n_weights, n_between) = ctx.needs_input_grad[1:], ctx.counts
+        if is_recorded() or not all(v is None or is_plain(v) for v in (*grads, *saved)):
+            check_whole(*(("a tensor that was saved for backward", v) for v in saved))
+            call = ctx.call._replace(batch_sizes=saved[0])
+            return None, *_through_ops(call, needs_grad, grads, saved[1 : 1 + FIRST_WEIGHT + n_weights])
+        contiguous = (v if v is None else v.contiguous() for v in saved)  # hooks may give any strides
+        batch_sizes, source, h0, c0, embedding, *rest = contiguous
+        call = ctx.call._replace(batch_sizes=batch_sizes)
+        grads = tuple(None if g is None else g.to(call.dtype).contiguous() for g in grads)
+        weights, between, kept = (
+            rest[:n_weights],
+            rest[n_weights : n_weights + n_between],
+            rest[n_weights + n_between :],
+        )
+        return None, *_Backward(call, needs_grad, grads, [source, *between], (h0, c0), embedding, weights, kept).run()
 
 
 class _Backward:
@@ -160,7 +158,8 @@ class _Backward:
 
     def __init__(
         self,
-        ctx,
+        call: FusedCall,
+        needs_grad: tuple[bool, ...],
         grads: tuple,
         inputs: list[Tensor],
         states: tuple,
@@ -168,12 +167,13 @@ class _Backward:
         weights: list,
         kept: list,
     ) -> None:
-        self.call: FusedCall = ctx.call
-        self.needs_grad = ctx.needs_input_grad[1:]
+        self.call, self.needs_grad = call, needs_grad
         self.d_out, self.dh_n, self.dc_n = grads
         self.inputs, self.embedding, self.weights, self.kept = inputs, embedding, weights, kept
         self.h0, self.c0 = states
-        self.dh0, self.dc0 = torch.empty_like(self.h0), torch.empty_like(self.c0)
+        LD, B = call.stack.layers * call.stack.directions, call.B
+        self.dh0 = empty((LD, B, call.stack.P), call.dtype)
+        self.dc0 = empty((LD, B, call.stack.hidden_size), call.dtype)
         self.d_embedding: Tensor | None = None
         self.d_weights: list[Tensor | None] = [None] * len(weights)
 
@@ -205,43 +205,45 @@ class _Backward:
         x, (h, c, gates) = self.inputs[layer], self.kept[3 * k : 3 * k + 3]
         ids, of_bias = call.V > 0 and layer == 0, call.stack.bias and any(needs_grad[2:4])
         of_table = self.needs_grad[3], needs_grad[0], of_bias
-        shape, wants_in = ((call.V, w_hh.shape[0]), any(of_table)) if ids else (w_ih.shape, needs_grad[0])
-        d_in = torch.empty(shape, dtype=call.dtype, device="cpu") if wants_in else None
-        dx = _cached_array(x.shape, x.dtype) if wants_dx and not ids else None
-        dw_hh = torch.empty_like(w_hh) if needs_grad[1] else None
-        dbias = torch.empty_like(rest[0]) if of_bias and not ids else None
-        dw_hr = torch.empty_like(rest[-1]) if call.stack.proj_size and needs_grad[-1] else None
-        dh0, dc0, dh_n, dc_n, c0, h0 = _addresses(k, self.dh0, self.dc0, self.dh_n, self.dc_n, self.c0, self.h0)
+        shapes = call.stack.weight_shapes[first : first + call.stack.per_direction]
+        of_w_ih, of_w_hh, of_w_hr = shapes[0], shapes[1], shapes[-1]  # the last: with a projection
+        shape, wants_in = ((call.V, of_w_hh[0]), any(of_table)) if ids else (of_w_ih, needs_grad[0])
+        d_in = empty(shape, call.dtype) if wants_in else None
+        dx = _cached_array((*x.shape[:-1], of_w_ih[1]), call.dtype) if wants_dx and not ids else None
+        dw_hh = empty(of_w_hh, call.dtype) if needs_grad[1] else None
+        dbias = empty(of_w_hh[:1], call.dtype) if of_bias and not ids else None
+        dw_hr = empty(of_w_hr, call.dtype) if call.stack.proj_size and needs_grad[-1] else None
         native.load().lstm_backward(
             double=call.dtype == torch.float64,
             T=call.T,
             B=call.B,
             H=call.stack.hidden_size,
             P=call.stack.P,
-            batch_sizes=_address(call.batch_sizes),
+            batch_sizes=self.call.batch_sizes,
             reverse=d == 1,
             threads=call.threads,
-            dh0=dh0,
-            dc0=dc0,
-            dh=_address(dh),
-            dh_n=dh_n,
-            dc_n=dc_n,
-            gates=gates.data_ptr(),
-            c=c.data_ptr(),
-            c0=c0,
-            w_hh=w_hh.data_ptr(),
-            w_hr=_address(rest[-1] if call.stack.proj_size else None),
-            dx=_address(dx),
-            dw_x=_address(d_in),
-            dbias=_address(dbias),
-            dw_hh=_address(dw_hh),
-            dw_hr=_address(dw_hr),
-            x=0 if ids else x.data_ptr(),
-            ids=x.data_ptr() if ids else 0,
-            w_x=0 if ids else w_ih.data_ptr(),
-            h=h.data_ptr(),
-            h0=h0,
-            I=0 if ids else w_ih.shape[1],
+            part=k,
+            dh0=self.dh0,
+            dc0=self.dc0,
+            dh=dh,
+            dh_n=self.dh_n,
+            dc_n=self.dc_n,
+            gates=gates,
+            c=c,
+            c0=self.c0,
+            w_hh=w_hh,
+            w_hr=rest[-1] if call.stack.proj_size else None,
+            dx=dx,
+            dw_x=d_in,
+            dbias=dbias,
+            dw_hh=dw_hh,
+            dw_hr=dw_hr,
+            x=None if ids else x,
+            ids=x if ids else None,
+            w_x=None if ids else w_ih,
+            h=h,
+            h0=self.h0,
+            I=0 if ids else of_w_ih[1],
             V=call.V if ids else 0,
         )
         if ids:
@@ -254,9 +256,9 @@ class _Backward:
         return dx
 
 
-def _through_ops(ctx, grads: tuple, inputs: tuple) -> list[Tensor | None]:
+def _through_ops(call: FusedCall, needs_grad: tuple[bool, ...], grads: tuple, inputs: tuple) -> list[Tensor | None]:
     """The gradients by operations that torch can differentiate and batch, for whoever does (create_graph, vmap)."""
-    sources = [k for k, want in enumerate(ctx.needs_input_grad[1:]) if want]
+    sources = [k for k, want in enumerate(needs_grad) if want]
     with_grad = [k for k, g in enumerate(grads) if g is not None]
     grads_in: list[Tensor | None] = [None] * len(inputs)
     if not with_grad:
@@ -265,7 +267,7 @@ def _through_ops(ctx, grads: tuple, inputs: tuple) -> list[Tensor | None]:
     with torch.enable_grad():
         for k in sources:
             inputs[k] = inputs[k].view_as(inputs[k])  # so that what one input is to another does not count
-        outputs = ctx.call.through_ops(ctx.call, *inputs)
+        outputs = call.through_ops(call, *inputs)
     outs, heads = [outputs[k] for k in with_grad], [grads[k] for k in with_grad]
     made = torch.autograd.grad(outs, [inputs[k] for k in sources], heads, create_graph=record, allow_unused=True)
     for k, grad in zip(sources, made, strict=True):

@@ -13,7 +13,6 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from fastlstm._torch_compat import NATIVE_OBSERVERS, dynamo_skip
 from fastlstm.backends import native
@@ -34,7 +33,7 @@ def takes(stack: Stack, T: int, B: int, dtype: torch.dtype, batch_first: bool) -
 
 @cache
 def prepared(lstm_class: type, requested: ContextVar, last_call: ContextVar) -> Callable | None:
-    """The native call, set up once; None without the native module or in a torch without DLPack's exchange API (2.9).
+    """The native call, set up once; None without the native module or where it cannot read tensors by itself (torch 2.9).
 
     Args:
         lstm_class: it takes modules that are exactly of this class. requested: holds the name of the requested backend.
@@ -43,14 +42,10 @@ def prepared(lstm_class: type, requested: ContextVar, last_call: ContextVar) -> 
     Returns:
         A function of module, x and hx. It returns output and (h_n, c_n), or None with nothing done.
     """
-    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if capsule is None or native.unavailable() is not None:
+    if native.unavailable() is not None:
         return None
     names = {
         "lstm": lstm_class,  # exactly: a subclass may have its own idea of a check
-        "tensor": Tensor,
-        "parameter": Parameter,
-        "is_neg": Tensor.is_neg,
         "contiguous": Tensor.contiguous,
         "new_empty": Tensor.new_empty,
         "get_num_threads": torch.get_num_threads,
@@ -62,7 +57,7 @@ def prepared(lstm_class: type, requested: ContextVar, last_call: ContextVar) -> 
         "plan": PLAN,
     }
     module = native.load()
-    return module.small_call if module.set_up_small_call(capsule, names) else None
+    return module.small_call if module.set_up_small_call(names) else None
 
 
 dynamo_skip(__name__)

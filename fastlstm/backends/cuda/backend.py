@@ -32,6 +32,7 @@ from fastlstm.backends.device import (
     product_into,
     products_as_cudnn,
 )
+from fastlstm.memory import gpu_address
 from fastlstm.ops import weight_gradients
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 
@@ -184,12 +185,12 @@ class _Gpu:
     """A GPU as a `launch.Runtime` for one call, on the current stream of the device."""
 
     def __init__(self, index: int, status: Tensor):
-        self.lib = _lib()
+        self.lib, self.index = _lib(), index
         self.stream = current_cuda_stream(index)
         self.status = status
 
     def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
-        return 0 if tensor is None else tensor.data_ptr()
+        return gpu_address(name, tensor, self.index)
 
     def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
         product_into(a, b, out)

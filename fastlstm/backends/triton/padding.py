@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlstm._torch_compat import dynamo_skip
+from fastlstm.memory import is_aligned
 
 ALIGNMENT = 16
 
@@ -22,7 +23,7 @@ def pad_units(tensor: Tensor | None, size: int) -> Tensor | None:
     if tensor.shape[-1] < size:
         return F.pad(tensor, (0, size - tensor.shape[-1]))
     tensor = tensor.contiguous()
-    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+    return tensor if is_aligned(tensor, ALIGNMENT) else tensor.clone()
 
 
 def pad_gates(tensor: Tensor | None, size: int) -> Tensor | None:

@@ -16,7 +16,7 @@ def _forward() -> tuple[dict, list[torch.Tensor]]:
     shapes = {"h": (T, B, H), "h_n": (B, H), "c_n": (B, H), "x_gates": (T, B, 4 * H), "w_hh": (4 * H, H)}
     tensors = {name: torch.zeros(shape) for name, shape in (shapes | {"h0": (B, H), "c0": (B, H)}).items()}
     sizes = {"double": False, "T": T, "B": B, "H": H, "P": H, "reverse": False, "threads": 1}
-    return sizes | {name: v.data_ptr() for name, v in tensors.items()}, [*tensors.values()]
+    return sizes | tensors, [*tensors.values()]
 
 
 def test_arguments_go_by_name_in_any_order() -> None:
@@ -40,9 +40,6 @@ def test_missing_name_is_refused(name: str) -> None:
     ("change", "message"),
     [
         ({"w_ih": 0}, "lstm_forward has no argument 'w_ih'"),
-        ({"h": "0"}, "'h' of the wrong type or range, expected an int of 0 or more"),
-        ({"h": -1}, "'h' of the wrong type or range, expected an int of 0 or more"),
-        ({"h": None}, "'h' of the wrong type or range"),
         ({"T": 1.0}, "'T' of the wrong type or range, expected an int of 64 bits"),
         ({"T": 2**63}, "'T' of the wrong type or range, expected an int of 64 bits"),
         ({"double": 0}, "'double' of the wrong type or range, expected a bool"),
@@ -57,13 +54,13 @@ def test_wrong_name_or_type_is_refused(change: dict, message: str) -> None:
 
 def test_positional_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="gemm takes keyword arguments only"):
-        native.load().gemm(0, 0, 0)
+        native.load().gemm(torch.ones(1, 1), torch.ones(1, 1), torch.ones(1, 1))
 
 
 def test_an_input_that_an_output_needs_may_not_be_missing() -> None:
     """An input that an output is computed from may not be missing."""
     arguments, _ = _forward()
     with pytest.raises(TypeError, match="lstm_forward needs the argument 'w_x'"):
-        native.load().lstm_forward(**arguments, x=arguments["x_gates"])
+        native.load().lstm_forward(**arguments, x=arguments["x_gates"], I=12)
     with pytest.raises(TypeError, match="lstm_step has 'layers' of the wrong type or range, expected a list of StepL"):
         native.load().lstm_step(bfloat16=False, layers=[1])

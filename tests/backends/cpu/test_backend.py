@@ -131,8 +131,8 @@ def test_fork_after_use_does_not_hang() -> None:
     child = os.fork()
     if child == 0:
         # the plain kernel call: torch's own operations, even torch.zeros, may hang after a fork
-        h, h_n, c_n, x_gates = (v.data_ptr() for v in buffers)
-        w_hh, h0, c0 = (args[k].data_ptr() for k in (4, 6, 7))
+        h, h_n, c_n, x_gates = buffers
+        w_hh, h0, c0 = (args[k] for k in (4, 6, 7))
         sizes = {"T": 20, "B": 64, "H": 128, "P": 128, "reverse": False, "double": False, "threads": 2}
         native.load().lstm_forward(**sizes, h=h, h_n=h_n, c_n=c_n, x_gates=x_gates, w_hh=w_hh, h0=h0, c0=c0)
         os.write(writing, b"done")

@@ -22,7 +22,7 @@ LARGEST = {
 def apply(name: str, x: torch.Tensor) -> torch.Tensor:
     """Run the kernel's own function on a contiguous tensor."""
     y = torch.empty_like(x)
-    native.load().unary(x.data_ptr(), y.data_ptr(), x.numel(), CODES[name], x.dtype == torch.float64)
+    native.load().unary(double=x.dtype == torch.float64, n=x.numel(), x=x, y=y, what=CODES[name])
     return y
 
 

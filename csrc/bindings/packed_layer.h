@@ -1,0 +1,27 @@
+// Sizes of packed weights (Pack in csrc/kernels.h), and a layer of them whose tensors are held.
+#pragma once
+#include <vector>
+
+#include "../kernels.h"
+#include "arguments.h"
+
+constexpr int64_t round_up(int64_t n) {
+  return (n + fastlstm::cpu::kUnitBlock - 1) / fastlstm::cpu::kUnitBlock * fastlstm::cpu::kUnitBlock;
+}
+
+// Numbers in `count` packed groups of `gates` matrices, each (units, columns); -1 if too many
+inline int64_t packed_numbers(int64_t count, int64_t gates, int64_t units, int64_t columns) {
+  return boundary::product({count, gates, round_up(units), columns});
+}
+
+// StepLayer of csrc/kernels.h as Python makes it: it holds the tensors, so their memory stays.
+struct PackedLayer {
+  fastlstm::cpu::StepLayer layer;
+  int64_t start_numbers, w_numbers, w_hr_numbers;
+  boundary::Type type;
+  py::object held[3];
+};
+
+// The layers of a call, each checked against its sizes. V: ids of a token model, whose first layer has a table; else 0.
+std::vector<fastlstm::cpu::StepLayer> checked_layers(Arguments& a, const Objects<PackedLayer>& layers, int64_t H,
+                                                     int64_t P, int64_t V, bool bfloat16);

@@ -1,0 +1,88 @@
+"""Where memory is made, and the one place where the address of a GPU tensor is taken.
+
+Tensors on the CPU go to native code as they are: csrc/bindings/boundary.h turns them into addresses, after it has looked at
+type, device, sizes, strides and storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fastlstm._torch_compat import (
+    describe_object,
+    dynamo_skip,
+    has_plain_keys,
+    is_plain,
+    is_plain_cpu,
+    storage_bytes_left,
+)
+from fastlstm.backends import native
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Return a contiguous tensor whose numbers nobody has written yet; no default of the user's plays a part."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+@cache
+def plain_check() -> Callable[[Tensor], bool]:
+    """The function that tells whether a native kernel may use a tensor's memory as it stands.
+
+    The tensor is of torch's own classes, on the CPU, not a lazily negated view, and its storage holds it.
+    """
+    return is_plain_cpu if native.unavailable() is not None else native.load().is_plain
+
+
+@cache
+def _cut_off_check() -> Callable[[Tensor], bool]:
+    return _is_cut_off if native.unavailable() is not None else native.load().is_cut_off
+
+
+def _is_cut_off(v: Tensor) -> bool:
+    if not v.is_cpu or v.layout is not torch.strided or v.numel() == 0 or not has_plain_keys(v):
+        return False
+    last = sum((size - 1) * stride for size, stride in zip(v.shape, v.stride(), strict=True))
+    return storage_bytes_left(v) < (last + 1) * v.element_size()
+
+
+def check_whole(*values: tuple[str, Tensor | None]) -> None:
+    """Raise RuntimeError where the storage of a CPU tensor was freed or made shorter: torch would read what is not its own.
+
+    values: names and tensors.
+    """
+    is_cut_off = _cut_off_check()
+    for name, v in values:
+        if v is not None and v.is_cpu and is_cut_off(v):
+            raise RuntimeError(
+                f"{name} is {describe_object(v)}, and its storage has {v.untyped_storage().nbytes()} bytes, fewer than that "
+                "takes; was the storage freed or resized?"
+            )
+
+
+def gpu_address(name: str, tensor: Tensor | None, index: int) -> int:
+    """Return the address of a contiguous tensor on GPU number `index`, or in pinned memory of the host; 0 for None.
+
+    Raises RuntimeError where its memory cannot be used as it stands.
+    """
+    if tensor is None:
+        return 0
+    usable = is_plain(tensor) and tensor.is_contiguous()
+    in_reach = tensor.get_device() == index if tensor.is_cuda else tensor.is_pinned()
+    if not (usable and in_reach) or storage_bytes_left(tensor) < tensor.numel() * tensor.element_size():
+        raise RuntimeError(
+            f"{name} is {describe_object(tensor)}, expected a plain contiguous tensor on cuda:{index} whose storage holds it; "
+            "was its storage resized?"
+        )
+    return tensor.data_ptr()
+
+
+def is_aligned(tensor: Tensor, alignment: int) -> bool:
+    """Whether a tensor's first element lies at a multiple of so many bytes."""
+    return tensor.data_ptr() % alignment == 0
+
+
+dynamo_skip(__name__)
