@@ -71,6 +71,8 @@ def write_atomic(path: Path, content: bytes, option: str = "--checkpoint-dir") -
     Raises:
         CharLMError: the file cannot be written; the old one is unchanged.
     """
+    if path.is_dir():
+        raise CharLMError(f"cannot save {path}: it is a folder, expected a file; choose another {option}")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as stream:

@@ -54,6 +54,11 @@ def nats_by_position(model: CharModel, eval_text: EvalText) -> np.ndarray:
     return out
 
 
+def perplexity(nats: float) -> float:
+    """exp of a loss in nats; infinite where that is past a float."""
+    return math.exp(nats) if nats < 709 else math.inf if nats == nats else math.nan
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The loss on a text.
@@ -84,8 +89,8 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp of the loss per character."""
-        return math.exp(self.nats_per_char)
+        """exp of the loss per character; infinite where that is past a float."""
+        return perplexity(self.nats_per_char)
 
 
 def targets(eval_text: EvalText) -> np.ndarray:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 import fastlstm
 
+from .errors import CharLMError
+
 State = tuple[Tensor, Tensor]  # h and c, (layers, B, H) each; fastlstm exports no name for the pair
 
 
@@ -75,6 +77,18 @@ def initialise(model: CharModel, scale: float) -> None:
                 parameter[H : 2 * H] = 1.0
             elif ".bias_hh" in name and not scale:
                 parameter[H : 2 * H] = 0.0
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of a name, after a first use of it. Raises CharLMError if there is none here."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # `meta` and devices that are not here fail at their first use
+    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
+        if str(name).partition(":")[0] == "cuda" and not torch.cuda.is_available():
+            raise CharLMError("this torch has no CUDA device here (see `fastlstm doctor`); use --device cpu") from error
+        raise CharLMError(f"there is no device {str(name)!r} here; expected auto, cpu, cuda or cuda:0") from error
+    return device
 
 
 def parameters(model: nn.Module) -> int:

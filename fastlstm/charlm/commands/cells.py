@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .. import output as output_of
 from ..analysis import excerpt
 from ..analysis.cells import FDR, MIN_EFFECT, SHIFTS, CellFinding, Findings, find_cells
 from ..checkpoint import write_atomic
@@ -42,7 +43,9 @@ def cells(
     """Which cell keeps track of what: quotes, comments, line position, indentation and more, found and checked."""
     lm = CharLM.load(model)
     piece = excerpt.read(lm, text, start, length)
-    with Console(stderr=True).status(f"reading {count(len(piece), lm.vocab.unit)}, looking for what cells track"):
+    with output_of.console(stderr=True).status(
+        f"reading {count(len(piece), lm.vocab.unit)}, looking for what cells track"
+    ):
         findings = find_cells(lm, piece, clamp=clamp, seed=seed)
     content = json.dumps(findings.as_json(), indent=1)
     if output:
@@ -50,7 +53,7 @@ def cells(
     if as_json:
         print(content)
     else:
-        show(Console(highlight=False, width=max(WIDTH, Console().width)), lm, findings)
+        show(output_of.console(width=max(WIDTH, output_of.console().width)), lm, findings)
 
 
 def show(console: Console, lm: CharLM, findings: Findings) -> None:
@@ -60,7 +63,8 @@ def show(console: Console, lm: CharLM, findings: Findings) -> None:
         Text.assemble(
             (findings.text, "bold"),
             f": {count(findings.characters, lm.vocab.unit)}, cells chosen on {half:,}, scored on the rest",
-        )
+        ),
+        soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     for name, side in (("label", "left"), ("share", "right"), ("", "left"), ("cell", "left"), ("", "left")):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .. import checkpoint
+from .. import checkpoint, output
 from .. import config as configs
 from ..errors import shown
 from .common import ModelName
@@ -20,19 +19,19 @@ def inspect_model(model: ModelName) -> None:
     """What is in a checkpoint: sizes, corpus, options, results."""
     path = checkpoint.locate(model)
     saved = checkpoint.read(path, with_train=True)
-    console = Console(highlight=False)
+    console = output.console()
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in _rows(saved).items():
         grid.add_row(name, Text(value))
-    console.print(Panel(grid, title=f"[bold]{path.name}[/]", subtitle=f"{path.stat().st_size / 1e6:.2f} MB"))
+    console.print(Panel(grid, title=Text(path.name, "bold"), subtitle=f"{path.stat().st_size / 1e6:.2f} MB"))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, side in (("tensor", "left"), ("shape", "right"), ("type", "left"), ("norm", "right")):
         table.add_column(name, justify=side)
     for name, value in saved.weights.items():
         dtype = str(value.dtype).removeprefix("torch.")
-        table.add_row(name, " × ".join(map(str, value.shape)), dtype, f"{float(value.double().norm()):.3f}")
+        table.add_row(Text(name), " × ".join(map(str, value.shape)), dtype, f"{float(value.double().norm()):.3f}")
     console.print(table)
 
 

@@ -57,19 +57,12 @@ def fitting(vocab: Vocabulary, symbols: str, policy: str = "error", what: str = 
         `vocab`, or with `add` a longer one that begins with it.
 
     Raises:
-        CharLMError: a symbol is unknown (`error`), or all of them are (`skip`).
+        CharLMError: a symbol is unknown (`error`), or there is no such policy.
     """
     check_policy(policy)
-    known = vocab.lookup(symbols) >= 0
-    if known.all():
-        return vocab
     if policy == "error":
-        vocab.encode(symbols, what)  # raises
-    if policy == "add":
-        return vocab.extended(symbols)
-    if not known.any():
-        raise CharLMError(f"{what} has no character that the model knows: nothing is left with --unknown skip")
-    return vocab
+        vocab.encode(symbols, what)
+    return vocab.extended(symbols) if policy == "add" else vocab
 
 
 def encode(vocab: Vocabulary, symbols: str, policy: str = "error", what: str = "the text") -> Encoded:
@@ -84,7 +77,7 @@ def encode(vocab: Vocabulary, symbols: str, policy: str = "error", what: str = "
     Raises:
         CharLMError: as for `fitting`.
     """
-    whole = fitting(vocab, symbols, policy, what) if symbols else vocab
+    whole = fitting(vocab, symbols, policy, what)
     ids = whole.lookup(symbols)
     kept = ids >= 0
     odd = Unknown(vocab)

@@ -102,8 +102,18 @@ class Vocabulary:
         return from_codes(self._points[np.asarray(ids, np.int64)])
 
     def from_text(self, text: str) -> str:
-        """Text as symbols: unchanged, or for a byte model its UTF-8 bytes as latin-1."""
-        return text.encode().decode("latin-1") if self.bytes else text
+        """Text as symbols: unchanged, or for a byte model its UTF-8 bytes as latin-1, escaped bytes as they were.
+
+        Raises CharLMError if the text of a byte model has half of a surrogate pair, which UTF-8 cannot hold.
+        """
+        if not self.bytes:
+            return text
+        try:
+            return text.encode("utf-8", "surrogateescape").decode("latin-1")
+        except UnicodeEncodeError as error:
+            raise CharLMError(
+                f"the text has {text[error.start]!r} at {error.start:,}, which has no UTF-8: remove it"
+            ) from error
 
     def to_text(self, symbols: str) -> str:
         """Symbols as text: unchanged, or for a byte model decoded as UTF-8 (U+FFFD for bytes that are not UTF-8)."""
