@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from . import checkpoint
 from . import config as configs
@@ -20,9 +21,9 @@ from .data.corpus import Corpus, CorpusOptions, load
 from .data.splits import CorpusSplit, EvalText
 from .data.text_source import decode, small_text
 from .data.unknown import check_policy, encode
-from .errors import CharLMError
+from .errors import CharLMError, brief
 from .evaluate import Evaluation, evaluate, nats_by_position, targets
-from .model import CharModel, find_device
+from .model import CharModel, check_finite, find_device, not_finite
 from .ngram import NGrams
 from .sampling.sample import Sampling, sample_texts
 
@@ -55,6 +56,19 @@ class Scored:
         return self.total / scored if scored else math.nan
 
 
+def _check_shapes(path: Path, weights: dict[str, Tensor], sizes: tuple[int, int, int, int]) -> None:
+    """Raises CharLMError if the weights of a file are not those of a model of some sizes. No memory is taken for the model."""
+    with torch.device("meta"):
+        expected = {name: list(value.shape) for name, value in CharModel(*sizes).state_dict().items()}
+    for name in (*expected, *sorted(set(weights) - set(expected))):
+        has, needs = (list(weights[name].shape) if name in weights else "missing"), expected.get(name, "unknown")
+        if has != needs:
+            what = (
+                f"{brief(name)} is {has}, expected {needs}" if needs != "unknown" else f"{brief(name)} is none of them"
+            )
+            raise CharLMError(f"{path} is damaged: its weights do not fit its configuration ({what})")
+
+
 class CharLM:
     """A trained character model.
 
@@ -81,16 +95,12 @@ class CharLM:
         """
         path = checkpoint.locate(str(name))
         saved = checkpoint.read(path)
-        try:
-            config = configs.from_json(saved.config)
-        except CharLMError as error:
-            raise CharLMError(f"{path} is damaged: its configuration is wrong ({error})") from error
-        model = CharModel(len(saved.vocab), config.hidden_size, config.num_layers, config.embedding_dim)
-        try:
-            model.load_state_dict({key: value.float() for key, value in saved.weights.items()})
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise CharLMError(f"{path} is damaged: its weights do not fit its configuration ({first})") from error
+        config = configs.from_json(saved.config)
+        sizes = (len(saved.vocab), config.hidden_size, config.num_layers, config.embedding_dim)
+        _check_shapes(path, saved.weights, sizes)
+        model = CharModel(*sizes)
+        model.load_state_dict({key: value.float() for key, value in saved.weights.items()})
+        check_finite(model, str(path))
         return cls(model.eval().to(find_device(device)), saved)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -255,6 +265,8 @@ class CharLM:
                 lengths[group],
             )
             by_position = nats_by_position(self.model, side_by_side)
+            if not np.isfinite(by_position[targets(side_by_side)]).all():
+                raise not_finite(self.model)
             for k, end in zip(group, ends, strict=True):
                 nats[k][len(nats[k]) - lengths[k] :] = by_position[end - lengths[k] : end]
         return nats

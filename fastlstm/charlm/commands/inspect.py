@@ -23,7 +23,7 @@ def inspect_model(model: ModelName) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in _rows(saved).items():
+    for name, value in describe(saved).items():
         grid.add_row(name, Text(value))
     console.print(Panel(grid, title=Text(path.name, "bold"), subtitle=f"{path.stat().st_size / 1e6:.2f} MB"))
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -35,8 +35,9 @@ def inspect_model(model: ModelName) -> None:
     console.print(table)
 
 
-def _rows(saved: checkpoint.Checkpoint) -> dict[str, str]:
-    config, corpus, metrics = saved.config, saved.corpus, saved.metrics
+def describe(saved: checkpoint.Checkpoint) -> dict[str, str]:
+    """The facts of a checkpoint by name, as `inspect` shows them."""
+    config, corpus, metrics = configs.to_json(configs.from_json(saved.config)), saved.corpus, saved.metrics
     weights = sum(value.numel() for value in saved.weights.values())
     unit = saved.vocab.unit + "s"
     encoding = f"embedding of {config['embedding_dim']}" if config["embedding_dim"] else "one-hot"

@@ -36,6 +36,8 @@ class Vocabulary:
     def __init__(self, symbols: str, bytes_: bool = False):
         if len(set(symbols)) != len(symbols):
             raise CharLMError("the vocabulary names a character twice")
+        if bytes_ and symbols != "".join(map(chr, range(256))):
+            raise CharLMError("the vocabulary of a byte model is not the 256 bytes in order")
         self.symbols, self.bytes = symbols, bytes_
         points = codes(symbols).astype(np.int64)
         self._points = points
