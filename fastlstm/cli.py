@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 import fastlstm
 
+from .charlm import output
 from .charlm.commands import register
 from .charlm.errors import CharLMError, command
 from .charlm.training.runs import Interrupted
@@ -76,9 +76,8 @@ def doctor(
     if verify:
         from .verify.run import verify as verify_here
 
-        console = Console(soft_wrap=True, highlight=False, markup=False)
-        raise typer.Exit(verify_here(console.print, full=full))
-    report(Console())
+        raise typer.Exit(verify_here(output.console(soft_wrap=True).print, full=full))
+    report(output.console())
 
 
 def normalise(argv: list[str]) -> list[str]:
@@ -146,33 +145,45 @@ def wrong_line(error: Exception, argv: list[str]) -> str:
     return f"{text}{'' if text.endswith('?') else ';'} see {' '.join(called)} --help"
 
 
+def say(text: str, prefix: str = "") -> None:
+    """One line on standard error. prefix: bold and red before it."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # a file name may hold a newline
+    output.console(stderr=True, soft_wrap=True).print(Text.assemble((prefix, "bold red"), line))
+
+
 def main(argv: list[str] | None = None) -> None:
     """The entry point; never returns."""
     rank = os.environ.get("RANK")  # set by torchrun
+    prefix = f"error (rank {rank}): " if rank else "error: "
     argv = sys.argv[1:] if argv is None else argv
-
-    def say(text: str, error: bool = True) -> None:
-        console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-        if error:
-            console.print(f"error (rank {rank}): " if rank else "error: ", style="bold red", end="")
-        console.print(text)
-
     try:
-        argv = char_rnn(normalise(argv))
-        code = app(argv or ["--help"], standalone_mode=False)
+        with output.guarded():
+            argv = char_rnn(normalise(argv))
+            code = app(argv or ["--help"], standalone_mode=False)
         sys.exit(code if argv else 2)
     except UsageError as error:
-        say(wrong_line(error, argv))
+        say(wrong_line(error, argv), prefix)
         sys.exit(2)
     except typer.Abort:
-        say("input ended before an answer came")
+        say("input ended before an answer came", prefix)
         sys.exit(1)
     except Interrupted as error:
         if not rank or rank == "0":
-            say(str(error), error=False)
+            say(str(error))
         sys.exit(130)
     except (CharLMError, fastlstm.BackendError) as error:
-        say(str(error))
+        say(str(error), prefix)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        say(f"{error.filename or 'the operating system'}: {error.strerror or error}", prefix)
+        sys.exit(2)
+    except MemoryError as error:
+        say(
+            f"there is not enough memory ({str(error) or 'an allocation failed'}): take a shorter text, or a smaller model",
+            prefix,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -20,16 +20,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from . import config as configs
 from .data.vocab import Vocabulary
-from .errors import CharLMError
+from .errors import CharLMError, brief, first_line
 
 VERSION = 1
 KEY = "charlm"
 TRAIN = "train/"
+WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# What safetensors and torch raise for a tensor of a type that this torch lacks, or of a shape that no memory holds
+_BAD_TENSOR = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
 
 
 @dataclass
@@ -71,6 +76,8 @@ def write_atomic(path: Path, content: bytes, option: str = "--checkpoint-dir") -
     Raises:
         CharLMError: the file cannot be written; the old one is unchanged.
     """
+    if path.is_dir():
+        raise CharLMError(f"cannot save {path}: it is a folder, expected a file; choose another {option}")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as stream:
@@ -116,13 +123,13 @@ def read(path: Path, with_train: bool = False) -> Checkpoint:
             record = _record(path, (stream.metadata() or {}).get(KEY))
             names = [name for name in stream.keys() if with_train or not name.startswith(TRAIN)]  # noqa: SIM118
             tensors = {name: stream.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise CharLMError(
-            f"{path} is no checkpoint, or it is damaged ({error}): expected a safetensors file that `fastlstm train` "
-            "wrote"
-        ) from error
     except OSError as error:
         raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
+    except (SafetensorError, *_BAD_TENSOR) as error:
+        raise CharLMError(
+            f"{path} is no checkpoint, or it is damaged ({first_line(error)}): expected a safetensors file that "
+            "`fastlstm train` wrote"
+        ) from error
     return _unpack(path, record, tensors)
 
 
@@ -136,7 +143,7 @@ def _record(path: Path, text: str | None) -> dict[str, Any]:
         version = record["version"]
         if type(version) is not int or version < 1:
             raise TypeError(version)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CharLMError(f"{path} is damaged: its {KEY!r} metadata cannot be read") from error
     if version > VERSION:
         raise CharLMError(
@@ -152,11 +159,13 @@ def _unpack(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> C
     try:
         for part in ("config", "vocabulary", "corpus", "metrics", "run"):
             if not isinstance(record[part], dict):
-                raise CharLMError(f"{part} in its metadata is {record[part]!r}, expected an object")
+                raise CharLMError(f"{part} in its metadata is {brief(record[part])}, expected an object")
         for name, value in weights.items():
-            if not value.is_floating_point():
-                raise CharLMError(f"the weights {name} are {value.dtype}, expected a floating type")
-        vocabulary, corpus = record["vocabulary"], record["corpus"]
+            if value.dtype not in WEIGHT_TYPES:
+                expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_TYPES)
+                raise CharLMError(f"the weights {brief(name)} are {value.dtype}, expected one of {expected}")
+        configs.from_json(record["config"])
+        vocabulary, corpus, metrics = record["vocabulary"], record["corpus"], record["metrics"]
         for what, value, expected_type in (
             ("the vocabulary's symbols", vocabulary["symbols"], str),
             ("the vocabulary's bytes", vocabulary["bytes"], bool),
@@ -164,12 +173,17 @@ def _unpack(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> C
             ("the corpus's sha256", corpus["sha256"], str),
         ):
             if type(value) is not expected_type or value == "":
-                raise CharLMError(f"{what} in its metadata is {value!r}, expected {expected_type.__name__}")
+                raise CharLMError(f"{what} in its metadata is {brief(value)}, expected {expected_type.__name__}")
+        if record["run"]:
+            _check_numbers("run", record["run"], ("processes",))
+            _check_numbers("run", record["run"]["progress"], ("iteration",))
+        _check_numbers("corpus", corpus, ("size", "symbols"))
+        _check_numbers("metrics", metrics, ("iteration", "epoch"), ("train_nats", "val_nats", "best_nats"))
         return Checkpoint(
             config=record["config"],
             vocab=Vocabulary(vocabulary["symbols"], vocabulary["bytes"]),
             corpus=corpus,
-            metrics=record["metrics"],
+            metrics=metrics,
             weights=weights,
             train={name[len(TRAIN) :]: value for name, value in tensors.items() if name.startswith(TRAIN)},
             run=record["run"],
@@ -178,6 +192,19 @@ def _unpack(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> C
         raise CharLMError(f"{path} is damaged: its metadata lacks {error}") from error
     except CharLMError as error:
         raise CharLMError(f"{path} is damaged: {error}") from error
+
+
+def _check_numbers(part: str, values: Any, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
+    """Raises KeyError or CharLMError unless `needed` are numbers below 2**63, and `optional` likewise, None or not there."""
+    if not isinstance(values, dict):
+        raise CharLMError(f"{part} in its metadata is {brief(values)}, expected an object")
+    for name in (*needed, *optional):
+        value = values[name] if name in needed else values.get(name)
+        if name in optional and value is None:
+            continue
+        fraction = type(value) is float and (name == "epoch" or name in optional)
+        if not fraction and not (type(value) is int and abs(value) < 1 << 63):
+            raise CharLMError(f"{part} in its metadata has {name} {brief(value)}, expected a number")
 
 
 def locate(name: str) -> Path:

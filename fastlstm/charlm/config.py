@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .data.splits import SPLITS
-from .errors import CharLMError
+from .errors import CharLMError, brief, plain_number
 
 
 def option(default: Any, panel: str, text: str, *aliases: str) -> Any:
@@ -59,10 +59,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for item in fields(self):
+            object.__setattr__(self, item.name, plain_number(getattr(self, item.name)))
             value, kinds = getattr(self, item.name), _KINDS[item.type]
             if type(value) not in kinds:
                 flag = "--" + item.name.replace("_", "-")
-                raise CharLMError(f"{flag} is {value!r}, expected {kinds[0].__name__}")
+                raise CharLMError(f"{flag} is {brief(value)}, expected {kinds[0].__name__}")
         for name, low, high in _BOUNDS:
             value = getattr(self, name)
             if not low <= value <= high:
@@ -70,7 +71,7 @@ class TrainConfig:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise CharLMError(f"--{name} is {value!r}, expected {', '.join(filter(None, choices))}")
+                raise CharLMError(f"--{name} is {brief(value)}, expected {', '.join(filter(None, choices))}")
 
     def settle(self, lines_by_default: bool) -> TrainConfig:
         """A copy with `lines` and `split` set. lines_by_default: the corpus has one item a line."""
@@ -165,7 +166,7 @@ def make(preset: str = "char-rnn", **options: Any) -> TrainConfig:
         raise CharLMError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
     unknown = set(options) - {item.name for item in fields(TrainConfig)}
     if unknown:
-        raise CharLMError(f"there is no training option {sorted(unknown)[0]!r}")
+        raise CharLMError(f"there is no training option {brief(sorted(unknown)[0])}")
     return TrainConfig(**{**PRESETS[preset], **options})
 
 

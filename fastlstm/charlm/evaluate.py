@@ -12,7 +12,7 @@ from torch import nn
 
 from .data.splits import EvalText
 from .data.vocab import Vocabulary
-from .model import CharModel
+from .model import CharModel, not_finite
 
 STEPS_PER_CALL = 256  # bounds memory; the result does not depend on it
 
@@ -54,6 +54,11 @@ def nats_by_position(model: CharModel, eval_text: EvalText) -> np.ndarray:
     return out
 
 
+def perplexity(nats: float) -> float:
+    """exp of a loss in nats; infinite where that is past a float."""
+    return math.exp(nats) if nats < 709 else math.inf if nats == nats else math.nan
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The loss on a text.
@@ -84,8 +89,8 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp of the loss per character."""
-        return math.exp(self.nats_per_char)
+        """exp of the loss per character; infinite where that is past a float."""
+        return perplexity(self.nats_per_char)
 
 
 def targets(eval_text: EvalText) -> np.ndarray:
@@ -98,8 +103,10 @@ def targets(eval_text: EvalText) -> np.ndarray:
 
 
 def evaluate(model: CharModel, vocab: Vocabulary, eval_text: EvalText) -> Evaluation:
-    """The model's loss on a text."""
+    """The model's loss on a text. Raises CharLMError if it is not a finite number."""
     nats, symbols = total_nats(model, eval_text)
+    if not math.isfinite(nats):
+        raise not_finite(model)
     text = vocab.decode(eval_text.ids[targets(eval_text)])
     if vocab.bytes:
         begun = sum(byte & 0xC0 != 0x80 for byte in text.encode("latin-1"))  # bytes that begin a character in UTF-8

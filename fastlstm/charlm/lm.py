@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from . import checkpoint
 from . import config as configs
@@ -17,29 +19,54 @@ from .config import TrainConfig
 from .data import splits
 from .data.corpus import Corpus, CorpusOptions, load
 from .data.splits import CorpusSplit, EvalText
-from .errors import CharLMError
+from .data.text_source import decode, small_text
+from .data.unknown import check_policy, encode
+from .errors import CharLMError, brief
 from .evaluate import Evaluation, evaluate, nats_by_position, targets
-from .model import CharModel
+from .model import CharModel, check_finite, find_device, not_finite
 from .ngram import NGrams
 from .sampling.sample import Sampling, sample_texts
 
 EVAL_STREAMS = 64  # streams side by side that a text is evaluated in
+TEXTS_AT_ONCE = 256  # texts side by side that are scored
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One scored line. nats: -log p of each character and of the newline after it, (len + 1,) float32."""
+    """One scored text.
 
-    line: str
+    Attributes:
+        text: as it was given
+        nats: -log p of each of its characters (of a byte model: bytes), (n,) float32; NaN where one was skipped. A model
+            of lines also scores the newline that ends its item: (n + 1,)
+    """
+
+    text: str
     nats: np.ndarray
 
     @property
     def total(self) -> float:
-        return float(self.nats.sum())
+        """-log p of the whole text, in nats."""
+        return float(np.nansum(self.nats, dtype=np.float64))
 
     @property
     def mean(self) -> float:
-        return float(self.nats.mean())
+        """Nats a scored character; NaN of an empty text."""
+        scored = int(np.count_nonzero(~np.isnan(self.nats)))
+        return self.total / scored if scored else math.nan
+
+
+def _check_shapes(path: Path, weights: dict[str, Tensor], sizes: tuple[int, int, int, int]) -> None:
+    """Raises CharLMError if the weights of a file are not those of a model of some sizes. No memory is taken for the model."""
+    with torch.device("meta"):
+        expected = {name: list(value.shape) for name, value in CharModel(*sizes).state_dict().items()}
+    for name in (*expected, *sorted(set(weights) - set(expected))):
+        has, needs = (list(weights[name].shape) if name in weights else "missing"), expected.get(name, "unknown")
+        if has != needs:
+            what = (
+                f"{brief(name)} is {has}, expected {needs}" if needs != "unknown" else f"{brief(name)} is none of them"
+            )
+            raise CharLMError(f"{path} is damaged: its weights do not fit its configuration ({what})")
 
 
 class CharLM:
@@ -68,17 +95,13 @@ class CharLM:
         """
         path = checkpoint.locate(str(name))
         saved = checkpoint.read(path)
-        try:
-            config = configs.from_json(saved.config)
-        except CharLMError as error:
-            raise CharLMError(f"{path} is damaged: its configuration is wrong ({error})") from error
-        model = CharModel(len(saved.vocab), config.hidden_size, config.num_layers, config.embedding_dim)
-        try:
-            model.load_state_dict({key: value.float() for key, value in saved.weights.items()})
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise CharLMError(f"{path} is damaged: its weights do not fit its configuration ({first})") from error
-        return cls(model.eval().to(torch.device(device)), saved)
+        config = configs.from_json(saved.config)
+        sizes = (len(saved.vocab), config.hidden_size, config.num_layers, config.embedding_dim)
+        _check_shapes(path, saved.weights, sizes)
+        model = CharModel(*sizes)
+        model.load_state_dict({key: value.float() for key, value in saved.weights.items()})
+        check_finite(model, str(path))
+        return cls(model.eval().to(find_device(device)), saved)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the model, without the state of its run, to a checkpoint.
@@ -121,20 +144,22 @@ class CharLM:
         texts = [sampling.prime + text for text in sample_texts(self.model, self.vocab, sampling)]
         return texts[0] if num is None else texts
 
-    def corpus(self, name: str | None = None) -> Corpus:
+    def corpus(self, name: str | None = None, unknown: str = "error") -> Corpus:
         """Read a text with the options of the model's own corpus; in other lists repeated items stay.
 
         Args:
             name: file, folder or name of a corpus; None for the model's own
+            unknown: what to do with characters that the model never saw: `error`, or `skip` (leave them out)
 
         Raises:
             CharLMError: the text cannot be read, has characters outside the vocabulary, or is no longer the text that
                 the model was trained on (name None).
         """
+        check_policy(unknown, ("error", "skip"))
         config = self.config
         corpus_options = CorpusOptions(config.encoding, config.bytes, config.lines, unique=config.split == "lines")
         if name is not None:
-            text = load(name, replace(corpus_options, unique=False), self.vocab)
+            text = load(name, replace(corpus_options, unique=False), self.vocab, unknown=unknown)
             own = corpus_options.unique and self.is_own_corpus(text)
             return load(name, corpus_options, self.vocab) if own else text
         was = self.saved.corpus
@@ -171,17 +196,18 @@ class CharLM:
         newline = self.vocab.encode("\n")
         return splits.held_out(np.concatenate([newline, ids]), 1, EVAL_STREAMS)
 
-    def evaluate(self, name: str | None = None, part: str | None = None) -> Evaluation:
+    def evaluate(self, name: str | None = None, part: str | None = None, unknown: str = "error") -> Evaluation:
         """The loss on a text.
 
         Args:
             name: file, folder or name of a corpus; None for the model's own
             part: `all`, `train` or `val`; by default `val` of the model's own corpus and `all` of any other
+            unknown: as for `corpus`
 
         Raises:
             CharLMError: as for `corpus`.
         """
-        corpus = self.corpus(name)
+        corpus = self.corpus(name, unknown)
         part = part or ("val" if self.is_own_corpus(corpus) else "all")
         return evaluate(self.model, self.vocab, self.eval_text(corpus, part))
 
@@ -192,19 +218,67 @@ class CharLM:
         positions = targets(eval_text)
         return [nats / len(positions) for nats in NGrams(train, len(self.vocab), orders).nats(eval_text.ids, positions)]
 
-    def score(self, lines: Iterable[str]) -> list[Scored]:
-        """Log-probability of each line; a model of lines scores each by itself, others read them as one text."""
-        lines = list(lines)
-        text = self.vocab.from_text("\n" + "\n".join(lines) + "\n")
-        ids = self.vocab.encode(text, "the text")
-        lengths = np.array([len(self.vocab.from_text(line)) + 1 for line in lines], np.int64)
-        starts = np.cumsum(lengths) - lengths  # of each line's first prediction, made at the newline before it
-        nats = np.empty(len(ids), np.float32)
-        if self.of_lines:
-            for group in np.array_split(np.argsort(lengths, kind="stable"), -(-len(lines) // 256)):
-                line_by_line = EvalText(ids, starts[group], np.zeros_like(group), lengths[group])
-                where = targets(line_by_line)
-                nats[where] = nats_by_position(self.model, line_by_line)[where]
-        else:
-            nats = nats_by_position(self.model, splits.held_out(ids, 1, 1))
-        return [Scored(line, nats[s + 1 : s + 1 + n]) for line, s, n in zip(lines, starts, lengths, strict=True)]
+    def score(self, texts: Iterable[str], unknown: str = "error") -> list[Scored]:
+        """Log-probability of each text, read by itself and as it is: nothing is added to it or taken from it.
+
+        A text's first character is predicted from a newline; a model without one gives each of its V symbols the
+        probability 1/V, as `sample` begins. A text of a model of lines is one item, which ends with a newline.
+
+        Args:
+            texts: to score
+            unknown: what to do with characters that the model never saw: `error`, or `skip` (the model does not read
+                them; their nats are NaN)
+
+        Raises:
+            CharLMError: a text has characters outside the vocabulary (`error`).
+        """
+        if isinstance(texts, str):
+            raise CharLMError(f"score takes several texts, in a list, not one string {texts[:20]!r}")
+        check_policy(unknown, ("error", "skip"))
+        texts = list(texts)
+        encoded = [encode(self.vocab, self._item(text), unknown) for text in texts]
+        scored = self._nats_of([one.ids for one in encoded])
+        results = []
+        for text, one, nats in zip(texts, encoded, scored, strict=True):
+            whole = np.full(len(one.kept), np.nan, np.float32)
+            whole[one.kept] = nats
+            results.append(Scored(text, whole))
+        return results
+
+    def _item(self, text: str) -> str:
+        """A text as the symbols that are scored."""
+        return self.vocab.from_text(text) + "\n" * self.of_lines
+
+    def _nats_of(self, texts: list[np.ndarray]) -> list[np.ndarray]:
+        """-log p of every character of some texts, each read by itself. texts: ids, (n,) each."""
+        first = self.vocab.encode("\n")[:1] if "\n" in self.vocab else np.zeros(0, self.vocab.dtype)
+        nats = [np.full(len(ids), math.log(len(self.vocab)), np.float32) for ids in texts]
+        whole = [np.concatenate([first, ids]) for ids in texts]
+        lengths = np.array([len(ids) - 1 for ids in whole], np.int64)  # predictions of each text
+        order = [k for k in np.argsort(lengths, kind="stable") if lengths[k] > 0]
+        for group in (order[a : a + TEXTS_AT_ONCE] for a in range(0, len(order), TEXTS_AT_ONCE)):
+            ends = np.cumsum(lengths[group] + 1)
+            side_by_side = EvalText(
+                np.concatenate([whole[k] for k in group]),
+                ends - lengths[group] - 1,
+                np.zeros_like(ends),
+                lengths[group],
+            )
+            by_position = nats_by_position(self.model, side_by_side)
+            if not np.isfinite(by_position[targets(side_by_side)]).all():
+                raise not_finite(self.model)
+            for k, end in zip(group, ends, strict=True):
+                nats[k][len(nats[k]) - lengths[k] :] = by_position[end - lengths[k] : end]
+        return nats
+
+    def read_text(self, path: Path) -> str:
+        """The text of a small file, read as the model's own corpus was. Raises CharLMError."""
+        return small_text(path, self._encoding)
+
+    def decode_text(self, data: bytes, name: str) -> str:
+        """The text of some bytes, likewise. name: of the text in error messages."""
+        return decode(data, self._encoding, name)
+
+    @property
+    def _encoding(self) -> str | None:
+        return None if self.config.bytes else self.config.encoding

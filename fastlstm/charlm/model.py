@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 import fastlstm
 
+from .errors import CharLMError
+
 State = tuple[Tensor, Tensor]  # h and c, (layers, B, H) each; fastlstm exports no name for the pair
 
 
@@ -75,6 +77,42 @@ def initialise(model: CharModel, scale: float) -> None:
                 parameter[H : 2 * H] = 1.0
             elif ".bias_hh" in name and not scale:
                 parameter[H : 2 * H] = 0.0
+
+
+def check_finite(model: nn.Module, name: str = "the model") -> None:
+    """Raises CharLMError if weights are NaN or infinite. name: of the model in the message."""
+    for key, value in model.named_parameters():
+        odd = int((~value.isfinite()).sum())
+        if odd:
+            what = "NaN" if value.isnan().any() else "infinite numbers"
+            raise CharLMError(
+                f"the weights of {name} hold {what}: {odd:,} of {value.numel():,} in {key}; take an earlier checkpoint, or "
+                "train anew with a lower --learning-rate"
+            )
+
+
+def not_finite(model: nn.Module) -> CharLMError:
+    """The error for predictions that are NaN or infinite: what is wrong with the model's weights."""
+    try:
+        check_finite(model)
+    except CharLMError as error:
+        return error
+    return CharLMError(
+        "the model's predictions are not finite numbers: its weights are too large; take an earlier checkpoint, or train anew "
+        "with a lower --learning-rate"
+    )
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of a name, after a first use of it. Raises CharLMError if there is none here."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # `meta` and devices that are not here fail at their first use
+    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
+        if str(name).partition(":")[0] == "cuda" and not torch.cuda.is_available():
+            raise CharLMError("this torch has no CUDA device here (see `fastlstm doctor`); use --device cpu") from error
+        raise CharLMError(f"there is no device {str(name)!r} here; expected auto, cpu, cuda or cuda:0") from error
+    return device
 
 
 def parameters(model: nn.Module) -> int:

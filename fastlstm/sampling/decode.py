@@ -25,7 +25,7 @@ from fastlstm.dispatch import BackendError
 from fastlstm.modules.checks import State
 from fastlstm.modules.token_lstm import TokenLSTM
 from fastlstm.sampling import kernel, plain
-from fastlstm.sampling.options import FAILED, Options, Streams
+from fastlstm.sampling.options import FAILED, Options, Streams, is_int
 from fastlstm.sampling.weights import Weights, collect
 
 __all__ = ["Decoded", "Decoder", "Decoding", "decode"]
@@ -114,8 +114,9 @@ class Decoding:
 
     def draw(self, length: int, log_probs: bool = False) -> Decoded:
         """Draw up to `length` more ids of every stream. Raises ValueError where scores are NaN, +inf or all forbidden."""
-        if isinstance(length, bool) or not isinstance(length, int) or length < 0:
+        if not is_int(length, 0):
             raise ValueError(f"length is {length!r}, expected an int of 0 or more")
+        length = int(length)
         streams, options = self._streams, self._options
         ids = torch.full((length, options.num), -1, dtype=torch.int64, device=streams.ids.device)
         scores = torch.zeros(length, options.num, dtype=torch.float32, device=streams.ids.device) if log_probs else None

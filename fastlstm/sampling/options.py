@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -46,34 +46,39 @@ class Options:
         position: int,
     ) -> Options:
         """Check the arguments of `Decoder.start`. Raises ValueError."""
+        stop = [_plain(one) for one in _plain(stop)] if isinstance(_plain(stop), Sequence) else stop
         for name, value, right, expected in (
-            ("num", num, _is_int(num, 1), "an int of 1 or more"),
+            ("num", num, is_int(num, 1), "an int of 1 or more"),
             (
                 "temperature",
                 temperature,
                 _is_number(temperature) and 0 <= temperature < math.inf,
                 "a finite number of 0 or more",
             ),
-            ("top_k", top_k, _is_int(top_k, 0), "0 (all) or an int above it"),
+            ("top_k", top_k, is_int(top_k, 0), "0 (all) or an int above it"),
             ("top_p", top_p, _is_number(top_p) and 0 < top_p <= 1, "a number above 0, at most 1"),
-            ("seed", seed, _is_int(seed, 0) and seed < 1 << 64, "an int in 0 … 2⁶⁴ - 1"),
-            ("position", position, _is_int(position, 0) and position < 1 << 63, "an int in 0 … 2⁶³ - 1"),
+            ("seed", seed, is_int(seed, 0) and seed < 1 << 64, "an int in 0 … 2⁶⁴ - 1"),
+            ("position", position, is_int(position, 0) and position < 1 << 63, "an int in 0 … 2⁶³ - 1"),
             ("stop", stop, isinstance(stop, Sequence), "a sequence of ids, or of sequences of ids"),
         ):
             if not right:
                 raise ValueError(f"{name} is {value!r}, expected {expected}")
-        sequences = tuple(tuple(one) if isinstance(one, Sequence) else (one,) for one in stop)
+        sequences = tuple(tuple(map(_plain, one)) if isinstance(one, Sequence) else (one,) for one in stop)
         for one in sequences:
-            if not one or not all(_is_int(v, 0) and v < sizes.V for v in one):
+            if not one or not all(is_int(v, 0) and v < sizes.V for v in one):
                 raise ValueError(f"stop holds {list(one)}, expected ids in 0 … {sizes.V - 1}, at least one")
         follows, starts = _automaton(automaton, sizes.V, num)
-        return cls(
-            num, float(temperature), min(top_k, sizes.V), float(top_p), seed, sequences, follows, starts, position
-        )
+        num, top_k, seed, position = int(num), min(int(top_k), sizes.V), int(seed), int(position)
+        return cls(num, float(temperature), top_k, float(top_p), seed, sequences, follows, starts, position)
 
 
-def _is_int(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _plain(value: object) -> object:
+    """numpy's integers and arrays, and tensors, as Python's numbers and lists; any other value as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def is_int(value: object, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
 def _is_number(value: object) -> bool:

@@ -146,6 +146,62 @@ def test_wrong_metadata_is_refused(small_run, change, message):
         CharLM.load(small_run.best)
 
 
+DEEP = 100_000
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("[" * DEEP + "]" * DEEP, "its 'charlm' metadata cannot be read"),
+        ('{"a":' * DEEP + "1" + "}" * DEEP, "its 'charlm' metadata cannot be read"),
+        ('{"version": 1, "config": ' + "[" * 900 + "]" * 900 + "}", "config in its metadata is .*, expected an object"),
+        ('{"version": 1e999}', "its 'charlm' metadata cannot be read"),
+    ],
+    ids=["lists", "objects", "in a value", "infinite version"],
+)
+def test_deep_metadata_is_one_line(small_run, metadata, message):
+    save_file(load_file(small_run.best), small_run.best, {"charlm": metadata})
+    with pytest.raises(CharLMError, match=f"best.safetensors is damaged: {message}") as caught:
+        CharLM.load(small_run.best)
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda record: record["corpus"].update(symbols="many"),
+            "corpus in its metadata has symbols 'many', expected a number",
+        ),
+        (lambda record: record["metrics"].update(iteration=10**400), "has iteration 1000.*, expected a number"),
+        (lambda record: record["metrics"].update(best_nats=[1]), r"has best_nats \[1\], expected a number"),
+        (lambda record: record["metrics"].pop("epoch"), "its metadata lacks 'epoch'"),
+        (
+            lambda record: record.update(run={"processes": 1, "progress": 3}),
+            "run in its metadata is 3, expected an object",
+        ),
+        (lambda record: record["vocabulary"].update(bytes=True), "byte model is not the 256 bytes in order"),
+        (lambda record: record["config"].update(encoding="x" * 10**6, hidden_size=[]), r"--hidden-size is \[\]"),
+    ],
+)
+def test_wrong_values_are_refused_by_every_reader(small_run, change, message):
+    rewrite(small_run.best, change)
+    for reader in (checkpoint.read, CharLM.load):
+        with pytest.raises(CharLMError, match=f"best.safetensors is damaged: .*{message}"):
+            reader(small_run.best)
+
+
+def test_sizes_that_the_weights_do_not_have_take_no_memory(small_run):
+    """A model of the sizes in the metadata would have 69 GB."""
+    rewrite(small_run.best, lambda record: record["config"].update(hidden_size=1 << 16))
+    with pytest.raises(
+        CharLMError,
+        match=r"do not fit its configuration \('rnn.lstm.weight_ih_l0' is \[48, 27\], expected \[262144, 27\]",
+    ):
+        CharLM.load(small_run.best)
+
+
 def test_integer_weights_are_refused(small_run, tmp_path):
     with safe_open(small_run.best, "pt") as stream:
         tensors = {name: stream.get_tensor(name).int() for name in stream.keys()}  # noqa: SIM118

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,3 +62,12 @@ def test_presets_set_options_and_arguments_override_them():
     assert config.make("torch-rnn").embedding_dim == 64
     assert config.make("names", hidden_size=7).hidden_size == 7
     assert config.make("char-rnn") == config.make()
+
+
+def test_numpy_s_numbers_are_numbers():
+    """They are kept as Python's, so that a checkpoint can hold them."""
+    made = config.make(seed=np.int64(7), hidden_size=np.uint8(12), dropout=np.float32(0.5))
+    assert made == config.make(seed=7, hidden_size=12, dropout=0.5)
+    assert json.loads(json.dumps(config.to_json(made)))["seed"] == 7
+    with pytest.raises(CharLMError, match=r"--seed is 1.0, expected int"):
+        config.make(seed=np.float64(1.0))

@@ -13,6 +13,7 @@ FOLDER = Path(fastlstm.charlm.__file__).parent
 # Every module or subpackage imports only from itself and from those before it.
 ORDER = [
     "errors",
+    "output",
     "data",
     "config",
     "model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -218,6 +219,40 @@ def test_bad_arguments_are_refused(model: Model, argument: dict, message: str) -
     call = {"weight": model.out.weight, "bias": model.out.bias, "prime": [1], "length": 3, "num": 2, **argument}
     with pytest.raises(ValueError, match=message):
         fastlstm.decode(model.rnn, **call)
+
+
+def test_numpy_s_integers_are_integers(model: Model) -> None:
+    """As num, top_k, seed, position, length, stop and prime; stops as arrays and tensors too. A bool is no integer."""
+    free = fastlstm.decode(*model.args, [1, 2], 40, num=2, seed=9, top_k=5, position=3)
+    stop = [free.ids[20:23, 0].tolist(), [int(free.ids[30, 1])]]
+    expected = fastlstm.decode(*model.args, [1, 2], 40, num=2, seed=9, top_k=5, position=3, stop=stop)
+    i = np.int64
+    for stops in (
+        [np.array(stop[0]), stop[1][0]],
+        [[i(v) for v in stop[0]], i(stop[1][0])],
+        [torch.tensor(stop[0]), *stop[1]],
+    ):
+        got = fastlstm.decode(
+            *model.args,
+            np.array([1, 2]),
+            i(40),
+            num=np.int32(2),
+            seed=np.uint64(9),
+            top_k=i(5),
+            position=i(3),
+            stop=stops,
+        )
+        assert torch.equal(got.ids, expected.ids)
+    single = [int(free.ids[7, 0])]
+    assert torch.equal(
+        fastlstm.decode(*model.args, [1, 2], 40, seed=9, stop=np.array(single)).ids,
+        fastlstm.decode(*model.args, [1, 2], 40, seed=9, stop=single).ids,
+    )
+    for name in ("num", "seed", "top_k", "position"):
+        with pytest.raises(ValueError, match=f"{name} is "):
+            fastlstm.decode(*model.args, [1, 2], 4, **{name: np.True_})
+        with pytest.raises(ValueError, match=f"{name} is "):
+            fastlstm.decode(*model.args, [1, 2], 4, **{name: np.float64(2.0)})
 
 
 def test_models_that_cannot_be_decoded_are_refused(model: Model) -> None:

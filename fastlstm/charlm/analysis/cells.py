@@ -1,9 +1,9 @@
 """Searches for cells that follow a label: every unit of every layer is scored against every label of a text.
 
-A unit is chosen on the first half of the text and scored again on the second. It passes if
+A unit is chosen on the first half of the text and scored again on the second, which alone decides. It passes if, there,
 
-- both scores reach a threshold: at least AUC 0.9 or rank correlation 0.7, and high enough that the false-discovery rate,
-  estimated with labels shifted around the text, is at most 5 %;
+- its score reaches a threshold, in the direction of the first half: at least AUC 0.9 or rank correlation 0.7, and high enough
+  that the false-discovery rate, estimated with labels shifted around the text, is at most 5 %;
 - it predicts the label better than the last two characters do. A unit that spikes at capitals echoes its input, and
   untrained models have such units too.
 
@@ -22,7 +22,7 @@ from ..lm import CharLM
 from .clamp import Clamp, ClampTest
 from .excerpt import Excerpt, of_text
 from .labels import Label, labels
-from .ranking import Scores, effect, score, threshold
+from .ranking import Scores, effect, interval, score, threshold
 from .tracing import pieces
 
 MIN_EFFECT = {True: 0.8, False: 0.7}  # by `binary`: 2 AUC - 1 at AUC 0.9; rank correlation
@@ -44,13 +44,14 @@ class CellFinding:
         label: its name
         measure: `AUC` or `rank correlation`
         share: of characters at which the label is on or, if it is scalar, defined
-        status: `found`, `none`, `echo` (the last two characters predict the label as well) or `rare` (too few spans,
-            not scored)
+        status: `found`, `near` (the unit does not pass, and its interval reaches the threshold), `none`, `echo` (the last
+            two characters predict the label as well) or `rare` (too few spans, not scored)
         layer, unit: position of the unit
         state: `c` or `h`
         sign: -1 if the unit falls where the label rises
         fit, held_out: score of the unit on the first and on the second half
-        threshold: that both scores must reach; None if no threshold gives the false-discovery rate
+        low, high: 95 % interval of `held_out`, by block bootstrap
+        threshold: that the held-out score must reach; None if no threshold gives the false-discovery rate
         control: 95 % quantile of the best score over the shifts
         last_two: score of the last two characters
         passing: number of units that pass
@@ -68,6 +69,8 @@ class CellFinding:
     sign: int = 1
     fit: float | None = None
     held_out: float | None = None
+    low: float | None = None
+    high: float | None = None
     threshold: float | None = None
     control: float | None = None
     last_two: float | None = None
@@ -85,7 +88,7 @@ class Findings:
         characters: its length
         rows: one a label, found ones first
         label: (L, H), index in `rows` of the label that each cell follows best; -1 for none
-        score: (L, H), effect of the cell on that label, the lesser of both halves, 0 to 1
+        score: (L, H), effect of the cell on that label on the second half, 0 to 1
         passes: (L, H) bool, whether the cell passes for that label
         saturation: (L, 2, 3, H), share of characters at which gate i, f, o is below 0.1 and above 0.9
         notes: for the user
@@ -182,20 +185,20 @@ class _CellSearch:
         self.piece, self.signals, self.shape = piece, signals, shape
         self.labels = {label.name: label for label in known}
         self.rows = {label.name: CellFinding(label.name, _measure(label), _share(label)) for label in known}
-        self.both = {name: np.zeros(signals.shape[1]) for name in self.labels}
+        self.effects = {name: np.zeros(signals.shape[1]) for name in self.labels}
         for group in _groups([label for label in known if _enough(label)]):
             where = _positions(group[0])
             values = np.stack([label.values[where] for label in group]).astype(np.float32)
             binary = np.array([label.binary for label in group])
             scores = score(signals if where.all() else signals[where], values, binary, shifts, seed)
             for k, label in enumerate(group):
-                self._judge(label, scores, k, _last_two(piece.ids, where, values[k], label.binary))
+                self._judge(label, scores, k, _last_two(piece.ids, where, values[k], label.binary), seed)
 
-    def _judge(self, label: Label, scores: Scores, k: int, last_two: tuple[float, float]) -> None:
+    def _judge(self, label: Label, scores: Scores, k: int, last_two: tuple[float, float], seed: int) -> None:
         """Fill in the finding of a label. Its unit is chosen on the first half; the second half decides whether it passes."""
-        row, fit, both, control = self.rows[label.name], scores.fit[k], scores.both[k], scores.control[:, k]
-        level, false = threshold(both, control, MIN_EFFECT[label.binary], FDR)
-        good, echo = both >= level, both <= last_two[1]
+        row, fit, held_out, control = self.rows[label.name], scores.fit[k], scores.held_out[k], scores.control[:, k]
+        level, false = threshold(held_out, control, MIN_EFFECT[label.binary], FDR)
+        good, echo = held_out >= level, held_out <= last_two[1]
         promising = fit >= MIN_EFFECT[label.binary]
         telling = promising & (fit > last_two[0])
         best = self._best(label, fit, telling if telling.any() else promising)
@@ -205,12 +208,16 @@ class _CellSearch:
         def shown(value: float) -> float:
             return float((1 + value) / 2 if label.binary else value)
 
-        row.fit, row.held_out, row.last_two = (shown(v) for v in (fit[best], scores.held_out[k, best], last_two[1]))
+        row.fit, row.held_out, row.last_two = (shown(v) for v in (fit[best], held_out[best], last_two[1]))
+        low, high = self._interval(label, best, row.sign, seed)
+        row.low, row.high = shown(low), shown(high)
         row.threshold = shown(level) if np.isfinite(level) else None
         row.control = shown(np.quantile(control.max(1), 0.95))
-        row.status = "none" if not good[best] else "echo" if echo[best] else "found"
+        bar = level if np.isfinite(level) else MIN_EFFECT[label.binary]
+        near = "near" if high >= bar and not echo[best] else "none"
+        row.status = near if not good[best] else "echo" if echo[best] else "found"
         row.passing, row.false_rate = int((good & ~echo).sum()), false
-        self.both[label.name] = np.where(good & ~echo, 2 + both, both)
+        self.effects[label.name] = np.where(good & ~echo, 2 + held_out, held_out)
 
     def _best(self, label: Label, fit: np.ndarray, promising: np.ndarray) -> int:
         """Of the promising units the one whose tanh(c) varies most with the label on the first half, else the best fit.
@@ -229,6 +236,12 @@ class _CellSearch:
         moves = [abs(float(values @ np.tanh(self.signals[where, c.flat[u]].astype(np.float32)))) for u in units]
         return int(units[np.argmax(moves)])
 
+    def _interval(self, label: Label, column: int, sign: int, seed: int) -> tuple[float, float]:
+        """95 % interval of the effect of one signal, times sign, on the second half of the label's positions."""
+        where = np.flatnonzero(_positions(label))
+        where = where[len(where) // 2 :]
+        return interval(sign * self.signals[where, column].astype(np.float32), label.values[where], label.binary, seed)
+
     def clamp(self, model: CharLM) -> None:
         """Clamp the cell of each label that was found, on the second half of the text."""
         found_rows = [row for row in self.rows.values() if row.status == "found"]
@@ -241,9 +254,9 @@ class _CellSearch:
             row.clamp = clamps(row.layer, row.unit, trace, values, label.binary)
 
     def findings(self, saturation: np.ndarray) -> Findings:
-        order = {"found": 0, "none": 1, "echo": 2, "rare": 3}
+        order = {"found": 0, "near": 1, "none": 2, "echo": 3, "rare": 4}
         rows = sorted(self.rows.values(), key=lambda row: (order[row.status], -(row.held_out or 0)))
-        effects = np.stack([self.both[row.label] for row in rows]).reshape(-1, *self.shape).max(2)
+        effects = np.stack([self.effects[row.label] for row in rows]).reshape(-1, *self.shape).max(2)
         label, top = effects.argmax(0), effects.max(0)
         label = np.where(top > 0, label, -1)
         notes = [self.piece.note] if self.piece.note else []

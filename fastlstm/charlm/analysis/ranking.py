@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 BLOCK = 128  # units ranked at a time
+BLOCKS, REPLICATES = 50, 200  # of the bootstrap: pieces of the text, and draws of as many of them
 
 
 def midranks(values: np.ndarray) -> np.ndarray:
@@ -69,18 +70,13 @@ class Scores:
         sign: (K, U), of the effect on the first half
         fit: (K, U), effect on the first half times sign
         held_out: (K, U), effect on the second half times sign
-        control: (S, K, U) float32, the lesser of both for each of S shifts of the labels
+        control: (S, K, U) float32, `held_out` for each of S shifts of the labels
     """
 
     sign: np.ndarray
     fit: np.ndarray
     held_out: np.ndarray
     control: np.ndarray
-
-    @property
-    def both(self) -> np.ndarray:
-        """The lesser effect of the two halves, (K, U)."""
-        return np.minimum(self.fit, self.held_out)
 
 
 def score(signals: np.ndarray, labels: np.ndarray, binary: np.ndarray, shifts: int, seed: int = 0) -> Scores:
@@ -109,7 +105,7 @@ def score(signals: np.ndarray, labels: np.ndarray, binary: np.ndarray, shifts: i
             fit, held_out = (
                 _effects(np.roll(x, d[s], 1), binary, *r) for x, d, r in zip(w, offsets, ranks, strict=True)
             )
-            scores.control[s, :, block] = np.minimum(np.abs(fit), np.where(fit < 0, -held_out, held_out))
+            scores.control[s, :, block] = np.where(fit < 0, -held_out, held_out)
     return scores
 
 
@@ -120,6 +116,53 @@ def _shift_range(n: int) -> tuple[int, int]:
 
 def _blocks(units: int) -> Iterator[slice]:
     return (slice(a, min(a + BLOCK, units)) for a in range(0, units, BLOCK))
+
+
+def weighted_effect(signal: np.ndarray, classes: np.ndarray, w: np.ndarray, binary: bool) -> float:
+    """The effect of a signal on a label where position t counts w[t] times; NaN if either is constant.
+
+    Args:
+        signal, classes: (n,) integers in the order of the values
+        w: (n,) float64, 0 or more
+        binary: 2 AUC - 1 instead of the rank correlation; `classes` are then 0 and 1
+    """
+    if binary:
+        yes, no = (np.bincount(signal, w * (classes == k)) for k in (1, 0))
+        pairs = yes.sum() * no.sum()
+        return 2 * float(yes @ (np.cumsum(no) - no / 2)) / pairs - 1 if pairs else float("nan")
+    x, y = (_weighted_ranks(values, w) for values in (signal, classes))
+    norm = np.sqrt((w @ x**2) * (w @ y**2))
+    return float((w * x) @ y / norm) if norm else float("nan")
+
+
+def _weighted_ranks(values: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Centred ranks of integers, ties sharing theirs, position t counted w[t] times."""
+    counts = np.bincount(values, w)
+    return (np.cumsum(counts) - (counts + w.sum()) / 2)[values]
+
+
+def interval(values: np.ndarray, label: np.ndarray, binary: bool, seed: int = 0) -> tuple[float, float]:
+    """A 95 % interval of an effect by block bootstrap: blocks of consecutive positions are drawn with replacement.
+
+    Signals and labels are smooth in time, so single positions would give an interval far too narrow.
+
+    Args:
+        values, label: a signal and a label, (n,) each
+        binary: as for `effect`
+        seed: of the draws
+
+    Returns:
+        The 2.5 % and the 97.5 % quantile over REPLICATES draws; NaN if no draw has an effect.
+    """
+    _, signal = np.unique(np.asarray(values, np.float16) + np.float16(0), return_inverse=True)
+    _, classes = np.unique(label > 0 if binary else label, return_inverse=True)
+    block = np.arange(len(label)) * min(BLOCKS, len(label)) // len(label)
+    rng = np.random.default_rng(seed)
+    blocks = int(block[-1]) + 1
+    draws = rng.multinomial(blocks, np.full(blocks, 1 / blocks), REPLICATES)  # how often each block is drawn
+    effects = np.array([weighted_effect(signal, classes, draw[block].astype(np.float64), binary) for draw in draws])
+    effects = effects[np.isfinite(effects)]
+    return tuple(map(float, np.quantile(effects, (0.025, 0.975)))) if len(effects) else (float("nan"),) * 2
 
 
 def threshold(both: np.ndarray, control: np.ndarray, floor: float, rate: float) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import CharLMError
 from ..lm import CharLM
-from ..model import CharModel, State
+from ..model import CharModel, State, not_finite
 
 KEEP_CHOICES = ("h", "c", "gates", "probabilities")
 TOP_PREDICTIONS = 5  # most likely next characters stored for every position
@@ -177,6 +177,8 @@ class _Reader:
     def _predict(self, part: Trace, at: slice, out: Tensor) -> None:
         """Store the predictions at positions `at`. out: (n, H), h of the last layer."""
         scores = self.model.out(out).float().cpu()
+        if not scores.isfinite().all():
+            raise not_finite(self.model)
         p, logs = torch.softmax(scores, -1), torch.log_softmax(scores, -1)  # exp(logs) would lose two bits
         values, which = p.topk(part.top.shape[1])
         part.top[at], part.top_p[at] = which.numpy(), values.numpy()

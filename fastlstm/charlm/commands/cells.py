@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .. import output as output_of
 from ..analysis import excerpt
 from ..analysis.cells import FDR, MIN_EFFECT, SHIFTS, CellFinding, Findings, find_cells
 from ..checkpoint import write_atomic
@@ -18,9 +20,10 @@ from ..errors import count
 from ..lm import CharLM
 from .common import ModelName, Start, TextName
 
-WIDTH = 132  # columns that the table needs; a narrower terminal wraps its lines, nothing is cut off
+WIDTH = 146  # columns that the table needs; a narrower terminal wraps its lines, nothing is cut off
 _STATUS = {
     "found": ("yes", "bold green"),
+    "near": ("nearly", "yellow"),
     "none": ("no cell", ""),
     "echo": ("echo", "dim"),
     "rare": ("too rare", "dim"),
@@ -42,7 +45,9 @@ def cells(
     """Which cell keeps track of what: quotes, comments, line position, indentation and more, found and checked."""
     lm = CharLM.load(model)
     piece = excerpt.read(lm, text, start, length)
-    with Console(stderr=True).status(f"reading {count(len(piece), lm.vocab.unit)}, looking for what cells track"):
+    with output_of.console(stderr=True).status(
+        f"reading {count(len(piece), lm.vocab.unit)}, looking for what cells track"
+    ):
         findings = find_cells(lm, piece, clamp=clamp, seed=seed)
     content = json.dumps(findings.as_json(), indent=1)
     if output:
@@ -50,7 +55,7 @@ def cells(
     if as_json:
         print(content)
     else:
-        show(Console(highlight=False, width=max(WIDTH, Console().width)), lm, findings)
+        show(output_of.console(width=max(WIDTH, output_of.console().width)), lm, findings)
 
 
 def show(console: Console, lm: CharLM, findings: Findings) -> None:
@@ -59,13 +64,14 @@ def show(console: Console, lm: CharLM, findings: Findings) -> None:
     console.print(
         Text.assemble(
             (findings.text, "bold"),
-            f": {count(findings.characters, lm.vocab.unit)}, cells chosen on {half:,}, scored on the rest",
-        )
+            f": {count(findings.characters, lm.vocab.unit)}, cells chosen on {half:,}, judged on the rest",
+        ),
+        soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     for name, side in (("label", "left"), ("share", "right"), ("", "left"), ("cell", "left"), ("", "left")):
         table.add_column(name, justify=side, no_wrap=True)
-    for name in ("fit", "held out", "needed", "control", "last two", "cells", "clamp: label", "other"):
+    for name in ("fit", "held out", "95 %", "needed", "control", "last two", "cells", "clamp: label", "other"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in findings.rows:
         word, style = _STATUS[row.status]
@@ -76,13 +82,14 @@ def show(console: Console, lm: CharLM, findings: Findings) -> None:
     )
     console.print(
         Text(
-            f"AUC, ρ: rank correlation. {shifts}\nlast two: what the last two characters tell; a cell no better is an "
+            f"AUC, ρ: rank correlation; 95 %: interval of the held-out score, by block bootstrap; nearly: it reaches what is "
+            f"needed\n{shifts}\nlast two: what the last two characters tell; a cell no better is an "
             "echo\nclamp: rise of the loss, in nats a character, with the cell held where it is off the label",
             "dim",
         )
     )
     n = findings.passes.size
-    rule = f"AUC ≥ {(1 + MIN_EFFECT[True]) / 2:g} or ρ ≥ {MIN_EFFECT[False]:g} on both parts, above the control and the last two"
+    rule = f"AUC ≥ {(1 + MIN_EFFECT[True]) / 2:g} or ρ ≥ {MIN_EFFECT[False]:g} held out, above the control and the last two"
     console.print(
         Text.assemble((f"{int(findings.passes.sum())} of {n:,} cells pass ({findings.share:.1%})", "bold"), f": {rule}")
     )
@@ -92,10 +99,20 @@ def show(console: Console, lm: CharLM, findings: Findings) -> None:
 
 def _numbers(row: CellFinding) -> list[str]:
     if row.layer is None:
-        return ["–"] * 10
+        return ["–"] * 11
     measure = "AUC" if row.measure == "AUC" else "ρ"
     cell = f"{'−' if row.sign < 0 else ' '}{row.state} {row.layer}:{row.unit}"
-    scores = [row.fit, row.held_out, row.threshold, row.control, row.last_two]
+    scores = [row.threshold, row.control, row.last_two]
     rises = [row.clamp.label_nats, row.clamp.other_nats] if row.clamp else [None, None]
     shown = ["–" if value is None else f"{value:.3f}" for value in scores]
-    return [cell, measure, *shown, str(row.passing), *("" if value is None else f"{value:+.3f}" for value in rises)]
+    interval = "–" if row.low is None or math.isnan(row.low) else f"{row.low:.2f}–{row.high:.2f}"
+    return [
+        cell,
+        measure,
+        f"{row.fit:.3f}",
+        f"{row.held_out:.3f}",
+        interval,
+        *shown,
+        str(row.passing),
+        *("" if value is None else f"{value:+.3f}" for value in rises),
+    ]

@@ -18,3 +18,6 @@ TextName = Annotated[
     ),
 ]
 Start = Annotated[int, typer.Option(help="skip this many characters of the text")]
+UnknownPolicy = Annotated[
+    str, typer.Option("--unknown", help="characters that the model never saw: error, or skip to leave them out")
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.text import Text
 
-from .. import checkpoint
+from .. import checkpoint, output
 from ..errors import command
 from ..lm import CharLM
 from ..sampling.novelty import TrainingLines
@@ -57,7 +58,7 @@ def demo(
     seconds: Annotated[float, typer.Option(help="of training at most, on a slow or busy machine")] = 300.0,
 ) -> None:
     """Train on given names, about a minute on two cores, and make up fifty new ones."""
-    run_demo(checkpoint_dir, seconds, Console(highlight=False))
+    run_demo(checkpoint_dir, seconds, output.console())
 
 
 def run_demo(folder: Path, seconds: float, console: Console) -> None:
@@ -86,7 +87,7 @@ def _facts(result: TrainResult, share: float, path: Path) -> dict[str, str]:
         "time": f"{clock(result.seconds)} of training, {result.iteration:,} iterations: {result.reason}",
         "model": str(result.best),
         "names": str(path),
-        "more": f"{command()} sample {result.folder} --num 20",
+        "more": f"{command()} sample {shlex.quote(str(result.folder))} --num 20",
     }
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .. import checkpoint
+from .. import checkpoint, output
 from .. import config as configs
 from ..errors import shown
 from .common import ModelName
@@ -20,24 +19,25 @@ def inspect_model(model: ModelName) -> None:
     """What is in a checkpoint: sizes, corpus, options, results."""
     path = checkpoint.locate(model)
     saved = checkpoint.read(path, with_train=True)
-    console = Console(highlight=False)
+    console = output.console()
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in _rows(saved).items():
+    for name, value in describe(saved).items():
         grid.add_row(name, Text(value))
-    console.print(Panel(grid, title=f"[bold]{path.name}[/]", subtitle=f"{path.stat().st_size / 1e6:.2f} MB"))
+    console.print(Panel(grid, title=Text(path.name, "bold"), subtitle=f"{path.stat().st_size / 1e6:.2f} MB"))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, side in (("tensor", "left"), ("shape", "right"), ("type", "left"), ("norm", "right")):
         table.add_column(name, justify=side)
     for name, value in saved.weights.items():
         dtype = str(value.dtype).removeprefix("torch.")
-        table.add_row(name, " × ".join(map(str, value.shape)), dtype, f"{float(value.double().norm()):.3f}")
+        table.add_row(Text(name), " × ".join(map(str, value.shape)), dtype, f"{float(value.double().norm()):.3f}")
     console.print(table)
 
 
-def _rows(saved: checkpoint.Checkpoint) -> dict[str, str]:
-    config, corpus, metrics = saved.config, saved.corpus, saved.metrics
+def describe(saved: checkpoint.Checkpoint) -> dict[str, str]:
+    """The facts of a checkpoint by name, as `inspect` shows them."""
+    config, corpus, metrics = configs.to_json(configs.from_json(saved.config)), saved.corpus, saved.metrics
     weights = sum(value.numel() for value in saved.weights.values())
     unit = saved.vocab.unit + "s"
     encoding = f"embedding of {config['embedding_dim']}" if config["embedding_dim"] else "one-hot"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..data.text_source import small_text
+from .. import output
 from ..errors import CharLMError
 from ..lm import CharLM
 from ..sampling.novelty import LineNovelty, TrainingLines
@@ -22,6 +22,7 @@ from ..sampling.syntax_check import check_syntax
 from .common import ModelName
 
 COLOURS = {"new": "green", "val": "yellow", "train": "dim"}
+LINE_WIDTH = 60  # widest column of lines in the report of --unique; longer lines are shown whole and push their row
 
 
 def sample(
@@ -60,7 +61,7 @@ def sample(
     sampling = lm.sampling(
         top_k=top_k,
         top_p=top_p,
-        prime=_prime(prime, prime_file, lm.config.encoding),
+        prime=_prime(lm, prime, prime_file),
         length=length,
         stop=stop,
         num=num if num is not None else 20 if lm.of_lines and length is None and stop is None else 1,
@@ -68,27 +69,25 @@ def sample(
         argmax=argmax,
     )
     check_sampling(lm.vocab, sampling)  # before anything is shown
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    texts = _sweep(lm, sampling, _temperatures(temperature), prime, unique, messages)
+    messages = output.console(stderr=True, soft_wrap=True)
+    texts = _sweep(lm, sampling, _temperatures(temperature), unique, messages)
     if seed is None and not argmax:
-        messages.print(f"[dim]seed {sampling.seed}[/]")
+        messages.print(f"seed {sampling.seed}", style="dim")
     if balance:
         _report_balance(messages, "\n".join(texts))
 
 
-def _sweep(
-    lm: CharLM, sampling: Sampling, temperatures: list[float], prime: str, unique: bool, messages: Console
-) -> list[str]:
-    """Sample at each temperature, print the texts and return them. unique: report their novelty instead."""
+def _sweep(lm: CharLM, sampling: Sampling, temperatures: list[float], unique: bool, messages: Console) -> list[str]:
+    """Sample at each temperature, print the texts and return them, primes included. unique: report novelty instead."""
     training_lines = TrainingLines.of_split(corpus := lm.corpus(), lm.divide(corpus)) if unique else None
     texts: list[str] = []
     for value in temperatures:
         at_temperature = replace(sampling, temperature=value)
         if len(temperatures) > 1:
             messages.rule(Text(f"temperature {value:g}"), align="left", style="dim")
-        samples = _show(lm, at_temperature, echo=prime, quiet=training_lines is not None)
+        samples = _show(lm, at_temperature, quiet=training_lines is not None)
         if training_lines is not None:
-            lines = [line for text in samples for line in (prime + text).splitlines()]
+            lines = [line for text in samples for line in text.split("\n")]
             _report_novelty([training_lines.novelty(line) for line in lines if line.strip()])
         texts += samples
     return texts
@@ -101,52 +100,60 @@ def _temperatures(text: str) -> list[float]:
         raise CharLMError(f"--temperature is {text!r}, expected a number or a list like 0.5,0.8,1") from error
 
 
-def _prime(prime: str, file: Path | None, encoding: str) -> str:
+def _prime(lm: CharLM, prime: str, file: Path | None) -> str:
     """The prime, given as an option or in a file."""
     if file is None:
         return prime
     if prime:
         raise CharLMError("--prime and --prime-file do not go together: put all of the prime into the file")
-    return small_text(file, encoding)
+    return lm.read_text(file)
 
 
-def _show(lm: CharLM, sampling: Sampling, echo: str, quiet: bool) -> list[str]:
-    """Sample and, unless `quiet`, print; a single text appears as it is generated. echo: prime, printed before each text."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+def _show(lm: CharLM, sampling: Sampling, quiet: bool) -> list[str]:
+    """Sample and, unless `quiet`, print; a single text appears as it is generated. Returns the texts, primes included."""
+    prime = sampling.prime
     if sampling.num > 1 or quiet:
         texts = sample_texts(lm.model, lm.vocab, sampling)
+        rules = output.console()
         for number, text in enumerate(texts if not quiet else [], 1):
             if sampling.stop != "\n":
-                console.rule(Text(str(number)), align="left", style="dim")
-            console.print(Text.assemble((echo, "bold"), text))
-        return texts
-    console.print(Text(echo, "bold"), end="")
+                rules.rule(Text(str(number)), align="left", style="dim")
+            output.write((prime, "bold"), text + "\n")
+        return [prime + text for text in texts]
+    output.write((prime, "bold"))
     pieces = []
     for (piece,) in sample_chunks(lm.model, lm.vocab, sampling):
         pieces.append(piece)
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    return ["".join(pieces)]
+        output.write(piece)
+    output.write("\n")
+    return [prime + "".join(pieces)]
 
 
 def _report_novelty(novelties: list[LineNovelty]) -> None:
-    console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("line", "is", "nearest in training", "edits"):
-        table.add_column(name, justify="right" if name == "edits" else "left", overflow="fold")
-    for novelty in novelties:
-        near = (novelty.nearest, str(novelty.distance)) if novelty.distance else ("", "")
-        table.add_row(
-            Text(novelty.line), Text(novelty.origin, COLOURS[novelty.origin]), *(Text(part, "dim") for part in near)
-        )
-    console.print(table)
+    """A table of the lines, as they are: a console's table would fold them and widen their tabs."""
+    rows = [
+        (n.line, n.origin, n.nearest, str(n.distance)) if n.distance else (n.line, n.origin, "", "") for n in novelties
+    ]
+    names = ("line", "is", "nearest in training", "edits")
+    widths = [
+        max(cell_len(name), *(min(LINE_WIDTH, cell_len(row[k])) for row in rows)) if rows else cell_len(name)
+        for k, name in enumerate(names)
+    ]
+
+    def padded(row: tuple[str, ...]) -> list[str]:
+        blanks = [" " * max(0, width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
+        return [row[0] + blanks[0] + "  ", row[1] + blanks[1] + "  ", row[2] + blanks[2] + "  ", blanks[3] + row[3]]
+
+    output.write(("".join(padded(names)), "dim"), "\n")
+    for row in rows:
+        line, origin, *near = padded(row)
+        output.write(line, (origin, COLOURS[row[1]]), ("".join(near).rstrip(), "dim"), "\n")
     new = sum(novelty.origin == "new" for novelty in novelties)
     val = sum(novelty.origin == "val" for novelty in novelties)
     seen = len(novelties) - new - val
-    console.print(
-        f"[bold green]{new / max(1, len(novelties)):.0%} new[/] ({new} of {len(novelties)}; {val} in the validation set, "
-        f"{seen} in the training set)"
+    output.write(
+        (f"{new / max(1, len(novelties)):.0%} new", "bold green"),
+        f" ({new} of {len(novelties)}; {val} in the validation set, {seen} in the training set)\n",
     )
 
 
@@ -161,4 +168,4 @@ def _report_balance(console: Console, text: str) -> None:
         row = (f"{pair.opened:,}", f"{pair.closed:,}", f"{pair.stray:,}", share)
         table.add_row(Text(pair.name), *row)
     console.print(table)
-    console.print("[dim]stray: closed without having been opened; share: closed ones among all of them[/]")
+    console.print("stray: closed without having been opened; share: closed ones among all of them", style="dim")

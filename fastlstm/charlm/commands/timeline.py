@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .. import output as output_of
 from ..checkpoint import write_atomic
 from ..training.timeline import MEASURES, page, percent, points, visible
 
@@ -23,14 +23,15 @@ def timeline(
 ) -> None:
     """How the text of a model grew while it was trained, here and as one page."""
     samples = points(run)
-    console = Console(highlight=False)
+    console = output_of.console()
     for point in samples:
         loss = "" if point.nats is None else f"  {point.nats:.3f} nats"
         console.print(
             Text.assemble((f"iteration {point.iteration:,}", "bold"), (f"  epoch {point.epoch:.2f}{loss}", "dim"))
         )
         shown = [line for line in visible(point.text).split("\n") if line.strip()][:lines]
-        console.print(Text("\n".join(f"    {line}" for line in shown), "cyan"), soft_wrap=True)
+        for line in shown:
+            output_of.write("    ", (line, "cyan"), "\n")
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("iteration", "nats", *MEASURES.values()):
         table.add_column(name, justify="right")

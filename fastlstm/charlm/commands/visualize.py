@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from .. import checkpoint
+from .. import output as output_of
 from ..analysis import excerpt
 from ..errors import count
 from ..lm import CharLM
@@ -34,10 +34,12 @@ def visualize(
     long = excerpt.read(lm, text, start, max(length, score_length))
     folder = checkpoint.locate(model).parent
     name = Path(model).resolve().name if Path(model).exists() else model
-    with Console(stderr=True).status(f"reading {count(len(long), lm.vocab.unit)}, looking for what cells track"):
+    with output_of.console(stderr=True).status(
+        f"reading {count(len(long), lm.vocab.unit)}, looking for what cells track"
+    ):
         html = render_page(lm, shown, long, folder, f"{name} · reading {shown.name}", color_blind)
     checkpoint.write_atomic(output, html.encode(), "--output")
-    console, size = Console(highlight=False), output.stat().st_size / 1e6
+    console, size = output_of.console(), output.stat().st_size / 1e6
     what = f"  {count(len(shown), lm.vocab.unit)}, {size:.1f} MB"
     console.print(Text.assemble((str(output), "bold"), what), soft_wrap=True)
     if shown.note:

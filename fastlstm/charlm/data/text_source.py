@@ -5,6 +5,7 @@ A `TextSource` can be read more than once (encoding a corpus takes two passes) a
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import os
@@ -79,9 +80,7 @@ class TextSource:
         self.sha256, self.stamps = digest.hexdigest(), stamps
 
     def _read(self, path: Path, tee: _Tee) -> Iterator[str]:
-        encoding = self.encoding_of(path) if self.encoding_of else self.encoding or "latin-1"
-        if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-            encoding = "utf-8-sig"  # drops a byte order mark
+        encoding = codec(self.encoding_of(path) if self.encoding_of else self.encoding or "latin-1")
         newline = "" if self.encoding is None else None  # bytes stay as they are; text gets \n for every line end
         try:
             with io.TextIOWrapper(io.BufferedReader(tee, 1 << 20), encoding, newline=newline) as stream:
@@ -96,8 +95,8 @@ class TextSource:
                 f"{path} is not {self.encoding}: byte 0x{error.object[error.start]:02x} at offset {at:,}; "
                 "convert it, or train with --encoding (latin-1, gb18030, …) or on raw bytes with --bytes"
             ) from error
-        except LookupError as error:
-            raise CharLMError(f"there is no encoding {encoding!r}; try utf-8, latin-1, gb18030, …") from error
+        except (LookupError, UnicodeError) as error:
+            raise CharLMError(_wrong_encoding(path, encoding, error)) from error
 
     def changed(self) -> list[Path]:
         """Files whose size or modification time differs from when they were read."""
@@ -135,16 +134,48 @@ def _binary(path: Path) -> bool:
         return b"\0" in stream.read(4096)
 
 
-def small_text(path: Path, encoding: str) -> str:
-    """The text of a small file. encoding: that of the model's text. Raises CharLMError."""
+def codec(encoding: str) -> str:
+    """The codec to read text of an encoding with: for UTF-8 the one that drops a byte order mark. Raises CharLMError."""
     try:
-        return path.read_text(encoding)
-    except OSError as error:
-        raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
+        return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+    except (LookupError, ValueError) as error:  # ValueError: a name with a NUL
+        raise CharLMError(f"there is no encoding {encoding!r}; try utf-8, latin-1, gb18030, …") from error
+
+
+def _wrong_encoding(name: str | Path, encoding: str, error: Exception) -> str:
+    """What is wrong with a text that its codec cannot read, other than single bytes: `utf-16 stream does not start with BOM`."""
+    return f"cannot read {name} as {encoding!r}: {error}; try utf-8, latin-1, gb18030, …"
+
+
+def decode(data: bytes, encoding: str | None, name: str | Path) -> str:
+    """Text of some bytes, read as `TextSource` reads a file: no byte order mark, every line end a newline.
+
+    Args:
+        data: the bytes
+        encoding: of the text; None for a byte model, whose text keeps every byte (those that are not UTF-8 as escapes)
+        name: of the text in error messages
+
+    Raises:
+        CharLMError: the bytes are not of that encoding, or there is no such encoding.
+    """
+    if encoding is None:
+        return data.decode("utf-8", "surrogateescape")
+    try:
+        return io.TextIOWrapper(io.BytesIO(data), codec(encoding)).read()
     except UnicodeDecodeError as error:
         raise CharLMError(
-            f"{path} is not {encoding}, as the model's text is: byte {error.start:,}; convert it"
+            f"{name} is not {encoding}, as the model's text is: byte {error.start:,}; convert it"
         ) from error
+    except (LookupError, UnicodeError) as error:
+        raise CharLMError(_wrong_encoding(name, encoding, error)) from error
+
+
+def small_text(path: Path, encoding: str | None) -> str:
+    """The text of a small file. encoding: as for `decode`. Raises CharLMError."""
+    try:
+        return decode(path.read_bytes(), encoding, path)
+    except OSError as error:
+        raise CharLMError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def source_of_path(path: Path, encoding: str | None) -> TextSource:

@@ -20,6 +20,11 @@ def codes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
+def from_codes(points: np.ndarray) -> str:
+    """The text of some code points, (n,) integers; the inverse of `codes`."""
+    return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+
+
 class Vocabulary:
     """An ordered set of symbols.
 
@@ -31,6 +36,8 @@ class Vocabulary:
     def __init__(self, symbols: str, bytes_: bool = False):
         if len(set(symbols)) != len(symbols):
             raise CharLMError("the vocabulary names a character twice")
+        if bytes_ and symbols != "".join(map(chr, range(256))):
+            raise CharLMError("the vocabulary of a byte model is not the 256 bytes in order")
         self.symbols, self.bytes = symbols, bytes_
         points = codes(symbols).astype(np.int64)
         self._points = points
@@ -40,6 +47,10 @@ class Vocabulary:
     @classmethod
     def of_bytes(cls) -> Vocabulary:
         return cls("".join(map(chr, range(256))), bytes_=True)
+
+    def extended(self, symbols: str) -> Vocabulary:
+        """A vocabulary that also has these symbols: the new ones follow the old, in order of code point."""
+        return Vocabulary(self.symbols + "".join(sorted(set(symbols) - set(self.symbols))), self.bytes)
 
     @property
     def unit(self) -> str:
@@ -90,12 +101,21 @@ class Vocabulary:
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of some ids, (n,) integers."""
-        points = self._points[np.asarray(ids, np.int64)]
-        return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+        return from_codes(self._points[np.asarray(ids, np.int64)])
 
     def from_text(self, text: str) -> str:
-        """Text as symbols: unchanged, or for a byte model its UTF-8 bytes as latin-1."""
-        return text.encode().decode("latin-1") if self.bytes else text
+        """Text as symbols: unchanged, or for a byte model its UTF-8 bytes as latin-1, escaped bytes as they were.
+
+        Raises CharLMError if the text of a byte model has half of a surrogate pair, which UTF-8 cannot hold.
+        """
+        if not self.bytes:
+            return text
+        try:
+            return text.encode("utf-8", "surrogateescape").decode("latin-1")
+        except UnicodeEncodeError as error:
+            raise CharLMError(
+                f"the text has {text[error.start]!r} at {error.start:,}, which has no UTF-8: remove it"
+            ) from error
 
     def to_text(self, symbols: str) -> str:
         """Symbols as text: unchanged, or for a byte model decoded as UTF-8 (U+FFFD for bytes that are not UTF-8)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ import fastlstm
 
 from ..data import utf8
 from ..data.vocab import Vocabulary
-from ..errors import CharLMError
-from ..model import CharModel
+from ..errors import CharLMError, plain_number
+from ..model import CharModel, not_finite
 
 ROWS_PER_CHUNK = 32  # ids of each stream in a chunk: a few milliseconds of the largest models
 
@@ -50,6 +50,11 @@ class Sampling:
     seed: int = 123
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, plain_number(getattr(self, item.name)))
+        for name in ("length", "top_k", "num", "seed"):
+            if type(getattr(self, name)) is not int:
+                raise CharLMError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}, expected a whole number")
         for name, right, expected in (
             ("length", self.length >= 1, "at least 1"),
             ("temperature", 0 <= self.temperature < float("inf"), "a finite number, 0 or more"),
@@ -99,7 +104,7 @@ def sample_ids(
         try:
             ids = decoding.draw(min(rows, left) if left > 0 else 1).ids
         except ValueError as error:
-            raise CharLMError(f"the model cannot be drawn from: {error}") from error
+            raise not_finite(model) from error
         left -= len(ids)
         yield ids.cpu().numpy()
 

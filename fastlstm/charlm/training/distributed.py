@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import CharLMError
+from ..model import find_device
 
 
 class Ranks:
@@ -101,13 +102,8 @@ class Ranks:
 def _device(name: str, local: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise CharLMError(f"there is no device {name!r}; expected auto, cpu, cuda or cuda:0") from error
+    device = find_device(name)
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise CharLMError("this torch has no CUDA device here (see `fastlstm doctor`); use --device cpu")
         device = torch.device("cuda", local if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device

@@ -76,8 +76,24 @@ def test_text_does_not_depend_on_the_size_of_pieces(model, rows):
 def test_weights_of_nan_are_refused(model):
     with torch.no_grad():
         model.out.bias[2] = float("nan")
-    with pytest.raises(CharLMError, match="the model cannot be drawn from: stream 0 has nothing to draw at step 0"):
+    with pytest.raises(CharLMError, match=r"the weights of the model hold NaN: 1 of 8 in out.bias; take an earlier"):
         sample_texts(model, VOCAB, Sampling(length=5))
+    with torch.no_grad():
+        model.out.bias[2] = 3e38
+        model.out.weight[2] = 3e38
+    with pytest.raises(CharLMError, match="predictions are not finite numbers: its weights are too large"):
+        sample_texts(model, VOCAB, Sampling(length=50))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint32, np.int8])
+def test_numpy_s_integers_are_options(model, kind):
+    plain = Sampling(length=20, num=2, seed=5, top_k=3)
+    sampling = Sampling(length=kind(20), num=kind(2), seed=kind(5), top_k=kind(3), temperature=np.float32(1.0))
+    assert sampling == plain
+    assert type(sampling.seed) is int
+    assert sample_texts(model, VOCAB, sampling) == sample_texts(model, VOCAB, plain)
+    with pytest.raises(CharLMError, match=r"--length is 2.5, expected a whole number"):
+        Sampling(length=2.5)
 
 
 def test_a_stop_that_cannot_come_is_refused(model):
