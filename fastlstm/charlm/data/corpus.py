@@ -7,7 +7,7 @@ Above `MAPPED` bytes the ids are in an unlinked, memory-mapped file.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import CharLMError, count
 from . import corpora
 from .text_source import TextSource
+from .unknown import Unknown, fitting
 from .vocab import Vocabulary, codes
 
 MAPPED = 32 << 20  # bytes on disk above which the ids are memory-mapped
@@ -95,6 +96,7 @@ def load(
     vocab: Vocabulary | None = None,
     folder: Path | None = None,
     source_and_note: SourceAndNote | None = None,
+    unknown: str = "error",
 ) -> Corpus:
     """Read and encode a corpus.
 
@@ -104,23 +106,34 @@ def load(
         vocab: vocabulary to encode with; None for the text's own characters
         folder: for the ids of a large corpus while in use; by default the system's temporary folder
         source_and_note: result of `find`, if it was called before
+        unknown: what to do with characters outside `vocab`: `error`, `skip` (leave them out) or `add` (the corpus has a
+            longer vocabulary, which begins with `vocab`); see unknown.py
 
     Raises:
-        CharLMError: the text cannot be read, is empty, changes meanwhile, or has characters outside `vocab`.
+        CharLMError: the text cannot be read, is empty, changes meanwhile, or has characters outside `vocab` (`error`).
     """
     source, note = source_and_note or find(name, options)
+    notes = [note] if note else []
     symbols = _symbols(_text(source, options))
     sha256, length = source.sha256, source.size
     if not symbols:
         raise CharLMError(f"{name} is empty: it holds no text")
+    odd = None
     if vocab is None:
         vocab = Vocabulary.of_bytes() if options.bytes else Vocabulary(symbols)
     else:
-        vocab.encode(symbols, name)
-    ids, starts = _encode(_text(source, options), vocab, options.lines, length, folder)
+        odd, vocab = Unknown(vocab), fitting(vocab, symbols, unknown, name)
+        if options.lines and "\n" not in vocab:
+            raise CharLMError(f"the model has no newline in its vocabulary, so it cannot read {name} as lines")
+    clean = odd.action(unknown) if odd else None
+    ids, starts = _encode(_text(source, options, clean), vocab, options.lines, length, folder)
     if source.sha256 != sha256:
         raise CharLMError(f"{name} changed while it was being read; start again when it is at rest")
-    return Corpus(name, ids, vocab, options, sha256, length, source, starts, [note] if note else [])
+    if not len(ids):
+        raise CharLMError(f"{name} is empty: without the characters that the model never saw it holds no text")
+    if odd is not None and (note := odd.note(name, unknown)):
+        notes.append(note)
+    return Corpus(name, ids, vocab, options, sha256, length, source, starts, notes)
 
 
 def _symbols(text: Iterator[str]) -> str:
@@ -137,13 +150,16 @@ def _symbols(text: Iterator[str]) -> str:
     return "".join(map(chr, np.flatnonzero(seen)))
 
 
-def _text(source: TextSource, options: CorpusOptions) -> Iterator[str]:
+def _text(source: TextSource, options: CorpusOptions, clean: Callable[[str], str] | None = None) -> Iterator[str]:
+    """The text of a corpus. clean: what becomes of a piece of it; it leaves newlines where `options.lines` is set."""
+    clean = clean or str
     if not options.lines:
-        yield from source.chunks()
+        yield from map(clean, source.chunks())
         return
     seen: set[int] = set()  # hashes of the items: 8 bytes each rather than the text
     for block in _line_blocks(source):
-        items = [item for item in map(str.strip, block) if item]
+        items = clean("\n".join(map(str.strip, block))).split("\n")
+        items = [item for item in map(str.strip, items) if item]
         if options.unique:
             items = [item for item in items if not ((key := hash(item)) in seen or seen.add(key))]
         if items:

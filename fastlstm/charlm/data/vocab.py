@@ -20,6 +20,11 @@ def codes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
+def from_codes(points: np.ndarray) -> str:
+    """The text of some code points, (n,) integers; the inverse of `codes`."""
+    return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+
+
 class Vocabulary:
     """An ordered set of symbols.
 
@@ -40,6 +45,10 @@ class Vocabulary:
     @classmethod
     def of_bytes(cls) -> Vocabulary:
         return cls("".join(map(chr, range(256))), bytes_=True)
+
+    def extended(self, symbols: str) -> Vocabulary:
+        """A vocabulary that also has these symbols: the new ones follow the old, in order of code point."""
+        return Vocabulary(self.symbols + "".join(sorted(set(symbols) - set(self.symbols))), self.bytes)
 
     @property
     def unit(self) -> str:
@@ -90,8 +99,7 @@ class Vocabulary:
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of some ids, (n,) integers."""
-        points = self._points[np.asarray(ids, np.int64)]
-        return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+        return from_codes(self._points[np.asarray(ids, np.int64)])
 
     def from_text(self, text: str) -> str:
         """Text as symbols: unchanged, or for a byte model its UTF-8 bytes as latin-1."""
