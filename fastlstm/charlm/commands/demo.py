@@ -41,6 +41,10 @@ class _Demo(Terminal):
         super().begin(run)
         self.console.print(Text("\n   time    loss  writes", "dim"))
 
+    def _plain(self, run: TrainingRun, row: dict[str, Any]) -> None:
+        if "val_nats" in row:
+            self._evaluation(run, row)
+
     def _evaluation(self, run: TrainingRun, row: dict[str, Any]) -> None:
         if not self.points or run.fraction_done < self.points[0]:
             return
