@@ -116,6 +116,11 @@ def is_path_with_text(name: str) -> bool:
     return bool(files_under(Path(name))) if os.path.isdir(name) else os.path.exists(name)
 
 
+def title(name: str) -> str:
+    """What a text is called where it is shown: the name of its file or folder, or of a corpus."""
+    return pipes.title(name) if pipes.is_pipe(name) else Path(name).name or Path(name).resolve().name or name
+
+
 def is_line_corpus(name: str) -> bool:
     """True if a name resolves to a built-in corpus of one item a line."""
     return name in _LINE_CORPORA and not is_path_with_text(name)
