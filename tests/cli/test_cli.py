@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from fastlstm import cli
-from fastlstm.charlm import train
+from fastlstm.charlm import checkpoint, train
+from fastlstm.charlm.commands import demo
 from fastlstm.charlm.errors import command
 from fastlstm.charlm.training.progress import Terminal
 from tests.charlm.babbling import SMALL
@@ -135,6 +136,11 @@ def test_the_demo_writes_fifty_new_names(run, monkeypatch):
     code, out, err = run("demo", "--seconds", 2)
     assert (code, err) == (0, "")
     assert "given names, letter by letter" in out
+    epochs = int(re.search(r"An epoch takes [\d.]+ s on this machine: (\d+) of them rather than up to 250\.", out)[1])
+    assert re.search(r"of training, [\d,]+ iterations: all epochs done", out)
+    saved = checkpoint.read(Path("runs/demo/last.safetensors"))
+    assert saved.metrics["epoch"] == saved.config["max_epochs"] == epochs  # its schedule is finished,
+    assert saved.config["max_time"] == 0.0  # whatever the clock said
     assert re.search(r"\n +\d:\d\d +\d\.\d{3}  \S", out)
     names = Path("runs/demo/names.txt").read_text().splitlines()
     assert len(set(names)) == len(names) == 50
@@ -146,6 +152,11 @@ def test_the_demo_writes_fifty_new_names(run, monkeypatch):
     for word in ("runs/demo/best.safetensors", "runs/demo/names.txt", "fastlstm sample runs/demo"):
         assert word in out
     assert "\x1b" not in out
+
+
+def test_the_demo_plans_its_epochs_by_the_measured_one():
+    """Two cores at rest, a machine at a sixth of that speed, one that is far too slow."""
+    assert [demo.planned_epochs(120, epoch) for epoch in (0.4, 2.4, 100.0)] == [250, 50, 4]
 
 
 def names_files():
