@@ -6,7 +6,7 @@ state) start with `train/`. The metadata has one key, `charlm`, with a JSON obje
     version     of this format
     config      the options of the run
     vocabulary  {"symbols": "…", "bytes": false}
-    corpus      {"name", "sha256", "size", "symbols"}
+    corpus      {"name", "sha256", "size", "symbols"}, and of a text in files {"path", "path_from_run"}
     metrics     iteration, epoch, val_nats, best_nats, …
     run         further state of a resumable run (only in last.safetensors)
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,14 @@ _BAD_TENSOR = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, Ov
 
 @dataclass
 class Checkpoint:
-    """Content of a file. weights: the model's tensors; train: those of a resumable run, without their prefix."""
+    """Content of a file.
+
+    Attributes:
+        config, vocab, corpus, metrics, run: of its metadata
+        weights: the model's tensors
+        train: those of a resumable run, without their prefix
+        folder: that the file was read from; None for one that was not
+    """
 
     config: dict[str, Any]
     vocab: Vocabulary
@@ -48,6 +56,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     train: dict[str, Tensor] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -65,12 +74,12 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     write_atomic(path, save(tensors, {KEY: json.dumps(record, ensure_ascii=True)}))
 
 
-def write_atomic(path: Path, content: bytes, option: str = "--checkpoint-dir") -> None:
+def write_atomic(path: Path, content: bytes | Iterable[bytes], option: str = "--checkpoint-dir") -> None:
     """Replace a file atomically: write a temporary one, fsync, rename, fsync the folder.
 
     Args:
         path: of the file
-        content: its bytes
+        content: its bytes, whole or in parts
         option: the command line option that chose the path, for the error message
 
     Raises:
@@ -78,20 +87,26 @@ def write_atomic(path: Path, content: bytes, option: str = "--checkpoint-dir") -
     """
     if path.is_dir():
         raise CharLMError(f"cannot save {path}: it is a folder, expected a file; choose another {option}")
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary, size = path.with_name(f".{path.name}.tmp"), 0
     try:
         with open(temporary, "wb") as stream:
-            stream.write(content)
+            for part in [content] if isinstance(content, bytes) else content:
+                size += len(part)
+                stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except CharLMError:  # of the content's source
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
         kept = "; the previous one is untouched" if path.exists() else ""
         raise CharLMError(
-            f"cannot save {path} ({len(content) / 1e6:.1f} MB): {error.strerror or error}{kept}; "
+            f"cannot save {path} ({size / 1e6:.1f} MB): {error.strerror or error}{kept}; "
             f"make room or choose another {option}"
         ) from error
 
@@ -187,6 +202,7 @@ def _unpack(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> C
             weights=weights,
             train={name[len(TRAIN) :]: value for name, value in tensors.items() if name.startswith(TRAIN)},
             run=record["run"],
+            folder=path.parent,
         )
     except KeyError as error:
         raise CharLMError(f"{path} is damaged: its metadata lacks {error}") from error
@@ -211,14 +227,14 @@ def locate(name: str) -> Path:
     """Resolve a name to a checkpoint: a file, the best of a run's folder, or a model in models/. Raises CharLMError."""
     path = Path(name)
     for file in ("best.safetensors", "last.safetensors"):
-        if (path / file).is_file():
+        if os.path.isfile(path / file):
             return path / file
     shipped = {file.stem: file for file in (Path(__file__).parent / "models").glob("*.safetensors")}
-    if name in shipped and not path.is_file():
+    if name in shipped and not os.path.isfile(path):
         return shipped[name]  # also beside a folder of that name that holds no run
-    if path.is_dir():
+    if os.path.isdir(path):
         raise CharLMError(f"the folder {name} holds neither best.safetensors nor last.safetensors")
-    if not path.exists():
+    if not os.path.exists(path):
         raise CharLMError(
             f"there is no checkpoint {name}: expected a .safetensors file, the folder of a run, or a model that comes "
             f"with fastlstm ({', '.join(sorted(shipped))})"

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .data.splits import SPLITS
+from .data.unknown import POLICIES
 from .errors import CharLMError, brief, plain_number
 
 
@@ -27,6 +28,11 @@ class TrainConfig:
         "streams (char-rnn's), contiguous (the end of the text) or lines (whole lines); by default as suits the corpus",
     )
     val_frac: float = option(0.05, "Data", "share of the text that validates")
+    unknown: str = option(
+        "error",
+        "Data",
+        "characters that the model of --init-from never saw: error, skip (leave them out) or add (learn them)",
+    )
     hidden_size: int = option(128, "Model", "hidden units of each layer", "--rnn-size")
     num_layers: int = option(2, "Model", "LSTM layers")
     embedding_dim: int = option(0, "Model", "size of the character embedding; 0 for one-hot", "--wordvec-size")
@@ -84,6 +90,7 @@ class TrainConfig:
 _KINDS = {"str": (str,), "bool": (bool,), "int": (int,), "float": (float, int)}
 _CHOICES = {
     "split": ("", *SPLITS),
+    "unknown": POLICIES,
     "optimizer": ("rmsprop", "adam", "adamw"),
     "schedule": ("step", "cosine", "constant"),
 }

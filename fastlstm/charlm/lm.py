@@ -17,7 +17,8 @@ from . import config as configs
 from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .data import splits
-from .data.corpus import Corpus, CorpusOptions, load
+from .data.corpus import Corpus, CorpusOptions, find, load
+from .data.recorded import find_recorded, without_paths
 from .data.splits import CorpusSplit, EvalText
 from .data.text_source import decode, small_text
 from .data.unknown import check_policy, encode
@@ -114,7 +115,8 @@ class CharLM:
             CharLMError: the file cannot be written.
         """
         weights = {name: value.to(dtype) for name, value in self.model.state_dict().items()}
-        checkpoint.write(Path(path), replace(self.saved, weights=weights, train={}, run={}))
+        corpus = without_paths(self.saved.corpus)  # the file may go to another machine
+        checkpoint.write(Path(path), replace(self.saved, corpus=corpus, weights=weights, train={}, run={}))
 
     @property
     def of_lines(self) -> bool:
@@ -159,11 +161,14 @@ class CharLM:
         config = self.config
         corpus_options = CorpusOptions(config.encoding, config.bytes, config.lines, unique=config.split == "lines")
         if name is not None:
-            text = load(name, replace(corpus_options, unique=False), self.vocab, unknown=unknown)
+            found = find(name, corpus_options)  # once: a pipe is read once
+            options = replace(corpus_options, unique=False)
+            text = load(name, options, self.vocab, source_and_note=found, unknown=unknown)
             own = corpus_options.unique and self.is_own_corpus(text)
-            return load(name, corpus_options, self.vocab) if own else text
+            return load(name, corpus_options, self.vocab, source_and_note=found) if own else text
         was = self.saved.corpus
-        text = load(was["name"], corpus_options, self.vocab)
+        found = find_recorded(was, self.saved.folder, corpus_options)
+        text = load(was["name"], corpus_options, self.vocab, source_and_note=found, unknown=config.unknown)
         if not self.is_own_corpus(text):
             raise CharLMError(
                 f"{was['name']} is not the text this model learned: it changed since; put that text back, or name "

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from fastlstm import cli
+from fastlstm.charlm import checkpoint, train
+from fastlstm.charlm.commands import demo
 from fastlstm.charlm.errors import command
+from fastlstm.charlm.training.progress import Terminal
+from tests.charlm.babbling import SMALL
 from tests.cli.quick_run import OPTIONS
 
 
@@ -127,6 +134,11 @@ def test_the_demo_writes_fifty_new_names(run, monkeypatch):
     code, out, err = run("demo", "--seconds", 2)
     assert (code, err) == (0, "")
     assert "given names, letter by letter" in out
+    epochs = int(re.search(r"An epoch takes [\d.]+ s on this machine: (\d+) of them rather than up to 250\.", out)[1])
+    assert re.search(r"of training, [\d,]+ iterations: all epochs done", out)
+    saved = checkpoint.read(Path("runs/demo/last.safetensors"))
+    assert saved.metrics["epoch"] == saved.config["max_epochs"] == epochs  # its schedule is finished,
+    assert saved.config["max_time"] == 0.0  # whatever the clock said
     assert re.search(r"\n +\d:\d\d +\d\.\d{3}  \S", out)
     names = Path("runs/demo/names.txt").read_text().splitlines()
     assert len(set(names)) == len(names) == 50
@@ -138,6 +150,11 @@ def test_the_demo_writes_fifty_new_names(run, monkeypatch):
     for word in ("runs/demo/best.safetensors", "runs/demo/names.txt", "fastlstm sample runs/demo"):
         assert word in out
     assert "\x1b" not in out
+
+
+def test_the_demo_plans_its_epochs_by_the_measured_one():
+    """Two cores at rest, a machine at a sixth of that speed, one that is far too slow."""
+    assert [demo.planned_epochs(120, epoch) for epoch in (0.4, 2.4, 100.0)] == [250, 50, 4]
 
 
 def names_files():
@@ -177,3 +194,39 @@ def test_train_resumes_a_run(run, model):
     code, out, _ = run("train", "--resume", "--checkpoint-dir", model)
     assert code == 0
     assert "all 2 epochs are done: for more, --max-epochs with a number above 2" in out
+
+
+def test_train_prints_a_plain_line_every_print_every_without_a_terminal(run, text):
+    """The first iteration at once, then every fifth one; evaluations have their loss in the same table."""
+    code, out, err = run("train", text, "--checkpoint-dir", "cv", *OPTIONS)
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines() if re.match(r" +\d+\.\d\d +[\d,]+ +\d\.\d{4} ", line)]
+    log = [json.loads(line) for line in Path("cv/log.jsonl").read_text().splitlines()]
+    iterations = [row["iteration"] for row in log]
+    assert iterations[:4] == [1, 5, 10, 15]
+    assert [int(row[1].replace(",", "")) for row in rows] == iterations
+    assert [row[3] != "–" for row in rows] == ["val_nats" in row for row in log]
+    assert [row[2] for row in rows] == [f"{row['train_nats']:.4f}" for row in log]
+    assert "\x1b" not in out
+
+
+def test_on_a_terminal_only_evaluations_are_lines(tmp_path, text):
+    """The bar shows the rest."""
+    stream = io.StringIO()
+    terminal = Terminal(Console(file=stream, force_terminal=True, width=120, highlight=False))
+    terminal.row_seconds = 0.0
+    train(str(text), "cv", reporter=terminal, **SMALL)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert len(re.findall(r"\d+\.\d\d +[\d,]+ +\d\.\d{4} +\d\.\d{4} ", plain)) == 1
+    assert not re.search(r"\d\.\d{4} +–", plain)
+
+
+def test_train_takes_a_text_from_a_pipe(text):
+    """`train -` and `train <(…)`, as a shell gives them."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "OMP_NUM_THREADS": "1"}
+    words = " ".join([sys.executable, "-m", "fastlstm", "train", *OPTIONS])
+    for what, folder in ((f"cat {text} | {words} -", "stdin"), (f"{words} <(cat {text})", "pipe")):
+        done = subprocess.run(["bash", "-c", what], env=env, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"runs/{folder}/best.safetensors" in done.stdout
+        assert Path(f"runs/{folder}/piped.txt").read_text() == text.read_text()

@@ -35,6 +35,23 @@ BAD = {
     "timeline": (["timeline", "run"], "run has no samples"),
     "timeline of nothing": (["timeline", "void"], "there is no run void"),
     "device": (["train", "input.txt", "--device", "abacus"], "no device 'abacus'"),
+    "device that trains nothing": (
+        ["train", "input.txt", "--device", "mps"],
+        "--device is 'mps', and models are trained on",
+    ),
+    "device xpu": (
+        ["train", "input.txt", "--device", "xpu"],
+        "--device is 'xpu', and models are trained on cpu and cuda",
+    ),
+    "device meta": (["train", "input.txt", "--device", "meta"], "expected auto, cpu, cuda or cuda:0"),
+    "folder": (
+        ["train", "input.txt", "--checkpoint-dir", "input.txt"],
+        "cannot use the folder input.txt: Not a directory",
+    ),
+    "long folder": (["train", "input.txt", "--checkpoint-dir", "x" * 300], "File name too long; choose another"),
+    "long corpus": (["train", "x" * 5000], "there is no file or folder"),
+    "long model": (["sample", "x" * 5000], "there is no checkpoint"),
+    "unknown": (["train", "input.txt", "--unknown", "skip"], "the model of --init-from never saw"),
     "two primes": (
         ["sample", "run", "--prime", "a", "--prime-file", "input.txt"],
         "--prime and --prime-file do not go",
@@ -104,6 +121,37 @@ def test_an_interrupted_run_is_saved_and_says_how_to_go_on(text):
     assert re.search(r"interrupted at iteration .* fastlstm train --resume --checkpoint-dir 'my run'", err)
     assert "Traceback" not in err
     assert Path("my run/last.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_run_that_is_hung_up_is_saved(text, number):
+    process = start("train", str(text), "--checkpoint-dir", "run", *OPTIONS[:-4], "--max-epochs", "100000")
+    while not (Path("run/log.jsonl").exists() and Path("run/log.jsonl").stat().st_size > 200):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.fullmatch(r"interrupted at iteration .* --resume --checkpoint-dir run\n", err)
+    assert Path("run/last.safetensors").exists()
+
+
+def test_training_whose_output_is_cut_off_is_saved(text):
+    """`train … | head`: one line says how to go on."""
+    words = " ".join(
+        [sys.executable, "-m", "fastlstm", "train", str(text), *OPTIONS[:-4], "--max-epochs 100000 --print-every 1"]
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "-c", f"{words} --checkpoint-dir run | head -n 6 > /dev/null"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert re.search(r"the output failed \(.*\): stopped at iteration .* --resume --checkpoint-dir run\n$", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert Path("run/last.safetensors").exists()
 
 
 def test_output_that_is_cut_off_gives_no_traceback(model):

@@ -17,7 +17,7 @@ class Excerpt:
     """N symbols of a text.
 
     Attributes:
-        name: of the text
+        name: of the text; of a file without its folder, since pages that show it are given away
         text: the symbols; of a byte model as latin-1
         ids: (N,) that the model reads
         unknown: (N,) bool, characters outside the vocabulary, which are replaced in `ids`
@@ -73,7 +73,7 @@ def read(lm: CharLM, name: str | None, start: int, length: int) -> Excerpt:
         total = np.cumsum(spans[:, 1] - spans[:, 0])
         spans = spans[: int(np.searchsorted(total, start + length)) + 1]
         symbols = "".join(corpus.text(a, b) for a, b in spans)
-        name = f"{corpus.name}, validation part"
+        name = f"{corpora.title(corpus.name)}, validation part"
     else:
         source, _ = corpora.find(name, None if lm.config.bytes else lm.config.encoding)
         parts, have = [], 0
@@ -82,7 +82,7 @@ def read(lm: CharLM, name: str | None, start: int, length: int) -> Excerpt:
             have += len(chunk)
             if have >= start + length:
                 break
-        symbols = "".join(parts)
+        symbols, name = "".join(parts), corpora.title(name)
     if start and start >= len(symbols):
         raise CharLMError(f"{name} has {count(len(symbols), 'character')}, so there is nothing at {start:,}")
     return _of_symbols(lm, symbols[start : start + length], name)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from .. import output as output_of
 from ..checkpoint import write_atomic
-from ..training.timeline import MEASURES, page, percent, points, visible
+from ..training.timeline import MEASURES, page, points, visible
 
 
 def timeline(
@@ -37,7 +37,7 @@ def timeline(
         table.add_column(name, justify="right")
     for point in samples:
         nats = "–" if point.nats is None else f"{point.nats:.3f}"
-        measures = (percent(getattr(point, name)) for name in MEASURES)
+        measures = (str(getattr(point, name)) for name in MEASURES)
         table.add_row(f"{point.iteration:,}", nats, *measures)
     console.print()
     console.print(table)

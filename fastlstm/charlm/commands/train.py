@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shlex
+from contextlib import suppress
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -40,7 +41,7 @@ def _signature() -> inspect.Signature:
         annotation=Annotated[
             str | None,
             typer.Argument(
-                help="A text file, a folder of them, or a built-in corpus: names, python, shakespeare",
+                help="A text file, a folder of them, - for standard input, or a built-in corpus: names, python, shakespeare",
                 show_default=False,
             ),
         ],
@@ -84,7 +85,8 @@ def train(corpus: str | None = None, **flags: Any) -> None:
     try:
         result = run(corpus, reporter=Reporters(*reporters), **options)
     finally:
-        terminal.stop()
+        with suppress(OSError):  # the terminal may have gone
+            terminal.stop()
     console.print(
         Text.assemble(
             (f"{result.reason}: ", "bold"),

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ..errors import CharLMError
+from . import pipes
 from .text_source import TextSource, files_under, source_of_path
 
 # Folders of the standard library that are left out: tests (most of the volume), installed packages, tables and dumps.
@@ -81,7 +82,8 @@ def find(name: str, encoding: str | None) -> tuple[TextSource, str | None]:
     """Resolve a name to a text source.
 
     Args:
-        name: a file or folder (preferred if it holds text), a built-in corpus, or an entry of $FASTLSTM_DATA
+        name: a file or folder (preferred if it holds text), a built-in corpus, an entry of $FASTLSTM_DATA, or `-` for
+            standard input, which is read to its end, as pipes are
         encoding: of files; None to read bytes
 
     Returns:
@@ -90,8 +92,10 @@ def find(name: str, encoding: str | None) -> tuple[TextSource, str | None]:
     Raises:
         CharLMError: nothing has that name, or the package of a built-in corpus is not installed.
     """
+    if pipes.is_pipe(name):
+        return pipes.copied(name, encoding), None
     path, named = Path(name), _named_corpus(name, encoding)
-    if named is None and not path.exists():
+    if named is None and not os.path.exists(name):
         data = os.environ.get("FASTLSTM_DATA")
         where = f", nor in $FASTLSTM_DATA ({data})" if data else ""
         known = ", ".join(BUILTIN)
@@ -99,7 +103,7 @@ def find(name: str, encoding: str | None) -> tuple[TextSource, str | None]:
     if named is None or is_path_with_text(name):
         note = f"{name!r} is read from here, {path.absolute()}; the corpus of that name is not used" if named else None
         return source_of_path(path, encoding), note
-    empty = path.exists() or path.is_symlink()
+    empty = os.path.lexists(name)
     note = f"the folder {path.absolute()} holds no text file, so the corpus {name!r} is read" if empty else None
     return named(), note
 
@@ -109,8 +113,12 @@ def is_path_with_text(name: str) -> bool:
 
     A folder without text does not count: the folder of a run often has the name of its corpus.
     """
-    path = Path(name)
-    return bool(files_under(path)) if path.is_dir() else path.exists()
+    return bool(files_under(Path(name))) if os.path.isdir(name) else os.path.exists(name)
+
+
+def title(name: str) -> str:
+    """What a text is called where it is shown: the name of its file or folder, or of a corpus."""
+    return pipes.title(name) if pipes.is_pipe(name) else Path(name).name or Path(name).resolve().name or name
 
 
 def is_line_corpus(name: str) -> bool:
@@ -124,11 +132,12 @@ def _named_corpus(name: str, encoding: str | None) -> Callable[[], TextSource] |
         return BUILTIN[name]
     data = os.environ.get("FASTLSTM_DATA")
     path = Path(data or "", name)
-    return partial(_data_folder_source, path, encoding) if data and path.exists() else None
+    return partial(_data_folder_source, path, encoding) if data and os.path.exists(path) else None
 
 
 def _data_folder_source(path: Path, encoding: str | None) -> TextSource:
     """The source of an entry of $FASTLSTM_DATA: only its *.txt files if there are any (a README is no text)."""
     source = source_of_path(path, encoding)
     source.files = [file for file in source.files if file.suffix == ".txt"] or source.files
+    source.path = None
     return source

@@ -12,12 +12,13 @@ import os
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import CharLMError
 
 CHUNK = 1 << 22  # characters in memory at a time
 _CHECKPOINTS = {"best.safetensors", "last.safetensors"}
-_RECORDS = {"log.jsonl", "samples.jsonl", "timeline.html"}
+_RECORDS = {"log.jsonl", "samples.jsonl", "timeline.html", "piped.txt"}
 
 
 class _Tee(io.RawIOBase):
@@ -49,6 +50,8 @@ class TextSource:
         encoding: of all files; None for bytes, which are decoded as latin-1
         transform: maps the text of one whole file to the text of the corpus (built-in corpora); None for no change
         encoding_of: encoding by file (Python sources declare their own)
+        path: the file or folder that the user named; None for built-in corpora, $FASTLSTM_DATA and pipes
+        owner: object whose end removes the files (a temporary folder)
         sha256: of all bytes in order, set when `chunks` has run to its end
         stamps: size and modification time of each file, set likewise
     """
@@ -57,6 +60,8 @@ class TextSource:
     encoding: str | None = "utf-8"
     transform: Callable[[str], str] | None = None
     encoding_of: Callable[[Path], str] | None = None
+    path: Path | None = None
+    owner: Any = None
     sha256: str = field(default="", init=False)  # of all bytes in order, after chunks() has run to its end
     stamps: list[tuple[int, int]] = field(default_factory=list, init=False)  # size and mtime when last read
 
@@ -186,4 +191,4 @@ def source_of_path(path: Path, encoding: str | None) -> TextSource:
             raise CharLMError(f"the folder {path} holds no text file")
     else:
         files = [path]
-    return TextSource(files, encoding)
+    return TextSource(files, encoding, path=path)

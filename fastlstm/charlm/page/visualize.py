@@ -213,7 +213,7 @@ def _samples(run: Path) -> list[dict[str, Any]]:
                 "iteration": point.iteration,
                 "epoch": point.epoch,
                 "text": timeline.visible(point.text),
-                "facts": {label: getattr(point, name) for name, label in timeline.MEASURES.items()},
+                "facts": {label: str(getattr(point, name)) for name, label in timeline.MEASURES.items()},
             }
             for point in timeline.points(run)
         ]

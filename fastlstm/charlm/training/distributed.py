@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import gc
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import CharLMError
+from ..errors import CharLMError, count
 from ..model import find_device
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -79,6 +82,21 @@ class Ranks:
                 f"rank {odd[0]} has another {what} than rank 0: {values[odd[0]]} and {values[0]}; give all the same"
             )
 
+    def from_first(self, call: Callable[[], T]) -> T:
+        """The result of `call()` in the first process, in all of them. A CharLMError there is raised in all."""
+        if self.size == 1:
+            return call()
+        outcome: list[Any] = [None, ""]
+        if self.is_first:
+            try:
+                outcome = [call(), ""]
+            except CharLMError as error:
+                outcome = [None, str(error)]
+        dist.broadcast_object_list(outcome, device=self.device)
+        if outcome[1]:
+            raise CharLMError(outcome[1])
+        return outcome[0]
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -103,7 +121,16 @@ def _device(name: str, local: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = find_device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise CharLMError(
+            f"--device is {name!r}, and models are trained on cpu and cuda; expected auto, cpu, cuda or cuda:0"
+        )
     if device.type == "cuda":
         device = torch.device("cuda", local if device.index is None else device.index)
+        if device.index >= torch.cuda.device_count():
+            raise CharLMError(
+                f"there is no device {device}: this machine has {count(torch.cuda.device_count(), 'CUDA device')}; "
+                "use one of them, or --device cpu"
+            )
         torch.cuda.set_device(device)
     return device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,6 +62,43 @@ class Reporters(Reporter):
             reporter.end(run)
 
 
+class Guarded(Reporter):
+    """Passes events on until the output fails (a closed pipe or terminal, a full disk); then it is quiet.
+
+    Args:
+        reporter: receives the events
+        failed: called once, when an event could not be shown
+    """
+
+    def __init__(self, reporter: Reporter, failed: Callable[[], None]):
+        self.reporter, self.failed = reporter, failed
+        self.error: BaseException | None = None
+
+    def begin(self, run: TrainingRun) -> None:
+        self.reporter.begin(run)  # nothing is lost yet: an error may pass
+
+    def row(self, run: TrainingRun, row: dict[str, Any]) -> None:
+        self._try(lambda: self.reporter.row(run, row))
+
+    def sampled(self, run: TrainingRun, text: str) -> None:
+        self._try(lambda: self.reporter.sampled(run, text))
+
+    def note(self, text: str) -> None:
+        self._try(lambda: self.reporter.note(text))
+
+    def end(self, run: TrainingRun) -> None:
+        self._try(lambda: self.reporter.end(run))
+
+    def _try(self, event: Callable[[], None]) -> None:
+        if self.error is not None:
+            return
+        try:
+            event()
+        except (OSError, SystemExit) as error:  # rich leaves by SystemExit where a pipe is closed
+            self.error = error
+            self.failed()
+
+
 def clock(seconds: float) -> str:
     """Seconds as `1:05` or `2:03:10`."""
     minutes, seconds = divmod(max(0, round(seconds)), 60)
@@ -70,6 +108,8 @@ def clock(seconds: float) -> str:
 
 class Terminal(Reporter):
     """Shows a progress bar (loss, characters a second, time left), and above it a line for each evaluation.
+
+    Where the console is no terminal there is no bar: every line of the log is shown.
 
     Args:
         console: to print on
@@ -110,23 +150,30 @@ class Terminal(Reporter):
             self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
             self._last_report = (iteration, seconds)
         last = iteration >= run.total_iterations or run.stop_reason
-        if "val_nats" in row and (last or time.monotonic() - self._shown_at >= self.row_seconds):
+        if not self.console.is_terminal:
+            self._plain(run, row)
+        elif "val_nats" in row and (last or time.monotonic() - self._shown_at >= self.row_seconds):
             self._shown_at = time.monotonic()
             self._evaluation(run, row)
         if self.live is not None:
             self.live.update(self._bar(run, row))
 
+    def _plain(self, run: TrainingRun, row: dict[str, Any]) -> None:
+        """One line of the log, where there is no bar."""
+        self._evaluation(run, row)
+
     def _evaluation(self, run: TrainingRun, row: dict[str, Any]) -> None:
         if not self._header_shown:
             self.console.print(Text("  epoch  iteration   train     val    bits   chars/s", "dim"))
             self._header_shown = True
-        val = row["val_nats"]
-        best = "  best" if run.progress.stale == 0 else ""
+        val = row.get("val_nats")
+        best = "  best" if val is not None and run.progress.stale == 0 else ""
         self.console.print(
             Text.assemble(
                 f"{row['epoch']:7.2f}  {row['iteration']:9,}  {row['train_nats']:6.4f}  ",
-                (f"{val:6.4f}", "bold"),
-                f"  {val / NATS_PER_BIT:6.4f}  {row['chars_per_s']:8,}",
+                (f"{'–':>6}" if val is None else f"{val:6.4f}", "bold"),
+                f"  {'–':>6}" if val is None else f"  {val / NATS_PER_BIT:6.4f}",
+                f"  {row['chars_per_s']:8,}",
                 (best, "green"),
             )
         )

@@ -12,18 +12,15 @@ from .. import checkpoint
 from ..checkpoint import Checkpoint
 from ..config import to_json
 from ..data.corpus import Corpus
+from ..data.recorded import corpus_record
 from ..errors import CharLMError
 from .progress import Reporter
 from .state import Progress, TrainingRun
 
 
-def corpus_record(corpus: Corpus) -> dict[str, Any]:
-    return {"name": corpus.name, "sha256": corpus.sha256, "size": corpus.size, "symbols": len(corpus)}
-
-
 def _model(run: TrainingRun, metrics: dict[str, Any]) -> Checkpoint:
     corpus, weights = run.corpus, dict(run.model.state_dict())
-    return Checkpoint(to_json(run.config), corpus.vocab, corpus_record(corpus), metrics, weights)
+    return Checkpoint(to_json(run.config), corpus.vocab, corpus_record(corpus, run.folder), metrics, weights)
 
 
 def save_model(run: TrainingRun, path: Path) -> None:
@@ -65,7 +62,7 @@ def save_run(run: TrainingRun, path: Path) -> None:
 def restore(run: TrainingRun, saved: Checkpoint, reporter: Reporter) -> None:
     """Set a new run to the state of a saved one. reporter: is told if the number of processes differs."""
     ranks, train = run.ranks, saved.train
-    run.progress = Progress(**saved.run["progress"])
+    run.progress = Progress.from_json(saved.run["progress"])
     run.model.load_state_dict(saved.weights)  # copies into the flat vector's views
     prefix = "optimiser."
     run.optimiser.load({name[len(prefix) :]: value for name, value in train.items() if name.startswith(prefix)})
@@ -85,10 +82,10 @@ def restore(run: TrainingRun, saved: Checkpoint, reporter: Reporter) -> None:
 
 def check_corpus(saved: Checkpoint, corpus: Corpus) -> None:
     """Raises CharLMError if a corpus is not the one that the saved run began with."""
-    was, now = saved.corpus, corpus_record(corpus)
-    if (was["sha256"], was["symbols"]) != (now["sha256"], now["symbols"]) or saved.vocab != corpus.vocab:
+    was = saved.corpus
+    if (was["sha256"], was["symbols"]) != (corpus.sha256, len(corpus)) or saved.vocab != corpus.vocab:
         raise CharLMError(
             f"{corpus.name} is not the corpus this run began with ({was['name']}: {was['size']:,} bytes, sha256 "
-            f"{was['sha256'][:12]}…): it has {now['size']:,} bytes, sha256 {now['sha256'][:12]}…; restore that text, "
+            f"{was['sha256'][:12]}…): it has {corpus.size:,} bytes, sha256 {corpus.sha256[:12]}…; restore that text, "
             "or start anew in another --checkpoint-dir, with --init-from for these weights"
         )

@@ -6,14 +6,15 @@ trainer.py, which imports both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..config import TrainConfig
 from ..data.corpus import Corpus
+from ..errors import CharLMError
 from ..model import CharModel, State
 from .distributed import Ranks
 from .jsonl import JsonLines
@@ -26,7 +27,7 @@ class Progress:
 
     iteration: int = 0
     loss_count: int = 0  # iterations whose losses are in Trainer.loss_sum
-    first_loss: float | None = None
+    lowest_loss: float | None = None  # of the lines of the log
     train_nats: float | None = None  # as of the last line of the log
     val_nats: float | None = None
     best_nats: float | None = None
@@ -34,6 +35,20 @@ class Progress:
     seconds: float = 0.0  # of training, without evaluation and saving
     log_size: int = 0  # bytes of log.jsonl and samples.jsonl that belong to it
     samples_size: int = 0
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Progress:
+        """The counters of a checkpoint; those that another version wrote are left out. Raises CharLMError."""
+        known = {item.name for item in fields(cls)}
+        progress = cls(**{name: value for name, value in record.items() if name in known})
+        for item in fields(cls):
+            value = getattr(progress, item.name)
+            if type(value) not in _KINDS[item.type]:
+                raise CharLMError(f"its counter {item.name} is {value!r}, expected {item.type}")
+        return progress
+
+
+_KINDS = {"int": (int,), "float": (float, int), "float | None": (float, int, type(None))}
 
 
 class TrainingRun(Protocol):

@@ -20,7 +20,13 @@ class TensorBoard(Reporter):
         self._make = SummaryWriter
 
     def begin(self, run: TrainingRun) -> None:
-        self.writer = self._make(str(run.folder), purge_step=run.progress.iteration + 1)
+        try:
+            self.writer = self._make(str(run.folder), purge_step=run.progress.iteration + 1)
+        except OSError as error:
+            raise CharLMError(
+                f"cannot write TensorBoard files into {run.folder}: {error.strerror or error}; make room or leave "
+                "--tensorboard out"
+            ) from error
 
     def row(self, run: TrainingRun, row: dict[str, Any]) -> None:
         for name in ("train_nats", "val_nats", "chars_per_s"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -19,12 +18,29 @@ from ..errors import CharLMError
 from ..lm import CharLM
 from . import jsonl
 
+FEW = 10  # a share of fewer things is shown in numbers
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 @dataclass(frozen=True)
+class Share:
+    """`part` of `whole` things; shown as a percentage, or in numbers where it is a share of few."""
+
+    part: int
+    whole: int
+
+    def __str__(self) -> str:
+        if self.whole == 0:
+            return "–"
+        return f"{self.part / self.whole:.0%}" if self.whole >= FEW else f"{self.part} of {self.whole}"
+
+    def __add__(self, other: Share) -> Share:
+        return Share(self.part + other.part, self.whole + other.whole)
+
+
+@dataclass(frozen=True)
 class SamplePoint:
-    """One sample and its measures, 0 to 1; None if the text has nothing to measure.
+    """One sample and its measures.
 
     Attributes:
         iteration, epoch: when it was sampled
@@ -40,10 +56,10 @@ class SamplePoint:
     epoch: float
     nats: float | None
     text: str
-    known: float | None
-    short: float | None
-    doubled: float | None
-    quotes: float | None
+    known: Share
+    short: Share
+    doubled: Share
+    quotes: Share
 
 
 MEASURES = {"known": "known words", "short": "known short words", "doubled": "double spaces", "quotes": "paired quotes"}
@@ -53,24 +69,20 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def measure(text: str, vocabulary: set[str]) -> dict[str, float | None]:
+def measure(text: str, vocabulary: set[str]) -> dict[str, Share]:
     """The measures of a text. vocabulary: the words of the corpus."""
     inner = words(text)[1:-1]  # the ends may be cut
     short = [word for word in inner if len(word) <= 3]
-    spaces = text.count(" ")
-    marks = paired = 0
-    for paragraph in re.split(r"\n\s*\n", text):
-        n = paragraph.count('"')
-        marks, paired = marks + n, paired + n - n % 2
+    marks = [paragraph.count('"') for paragraph in re.split(r"\n\s*\n", text)]
 
-    def share(group: list[str]) -> float | None:
-        return sum(word in vocabulary for word in group) / len(group) if group else None
+    def share(group: list[str]) -> Share:
+        return Share(sum(word in vocabulary for word in group), len(group))
 
     return {
         "known": share(inner),
         "short": share(short),
-        "doubled": len(re.findall("(?<= ) ", text)) / spaces if spaces else None,
-        "quotes": paired / marks if marks else None,
+        "doubled": Share(len(re.findall("(?<= ) ", text)), text.count(" ")),
+        "quotes": Share(sum(n - n % 2 for n in marks), sum(marks)),
     }
 
 
@@ -105,8 +117,17 @@ def _losses(folder: Path) -> Any:
     return at
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
+def pooled(shares: list[Share]) -> list[Share]:
+    """Each share with those of as many samples before and after it as are needed to count FEW things."""
+    out = []
+    for i, share in enumerate(shares):
+        for reach in range(1, len(shares)):
+            if share.whole >= FEW:
+                break
+            around = (shares[j] for j in (i - reach, i + reach) if 0 <= j < len(shares))
+            share = sum(around, share)
+        out.append(share)
+    return out
 
 
 _PAGE = Template("""<!doctype html>
@@ -130,15 +151,15 @@ $samples
 """)
 
 
-def _chart(name: str, values: Iterable[float | None]) -> str:
-    """A line chart as SVG, 0 to 100 %, one step a sample; empty without values."""
-    seen = [(i, value) for i, value in enumerate(values) if value is not None]
+def _chart(name: str, shares: list[Share]) -> str:
+    """A line chart as SVG, 0 to 100 %, one step a sample; empty where there is nothing to count."""
+    seen = [(i, share) for i, share in enumerate(pooled(shares)) if share.whole]
     if not seen:
         return ""
     width = max(1, seen[-1][0])
-    line = " ".join(f"{100 * i / width:.1f},{40 - 38 * value:.1f}" for i, value in seen)
+    line = " ".join(f"{100 * i / width:.1f},{40 - 38 * share.part / share.whole:.1f}" for i, share in seen)
     return (
-        f'<figure><figcaption>{name}: <b>{percent(seen[-1][1])}</b></figcaption><svg viewBox="0 0 100 42" '
+        f'<figure><figcaption>{name}: <b>{seen[-1][1]}</b></figcaption><svg viewBox="0 0 100 42" '
         f'preserveAspectRatio="none" role="img" aria-label="{name} over training">'
         f'<polyline vector-effect="non-scaling-stroke" points="{line}"/></svg></figure>'
     )
@@ -146,10 +167,10 @@ def _chart(name: str, values: Iterable[float | None]) -> str:
 
 def page(title: str, samples: list[SamplePoint]) -> str:
     """A self-contained HTML page: charts of the measures, and every sample."""
-    charts = "".join(_chart(label, (getattr(point, name) for point in samples)) for name, label in MEASURES.items())
+    charts = "".join(_chart(label, [getattr(point, name) for point in samples]) for name, label in MEASURES.items())
     sections = []
     for point in samples:
-        facts = [f"{label} {percent(getattr(point, name))}" for name, label in MEASURES.items()]
+        facts = [f"{label} {getattr(point, name)}" for name, label in MEASURES.items()]
         if point.nats is not None:
             facts.insert(0, f"loss {point.nats:.3f} nats")
         sections.append(

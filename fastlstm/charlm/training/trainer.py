@@ -22,11 +22,13 @@ from ..sampling.sample import Sampling, sample_texts
 from .distributed import Ranks
 from .jsonl import JsonLines
 from .optim import FlatParameters, Optimiser, learning_rate
-from .progress import Reporter
+from .progress import Guarded, Reporter
 from .resume import save_model, save_run
 from .state import Progress
 
-TIME_IS_UP = "time is up"
+TIME_IS_UP, INTERRUPTED = "time is up", "interrupted"
+DIVERGED = 3.0  # a loss this many times the lowest one (or that of an even guess, if larger) ends the run
+GROWN_SCALE = 0.08  # of new weights in a model that grows by new symbols, without --init-scale
 SAVE_SECONDS = 5.0  # least time between saves of last.safetensors at evaluations, without --checkpoint-every
 
 
@@ -54,7 +56,8 @@ class Trainer:
         reporter: Reporter,
         start: dict[str, Tensor] | None = None,
     ):
-        self.config, self.corpus, self.folder, self.ranks, self.reporter = config, corpus, folder, ranks, reporter
+        self.config, self.corpus, self.folder, self.ranks = config, corpus, folder, ranks
+        self.reporter = Guarded(reporter, self._stop_soon)
         if config.batch_size % ranks.size:
             raise CharLMError(f"--batch-size {config.batch_size} cannot be split evenly over {ranks.size} processes")
         data = divide(corpus, config.split, config.val_frac, config.batch_size, config.seq_length, config.seed)
@@ -72,9 +75,14 @@ class Trainer:
         self.stop_requested = False  # set by a signal handler; the run is saved and stops after the current iteration
         self.stop_reason = ""
         self._saved_at = self._clock = time.monotonic()
+        self._saved = False  # True once this process saved the run
         self._last_logged = (0, 0.0)  # iteration and seconds at the last line of the log
         self._speed = 0  # characters a second, as of then
         self._changed: list[Path] = []
+
+    def _stop_soon(self) -> None:
+        """Let the iteration finish, save the run and stop."""
+        self.stop_requested = True
 
     def run(self) -> str:
         """Train until the run ends or a signal stops it; returns the reason."""
@@ -86,6 +94,8 @@ class Trainer:
         self.model.train()
         self._clock, self._last_logged = time.monotonic(), (progress.iteration, progress.seconds)
         self._update_stop_reason(reported=False)
+        if self.stop_reason == INTERRUPTED:
+            save_run(self, self.folder / "last.safetensors")
         while not self.stop_reason:
             self.step()
             i = progress.iteration
@@ -143,7 +153,7 @@ class Trainer:
         """Set `stop_reason` if the run ends here. With several processes a signal counts once they have exchanged it."""
         progress, config = self.progress, self.config
         if self.stop_requested and (reported or self.ranks.size == 1):
-            self.stop_reason = "interrupted"
+            self.stop_reason = INTERRUPTED
         elif progress.iteration >= self.total_iterations:
             self.stop_reason = "all epochs done"
         elif config.max_time and progress.seconds >= config.max_time:
@@ -189,16 +199,30 @@ class Trainer:
         self.reporter.row(self, row)
 
     def _check_loss(self, loss: float) -> None:
-        """Raises CharLMError if the loss is not finite or over three times the first one."""
+        """Save the run and raise CharLMError if the loss is not finite or far above its lowest.
+
+        Below that of an even guess, log V, no loss is far above another: a fine-tuning begins near zero and may rise.
+        """
         progress = self.progress
-        if progress.first_loss is None:
-            progress.first_loss = loss
-        if not math.isfinite(loss) or loss > 3 * progress.first_loss:
-            kept = f"; {self.folder / 'best.safetensors'} holds the best model so far" if progress.best_nats else ""
-            raise CharLMError(
-                f"stopped at iteration {progress.iteration:,}: the loss is {loss:.4g} nats, it began at "
-                f"{progress.first_loss:.4g}; try a smaller --learning-rate or --grad-clip{kept}"
-            )
+        lowest = loss if progress.lowest_loss is None else progress.lowest_loss
+        if math.isfinite(loss) and loss <= DIVERGED * max(lowest, math.log(len(self.corpus.vocab))):
+            progress.lowest_loss = min(lowest, loss)
+            return
+        raise CharLMError(
+            f"stopped at iteration {progress.iteration:,}: the loss is {loss:.4g} nats, its lowest was {lowest:.4g}; "
+            f"try a smaller --learning-rate or --grad-clip; {self._kept()}"
+        )
+
+    def _kept(self) -> str:
+        """Save a run that ends early, unless its weights are no numbers; says which models there are."""
+        last, best = self.folder / "last.safetensors", self.folder / "best.safetensors"
+        names = [f"{best} holds the best model"] if self.progress.best_nats is not None else []
+        if bool(self.flat.vector.isfinite().all()):
+            save_run(self, last)
+            names.append(f"{last} holds the last one")
+        elif self._saved:
+            names.append(f"{last} holds the run as it was before")
+        return " and ".join(names) or "nothing was worth keeping: the weights are no longer finite"
 
     def _evaluate(self) -> float:
         """Validation loss in nats a symbol; saves the model if it is the best so far."""
@@ -237,7 +261,7 @@ class Trainer:
         if due or self.stop_reason:
             with self._untimed():
                 save_run(self, self.folder / "last.safetensors")
-            self._saved_at = time.monotonic()
+            self._saved_at, self._saved = time.monotonic(), True
 
     def _save_interval_over(self) -> bool:
         """True if the last save is more than SAVE_SECONDS ago; the first process decides for all."""
@@ -251,5 +275,31 @@ def _initial_model(config: TrainConfig, symbols: int, start: dict[str, Tensor] |
     model = CharModel(*sizes, config.dropout, config.locked_dropout, config.weight_drop)
     initialise(model, config.init_scale)
     if start is not None:
-        model.load_state_dict(start)
+        _copy_weights(start, model, config.init_scale or GROWN_SCALE)
     return model
+
+
+def _copy_weights(start: dict[str, Tensor], model: CharModel, scale: float) -> None:
+    """Copy weights into a model that may have more symbols: what belongs to new ones is uniform in ±scale.
+
+    Raises:
+        CharLMError: they are weights of another model.
+    """
+    weights, grown = (
+        model.state_dict(),
+        (start["out.bias"].numel() if "out.bias" in start else 0, model.out.out_features),
+    )
+    wrong = next((name for name in {**weights, **start} if not _fits(start.get(name), weights.get(name), grown)), None)
+    if wrong is not None:
+        raise CharLMError(f"the checkpoint of --init-from is damaged: its weights {wrong} do not fit its configuration")
+    for name, value in start.items():
+        if value.shape != weights[name].shape:
+            weights[name].uniform_(-scale, scale)
+        weights[name][tuple(map(slice, value.shape))] = value  # the old symbols keep their ids
+
+
+def _fits(old: Tensor | None, new: Tensor | None, grown: tuple[int, int]) -> bool:
+    """True if two tensors have the same sizes, except where the number of symbols has grown from `grown[0]` to `[1]`."""
+    if old is None or new is None or old.dim() != new.dim():
+        return False
+    return all(n == m or ((n, m) == grown and n < m) for n, m in zip(old.shape, new.shape, strict=True))

@@ -24,6 +24,22 @@ def test_visualize_writes_a_page_of_the_chosen_part(small_run, text, tmp_path, c
     assert "nothing at 9,999,999" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("argument", [True, False])
+def test_a_page_names_files_without_the_folders_of_the_machine(small_run, text, tmp_path, argument):
+    """In its title, its notes and its data; the text named by its full path, or the model's own."""
+    text_with = tmp_path / "with.txt"
+    text_with.write_text("é" + text.read_text())
+    named = [str(text_with)] if argument else []
+    with pytest.raises(SystemExit):
+        cli.main(["visualize", str(small_run.folder), *named, "-o", "page.html", "--length", "700"])
+    html = (tmp_path / "page.html").read_text()
+    shown = "with.txt" if argument else "babble.txt, validation part"
+    assert f"<title>run · reading {shown}</title>" in html
+    assert data_of(html)["text"] == shown
+    assert len(data_of(html)["notes"]) == int(argument)
+    assert str(tmp_path) not in html
+
+
 def test_color_blind_chooses_the_scale_and_errors_name_the_option(small_run, text, tmp_path, capsys):
     """Colours that all can tell apart from the start; what could not be written names the option that chose it."""
     for flags, chosen in (([], "article"), (["--color-blind"], "safe")):

@@ -242,6 +242,19 @@ def test_screenshots_are_light_and_dark(chrome, path, tmp_path):
         assert pixels.std() > 0.05, picture.name
 
 
+def test_no_label_of_the_loss_curves_is_cut_off(page):
+    """Both curves end at the right edge of the chart, where their labels begin; losses of two digits and three places."""
+    page.keyboard.press("3")
+    boxes = page.eval_on_selector_all(
+        "#loss svg text", "all => all.map(e => [e.textContent, e.getBBox().x, e.getBBox().x + e.getBBox().width])"
+    )
+    labels = [name for name, *_ in boxes if name.startswith(("train ", "val "))]
+    assert len(labels) == 2
+    width = page.eval_on_selector("#loss svg", "e => e.viewBox.baseVal.width")
+    for name, left, right in boxes:
+        assert 0 <= left < right <= width, name
+
+
 def test_the_timeline_shows_losses_and_samples(page):
     page.keyboard.press("3")
     assert page.locator("#loss polyline").count() == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -92,7 +93,7 @@ def test_resumed_run_with_more_epochs_goes_on(corpus, tmp_path):
     assert one["log"] == two["log"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(corpus, tmp_path, number):
     class Signals(Reporter):
         def row(self, trainer, row):
@@ -108,6 +109,126 @@ def test_a_signal_saves_and_says_how_to_go_on(corpus, tmp_path, number):
     assert signal.getsignal(number) is before
     train(None, folder, resume=True)
     assert outcome(folder) == expected
+
+
+def test_a_closed_terminal_saves_however_many_signals_it_sends(corpus, tmp_path):
+    """The shell and the system send SIGHUP each, and a service manager SIGTERM with it; writing fails from then on."""
+
+    class Closed(Reporter):
+        def row(self, trainer, row):
+            if row["iteration"] == 70:
+                for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+                    os.kill(os.getpid(), number)
+                raise OSError(errno.EIO, "Input/output error")
+
+    expected = outcome(train(corpus, tmp_path / "whole", **OPTIONS).folder)
+    with pytest.raises(Interrupted, match="at iteration 70, saved in"):
+        train(corpus, tmp_path / "run", reporter=Closed(), **OPTIONS)
+    train(None, tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == expected
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(corpus, tmp_path):
+    """As under nohup."""
+
+    class Hangup(Reporter):
+        def row(self, trainer, row):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert train(corpus, tmp_path / "run", reporter=Hangup(), **OPTIONS).reason == "all epochs done"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("event", ["row", "sampled"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit(1)])
+def test_output_that_fails_saves_the_run(corpus, tmp_path, event, error):
+    """A full disk behind standard output, or a closed pipe (rich leaves by SystemExit): saved, said in one line."""
+
+    class Failing(Reporter):
+        pass
+
+    def fail(self, trainer, what):
+        if trainer.progress.iteration >= 70:
+            raise error
+
+    setattr(Failing, event, fail)
+    expected = outcome(train(corpus, tmp_path / "whole", **OPTIONS).folder)
+    why = "No space left on device" if isinstance(error, OSError) else "its reader has gone"
+    with pytest.raises(
+        Interrupted, match=rf"the output failed \({why}\): stopped at iteration \d+, saved in .* --resume"
+    ):
+        train(corpus, tmp_path / "run", reporter=Failing(), **OPTIONS)
+    train(None, tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == expected
+
+
+def test_a_signal_before_the_first_iteration_saves_what_it_names(corpus, tmp_path):
+    class Early(Reporter):
+        def begin(self, trainer):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    expected = outcome(train(corpus, tmp_path / "whole", **OPTIONS).folder)
+    with pytest.raises(Interrupted, match="interrupted at iteration 0, saved in"):
+        train(corpus, tmp_path / "run", reporter=Early(), **OPTIONS)
+    train(None, tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == expected
+
+
+def test_a_run_is_resumed_from_another_folder(corpus, tmp_path, monkeypatch):
+    """The text was named relative to where the run began. Moved with its run, or left where it was, it is found again."""
+    expected = outcome(train(corpus, tmp_path / "whole", **OPTIONS).folder)
+    for name in ("moved", "left"):
+        place = tmp_path / name
+        place.mkdir()
+        monkeypatch.chdir(place)
+        Path("data").mkdir()
+        Path("data/babble.txt").write_bytes(Path(corpus).read_bytes())
+        with monkeypatch.context() as patch:
+            crash_at(patch, 100)
+            with pytest.raises(CrashError):
+                train("data/babble.txt", "runs/x", **OPTIONS)
+        monkeypatch.chdir(tmp_path)
+        if name == "moved":
+            place = place.rename(tmp_path / "elsewhere")
+            run = place / "runs/x"
+        else:
+            run = (place / "runs/x").rename(tmp_path / "x")
+        result = train(None, run, resume=True)
+        assert outcome(run)["log"] == expected["log"]
+        assert outcome(run)["tensors"] == expected["tensors"]
+        assert result.load().evaluate().nats_per_char == pytest.approx(result.nats, rel=1e-5)  # finds its text as well
+        (place / "data/babble.txt").unlink()
+        gone = (
+            r"the text of this model is gone: there is no .*babble.txt.* put it back, or name it: train TEXT --resume"
+        )
+        with pytest.raises(CharLMError, match=gone):
+            train(None, run, resume=True)
+
+
+def test_of_two_texts_the_one_that_the_run_began_with_is_found(corpus, tmp_path, monkeypatch):
+    """In the folder of the resume there is another text of that name."""
+    train(Path(corpus).name, tmp_path / "run", **OPTIONS)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("babble.txt").write_text(babble(9_000, 3))
+    assert train(None, tmp_path / "run", resume=True, max_epochs=2).reason == "all epochs done"
+
+
+def test_counters_of_another_version_do_not_hinder_a_resume(corpus, tmp_path):
+    done = train(corpus, tmp_path / "run", **OPTIONS)
+    saved = checkpoint.read(done.last, with_train=True)
+    saved.run["progress"]["first_loss"] = 3.3
+    del saved.run["progress"]["lowest_loss"]
+    checkpoint.write(done.last, saved)
+    assert train(None, tmp_path / "run", resume=True, max_epochs=2).iteration == 2 * done.iteration
+    saved = checkpoint.read(done.last, with_train=True)
+    saved.run["progress"]["iteration"] = "many"
+    checkpoint.write(done.last, saved)
+    with pytest.raises(CharLMError, match="its counter iteration is 'many', expected int"):
+        train(None, tmp_path / "run", resume=True)
 
 
 def test_a_second_interrupt_ends_at_once_and_loses_nothing(corpus, tmp_path):

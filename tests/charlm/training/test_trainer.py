@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastlstm.charlm import CharLM, CharLMError, config, train
+from fastlstm.charlm import CharLM, CharLMError, checkpoint, config, train
 from fastlstm.charlm.data.corpus import CorpusOptions, load
 from fastlstm.charlm.training.distributed import Ranks
 from fastlstm.charlm.training.progress import Reporter
@@ -199,9 +199,42 @@ def test_the_names_preset_stops_early(tmp_path):
     assert saved.corpus["symbols"] == 4 * 7 * 5 * 4
 
 
-def test_a_loss_that_explodes_stops_the_run(text, tmp_path):
-    with pytest.raises(CharLMError, match=r"stopped at iteration \d+: the loss is .* it began at .* --learning-rate"):
+def with_losses(monkeypatch, losses):
+    """Let the run see these losses, the last one for ever."""
+
+    def loss_sum(self):
+        at = min(self.progress.iteration, len(losses)) - 1
+        return torch.tensor(losses[at] * self.progress.loss_count)
+
+    monkeypatch.setattr(Trainer, "loss_sum", property(loss_sum, lambda self, value: None), raising=False)
+
+
+def test_a_loss_that_explodes_stops_the_run_and_saves_it(text, tmp_path):
+    says = r"stopped at iteration \d+: the loss is .* nats, its lowest was 3\.\d+; try a smaller .*; (.*) holds the last one"
+    with pytest.raises(CharLMError, match=says) as seen:
         train(str(text), tmp_path / "run", **{**SMALL, "learning_rate": 50.0, "grad_clip": 0.0})
+    iteration = int(str(seen.value).split("iteration ")[1].split(":")[0].replace(",", ""))
+    saved = CharLM.load(tmp_path / "run/last.safetensors")
+    assert saved.saved.metrics["iteration"] == iteration
+
+
+def test_a_fine_tuning_that_began_near_zero_goes_on_when_its_loss_rises(small_run, text, tmp_path, monkeypatch):
+    """Sixty times its first loss is still below that of an even guess, the logarithm of the number of characters."""
+    options = {**SMALL, "log_every": 1, "init_from": str(small_run.folder)}
+    with_losses(monkeypatch, [0.05, 0.2, 1.0, 3.0])
+    done = train(str(text), tmp_path / "calm", **options)
+    assert done.reason == "all epochs done"
+    with_losses(monkeypatch, [0.05, 0.2, 1.0, 3.0, 3.1 * 3.4])
+    with pytest.raises(CharLMError, match=r"stopped at iteration 5: the loss is 10\.5\d* nats, its lowest was 0.05;"):
+        train(str(text), tmp_path / "tuned", **options)
+    assert checkpoint.read(tmp_path / "tuned/last.safetensors").metrics["iteration"] == 5
+
+
+def test_a_loss_is_compared_with_the_lowest_one(text, tmp_path, monkeypatch):
+    """Begun at 20 nats and learned down to 5: 16 is three times that, though not the first loss."""
+    with_losses(monkeypatch, [20.0, 5.0, 14.9, 15.1])
+    with pytest.raises(CharLMError, match=r"stopped at iteration 4: the loss is 15\.1 nats, its lowest was 5;"):
+        train(str(text), tmp_path / "run", **{**SMALL, "log_every": 1})
 
 
 def test_a_loss_of_nan_stops_the_run(text, tmp_path, monkeypatch):
@@ -214,8 +247,13 @@ def test_a_loss_of_nan_stops_the_run(text, tmp_path, monkeypatch):
                 self.flat.vector[0] = float("nan")
 
     monkeypatch.setattr(Trainer, "step", poisoned)
-    with pytest.raises(CharLMError, match="the loss is nan nats"):
+    with pytest.raises(
+        CharLMError, match=r"the loss is nan nats.*nothing was worth keeping: the weights are no longer"
+    ):
         train(str(text), tmp_path / "run", **SMALL)
+    with pytest.raises(CharLMError, match=r"last.safetensors holds the run as it was before"):
+        train(str(text), tmp_path / "saved", checkpoint_every=40, **SMALL)
+    assert checkpoint.read(tmp_path / "saved/last.safetensors").metrics["iteration"] == 40
 
 
 def test_a_text_that_changes_under_the_run_is_noticed(text, tmp_path):
@@ -248,7 +286,65 @@ def test_fine_tuning_starts_from_the_weights(small_run, text, tmp_path):
     assert first < 2.9
     with pytest.raises(CharLMError, match="--init-from has --hidden-size 12, not 64"):
         train(str(text), tmp_path / "other", init_from=str(small_run.folder), **{**SMALL, "hidden_size": 64})
-    other = tmp_path / "other.txt"
-    other.write_text("ÄÖÜ" + text.read_text())
+
+
+@pytest.fixture
+def other(text, tmp_path):
+    """The same text with three new characters before every `a`."""
+    path = tmp_path / "other.txt"
+    path.write_text(text.read_text().replace("a", "ÄÖÜa"))
+    return path
+
+
+def test_fine_tuning_on_unknown_characters_is_refused_by_default(small_run, other, tmp_path):
     with pytest.raises(CharLMError, match="3 characters that the model never saw"):
         train(str(other), tmp_path / "x", init_from=str(small_run.folder), **SMALL)
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(CharLMError, match="--unknown is 'drop', expected error, skip, add"):
+        train(str(other), tmp_path / "x", init_from=str(small_run.folder), unknown="drop", **SMALL)
+    with pytest.raises(CharLMError, match="--unknown says what becomes of characters that the model of --init-from"):
+        train(str(other), tmp_path / "x", unknown="add", **SMALL)
+
+
+def test_fine_tuning_can_skip_unknown_characters(small_run, other, text, tmp_path):
+    """The model is the one that the text without them gives, and can be resumed and evaluated."""
+    notes, begin = Notes(), {"init_from": str(small_run.folder), **SMALL}
+    plain = train(str(text), tmp_path / "plain", **begin)
+    done = train(str(other), tmp_path / "skip", unknown="skip", reporter=notes, **begin)
+    assert notes.notes == [
+        f"{other} has {3 * text.read_text().count('a'):,} characters that the model never saw ('Ä' 'Ö' 'Ü'): left out"
+    ]
+    weights = done.load().model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in plain.load().model.state_dict().items())
+    assert done.load().evaluate().nats_per_char == pytest.approx(done.nats, rel=1e-5)
+    assert train(None, done.folder, resume=True, max_epochs=2).iteration == 2 * done.iteration
+
+
+@pytest.mark.parametrize("options", [{}, {"embedding_dim": 6, "init_scale": 0.0}])
+def test_fine_tuning_can_add_unknown_characters(text, other, tmp_path, options):
+    """What the model knew stays to the bit; what is new is small; the new characters are learned, resumed, sampled."""
+    begun = train(str(text), tmp_path / "begun", **SMALL, **options).load()
+    frozen = {"init_from": str(tmp_path / "begun"), "unknown": "add", **SMALL}
+    still_run = train(str(other), tmp_path / "still", learning_rate=0.0, **frozen)
+    still = still_run.load()
+    assert still.vocab.symbols == begun.vocab.symbols + "ÄÖÜ"
+    old, new, V = begun.model.state_dict(), still.model.state_dict(), len(begun.vocab)
+    for name, value in old.items():
+        assert torch.equal(new[name][tuple(map(slice, value.shape))], value), name
+        extra = new[name].clone()
+        extra[tuple(map(slice, value.shape))] = 0
+        assert extra.abs().max() <= 0.08
+        assert (new[name].shape != value.shape) == (extra.abs().max() > 0)
+    assert new["out.bias"].shape == (V + 3,)
+    done = train(str(other), tmp_path / "added", **frozen)
+    assert done.nats < still_run.nats - 0.2
+    assert "Ä" in done.load().sample(length=300, seed=1)
+    assert train(None, done.folder, resume=True, max_epochs=2).iteration == 2 * done.iteration
+
+
+def test_fine_tuning_from_weights_that_do_not_fit_is_one_line(small_run, text, tmp_path):
+    saved = checkpoint.read(small_run.best)
+    saved.weights["out.weight"] = saved.weights["out.weight"][:, :5].clone()
+    checkpoint.write(tmp_path / "odd.safetensors", saved)
+    with pytest.raises(CharLMError, match=r"damaged: its weights out.weight do not fit its configuration"):
+        train(str(text), tmp_path / "x", init_from=str(tmp_path / "odd.safetensors"), **SMALL)

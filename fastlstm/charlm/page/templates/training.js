@@ -16,7 +16,9 @@ function drawLoss() {
   }
   const all = [...run.train, ...run.val];
   if (!all.length) return;
-  const W = 860, H = 300, left = 48, bottom = 34, right = 60;
+  const curves = [["train", run.train], ["val", run.val]].filter(([, points]) => points.length);
+  const label = (name, points) => `${name} ${points[points.length - 1][1].toFixed(3)}`;
+  const W = 860, H = 300, left = 48, bottom = 34, right = 16 + 8 * Math.max(...curves.map((curve) => label(...curve).length)); // 8: a wide digit
   const most = Math.max(...all.map((p) => p[0])), least = Math.min(...all.map((p) => p[0]));
   const sorted = run.train.map((p) => p[1]).sort((a, b) => b - a); // the first steps from nothing would flatten the rest
   const high = Math.max(...run.val.map((p) => p[1]), sorted[Math.floor(sorted.length / 25)] ?? 0), low = Math.min(...all.map((p) => p[1]));
@@ -28,12 +30,11 @@ function drawLoss() {
     chart.append(svg("path", { class: "guide", d: `M${left} ${y(v)}H${W - right}` }), svg("text", { x: left - 8, y: y(v) + 4, "text-anchor": "end" }, String(v)));
   }
   for (const v of ticks(least, most, 8)) chart.append(svg("text", { x: x(v), y: H - bottom + 20, "text-anchor": "middle" }, v.toLocaleString("en")));
-  for (const [name, points] of [["train", run.train], ["val", run.val]]) {
-    if (!points.length) continue;
+  for (const [name, points] of curves) {
     chart.append(svg("polyline", { class: name, points: points.map((p) => `${x(p[0]).toFixed(1)},${y(p[1]).toFixed(1)}`).join(" ") }));
     const end = points[points.length - 1];
     const nudge = name === "val" ? -7 : 13;
-    chart.append(svg("text", { class: name, x: Math.min(W - right + 6, x(end[0]) + 6), y: y(end[1]) + nudge }, `${name} ${end[1].toFixed(3)}`));
+    chart.append(svg("text", { class: name, x: x(end[0]) + 6, y: y(end[1]) + nudge }, label(name, points)));
     if (name === "val") for (const p of points) chart.append(svg("circle", { class: name, cx: x(p[0]), cy: y(p[1]), r: 2.5 }, svg("title", {}, `iteration ${p[0]}: ${p[1].toFixed(4)} nats`)));
   }
   $("loss").replaceChildren(chart, make("p", "fine", "nats a character, by iteration"));
@@ -51,7 +52,7 @@ function drawGrowth() {
   const draw = () => {
     const sample = samples[Number(slider.value)];
     head.textContent = `iteration ${sample.iteration.toLocaleString("en")} · epoch ${sample.epoch.toFixed(2)}`;
-    facts.textContent = Object.entries(sample.facts).map(([k, v]) => `${k} ${v === null ? "–" : `${Math.round(100 * v)} %`}`).join(" · ");
+    facts.textContent = Object.entries(sample.facts).map(([k, v]) => `${k} ${v}`).join(" · ");
     text.textContent = sample.text;
     slider.setAttribute("aria-valuetext", head.textContent);
   };
