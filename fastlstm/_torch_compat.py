@@ -59,6 +59,16 @@ def is_transformed() -> bool:
     return bool(_RECORDERS[0]() or _RECORDERS[1]())
 
 
+def flop_registries() -> list[dict]:
+    """The formulas of every FlopCounterMode that is active, and torch's own that later ones copy; empty where none is."""
+    if not _RECORDERS[1]():
+        return []
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    found = [getattr(getattr(mode, "counter", mode), "flop_registry", None) for mode in modes]
+    active = [registry for registry in found if isinstance(registry, dict)]
+    return [*active, sys.modules["torch.utils.flop_counter"].flop_registry] if active else []
+
+
 def is_recorded(*values: Tensor | None) -> bool:
     """True if operations on these values are recorded (autograd, torch.func, a dispatch mode) or a value is not plain."""
     if torch.is_grad_enabled() or is_transformed():

@@ -25,7 +25,7 @@ from fastlstm._torch_compat import (
     keys_after_autograd,
     single_level_functions,
 )
-from fastlstm.ops import reference, validation, weight_gradients
+from fastlstm.ops import flops, reference, validation, weight_gradients
 from fastlstm.ops.arguments import SAVE_ALL, SAVE_NOTHING, Grads, OpInputs, Saved
 from fastlstm.ops.autocast import own_types
 
@@ -41,6 +41,7 @@ def register(library: torch.library.Library) -> None:
         op = getattr(torch.ops.fastlstm, name).default
 
         def call(keyset: DispatchKeySet, *args: object) -> object:
+            flops.register_with_active_counters()
             if not (torch.is_grad_enabled() and any_requires_grad(*args)):
                 return _below(op, keyset, args)
             if not in_functorch():
