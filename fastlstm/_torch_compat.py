@@ -24,7 +24,13 @@ assert_async = torch._assert_async
 
 
 def _forward_gradients() -> bool:
-    return torch.autograd.forward_ad._current_level >= 0
+    return torch.autograd.forward_ad._current_level >= 0 or (_C._are_functorch_transforms_active() and _in_jvp())
+
+
+def _in_jvp() -> bool:
+    """True inside a jvp of torch.func; a traced one (torch.compile) enters no level of forward_ad."""
+    stack = _C._functorch.get_interpreter_stack()
+    return any(level.key() == _C._functorch.TransformType.Jvp for level in stack or ())
 
 
 # Who would notice that a call goes past torch's dispatcher. Each returns something true while it is active. The first two
@@ -70,8 +76,10 @@ def flop_registries() -> list[dict]:
 
 
 def is_recorded(*values: Tensor | None) -> bool:
-    """True if operations on these values are recorded (autograd, torch.func, a dispatch mode) or a value is not plain."""
-    if torch.is_grad_enabled() or is_transformed():
+    """True if operations on these values are recorded (autograd, forward gradients, torch.func, a dispatch mode), or a
+    value is not plain.
+    """
+    if torch.is_grad_enabled() or is_transformed() or _forward_gradients():
         return True
     return not all(v is None or is_plain(v) for v in values)
 

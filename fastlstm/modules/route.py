@@ -45,7 +45,9 @@ def route(call: Call) -> str:
         return OP
     if requested is not None:
         return TORCH if requested == "torch" else OP
-    if torch.jit.is_tracing() or forward_gradients_are_on():
+    if forward_gradients_are_on():
+        return OP  # which runs the definition then; oneDNN's and cuDNN's LSTM have no forward-mode gradients
+    if torch.jit.is_tracing():
         return TORCH
     if call.rows.device.type == "cpu" and (flop_registries() or (call.recompute and torch.is_grad_enabled())):
         return OP  # a FLOP counter knows no formula for oneDNN's LSTM; recompute is to save memory

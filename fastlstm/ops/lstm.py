@@ -51,7 +51,9 @@ def _backward(*args: object) -> tuple[Tensor, ...]:
 
 def run_forward(inputs: OpInputs) -> tuple[Tensor, ...]:
     """`lstm_forward`; past torch's dispatcher where nobody can observe it, since that costs more than all checks."""
-    if torch.compiler.is_compiling() or not (is_plain_eager() and all(map(_is_plain_or_none, inputs[:-2]))):
+    if torch.compiler.is_compiling():
+        return lstm_forward(*inputs)
+    if not (is_plain_eager() and all(map(_is_plain_or_none, inputs[:-2]))):
         flops.register_with_active_counters()  # here too: inference mode skips what autograd.py registers
         return lstm_forward(*inputs)
     if torch.is_grad_enabled() and any_requires_grad(*inputs):

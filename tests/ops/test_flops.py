@@ -16,6 +16,7 @@ from torch.nn.utils import rnn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastlstm
+from fastlstm import dispatch
 from tests.modules.pairs import leaves
 
 OPTIONS = [
@@ -114,6 +115,13 @@ def test_recompute_counts_the_gates_again() -> None:
     x = torch.randn(T, B, I)
     forward, step = _counts(fastlstm.LSTM(I, H), x)
     assert _counts(fastlstm.LSTM(I, H, recompute=True), x) == (forward, step + forward)
+
+
+def test_counts_do_not_depend_on_which_path_was_measured_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "prefers_torch", lambda spec: True)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        fastlstm.LSTM(I, H)(torch.randn(T, B, I))
+    assert counter.get_total_flops() == 2 * T * B * 4 * H * (I + H)
 
 
 def test_a_formula_of_the_user_s_goes_before() -> None:
