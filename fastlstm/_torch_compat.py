@@ -25,7 +25,13 @@ assert_async = torch._assert_async
 
 
 def _forward_gradients() -> bool:
-    return torch.autograd.forward_ad._current_level >= 0
+    return torch.autograd.forward_ad._current_level >= 0 or (_C._are_functorch_transforms_active() and _in_jvp())
+
+
+def _in_jvp() -> bool:
+    """True inside a jvp of torch.func; a traced one (torch.compile) enters no level of forward_ad."""
+    stack = _C._functorch.get_interpreter_stack()
+    return any(level.key() == _C._functorch.TransformType.Jvp for level in stack or ())
 
 
 # Who would notice that a call goes past torch's dispatcher. Each returns something true while it is active. The first two
@@ -60,9 +66,21 @@ def is_transformed() -> bool:
     return bool(_RECORDERS[0]() or _RECORDERS[1]())
 
 
+def flop_registries() -> list[dict]:
+    """The formulas of every FlopCounterMode that is active, and torch's own that later ones copy; empty where none is."""
+    if not _RECORDERS[1]():
+        return []
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    found = [getattr(getattr(mode, "counter", mode), "flop_registry", None) for mode in modes]
+    active = [registry for registry in found if isinstance(registry, dict)]
+    return [*active, sys.modules["torch.utils.flop_counter"].flop_registry] if active else []
+
+
 def is_recorded(*values: Tensor | None) -> bool:
-    """True if operations on these values are recorded (autograd, torch.func, a dispatch mode) or a value is not plain."""
-    if torch.is_grad_enabled() or is_transformed():
+    """True if operations on these values are recorded (autograd, forward gradients, torch.func, a dispatch mode), or a
+    value is not plain.
+    """
+    if torch.is_grad_enabled() or is_transformed() or _forward_gradients():
         return True
     return not all(v is None or is_plain(v) for v in values)
 

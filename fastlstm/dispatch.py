@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import backends
-from fastlstm._torch_compat import constant_for_dynamo, dynamo_skip
+from fastlstm._torch_compat import constant_for_dynamo, dynamo_skip, forward_gradients_are_on
 from fastlstm.backends import native
 from fastlstm.backends.base import Backend, BackendError, UnfitError
 from fastlstm.ops.arguments import SAVE_ALL, Grads, OpInputs, Saved, Spec
@@ -135,6 +135,8 @@ def choose(spec: Spec) -> str:
             "backend 'torch' was asked for and cannot run this call: torch's own LSTM runs whole modules without "
             "resets, cell states or gates; use backend 'reference' or none"
         )
+    if forward_gradients_are_on():
+        return "reference"  # ops/autograd.py runs it, whatever was requested
     if name is not None:
         reason = unsupported_reason(name, spec)
         if reason is not None:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fastlstm import dispatch
-from fastlstm._torch_compat import dynamo_skip, forward_gradients_are_on
+from fastlstm._torch_compat import dynamo_skip, flop_registries, forward_gradients_are_on
 from fastlstm.backends import native
 from fastlstm.backends.cpu import backend as cpu
 from fastlstm.backends.cpu import function
 from fastlstm.modules.call import Call, Results, Tokens, is_state
 from fastlstm.modules.layers import run_layers, run_torch
-from fastlstm.ops import validation
+from fastlstm.ops import flops, validation
 from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, SAVE_NOTHING, Spec, make_spec
 from fastlstm.ops.reference import cell_type
 
@@ -45,10 +45,12 @@ def route(call: Call) -> str:
         return OP
     if requested is not None:
         return TORCH if requested == "torch" else OP
-    if torch.jit.is_tracing() or forward_gradients_are_on():
+    if forward_gradients_are_on():
+        return OP  # which runs the definition then; oneDNN's and cuDNN's LSTM have no forward-mode gradients
+    if torch.jit.is_tracing():
         return TORCH
-    if call.recompute and torch.is_grad_enabled() and call.rows.device.type == "cpu":
-        return OP  # asked for to save memory, which torch's path would not
+    if call.rows.device.type == "cpu" and (flop_registries() or (call.recompute and torch.is_grad_enabled())):
+        return OP  # a FLOP counter knows no formula for oneDNN's LSTM; recompute is to save memory
     return TORCH if dispatch.prefers_torch(first_spec(call)) else OP
 
 
@@ -136,7 +138,8 @@ def _through_ops(
     """A fused call again on the op, which torch can differentiate as often as it likes."""
     tokens = Tokens(fused.V, embedding) if fused.V else None
     call = Call(fused.stack, rows, tokens, fused.batch_sizes, (h0, c0), list(weights))
-    return run_layers(call)[:3]
+    with flops.counted_before():
+        return run_layers(call)[:3]
 
 
 RUN = {FUSED_CPU: dynamo_skip(run_fused), OP: run_layers, TORCH: run_torch}  # what runs a call

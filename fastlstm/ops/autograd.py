@@ -20,12 +20,13 @@ from fastlstm._torch_compat import (
     any_requires_grad,
     below_autograd,
     dynamo_skip,
+    forward_gradients_are_on,
     in_functorch,
     is_recorded,
     keys_after_autograd,
     single_level_functions,
 )
-from fastlstm.ops import reference, validation, weight_gradients
+from fastlstm.ops import flops, reference, validation, weight_gradients
 from fastlstm.ops.arguments import SAVE_ALL, SAVE_NOTHING, Grads, OpInputs, Saved
 from fastlstm.ops.autocast import own_types
 
@@ -33,14 +34,20 @@ from fastlstm.ops.autocast import own_types
 def register(library: torch.library.Library) -> None:
     """Make the Functions the Autograd implementations of the ops; they are skipped where nothing requires grad.
 
+    Inside forward-mode differentiation (jvp, jacfwd, hessian) the definition runs instead: torch's operations have every
+    derivative, in every nesting with torch.func and autograd.
     They are "single level" because torch.func has chosen the level to work on before an op's Autograd implementation
     runs; autograd.Function would hand the call back to it.
     """
 
-    def implement(name: str, function: type[SingleLevelFunction]) -> None:
+    def implement(name: str, function: type[SingleLevelFunction], definition: Callable) -> None:
         op = getattr(torch.ops.fastlstm, name).default
 
         def call(keyset: DispatchKeySet, *args: object) -> object:
+            flops.register_with_active_counters()
+            if forward_gradients_are_on():
+                dispatch.record_plan("reference: the definition, step by step, for forward-mode gradients")
+                return definition(*args)
             if not (torch.is_grad_enabled() and any_requires_grad(*args)):
                 return _below(op, keyset, args)
             if not in_functorch():
@@ -50,9 +57,9 @@ def register(library: torch.library.Library) -> None:
 
         library.impl(name, call, "Autograd", with_keyset=True)
 
-    implement("lstm_forward", Forward)
-    implement("lstm_backward", Backward)
-    implement("sum_by_id", SumById)
+    implement("lstm_forward", Forward, reference.forward)
+    implement("lstm_backward", Backward, reference.backward)
+    implement("sum_by_id", SumById, reference.sum_by_id)
 
 
 def _below(op: OpOverload, keyset: DispatchKeySet, args: tuple) -> object:

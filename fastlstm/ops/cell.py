@@ -38,8 +38,8 @@ class LayerWeights(NamedTuple):
 
     @property
     def bias(self) -> Tensor | None:
-        """The sum of both biases, (4H,)."""
-        return None if self.b_ih is None else self.b_ih + self.b_hh
+        """The sum of both biases, (4H,); their gradients are two tensors, as nn.LSTM's, so hooks may change one in place."""
+        return None if self.b_ih is None else self.b_ih.sub(self.b_hh, alpha=-1)  # add would hand one gradient to both
 
 
 class Stack(NamedTuple):

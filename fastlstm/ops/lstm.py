@@ -17,7 +17,7 @@ from torch import Tensor
 from fastlstm import dispatch
 from fastlstm._torch_compat import any_requires_grad, dynamo_skip, is_plain, is_plain_eager
 from fastlstm.backends import native
-from fastlstm.ops import autograd, validation, vmap
+from fastlstm.ops import autograd, flops, validation, vmap
 from fastlstm.ops.arguments import SAVE_ALL, Grads, OpInputs, Saved
 from fastlstm.ops.autocast import own_types
 
@@ -51,7 +51,10 @@ def _backward(*args: object) -> tuple[Tensor, ...]:
 
 def run_forward(inputs: OpInputs) -> tuple[Tensor, ...]:
     """`lstm_forward`; past torch's dispatcher where nobody can observe it, since that costs more than all checks."""
-    if torch.compiler.is_compiling() or not (is_plain_eager() and all(map(_is_plain_or_none, inputs[:-2]))):
+    if torch.compiler.is_compiling():
+        return lstm_forward(*inputs)
+    if not (is_plain_eager() and all(map(_is_plain_or_none, inputs[:-2]))):
+        flops.register_with_active_counters()  # here too: inference mode skips what autograd.py registers
         return lstm_forward(*inputs)
     if torch.is_grad_enabled() and any_requires_grad(*inputs):
         return autograd.Forward.apply(_forward, *inputs)

@@ -134,6 +134,11 @@ def backward(
     )
 
 
+def sum_by_id(rows: Tensor, ids: Tensor, V: int) -> Tensor:
+    """(V, W): the rows (N, W) summed by their id (N,)."""
+    return rows.new_zeros(V, rows.shape[1]).index_add(0, ids, rows)
+
+
 def _unit_gradients(
     dh: Tensor, dc: Tensor, gates: tuple[Tensor, ...], c_prev: Tensor, tanh_c: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -249,7 +249,7 @@ class _Backward:
         if ids:
             d_embedding, d_in, dbias = native_gradients(d_in, self.embedding, w_ih, of_table)
             self.d_embedding = d_embedding if self.d_embedding is None else self.d_embedding.add_(d_embedding)
-        made = [d_in, dw_hh, *[dbias] * (2 * call.stack.bias)]
+        made = [d_in, dw_hh, *((dbias, None if dbias is None else dbias.clone()) if call.stack.bias else ())]
         if call.stack.proj_size:
             made.append(dw_hr)
         self.d_weights[first : first + call.stack.per_direction] = made
