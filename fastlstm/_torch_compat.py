@@ -257,6 +257,12 @@ def dynamo_skip(what: _What) -> _What:
     return what
 
 
+def is_exporting() -> bool:
+    """True while torch.export traces; a torch that can't say so (before 2.7) exports what it compiles."""
+    asked = getattr(torch.compiler, "is_exporting", None)
+    return asked is None or asked()
+
+
 def constant_for_dynamo(function: Callable) -> Callable:
     """Have Dynamo call a function once while it traces and take the result as a constant.
 

@@ -22,7 +22,13 @@ import torch
 from torch import Tensor
 
 from fastlstm import backends
-from fastlstm._torch_compat import constant_for_dynamo, dynamo_skip, forward_gradients_are_on
+from fastlstm._torch_compat import (
+    constant_for_dynamo,
+    dynamo_skip,
+    forward_gradients_are_on,
+    in_functorch,
+    is_exporting,
+)
 from fastlstm.backends import native
 from fastlstm.backends.base import Backend, BackendError, UnfitError
 from fastlstm.ops.arguments import SAVE_ALL, Grads, OpInputs, Saved, Spec
@@ -181,6 +187,19 @@ def compiled_prefers_torch(device: torch.device, dtype: torch.dtype, hidden_size
     dtype, T, B, P = dtype if dtype.is_floating_point else torch.float32, 64, 32, proj_size or hidden_size
     sizes = (T, B, T * B, hidden_size, 0, hidden_size, P)
     return prefers_torch(Spec(device, dtype, *sizes, False, False, bool(proj_size), False, False, SAVE_ALL))
+
+
+@constant_for_dynamo
+def compiled_fuses(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a compiled call goes to the CPU kernels as one node, decided once, while torch.compile traces.
+
+    Inside a transform of torch.func, with forward gradients, under autocast and in torch.export the op of one layer takes
+    part: it has rules for them, and an exported program keeps it whatever machine it was exported on.
+    """
+    if device.type != "cpu" or dtype not in (torch.float32, torch.float64) or requested_backend() not in (None, "cpu"):
+        return False
+    transformed = in_functorch() or forward_gradients_are_on() or torch.is_autocast_enabled("cpu") or is_exporting()
+    return not transformed and native.unavailable() is None
 
 
 def _run(spec: Spec, method: str, *args: object) -> tuple | None:

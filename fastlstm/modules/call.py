@@ -71,7 +71,7 @@ class Call(NamedTuple):
     dense; hx: (h0, c0), each (layers · directions, B, ·); weights: torch's flat list; reset: (T, B) or (N,), or None.
     before_autocast: rows, hx and weights as they were given. fits: `is_plain_eager`, and all tensors fit plainly
     (modules/checks.py), so that the fused route may take the call. own_functions: a weight is of a class that answers
-    torch's functions itself.
+    torch's functions itself. starts_at_zero: no state was given.
     """
 
     stack: Stack
@@ -93,6 +93,7 @@ class Call(NamedTuple):
     batched: bool = True
     unsorted_indices: Tensor | None = None  # where each sequence of packed rows came from
     sorted_indices: Tensor | None = None
+    starts_at_zero: bool = False
 
     @property
     def extra(self) -> bool:
@@ -158,7 +159,8 @@ def normalise(
         rows = _time_first(data, batched, lstm.batch_first)
         B, hx = rows.size(1), None if hx is None else checks.with_batch(hx, batched)
     fits = eager and checks.fits_plainly(stack, rows, tokens, B, packed, hx, weights)
-    if hx is None:  # one tensor for both where autograd keeps nothing
+    starts_at_zero = hx is None
+    if starts_at_zero:  # one tensor for both where autograd keeps nothing
         B = B if fits or not packed else _sequences(batch_sizes, order)
         hx = zero_state(stack, B, like, shared=fits and not torch.is_grad_enabled())
     if not packed and not (fits and type(lstm) is lstm._exact_class):
@@ -179,7 +181,7 @@ def normalise(
             before = (rows, hx, weights)
             rows, hx, weights = _autocast(*before)
     drops = (lstm.training, Masks.of(lstm) if lstm.training else _NO_MASKS, lstm.recompute)
-    how = (before, fits, own_functions, lstm.batch_first, batched, back, order)
+    how = (before, fits, own_functions, lstm.batch_first, batched, back, order, starts_at_zero)
     return Call(stack, rows, tokens, batch_sizes, hx, weights, mask, bool(cells), bool(gates), *drops, *how)
 
 

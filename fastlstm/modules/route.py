@@ -1,6 +1,7 @@
-"""The one route of a call: which of three it takes, and what runs it there.
+"""The one route of a call: which of four it takes, and what runs it there.
 
 fused CPU   all layers in one autograd Function over the native kernels (backends/cpu/function.py)
+stack op    in a graph of torch.compile on the CPU: all layers in one node, over the same kernels (modules/stack_op.py)
 op          one call of the op a layer and direction, through torch's dispatcher (ops/lstm.py); dispatch chooses a backend
 torch       torch's own LSTM, the whole module
 """
@@ -8,24 +9,24 @@ torch       torch's own LSTM, the whole module
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from fastlstm import dispatch
 from fastlstm._torch_compat import dynamo_skip, flop_registries, forward_gradients_are_on
 from fastlstm.backends import native
 from fastlstm.backends.cpu import backend as cpu
 from fastlstm.backends.cpu import function
-from fastlstm.modules.call import Call, Results, Tokens, is_state
+from fastlstm.modules.call import Call, Results, is_state
 from fastlstm.modules.layers import run_layers, run_torch
-from fastlstm.ops import flops, validation
+from fastlstm.modules.stack_op import stack_forward, through_ops
+from fastlstm.ops import validation
 from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, SAVE_NOTHING, Spec, make_spec
 from fastlstm.ops.reference import cell_type
 
-FUSED_CPU, OP, TORCH = "fused CPU", "op", "torch"
+FUSED_CPU, STACK_OP, OP, TORCH = "fused CPU", "stack op", "op", "torch"
 
 
 def route(call: Call) -> str:
-    """Return the route of a call: FUSED_CPU, OP or TORCH.
+    """Return the route of a call: FUSED_CPU, STACK_OP, OP or TORCH.
 
     What torch's own LSTM cannot do (resets, cell states, gates, masks that it does not draw) goes to the op, where a
     requested "torch" raises; what the op cannot take goes to torch, which runs it or says what is wrong.
@@ -61,7 +62,10 @@ def _compiled_route(call: Call) -> str:
         return OP
     dtype, stack = call.weights[1].dtype, call.stack
     prefers = dispatch.compiled_prefers_torch(call.rows.device, dtype, stack.hidden_size, stack.proj_size)
-    return TORCH if prefers else OP
+    if prefers:
+        return TORCH
+    one_node = not _needs_layers(call) and dispatch.compiled_fuses(call.rows.device, dtype)
+    return STACK_OP if one_node else OP
 
 
 def first_spec(call: Call) -> Spec:
@@ -100,11 +104,14 @@ def _op_takes(call: Call) -> bool:
 
 def _fuses(call: Call) -> bool:
     """Whether the fused CPU route takes a call: it fits plainly, with nothing extra, nothing to drop or to compute again."""
-    if not call.fits or call.extra or native.unavailable() is not None:
-        return False
+    return call.fits and not call.extra and native.unavailable() is None and not _needs_layers(call)
+
+
+def _needs_layers(call: Call) -> bool:
+    """Whether something is to be dropped or computed again, which is done layer by layer."""
     masks = call.masks
     drops = masks.unknown_to_torch or (masks.dropout and call.stack.layers > 1)
-    return not (drops or (call.recompute and torch.is_grad_enabled()))
+    return bool(drops or (call.recompute and torch.is_grad_enabled()))
 
 
 def _torch_is_faster(call: Call) -> bool:
@@ -122,7 +129,7 @@ def run_fused(call: Call) -> Results:
     batch_sizes = None if call.batch_sizes is None else call.batch_sizes.contiguous()
     V, embedding = (0, None) if tokens is None else tokens
     dtype, threads = call.weights[0].dtype, torch.get_num_threads()
-    fused = function.FusedCall(call.stack, V, batch_sizes, call.T, call.B, dtype, threads, _through_ops)
+    fused = function.FusedCall(call.stack, V, batch_sizes, call.T, call.B, dtype, threads, through_ops)
     dispatch.record_plan(cpu.describe(dtype))
     tensors = (rows, h0, c0, embedding, *call.weights)
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
@@ -132,15 +139,14 @@ def run_fused(call: Call) -> Results:
     return Results(out, h_n, c_n, [], [])
 
 
-def _through_ops(
-    fused: function.FusedCall, rows: Tensor, h0: Tensor, c0: Tensor, embedding: Tensor | None, *weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A fused call again on the op, which torch can differentiate as often as it likes."""
-    tokens = Tokens(fused.V, embedding) if fused.V else None
-    call = Call(fused.stack, rows, tokens, fused.batch_sizes, (h0, c0), list(weights))
-    with flops.counted_before():
-        return run_layers(call)[:3]
+def run_stack(call: Call) -> Results:
+    """All layers and directions in one node of a compiled graph. A state of zeros is made inside it."""
+    stack, (V, embedding) = call.stack, (0, None) if call.tokens is None else call.tokens
+    h0, c0 = (None, None) if call.starts_at_zero and call.batch_sizes is None else call.hx
+    sizes = (stack.layers, stack.directions == 2, stack.input_size, stack.hidden_size, stack.proj_size, stack.bias)
+    out, h_n, c_n = stack_forward(call.rows, h0, c0, embedding, call.weights, call.batch_sizes, V, *sizes, False)
+    return Results(out, h_n, c_n, [], [])
 
 
-RUN = {FUSED_CPU: dynamo_skip(run_fused), OP: run_layers, TORCH: run_torch}  # what runs a call
+RUN = {FUSED_CPU: dynamo_skip(run_fused), STACK_OP: run_stack, OP: run_layers, TORCH: run_torch}  # what runs a call
 dynamo_skip(_fuses)

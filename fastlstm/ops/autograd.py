@@ -49,7 +49,7 @@ def register(library: torch.library.Library) -> None:
                 dispatch.record_plan("reference: the definition, step by step, for forward-mode gradients")
                 return definition(*args)
             if not (torch.is_grad_enabled() and any_requires_grad(*args)):
-                return _below(op, keyset, args)
+                return below(op, keyset, args)
             if not in_functorch():
                 return function.apply(keyset, *args)
             with single_level_functions():
@@ -62,18 +62,18 @@ def register(library: torch.library.Library) -> None:
     implement("sum_by_id", SumById, reference.sum_by_id)
 
 
-def _below(op: OpOverload, keyset: DispatchKeySet, args: tuple) -> object:
+def below(op: OpOverload, keyset: DispatchKeySet, args: tuple) -> object:
     """Run the op underneath autograd (of this level: in torch.func another may lie below)."""
     with below_autograd():
         return op.redispatch(keys_after_autograd(keyset), *args)
 
 
-def _below_recording(op: OpOverload, keyset: DispatchKeySet, args: tuple) -> object:
-    """`_below` from within a Function, which switches gradients off; an outer level of torch.func needs them on."""
+def below_recording(op: OpOverload, keyset: DispatchKeySet, args: tuple) -> object:
+    """`below` from within a Function, which switches gradients off; an outer level of torch.func needs them on."""
     if not in_functorch():
-        return _below(op, keyset, args)
+        return below(op, keyset, args)
     with torch.enable_grad():
-        return _below(op, keyset, args)
+        return below(op, keyset, args)
 
 
 class Forward(SingleLevelFunction):
@@ -87,7 +87,7 @@ class Forward(SingleLevelFunction):
         if callable(keyset):
             h, c, gates, h_n, c_n = keyset(*args)
         else:
-            h, c, gates, h_n, c_n = _below_recording(torch.ops.fastlstm.lstm_forward.default, keyset, args)
+            h, c, gates, h_n, c_n = below_recording(torch.ops.fastlstm.lstm_forward.default, keyset, args)
         *tensors, ctx.reverse, ctx.save = args
         ctx.backend = dispatch.requested_backend()
         ctx.set_materialize_grads(False)
@@ -129,7 +129,7 @@ class Backward(SingleLevelFunction):
 
     @staticmethod
     def forward(ctx, keyset: DispatchKeySet, *args: object) -> tuple[Tensor, ...]:
-        out = _below_recording(torch.ops.fastlstm.lstm_backward.default, keyset, args)
+        out = below_recording(torch.ops.fastlstm.lstm_backward.default, keyset, args)
         *tensors, ctx.reverse, _, _, _, _ = args
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
@@ -164,7 +164,7 @@ class SumById(SingleLevelFunction):
     @staticmethod
     def forward(ctx, keyset: DispatchKeySet, rows: Tensor, ids: Tensor, V: int) -> Tensor:
         ctx.save_for_backward(ids)
-        return _below_recording(torch.ops.fastlstm.sum_by_id.default, keyset, (rows, ids, V))
+        return below_recording(torch.ops.fastlstm.sum_by_id.default, keyset, (rows, ids, V))
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor, None, None]:
