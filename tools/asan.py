@@ -20,7 +20,7 @@ BUILD = ROOT / "build" / "asan"
 TREE = BUILD / "tree"
 TESTS = (
     *("tests/backends/cpu/test_boundary.py", "tests/backends/cpu/test_arguments.py"),
-    *("tests/backends/cpu/test_small_call.py", "tests/backends/cpu/test_kernel_table.py"),
+    *("tests/backends/cpu/test_small_call.py", "tests/backends/cpu/test_backend.py"),
     *("tests/modules/test_stream.py", "tests/modules/test_saved_tensors.py", "tests/sampling/test_kernel.py"),
     "tests/fuzz/test_calls.py",
 )
