@@ -1,8 +1,9 @@
 """Searches for cells that follow a label: every unit of every layer is scored against every label of a text.
 
-A unit is chosen on the first half of the text and scored again on the second, which alone decides. It passes if, there,
+A unit is chosen on the first half of the text and scored again on the second. It passes if
 
-- its score reaches a threshold, in the direction of the first half: at least AUC 0.9 or rank correlation 0.7, and high enough
+- its score on the second half is at least AUC 0.9 or rank correlation 0.7; the first half has no say in that;
+- it is no chance find: both halves agree in direction, and the lesser score of the two is at least half that effect and so high
   that the false-discovery rate, estimated with labels shifted around the text, is at most 5 %;
 - it predicts the label better than the last two characters do. A unit that spikes at capitals echoes its input, and
   untrained models have such units too.
@@ -44,7 +45,7 @@ class CellFinding:
         label: its name
         measure: `AUC` or `rank correlation`
         share: of characters at which the label is on or, if it is scalar, defined
-        status: `found`, `near` (the unit does not pass, and its interval reaches the threshold), `none`, `echo` (the last
+        status: `found`, `near` (the held-out score is too low, and its interval reaches what is asked), `none`, `echo` (the last
             two characters predict the label as well) or `rare` (too few spans, not scored)
         layer, unit: position of the unit
         state: `c` or `h`
@@ -196,10 +197,12 @@ class _CellSearch:
 
     def _judge(self, label: Label, scores: Scores, k: int, last_two: tuple[float, float], seed: int) -> None:
         """Fill in the finding of a label. Its unit is chosen on the first half; the second half decides whether it passes."""
-        row, fit, held_out, control = self.rows[label.name], scores.fit[k], scores.held_out[k], scores.control[:, k]
-        level, false = threshold(held_out, control, MIN_EFFECT[label.binary], FDR)
-        good, echo = held_out >= level, held_out <= last_two[1]
-        promising = fit >= MIN_EFFECT[label.binary]
+        row, fit, held_out, least = self.rows[label.name], scores.fit[k], scores.held_out[k], MIN_EFFECT[label.binary]
+        control = scores.control[:, k]
+        large = np.where(held_out >= least, scores.both[k], 0)  # chance finds are counted whether they are large or not
+        level, false = threshold(large, control, least / 2, FDR)
+        good, echo = large >= level, held_out <= last_two[1]
+        promising = fit >= least
         telling = promising & (fit > last_two[0])
         best = self._best(label, fit, telling if telling.any() else promising)
         layer, state, unit = np.unravel_index(best, self.shape)
@@ -211,10 +214,9 @@ class _CellSearch:
         row.fit, row.held_out, row.last_two = (shown(v) for v in (fit[best], held_out[best], last_two[1]))
         low, high = self._interval(label, best, row.sign, seed)
         row.low, row.high = shown(low), shown(high)
-        row.threshold = shown(level) if np.isfinite(level) else None
+        row.threshold = shown(max(level, least)) if np.isfinite(level) else None
         row.control = shown(np.quantile(control.max(1), 0.95))
-        bar = level if np.isfinite(level) else MIN_EFFECT[label.binary]
-        near = "near" if high >= bar and not echo[best] else "none"
+        near = "near" if high >= least > held_out[best] and not echo[best] else "none"
         row.status = near if not good[best] else "echo" if echo[best] else "found"
         row.passing, row.false_rate = int((good & ~echo).sum()), false
         self.effects[label.name] = np.where(good & ~echo, 2 + held_out, held_out)

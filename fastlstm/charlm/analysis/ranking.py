@@ -70,13 +70,18 @@ class Scores:
         sign: (K, U), of the effect on the first half
         fit: (K, U), effect on the first half times sign
         held_out: (K, U), effect on the second half times sign
-        control: (S, K, U) float32, `held_out` for each of S shifts of the labels
+        control: (S, K, U) float32, the lesser of both for each of S shifts of the labels
     """
 
     sign: np.ndarray
     fit: np.ndarray
     held_out: np.ndarray
     control: np.ndarray
+
+    @property
+    def both(self) -> np.ndarray:
+        """The lesser effect of the two halves, (K, U)."""
+        return np.minimum(self.fit, self.held_out)
 
 
 def score(signals: np.ndarray, labels: np.ndarray, binary: np.ndarray, shifts: int, seed: int = 0) -> Scores:
@@ -105,7 +110,7 @@ def score(signals: np.ndarray, labels: np.ndarray, binary: np.ndarray, shifts: i
             fit, held_out = (
                 _effects(np.roll(x, d[s], 1), binary, *r) for x, d, r in zip(w, offsets, ranks, strict=True)
             )
-            scores.control[s, :, block] = np.where(fit < 0, -held_out, held_out)
+            scores.control[s, :, block] = np.minimum(np.abs(fit), np.where(fit < 0, -held_out, held_out))
     return scores
 
 
