@@ -1,6 +1,7 @@
 """fastlstm: torch.nn.LSTM with fused kernels, and character models on top.
 
 fastlstm.LSTM, fastlstm.TokenLSTM      the modules
+fastlstm.NNLSTM                        the LSTM as a subclass of torch.nn.LSTM, for code that asks isinstance
 fastlstm.decode, fastlstm.Decoder      ids drawn from a TokenLSTM and an output layer
 fastlstm.replace, fastlstm.restore     swap the nn.LSTMs of a whole model, and back
 fastlstm.backend, fastlstm.explain     which kernels run, and why
@@ -13,13 +14,14 @@ from fastlstm.backends.cuda.status import check
 from fastlstm.dispatch import BackendError, backend, last_plan
 from fastlstm.explain import explain
 from fastlstm.modules.convert import replace, restore
-from fastlstm.modules.lstm import LSTM
+from fastlstm.modules.lstm import LSTM, NNLSTM
 from fastlstm.modules.token_lstm import TokenLSTM
 from fastlstm.modules.warmup import warm_up
 from fastlstm.sampling.decode import Decoded, Decoder, decode
 
 __all__ = [
     "LSTM",
+    "NNLSTM",
     "BackendError",
     "Decoded",
     "Decoder",

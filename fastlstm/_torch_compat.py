@@ -272,6 +272,12 @@ def constant_for_dynamo(function: Callable) -> Callable:
     return function
 
 
+@constant_for_dynamo
+def is_exporting_to_onnx() -> bool:
+    """True inside torch.onnx.export. (torch's own question imports the whole exporter, which one that exports has done.)"""
+    return "torch.onnx._internal.exporter" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
 def _skip(code: CodeType) -> None:
     """As torch._dynamo.skip_code does; what the function calls is skipped too where this torch can say so (2.7)."""
     if hasattr(_frames, "set_code_exec_strategy"):

@@ -17,7 +17,7 @@ from fastlstm.modules.token_lstm import TokenLSTM
 def _few_rows(cls: type, call: Call) -> bool:
     """Whether the call goes in one native call instead (`LSTM.forward` tries that first)."""
     if (
-        cls is not LSTM
+        cls is not getattr(cls, "_exact_class", None)
         or torch.is_grad_enabled()
         or call.batch_sizes is not None
         or (call.training and any(call.masks))

@@ -1,8 +1,10 @@
 """fastlstm.LSTM in the place of torch.nn.LSTM.
 
-A subclass of torch.nn.RNNBase (not of nn.LSTM: torch.compile breaks the graph on an nn.LSTM), so parameters, their
-order, initial draws, state_dict, pickling and messages are torch's own. `forward` turns its arguments into a `Call`
-(modules/call.py) and runs it on its route (modules/route.py).
+LSTM     a subclass of torch.nn.RNNBase, not of nn.LSTM: torch.compile breaks the graph on an nn.LSTM
+NNLSTM   the same as a subclass of nn.LSTM, for code that asks isinstance(m, nn.LSTM)
+
+Parameters, their order, initial draws, state_dict, pickling and messages are torch's own. `forward` turns its arguments into
+a `Call` (modules/call.py) and runs it on its route (modules/route.py).
 Source of the method: Hochreiter and Schmidhuber 1997; projection: Sak et al. 2014.
 """
 
@@ -26,7 +28,7 @@ from fastlstm.modules.call import Masks, State, normalise, permuted
 from fastlstm.modules.route import RUN, TORCH, route
 from fastlstm.modules.stream import Stream
 
-__all__ = ["LSTM"]
+__all__ = ["LSTM", "NNLSTM"]
 
 
 class LSTM(nn.RNNBase):
@@ -70,7 +72,7 @@ class LSTM(nn.RNNBase):
             args, kwargs = (*args[:5], 0.0, *args[6:]) if len(args) > 5 else args, {**kwargs}
             if len(args) <= 5:
                 kwargs["dropout"] = 0.0
-        super().__init__("LSTM", *args, **kwargs)
+        nn.RNNBase.__init__(self, "LSTM", *args, **kwargs)  # by name: in an NNLSTM nn.LSTM would be next
         if alone:
             self.dropout = float(dropout)
         for name, value in own.items():
@@ -150,6 +152,27 @@ class LSTM(nn.RNNBase):
         """Step by step inference with weights packed once: `s = lstm.stream(B); h = s.step(x)`."""
         return Stream(self, batch_size, dtype)
 
+    @property
+    def qconfig(self) -> object:
+        """What torch.ao.quantization asks of this module."""
+        if "qconfig" in self.__dict__:
+            return self.__dict__["qconfig"]
+        raise AttributeError("qconfig")
+
+    @qconfig.setter
+    def qconfig(self, value: object) -> None:
+        """torch.ao.quantization sets it on every module of a model, and converts those of exactly torch's classes."""
+        warnings.warn(
+            f"torch.ao.quantization leaves {type(self).__name__} modules of fastlstm in floating point; to quantise them too, "
+            "call fastlstm.restore(model) first",
+            stacklevel=2,
+        )
+        self.__dict__["qconfig"] = value
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        del self.__dict__["qconfig"]
+
     @classmethod
     def from_torch(cls, module: nn.LSTM) -> LSTM:
         """A fastlstm.LSTM that shares the parameters and the mode of an nn.LSTM."""
@@ -174,6 +197,26 @@ class LSTM(nn.RNNBase):
 
 
 LSTM._exact_class = LSTM
+
+
+class NNLSTM(LSTM, TORCH_LSTM):
+    """A fastlstm.LSTM that is an instance of torch.nn.LSTM too, for code that asks isinstance(module, nn.LSTM).
+
+    Arguments, results, kernels and errors are those of fastlstm.LSTM. torch.compile breaks the graph at it, as at any nn.LSTM,
+    unless `torch._dynamo.config.allow_rnn` is True.
+    """
+
+    @dynamo_skip
+    def _small_call(self, input: Tensor | PackedSequence, hx: State | None) -> tuple | None:
+        run_small = _run_small()
+        if run_small is None:
+            return None
+        same = object.__new__(LSTM)  # the native call takes modules of exactly this class: one on the same attributes
+        object.__setattr__(same, "__dict__", self.__dict__)
+        return run_small(same, input, hx)
+
+
+NNLSTM._exact_class = NNLSTM
 
 
 @cache

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from fastlstm import dispatch
-from fastlstm._torch_compat import dynamo_skip, flop_registries, forward_gradients_are_on
+from fastlstm._torch_compat import dynamo_skip, flop_registries, forward_gradients_are_on, is_exporting_to_onnx
 from fastlstm.backends import native
 from fastlstm.backends.cpu import backend as cpu
 from fastlstm.backends.cpu import function
@@ -58,8 +58,14 @@ def route(call: Call) -> str:
 def _compiled_route(call: Call) -> str:
     if not _op_takes(call):
         return TORCH
-    if call.extra or call.masks.unknown_to_torch:
-        return OP
+    extra, to_onnx = call.extra or call.masks.unknown_to_torch, is_exporting_to_onnx()
+    if extra and to_onnx:
+        raise RuntimeError(
+            "ONNX has no LSTM with reset, return_cell_states, return_gates or masks in training; turn them off before "
+            "torch.onnx.export (fastlstm.restore(model) names those of a module)"
+        )
+    if extra or to_onnx:
+        return TORCH if to_onnx else OP  # torch's own LSTM becomes ONNX's, and the op has no counterpart there
     dtype, stack = call.weights[1].dtype, call.stack
     prefers = dispatch.compiled_prefers_torch(call.rows.device, dtype, stack.hidden_size, stack.proj_size)
     if prefers:

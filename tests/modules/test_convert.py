@@ -271,3 +271,48 @@ def test_onnx_export_works_after_restore(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     outputs = session.run(None, {n: v.numpy() for n, v in zip(names, (x, h, c), strict=True)})
     torch.testing.assert_close([torch.from_numpy(v) for v in outputs], list(expected), rtol=1e-4, atol=1e-5)
+
+
+class OneLSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit|.*tensor attributes|.*deprecated")
+@pytest.mark.parametrize("how", ["script", "trace", "freeze", "export"])
+def test_replace_names_an_lstm_in_a_compiled_program(how: str) -> None:
+    model, x = OneLSTM().eval(), torch.randn(4, 2, 3)
+    program = {
+        "script": lambda: torch.jit.script(model),
+        "trace": lambda: torch.jit.trace(model, x),
+        "freeze": lambda: torch.jit.freeze(torch.jit.script(model)),
+        "export": lambda: torch.export.export(model, (x,)).module(),
+    }[how]()
+    name = "the model" if how in ("freeze", "export") else "lstm"
+    with pytest.warns(UserWarning, match=rf"replace left alone what is not exactly torch.nn.LSTM: {name} \("):
+        fastlstm.replace(program)
+
+
+@pytest.mark.filterwarnings("error:fastlstm")
+def test_replace_says_nothing_of_a_program_without_an_lstm() -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*torch.jit")
+        scripted = torch.jit.script(nn.Linear(2, 2))
+        fastlstm.replace(scripted)
+        fastlstm.replace(torch.jit.freeze(scripted.eval()))
+
+
+@pytest.mark.parametrize("cls", [fastlstm.LSTM, fastlstm.NNLSTM])
+def test_dynamic_quantisation_without_restore_warns(cls: type) -> None:
+    model = nn.ModuleDict({"lstm": cls(3, 5), "head": nn.Linear(5, 2)})
+    with pytest.warns(UserWarning, match=rf"leaves {cls.__name__} modules .* call fastlstm.restore\(model\) first"):
+        small = torch.ao.quantization.quantize_dynamic(model)
+    assert type(small["lstm"]) is cls
+    assert "quantized" in type(small["head"]).__module__
+    x = torch.randn(2, 1, 3)
+    torch.testing.assert_close(small["lstm"](x), model["lstm"](x))
+    assert not hasattr(model["lstm"], "qconfig")
