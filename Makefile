@@ -5,12 +5,14 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 EXTRAS := names,visualize,tensorboard,bench,test,lint
 BUILD_FILES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc cmake -type f 2>/dev/null)
 
-.PHONY: demo test test-slow lint format venv bench bench-full bench-readme gpu-day clean
+.PHONY: demo test test-slow test-asan fuzz lint format venv bench bench-full bench-readme gpu-day clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train a small name generator on this machine and show what it writes (about two minutes)"
 	@echo "make test       the fast test suite        make test-slow  the rest"
+	@echo "make test-asan  kernels and bindings under AddressSanitizer and UBSan (a quarter of an hour)"
+	@echo "make fuzz N=100000  random calls: each is right or refused, and nothing crashes or leaks"
 	@echo "make bench      speed beside torch in under three minutes; ISA=avx2 holds both to AVX2"
 	@echo "make bench-full all of it, with onnxruntime and JAX (about a quarter of an hour)"
 	@echo "make bench-readme  the same on AVX2, and README.md's table and picture from it"
@@ -49,6 +51,14 @@ test: .venv/.all
 
 test-slow: .venv/.all .venv/.nvcc
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow tests
+
+test-asan: .venv/.all
+	$(BIN)/python tools/asan.py
+
+N ?= 100000
+SEED ?= 0
+fuzz: .venv/.all
+	$(BIN)/python -m tests.fuzz.calls $(N) $(SEED)
 
 # Other LSTMs to compare with; one that cannot be installed is skipped by name
 .venv/.competitors: .venv/.all

@@ -6,11 +6,13 @@ fastlstm.decode, fastlstm.Decoder      ids drawn from a TokenLSTM and an output 
 fastlstm.replace, fastlstm.restore     swap the nn.LSTMs of a whole model, and back
 fastlstm.backend, fastlstm.explain     which kernels run, and why
 fastlstm.check                         after replays of a CUDA graph: what went wrong in its kernels
+fastlstm.empty_cache                   give memory that is kept between training steps back
 fastlstm.warm_up                       compile Triton kernels before the first call
 """
 
 from fastlstm._version import __version__
 from fastlstm.backends.cuda.status import check
+from fastlstm.backends.native import empty_cache
 from fastlstm.dispatch import BackendError, backend, last_plan
 from fastlstm.explain import explain
 from fastlstm.modules.convert import replace, restore
@@ -30,6 +32,7 @@ __all__ = [
     "backend",
     "check",
     "decode",
+    "empty_cache",
     "explain",
     "last_plan",
     "replace",

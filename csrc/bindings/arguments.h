@@ -131,6 +131,7 @@ class Arguments {
   int64_t size(std::string_view name, int64_t least = 0) {
     const int64_t n = integer(name);
     if (n < least) bad_size(name, n, "an int of " + std::to_string(least) + " or more");
+    if (n > kMostNumbers) too_large();
     return n;
   }
   // An int in 0 … below - 1
@@ -141,7 +142,7 @@ class Arguments {
   // a * b * … of sizes, for an array or for scratch memory
   int64_t product(std::initializer_list<int64_t> sizes) const {
     const int64_t n = boundary::product(sizes);
-    if (n < 0) throw py::value_error(std::string(py::str(function_)) + ": sizes multiply to more than memory can hold");
+    if (n < 0) too_large();
     return n;
   }
   uint64_t unsigned_integer(std::string_view name) { return to_unsigned(name, required(name)); }
@@ -193,6 +194,11 @@ class Arguments {
 
  private:
   static constexpr int64_t kAnyWidth = -1;
+  static constexpr int64_t kMostNumbers = int64_t(1) << 50;  // of any size alone: sums of a few sizes never overflow
+
+  [[noreturn]] void too_large() const {
+    throw py::value_error(std::string(py::str(function_)) + ": sizes multiply to more than memory can hold");
+  }
 
   void look(std::string_view name, boundary::Type type, boundary::View& view) {
     PyObject* value = required(name);

@@ -203,7 +203,7 @@ class NNLSTM(LSTM, TORCH_LSTM):
     """A fastlstm.LSTM that is an instance of torch.nn.LSTM too, for code that asks isinstance(module, nn.LSTM).
 
     Arguments, results, kernels and errors are those of fastlstm.LSTM. torch.compile breaks the graph at it, as at any nn.LSTM,
-    unless `torch._dynamo.config.allow_rnn` is True.
+    unless Dynamo's option `allow_rnn` is on.
     """
 
     @dynamo_skip

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import fastlstm
 from fastlstm.backends import native
@@ -181,3 +182,44 @@ def test_bad_arguments_and_copies_are_refused() -> None:
     for copier in (copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
             copier(flow)
+
+
+def test_sizes_of_a_stream_cannot_be_changed() -> None:
+    """They are what the kernel trusts."""
+    stream = fastlstm.LSTM(3, 5).stream(2)
+    for name in ("batch_size", "dtype", "device"):
+        with pytest.raises(AttributeError):
+            setattr(stream, name, 1)
+    assert (stream.batch_size, stream.dtype, stream.device.type) == (2, torch.float32, "cpu")
+
+
+def test_a_stream_made_in_inference_mode_can_be_set_and_reset_outside() -> None:
+    with torch.inference_mode():
+        stream = fastlstm.LSTM(3, 5).stream(2)
+        stream.step(torch.randn(2, 3))
+    stream.reset(torch.tensor([True, False]))
+    stream.state = torch.ones(1, 2, 5), torch.ones(1, 2, 5)
+    stream.reset()
+    assert all(v.eq(0).all() for v in stream.state)
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    lstm = fastlstm.LSTM(3, 5)
+    lstm.weight_ih_l0 = torch.nn.Parameter(torch.randn(20, 2))
+    with pytest.raises(RuntimeError, match=r"weight_ih_l0 has shape \[20, 2\], expected \[20, 3\]"):
+        lstm.stream(1)
+
+
+def test_an_input_without_plain_memory_is_right_or_refused() -> None:
+    """A negated view has its sign; wrapper classes, fake tensors and freed storages are an error."""
+    lstm, x = fastlstm.LSTM(3, 5), torch.randn(2, 3)
+    expected = lstm.stream(2).step(x)
+    assert torch.equal(lstm.stream(2).step(torch._neg_view(-x)), expected)
+    assert torch.equal(lstm.stream(2).step(x.as_subclass(type("Own", (torch.Tensor,), {}))), expected)
+    freed, freed_bfloat16 = x.clone(), x.bfloat16()
+    for v in (freed, freed_bfloat16):
+        v.untyped_storage().resize_(0)
+    wrapped = TwoTensor(x, x)
+    for bad in (freed, freed_bfloat16, wrapped, torch._to_functional_tensor(x)):
+        with pytest.raises(RuntimeError, match="x is (float32|bfloat16)"):
+            lstm.stream(2).step(bad)

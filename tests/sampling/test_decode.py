@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -263,3 +265,44 @@ def test_models_that_cannot_be_decoded_are_refused(model: Model) -> None:
         fastlstm.decode(model.rnn.lstm, model.out.weight, None, [1], 3)
     with fastlstm.backend("triton"), pytest.raises(fastlstm.BackendError, match="there is no decoder of it"):
         fastlstm.decode(*model.args, [1], 3)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_a_decoder_keeps_copies_of_what_it_was_given(model: Model, backend: str | None) -> None:
+    """Weights, prime, automaton and state may be changed, or freed, between draws."""
+    prime, follows = torch.tensor([1, 2]), torch.zeros(1, 11, dtype=torch.int32)
+    state = torch.randn(2, 16), torch.randn(2, 16)
+
+    def drawn(spoil: bool) -> torch.Tensor:
+        rnn, weight, bias = copy.deepcopy(model.rnn), model.out.weight.detach().clone(), model.out.bias.detach().clone()
+        given = prime.clone(), follows.clone(), *(v.clone() for v in state)
+        with fastlstm.backend(backend):
+            drawing = fastlstm.Decoder(rnn, weight, bias).start(
+                given[0], automaton=(given[1], 0), state=given[2:], seed=3
+            )
+            first = drawing.draw(4).ids
+            for v in (*given, weight, bias, *rnn.parameters()) if spoil else ():
+                v.data.fill_(10**6)
+                v.untyped_storage().resize_(0)
+            return torch.cat([first, drawing.draw(40).ids])
+
+    assert torch.equal(drawn(spoil=True), drawn(spoil=False))
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_every_negative_state_forbids(model: Model, backend: str | None) -> None:
+    """Also the least of 64 bits, which is 0 in 32."""
+    follows = torch.full((1, 11), -(2**63))
+    follows[0, 4] = 0
+    with fastlstm.backend(backend):
+        assert fastlstm.decode(*model.args, [1], 9, automaton=(follows, 0)).ids.eq(4).all()
+
+
+def test_weights_that_do_not_fit_are_refused(model: Model) -> None:
+    model.rnn.lstm.weight_hh_l1 = nn.Parameter(torch.randn(64, 15))
+    with pytest.raises(RuntimeError, match=r"weight_hh_l1 has shape \[64, 15\], expected \[64, 16\]"):
+        fastlstm.Decoder(*model.args)
+    freed = torch.randn(11, 16)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"weight is float32 with shape .*, and its storage has 0 bytes"):
+        fastlstm.Decoder(make_model(11, 4, 16, 2).rnn, freed)

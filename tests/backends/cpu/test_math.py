@@ -50,7 +50,8 @@ def test_error_in_units_of_the_last_place(name: str, dtype: torch.dtype) -> None
 def test_limits_are_exact_and_nan_stays_nan(dtype: torch.dtype) -> None:
     x = torch.tensor([-float("inf"), -1e30, -100.0, 0.0, 100.0, 1e30, float("inf"), float("nan")], dtype=dtype)
     sigmoid, tanh = apply("sigmoid", x), apply("tanh", x)
-    assert sigmoid[:3].abs().max() < 1e-37
+    assert sigmoid[:2].tolist() == [0.0, 0.0]  # torch's: what an infinite input is multiplied by
+    assert sigmoid[2] < 1e-37
     assert sigmoid[3:7].tolist() == [0.5, 1.0, 1.0, 1.0]
     assert tanh[:7].tolist() == [-1.0, -1.0, -1.0, 0.0, 1.0, 1.0, 1.0]
     assert sigmoid[7].isnan()
