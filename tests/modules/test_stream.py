@@ -221,5 +221,5 @@ def test_an_input_without_plain_memory_is_right_or_refused() -> None:
         v.untyped_storage().resize_(0)
     wrapped = TwoTensor(x, x)
     for bad in (freed, freed_bfloat16, wrapped, torch._to_functional_tensor(x)):
-        with pytest.raises(RuntimeError, match="x is (float32|bfloat16)"):
+        with pytest.raises(RuntimeError, match=r"x is (float32|bfloat16)"):
             lstm.stream(2).step(bad)
