@@ -21,9 +21,9 @@ def _nodes(graph: torch.fx.GraphModule, op: str = "lstm_forward") -> int:
 
 
 def _operations(graph: torch.fx.GraphModule) -> list[str]:
-    """What a graph calls, the parts of results aside."""
+    """What a graph calls, besides parts of results and `detach`, which do nothing when it runs."""
     targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-    return [target for target in targets if "getitem" not in target]
+    return [target for target in targets if "getitem" not in target and "detach" not in target]
 
 
 def _grads(run, lstm: nn.Module, x: Tensor) -> list[Tensor]:
@@ -114,11 +114,11 @@ def test_each_pass_is_one_node_a_layer_where_the_whole_is_none(why: str) -> None
     assert (_nodes(graphs["backward"]), _nodes(graphs["forward"], "stack_forward")) == (0, 0)
 
 
-@pytest.mark.parametrize("kind", ["float64", "state", "packed", "ids", "dropout in evaluation"])
+@pytest.mark.parametrize("kind", ["dense", "float64", "state", "packed", "ids"])
 def test_a_compiled_training_step_has_the_bits_of_an_eager_one(kind: str) -> None:
     dtype = torch.float64 if kind == "float64" else torch.float32
     lstm = fastlstm.TokenLSTM(11, 3, 5, 2) if kind == "ids" else fastlstm.LSTM(3, 5, 2, dropout=0.5, dtype=dtype)
-    lstm.train(kind not in ("dropout in evaluation", "float64", "state", "packed"))
+    lstm.eval()  # dropout between layers is off, and the layers stay one node
     x = torch.randint(11, (6, 4)) if kind == "ids" else torch.randn(6, 4, 3, dtype=dtype)
     x = pack_padded_sequence(x, [2, 6, 1, 4], enforce_sorted=False) if kind == "packed" else x
     hx = None
