@@ -1,4 +1,4 @@
-# ruff: noqa: PT009, PT027, E402  (torch.testing compares tensors, unittest does not; its import needs expecttest)
+# ruff: noqa: PT009, PT027  (torch.testing compares tensors, unittest does not; its import needs expecttest)
 """The class of checks that torch runs on its own modules, on fastlstm.LSTM with torch's own samples of nn.LSTM.
 
 Everything is asked of every sample that torch has, in float32 and float64; nothing is expected to fail.
