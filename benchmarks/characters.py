@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -55,14 +56,15 @@ def fastlstm_like(torch_model: TorchModel) -> CharModel:
 
 
 def training_step(L: int, H: int, B: int, T: int, device: str = "cpu") -> Workload:
-    """ids, model, cross-entropy, backward, value clip, RMSProp."""
+    """ids, model, cross-entropy, backward, value clip, RMSProp; judged by the same step in float64 on the CPU."""
     ids, targets = torch.randint(V, (2, T, B), device=device)
     torch_model = TorchModel(H, L).to(device)
+    exact = optimised(deepcopy(torch_model).double().cpu(), ids.cpu(), targets.cpu())
     models: dict[str, nn.Module] = {name: fastlstm_like(torch_model) for name in fastlstm_contenders(device)}
     runs = {name: optimised(model, ids, targets) for name, model in {**models, "torch": torch_model}.items()}
     flops = 3 * 2 * T * B * (4 * H * H * (2 * L - 1) + H * V)
     chosen = chosen_by_dispatch(models["dispatched"].rnn, ids)
-    return Workload(runs, flops=flops, chosen=chosen)
+    return Workload(runs, exact=exact, device=device, flops=flops, chosen=chosen)
 
 
 def optimised(model: nn.Module, ids: Tensor, targets: Tensor) -> ContenderCall:

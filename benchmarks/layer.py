@@ -106,7 +106,14 @@ def layer(call: LayerCall) -> Workload:
         chosen = chosen_by_dispatch(fused_lstm, prepared.x())
     read = prepared.rows.element_size() * float(sum(p.numel() for p in prepared.lstm.parameters()))
     return Workload(
-        runs, dtype=call.dtype, grad=call.train, flops=call.flops, bytes=read, chosen=chosen, prepared=prepared
+        runs,
+        dtype=call.dtype,
+        device=call.device,
+        grad=call.train,
+        flops=call.flops,
+        bytes=read,
+        chosen=chosen,
+        prepared=prepared,
     )
 
 

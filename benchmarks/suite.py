@@ -85,8 +85,11 @@ def _scaling() -> list[BenchmarkCase]:
 
 
 def _gpu() -> list[BenchmarkCase]:
-    """Dense layers on a GPU, with the competitors that need one."""
+    """Training steps of a character model and dense layers on a GPU, these with the competitors that need one."""
     cases = []
+    for L, H, B, T in ((2, 128, 50, 50), (2, 512, 64, 64)):
+        make = partial(characters.training_step, L, H, B, T, "cuda")
+        cases.append(BenchmarkCase(f"gpu-characters/{L}x{H}-B{B}-T{T}", make))
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for B, H in ((16, 128), (64, 256), (16, 512), (64, 1024)):
             for mode in ("training", "forward"):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import fastlstm
+from fastlstm.testing import accuracy
 
 ContenderCall = Callable[[], Iterable[Tensor]]
 
@@ -38,6 +39,9 @@ class Workload:
     Attributes:
         runs: name → one call; it returns the tensors that are compared.
         reference: the contender that the others must agree with.
+        exact: the reference's results in float64. With it a contender is right by the rule of fastlstm/testing/accuracy.py:
+            its error is at most twice that of the reference, which computes in the same type.
+        device: where the call runs, cpu or cuda.
         dtype: the type of weights and inputs.
         grad: whether gradients are recorded.
         flops: multiply-adds × 2 of one call; 0 if matrix products do not bound its time.
@@ -53,6 +57,8 @@ class Workload:
 
     runs: dict[str, ContenderCall]
     reference: str = "torch"
+    exact: ContenderCall | None = None
+    device: str = "cpu"
     dtype: torch.dtype = torch.float32
     grad: bool = True
     flops: float = 0.0
@@ -66,10 +72,14 @@ class Workload:
     characters: int = 0
 
     @property
+    def tf32(self) -> bool:
+        """Whether cuDNN may multiply the call's float32 as TF32."""
+        return self.device == "cuda" and self.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+
+    @property
     def within(self) -> float:
-        """The relative difference that two correct results may have; cuDNN may multiply float32 as TF32."""
-        tf32 = self.prepared is not None and self.prepared.call.device == "cuda" and torch.backends.cudnn.allow_tf32
-        return ALLOWED[torch.float16] if tf32 and self.dtype == torch.float32 else ALLOWED[self.dtype]
+        """The relative difference that two correct results may have."""
+        return ALLOWED[torch.float16] if self.tf32 else ALLOWED[self.dtype]
 
     @contextmanager
     def context(self, name: str) -> Iterator[None]:
@@ -83,10 +93,15 @@ class Workload:
 
         An optional contender that fails is skipped with the reason. So is a forced backend that cannot run the call.
         """
-        expected = [tensor.double() for tensor in self._results(self.reference)]
+        expected = self._results(self.reference)
+        exact = None if self.exact is None else [tensor.detach().cpu() for tensor in self.exact()]
         for name in [name for name in self.runs if name != self.reference]:
             try:
-                check_agreement(name, self._results(name), expected, self.allowed.get(name, self.within))
+                if exact is not None:
+                    check_accuracy(name, self._results(name), expected, exact, self.tf32)
+                else:
+                    wide = [tensor.double() for tensor in expected]
+                    check_agreement(name, self._results(name), wide, self.allowed.get(name, self.within))
             except fastlstm.BackendError as reason:
                 self._skip(name, reason)
             except Exception as reason:  # a competitor may raise anything; it is then not timed
@@ -103,11 +118,30 @@ class Workload:
         del self.runs[name]
 
 
+def check_accuracy(
+    name: str, actual: list[Tensor], expected: list[Tensor], exact: list[Tensor], tf32: bool = False
+) -> None:
+    """Raise WrongOutputError unless each tensor's error is at most twice that of `expected`, or 4 eps (NaN fails).
+
+    exact: the results in float64; tf32: eps is that of TF32.
+    """
+    _require_as_many(name, actual, expected)
+    for index, (tensor, same_type, reference) in enumerate(zip(actual, expected, exact, strict=True)):
+        try:
+            accuracy.check(f"{name}, tensor {index}", tensor, reference, same_type, tf32)
+        except accuracy.WrongResultError as error:
+            raise WrongOutputError(str(error)) from None
+
+
+def _require_as_many(name: str, actual: list[Tensor], expected: list[Tensor]) -> None:
+    if len(actual) != len(expected):
+        raise WrongOutputError(f"{name} returns {len(actual)} tensors, expected {len(expected)}")
+
+
 def check_agreement(name: str, actual: Iterable[Tensor], expected: list[Tensor], allowed: float) -> None:
     """Raise WrongOutputError unless ‖got − expected‖ ≤ allowed · ‖expected‖ for each tensor (NaN fails)."""
     actual = list(actual)
-    if len(actual) != len(expected):
-        raise WrongOutputError(f"{name} returns {len(actual)} tensors, expected {len(expected)}")
+    _require_as_many(name, actual, expected)
     for index, (tensor, reference) in enumerate(zip(actual, expected, strict=True)):
         if tensor.shape != reference.shape:
             raise WrongOutputError(

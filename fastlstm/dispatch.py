@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from fastlstm._torch_compat import (
     is_exporting,
 )
 from fastlstm.backends import native
-from fastlstm.backends.base import Backend, BackendError, UnfitError
+from fastlstm.backends.base import Backend, BackendError, UnfitError, forced_kernels
 from fastlstm.ops.arguments import SAVE_ALL, Grads, OpInputs, Saved, Spec
 
 requested_name: ContextVar[str | None] = ContextVar("fastlstm_backend", default=None)
@@ -56,14 +57,28 @@ def backend(name: str | None) -> Iterator[None]:
         requested_name.reset(token)
 
 
+class Request(NamedTuple):
+    """What was asked for when a call was made: a backend, and a kernel of some backends."""
+
+    backend: str | None
+    kernels: Mapping[str, str]
+
+
+def requested() -> Request:
+    """Return what is asked for here. Context variables are those of this thread; a `Request` can go to another."""
+    return Request(requested_backend(), forced_kernels.get())
+
+
 @contextmanager
-def with_backend(name: str | None) -> Iterator[None]:
-    """Backward of a call: under the backend that was requested for its forward, if one was, in whatever thread it runs."""
-    if name is None:
-        yield
-    else:
-        with backend(name):
+def with_requested(request: Request) -> Iterator[None]:
+    """Backward of a call: under what was requested for its forward, if anything was, in whatever thread it runs."""
+    token = forced_kernels.set(request.kernels) if request.kernels else None
+    try:
+        with nullcontext() if request.backend is None else backend(request.backend):
             yield
+    finally:
+        if token is not None:
+            forced_kernels.reset(token)
 
 
 def requested_backend() -> str | None:

@@ -82,8 +82,8 @@ def _triton_takes(kernel: str, spec: Spec) -> bool:
     known = cost_model.KNOWN[GPU]
     device = triton_planner.GpuLimits(GPU, known.capability, known.sms, known.shared_bytes)
     math = triton_planner.how(spec.dtype.itemsize, False, device)
-    with triton_planner.force(kernel):
-        plan = triton_planner.choose(device, spec.H, spec.B, math, projected=spec.projected, training=spec.training)
+    options = {"projected": spec.projected, "training": spec.training, "only": kernel}
+    plan = triton_planner.choose(device, spec.H, spec.B, math, **options)
     return isinstance(plan, triton_planner.TritonPlan)
 
 

@@ -135,3 +135,15 @@ def test_allocations_state_type_and_device(package: str) -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{name}" for name in _ALLOCATE}:
                 stated = {keyword.arg for keyword in node.keywords}
                 assert None in stated or {"dtype", "device"} <= stated, f"{path}:{node.lineno}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("package", ["fastlstm", "benchmarks", "tools"])
+def test_no_assert_decides_anything_outside_the_tests(package: str):
+    """`python -O` leaves asserts out, and one without a text raises an error that says nothing."""
+    asserts = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in _files(package).values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assert) and not path.name.startswith(("test_", "conftest"))
+    ]
+    assert asserts == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fastlstm.backends import cost_model
-from fastlstm.backends.triton.planner import KERNELS, GpuLimits, Tile, TritonPlan, choose, force
+from fastlstm.backends.triton.planner import KERNELS, GpuLimits, Tile, TritonPlan, choose
 
 
 def committed() -> Iterator[tuple[GpuLimits, int, int, str]]:
@@ -31,9 +31,8 @@ def variants(capability: int | None = None) -> list[tuple[str, str, Tile, str]]:
     for device, H, B, math in committed():
         if capability not in (None, device.capability):
             continue
-        for kernel in (None, *KERNELS):
-            with force(kernel):
-                plan = choose(device, H, B, math)
+        for kernel in ("", *KERNELS):
+            plan = choose(device, H, B, math, only=kernel)
             if isinstance(plan, TritonPlan):
                 picked[plan.kernel, math, plan.forward, "forward"] = None
                 picked[plan.kernel, math, plan.backward, "backward"] = None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fastlstm.backends import native
+from fastlstm.backends.base import forced_kernels
 from fastlstm.backends.cuda import backend as cuda
 from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.backends.cuda import planner as cuda_planner
@@ -104,8 +104,8 @@ class GpuExecutor:
         return cuda._on(cuda._index(tensor.device), tensor.dtype)
 
     def force_kernel(self, kernel: str) -> None:
-        """From now on module calls use this kernel; "" lets the planner choose. Autograd's threads follow too."""
-        cuda.requested_kernel = ContextVar("fastlstm_cuda_kernel", default=kernel)
+        """From now on module calls use this kernel, backward of them too; "" lets the planner choose."""
+        forced_kernels.set({cuda.NAME: kernel})
 
     def math(self, math: str) -> Any:
         """A context in which float32 is multiplied as `math` says."""

@@ -65,8 +65,11 @@ def check(kernel: str, math: str, cases: tuple[Case, ...], device: str) -> list[
         outcome = correctness.outcome_of(
             backends.load("triton"), correctness.CaseRun(kernel, MATHS[math], case, 1), torch.device(device)
         )
-        row = {"kernel": kernel, "math": math, "case": case.id, "fine": None if outcome.skipped else not outcome.wrong}
-        rows.append({**row, "wrong": outcome.wrong[:300], "skipped": outcome.skipped[:200]})
+        skipped = outcome.verdict is correctness.Verdict.SKIPPED
+        fine = None if skipped else outcome.verdict is correctness.Verdict.PASSED
+        row = {"kernel": kernel, "math": math, "case": case.id, "fine": fine}
+        reasons = {"wrong": "" if skipped else outcome.reason[:300], "skipped": outcome.reason[:200] if skipped else ""}
+        rows.append({**row, **reasons})
         if outcome.fatal:
             break
     return rows

@@ -38,8 +38,7 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
         yield {"skipped": f"there is no ubench in {' or '.join(str(path.relative_to(ROOT)) for path in PATHS)}"}
         return
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
+    for line in process.stdout or ():
         yield parsed(line)
     yield {"code": process.wait()}
 

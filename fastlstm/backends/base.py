@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -12,6 +14,9 @@ from torch import Tensor
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 
 _registered: dict[str, Backend] = {}
+# backend → the kernel that `force` asks for. One variable for all backends: what carries it from forward to the thread of
+# backward (dispatch.requested) needs to know of no other.
+forced_kernels: ContextVar[Mapping[str, str]] = ContextVar("fastlstm_kernels", default=MappingProxyType({}))
 
 
 class BackendError(RuntimeError):
@@ -55,14 +60,26 @@ class Backend:
         """The names of the kernels that would run, forward's first; a backend of one kernel has one without a name."""
         return ("",)
 
-    def force(self, kernel: str | None) -> AbstractContextManager[None]:
-        """Use one kernel inside a `with` block, by its name; None or "": choose as usual."""
-        if kernel:
-            raise ValueError(f"kernel is {kernel!r}, expected none: backend '{self.name}' has no choice of kernels")
-        return nullcontext()
+    @contextmanager
+    def force(self, kernel: str | None) -> Iterator[None]:
+        """Use one kernel inside a `with` block, by its name; None or "": choose as usual.
+
+        Backward of a call made there uses it too, in whatever thread it runs. Raises ValueError for an unknown name.
+        """
+        if kernel and kernel not in self.kernel_names:
+            known = ", ".join(filter(None, self.kernel_names))
+            expected = f"one of {known}" if known else f"none: backend '{self.name}' has no choice of kernels"
+            raise ValueError(f"kernel is {kernel!r}, expected {expected}")
+        token = forced_kernels.set({**forced_kernels.get(), self.name: kernel or ""})
+        try:
+            yield
+        finally:
+            forced_kernels.reset(token)
 
     def check(self, device: torch.device) -> None:
         """Wait for a device and raise what its kernels left for the host."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     def forward(self, inputs: OpInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Run one layer in one direction; returns as `fastlstm.ops.reference.forward`."""

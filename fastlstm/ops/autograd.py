@@ -89,7 +89,7 @@ class Forward(SingleLevelFunction):
         else:
             h, c, gates, h_n, c_n = below_recording(torch.ops.fastlstm.lstm_forward.default, keyset, args)
         *tensors, ctx.reverse, ctx.save = args
-        ctx.backend = dispatch.requested_backend()
+        ctx.requested = dispatch.requested()
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*((gates,) if ctx.save else (gates, c)))
         ctx.save_for_backward(*tensors, h, c, gates)
@@ -100,7 +100,7 @@ class Forward(SingleLevelFunction):
         *tensors, h, c, gates = kept = ctx.saved_tensors
         inputs, saved = OpInputs(*tensors, ctx.reverse, ctx.save), Saved(h, c, gates)
         grads, needs_grad = Grads(dh, dc, dh_n, dc_n), ctx.needs_input_grad[1:7]
-        with dispatch.with_backend(ctx.backend):
+        with dispatch.with_requested(ctx.requested):
             if ctx.save == SAVE_NOTHING:
                 inputs = inputs._replace(save=SAVE_ALL)
                 saved = Saved(*torch.ops.fastlstm.lstm_forward(*inputs)[:3])

@@ -48,21 +48,22 @@ def forward(
     reverse: steps run T-1 … 0; save: 0 keeps neither c nor gates, 1 both, 2 only c (what is not kept: shape (0,)).
     """
     dtype, cell = w_hh.dtype, cell_type(w_hh.dtype)
-    x_gates = input_gates(x, ids, w_x, bias).to(cell)
-    resets = None if reset is None else reset.reshape(-1, 1)
+    inputs = x if ids is None else ids
+    x_gates = by_step(input_gates(x, ids, w_x, bias).to(cell), inputs, batch_sizes)
+    resets = by_step(None if reset is None else reset.reshape(-1, 1), inputs, batch_sizes)
     h_state, c_state = h0.to(cell), c0.to(cell)
     h, c, gates = {}, {}, {}
-    for t, rows, n in steps(x if ids is None else ids, batch_sizes, reverse):
-        keep = None if resets is None else ~resets[rows]
+    for t, _, n in steps(inputs, batch_sizes, reverse):
+        keep = None if resets is None else ~resets[t]
         h_prev, c_prev = _kept(h_state[:n], keep), _kept(c_state[:n], keep)
-        i, f, g, o = activate(x_gates[rows] + h_prev @ w_hh.to(cell).t())
+        i, f, g, o = activate(x_gates[t] + h_prev @ w_hh.to(cell).t())
         c[t] = f * c_prev + i * g
         h_unprojected = o * torch.tanh(c[t])
         h[t] = (h_unprojected if w_hr is None else h_unprojected @ w_hr.to(cell).t()).to(dtype)
         gates[t] = torch.cat([i, f, g, o], 1).to(dtype)
         # rows beyond n have ended (forward) or not begun (reverse): they keep their state
         h_state, c_state = torch.cat([h[t].to(cell), h_state[n:]]), torch.cat([c[t], c_state[n:]])
-    lead = (x if ids is None else ids).shape[: 2 if batch_sizes is None else 1]
+    lead = inputs.shape[: 2 if batch_sizes is None else 1]
     return (
         _stack(h, lead, w_hh.new_empty(0, w_hh.shape[1])),
         _stack(c, lead, c_state.new_empty(0, c0.shape[1])) if save else c_state.new_empty(0),
@@ -102,28 +103,32 @@ def backward(
     """
     dtype, cell = w_hh.dtype, cell_type(w_hh.dtype)
     w_rec, lead = w_hh.to(cell), h.shape[:-1]
-    flat = [None if v is None else v.reshape(lead.numel(), v.shape[-1]).to(cell) for v in (dh, dc, h, c)]
-    dh, dc, h, c = flat
-    x_gates = input_gates(x, ids, w_x, bias).to(cell) if save == SAVE_CELLS else None
-    gates = None if save == SAVE_CELLS else gates.reshape(lead.numel(), w_hh.shape[0]).to(cell)
-    resets = None if reset is None else reset.reshape(-1, 1)
+    x_gates = input_gates(x, ids, w_x, bias) if save == SAVE_CELLS else None
+    kept_gates = None if save == SAVE_CELLS else gates
+    flat = [
+        None if v is None else v.reshape(lead.numel(), v.shape[-1]).to(cell)
+        for v in (dh, dc, h, c, x_gates, kept_gates)
+    ]
+    flat.append(None if reset is None else reset.reshape(-1, 1))
+    inputs = x if ids is None else ids
+    dh, dc, h, c, x_gates, gates, resets = (by_step(v, inputs, batch_sizes) for v in flat)
     dh_state = torch.zeros_like(h0, dtype=cell) if dh_n is None else dh_n.to(cell)
     dc_state = torch.zeros_like(c0, dtype=cell) if dc_n is None else dc_n.to(cell)
-    order = list(steps(x if ids is None else ids, batch_sizes, reverse))
+    order = list(steps(inputs, batch_sizes, reverse))
     d_gates, dh_proj = {}, {}
     for k in reversed(range(len(order))):
-        t, rows, n = order[k]
-        keep = None if resets is None else ~resets[rows]
+        t, _, n = order[k]
+        keep = None if resets is None else ~resets[t]
         c_prev = _kept(_previous(c, c0.to(cell), order, k), keep)
         if gates is None:
             h_prev = _kept(_previous(h, h0.to(cell), order, k), keep)
-            parts = activate(x_gates[rows] + h_prev @ w_rec.t())
+            parts = activate(x_gates[t] + h_prev @ w_rec.t())
         else:
-            parts = gates[rows].chunk(4, 1)
-        dh_proj[t] = dh_state[:n] if dh is None else dh_state[:n] + dh[rows]
+            parts = gates[t].chunk(4, 1)
+        dh_proj[t] = dh_state[:n] if dh is None else dh_state[:n] + dh[t]
         dh_unprojected = dh_proj[t] if w_hr is None else dh_proj[t] @ w_hr.to(cell)
-        dc_in = dc_state[:n] if dc is None else dc_state[:n] + dc[rows]
-        d_gates[t], dc_prev = _unit_gradients(dh_unprojected, dc_in, parts, c_prev, torch.tanh(c[rows]))
+        dc_in = dc_state[:n] if dc is None else dc_state[:n] + dc[t]
+        d_gates[t], dc_prev = _unit_gradients(dh_unprojected, dc_in, parts, c_prev, torch.tanh(c[t]))
         dh_state = torch.cat([_kept(d_gates[t] @ w_rec, keep), dh_state[n:]])
         dc_state = torch.cat([_kept(dc_prev, keep), dc_state[n:]])
     return (
@@ -181,22 +186,34 @@ def activate(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
 
 
-def steps(rows_of: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Iterator[tuple[int, slice, int]]:
-    """Each step in the order of processing: its time t, its rows among all N, and how many rows it has."""
-    sizes = [rows_of.shape[1]] * rows_of.shape[0] if batch_sizes is None else batch_sizes.tolist()
-    starts = [0]
+def steps(inputs: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Iterator[tuple[int, slice, int]]:
+    """Each step in the order of processing: its time t, its rows among all N, and how many rows it has. inputs: x or ids."""
+    sizes, starts = _step_sizes(inputs, batch_sizes), [0]
     for n in sizes:
         starts.append(starts[-1] + n)
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
         yield t, slice(starts[t], starts[t + 1]), sizes[t]
 
 
-def _previous(values: Tensor, initial: Tensor, order: list[tuple[int, slice, int]], k: int) -> Tensor:
+def by_step(values: Tensor | None, inputs: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, ...] | None:
+    """The rows (n, ·) of each time t, of all rows (N, ·). inputs: x or ids.
+
+    One split, and not a slice for each step: the gradient of a slice is as large as all rows, so that T of them would take
+    a time that grows as T².
+    """
+    return None if values is None else values.split(_step_sizes(inputs, batch_sizes))
+
+
+def _step_sizes(inputs: Tensor, batch_sizes: Tensor | None) -> list[int]:
+    return [inputs.shape[1]] * inputs.shape[0] if batch_sizes is None else batch_sizes.tolist()
+
+
+def _previous(values: tuple[Tensor, ...], initial: Tensor, order: list[tuple[int, slice, int]], k: int) -> Tensor:
     """The state that came into the k-th processed step: rows of the step before, or of the initial state."""
     n = order[k][2]
     if k == 0:
         return initial[:n]
-    _, before, m = order[k - 1]
+    before, _, m = order[k - 1]
     return torch.cat([values[before][:n], initial[m:n]]) if m < n else values[before][:n]
 
 

@@ -19,11 +19,19 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends.base import Backend
 from fastlstm.ops import reference, validation
-from fastlstm.ops.arguments import OpInputs, Saved
+from fastlstm.ops.arguments import SAVE_ALL, OpInputs, Saved
 from fastlstm.testing.cases import Case, Inputs, make, make_grads, rounded
 
 LEAVES = ("x", "w_x", "bias", "w_hh", "w_hr", "h0", "c0")
+FORWARD, BACKWARD = ("h", "c", "gates", "h_n", "c_n"), ("d_gates", "dh_proj", "dh0", "dc0")  # what the op returns
 OP_OUTPUTS = ("h", "c", "h_n", "c_n", "d_gates", "dh_proj", "dh0", "dc0")
+
+
+class WrongResultError(AssertionError):
+    """A result with another shape or type than it must have, or with an error above what the rule allows.
+
+    Raised, and never left to an `assert`: those have no text of their own, and `python -O` leaves them out.
+    """
 
 
 def error(actual: Tensor, ref64: Tensor) -> float:
@@ -45,19 +53,29 @@ def tolerance(ref64: Tensor, torch_same_type: Tensor, tf32: bool = False) -> flo
 
 
 def check(name: str, actual: Tensor, ref64: Tensor, torch_same_type: Tensor, tf32: bool = False) -> None:
-    """Assert the rule for one tensor. The type of `torch_same_type`, or tf32, says which eps is meant."""
-    assert actual.shape == ref64.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(ref64.shape)}"
-    measured, allowed = error(actual, ref64), tolerance(ref64, torch_same_type, tf32)
-    assert measured <= allowed, f"{name}: relative error {measured:.3g}, allowed {allowed:.3g}"  # false for NaN
+    """Apply the rule to one tensor. The type of `torch_same_type`, or tf32, says which eps is meant.
+
+    Raises WrongResultError where the tensor has another shape than `ref64` or an error above what is allowed.
+    """
+    if actual.shape != ref64.shape:
+        raise WrongResultError(f"{name}: shape {tuple(actual.shape)}, expected {tuple(ref64.shape)}")
+    _require_allowed(name, error(actual, ref64), tolerance(ref64, torch_same_type, tf32))
+
+
+def _require_allowed(name: str, measured: float, allowed: float) -> None:
+    if not measured <= allowed:  # so that NaN is wrong too
+        raise WrongResultError(f"{name}: relative error {measured:.3g}, allowed {allowed:.3g}")
 
 
 def check_all(
     actual: Mapping[str, Tensor | None], case: Case, dtype: torch.dtype, seed: int = 0, what: str = ""
 ) -> None:
-    """Assert the rule for every tensor in `actual`, named as `expected` names them."""
+    """Apply the rule to every tensor in `actual`, named as `expected` names them; raises WrongResultError."""
     ref, baselines = expected(case, dtype, seed), baseline(case, dtype, seed)
     for name, value in actual.items():
-        assert (value is None) == (ref[name] is None), f"{what} {case.id} {name}: {value} against {ref[name]}"
+        if (value is None) != (ref[name] is None):
+            given, wanted = ("nothing" if v is None else "a tensor" for v in (value, ref[name]))
+            raise WrongResultError(f"{what} {case.id} {name}: {given}, expected {wanted}")
         if value is not None:
             check(f"{what} {case.id} {dtype} {name}", value, ref[name], baselines[name])
 
@@ -84,11 +102,14 @@ def check_backend(
     seed: int = 0,
     tf32: bool = False,
 ) -> None:
-    """Run a backend's forward and backward on a case (inputs inside canaries) and check all that they return."""
+    """Run a backend's forward and backward on a case (inputs inside canaries) and check all that they return.
+
+    Raises WrongResultError where a tensor has the wrong shape or type, or an error above what is allowed.
+    """
     for what, (measured, allowed) in errors(
         backend, case, dtype, save=save, device=device, seed=seed, tf32=tf32
     ).items():
-        assert measured <= allowed, f"{what}: relative error {measured:.3g}, allowed {allowed:.3g}"  # false for NaN
+        _require_allowed(what, measured, allowed)
 
 
 def errors(
@@ -103,7 +124,7 @@ def errors(
 ) -> dict[str, tuple[float, float]]:
     """The relative error, measured and allowed, of each tensor that a backend returns for a case, forward and backward.
 
-    Raises AssertionError where a tensor has the wrong shape or type.
+    Raises WrongResultError where a tensor has the wrong shape or type.
     """
     outputs, ref, baselines = [], [], []
     for draw in draws(case, seed):
@@ -111,9 +132,8 @@ def errors(
         ref.append(expected(case, dtype, draw))
         baselines.append(baseline(case, dtype, draw))
     errors_by_name = {}
-    for name, value in outputs[0].items():
+    for name in outputs[0]:
         what = f"{backend.name} save={save} {case.id} {dtype} {name}"
-        assert [v[name].shape for v in outputs] == [v[name].shape for v in ref], f"{what}: {value.shape}"
         actual, ref64, torch_same_type = (
             torch.cat([v[name].reshape(-1) for v in values]) for values in (outputs, ref, baselines)
         )
@@ -127,15 +147,45 @@ def _run(
     inputs = make(case, dtype, seed, device=device, canary=True)
     inputs = Inputs(*(None if v is None else v if case.noncontiguous else v.contiguous() for v in inputs))
     checked = validation.checked_inputs(OpInputs(*inputs, case.reverse, save))
-    h, c, gates, h_n, c_n = backend.forward(checked)
+    what, like = f"{backend.name} save={save} {case.id} {dtype}", _layouts(checked)
+    h, c, gates, h_n, c_n = results = backend.forward(checked)
+    _require_layouts(what, dict(zip(FORWARD, results, strict=True)), like)
     grads = make_grads(case, dtype, seed + 1, device=device)
     grads_out = backend.backward(checked, *validation.checked_gradients(checked, Saved(h, c, gates), grads))
+    _require_layouts(what, dict(zip(BACKWARD, grads_out, strict=True)), like)
     actual = dict(zip(OP_OUTPUTS, (h, c, h_n, c_n, *grads_out), strict=True))
     if not case.projection:
-        assert actual.pop("dh_proj").shape == (0,)
-    assert [actual[k].dtype for k in ("h", "h_n", "d_gates", "dh0")] == [dtype] * 4
-    assert [actual[k].dtype for k in ("c", "c_n", "dc0")] == [inputs.c0.dtype] * 3
+        del actual["dh_proj"]
     return actual
+
+
+def _layouts(inputs: OpInputs) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of each tensor that the op returns: the type of the weights, and of cell states that of the cell."""
+    lead, dtype, cell = tuple(inputs.lead), inputs.w_hh.dtype, inputs.c0.dtype
+    (B, H), P = inputs.c0.shape, inputs.h0.shape[1]
+    return {
+        "h": ((*lead, P), dtype),
+        "c": ((*lead, H) if inputs.save else (0,), cell),
+        "gates": ((*lead, 4 * H) if inputs.save == SAVE_ALL else (0,), dtype),
+        "h_n": ((B, P), dtype),
+        "c_n": ((B, H), cell),
+        "d_gates": ((*lead, 4 * H), dtype),
+        "dh_proj": ((0,) if inputs.w_hr is None else (*lead, P), dtype),
+        "dh0": ((B, P), dtype),
+        "dc0": ((B, H), cell),
+    }
+
+
+def _require_layouts(
+    what: str, tensors: Mapping[str, Tensor], like: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+) -> None:
+    """Raise WrongResultError for a tensor of another shape or type; before anything else is computed from it."""
+    for name, value in tensors.items():
+        shape, dtype = like[name]
+        if tuple(value.shape) != shape:
+            raise WrongResultError(f"{what} {name}: shape {tuple(value.shape)}, expected {shape}")
+        if value.dtype != dtype:
+            raise WrongResultError(f"{what} {name}: type {value.dtype}, expected {dtype}")
 
 
 @lru_cache(maxsize=64)
@@ -201,15 +251,15 @@ def _collect(inputs: Inputs, h, c, h_n, c_n, d_gates, dh_proj) -> dict[str, Tens
 
 def _loop(case: Case, inputs: Inputs, x_gates: Tensor) -> tuple:
     """nn.LSTM's own arithmetic, everything in one type, as a loop of torch operations that can reset the state."""
-    x_gates = x_gates.reshape(case.N, 4 * case.H)
-    h, c, state = {}, {}, (inputs.h0, inputs.c0)
     inputs_by_row = inputs.x if inputs.ids is None else inputs.ids
+    x_gates = reference.by_step(x_gates.reshape(case.N, 4 * case.H), inputs_by_row, inputs.batch_sizes)
+    h, c, state = {}, {}, (inputs.h0, inputs.c0)
     for t, rows, n in reference.steps(inputs_by_row, inputs.batch_sizes, case.reverse):
         h_prev, c_prev = state[0][:n], state[1][:n]
         if case.reset:
             keep = ~inputs.reset.reshape(-1, 1)[rows]
             h_prev, c_prev = h_prev * keep, c_prev * keep
-        i, f, g, o = reference.activate(x_gates[rows] + F.linear(h_prev, inputs.w_hh))
+        i, f, g, o = reference.activate(x_gates[t] + F.linear(h_prev, inputs.w_hh))
         c[t] = f * c_prev + i * g
         h_unprojected = o * c[t].tanh()
         h[t] = h_unprojected if inputs.w_hr is None else F.linear(h_unprojected, inputs.w_hr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from itertools import groupby, product
 
 import torch
@@ -34,7 +35,9 @@ LARGE = [
     _sized(6, 3, 64, 1024, reverse=True),
     _sized(5, 130, 16, 129, initial=False),
 ]
-LONG = [_sized(66_000, 1, 2, 8)]
+LONG = [_sized(66_000, 1, 2, 8)]  # no 16-bit counter of steps
+# What Triton's planner has larger tiles for: more blocks of the smallest one than a GPU has multiprocessors
+CROWDED = [_sized(3, 130, 16, 520), _sized(2, 3300, 8, 136)]
 # What fits one multiprocessor, in few layouts: each is compiled for itself, two seconds a kernel
 FEW = [
     _sized(7, 5, 3, 60),
@@ -75,21 +78,30 @@ class CaseRun:
     save: int
 
 
+class Verdict(Enum):
+    """What a run showed: a right result, a wrong one, none because of an error, or nothing: the kernel takes no such case."""
+
+    PASSED = "passed"
+    WRONG = "wrong"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of a run.
 
-    wrong: what is wrong with it; skipped: why the kernel does not take it; ratios: the worst error as a share of what is
-    allowed, of each draw of the case (one where the first is right). fatal: the device failed or the kernel never ended
-    (hung), so that nothing more is to run in this process.
+    reason: of a verdict other than PASSED. ratios: the worst error as a share of what is allowed, of each draw of the case
+    (one where the first is right). fatal: the device failed or the kernel never ended (hung), so that nothing more is to
+    run in this process.
     """
 
     backend: str
     kernel: str
     math: str
     case: str
-    wrong: str = ""
-    skipped: str = ""
+    verdict: Verdict
+    reason: str = ""
     ratios: tuple[float, ...] = ()
     fatal: bool = False
     hung: bool = False
@@ -132,41 +144,59 @@ def run(case_runs: tuple[CaseRun, ...], backend: str, device: torch.device) -> I
 def outcome_of(backend: Backend, case_run: CaseRun, device: torch.device) -> Outcome:
     """Do one run."""
     labels = (backend.name, case_run.kernel, case_run.math, case_run.case.id)
-    with backend.force(case_run.kernel), tf32(case_run.math == "tf32"):
-        try:
+    try:
+        with backend.force(case_run.kernel), tf32(case_run.math == "tf32"):
             reason = backend.unsupported_reason(_spec(case_run.case, MATHS[case_run.math], case_run.save, device))
             if reason is not None:
-                return Outcome(*labels, skipped=reason)
+                return Outcome(*labels, Verdict.SKIPPED, reason)
             wrong, ratios = _compare(backend, case_run, device)
-        except AssertionError as error:
-            return Outcome(*labels, wrong=str(error), **_pending_flags(backend, device))
-        except Exception as error:  # whatever a driver, a compiler or a kernel brings is a failure of this kernel
-            flags = _flags(error) if is_fatal(error) else _pending_flags(backend, device)
-            return Outcome(*labels, wrong=one_line(error), **flags)
-    return Outcome(*labels, wrong=wrong, ratios=ratios)
+    except accuracy.WrongResultError as error:
+        return Outcome(*labels, Verdict.WRONG, one_line(error), **_pending_flags(backend, device))
+    except Exception as error:  # whatever a driver, a compiler or a kernel brings is a failure of this kernel
+        flags = _flags(error) if is_fatal(error) else _pending_flags(backend, device)
+        return Outcome(*labels, Verdict.FAILED, one_line(error), **flags)
+    return Outcome(*labels, Verdict.WRONG if wrong else Verdict.PASSED, wrong, ratios)
 
 
 def _pending_flags(backend: Backend, device: torch.device) -> dict[str, bool]:
     """What a failed run left for a later call to raise: it is this run's, not the next one's."""
+    error = pending_error(device, backend)
+    return {} if error is None else _flags(error)
+
+
+def pending_error(device: torch.device, *used: Backend) -> Exception | None:
+    """Ask a device, and the backends that ran on it, after an error that does not say that the device failed.
+
+    Not every library says so in its message; a device that failed raises in whatever waits for it.
+    """
     try:
-        backend.check(device)
+        for backend in used:
+            backend.check(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     except Exception as error:
-        return _flags(error)
-    return {}
+        return error
+    return None
 
 
 def _flags(error: Exception) -> dict[str, bool]:
     return {"fatal": is_fatal(error), "hung": isinstance(error, GaveUpError)}
 
 
+# of torch and, through backends/cuda/backend.py, of our launchers; of Triton
+_FATAL_WORDS = ("CUDA error", "Triton Error [CUDA]")
+
+
 def is_fatal(error: Exception) -> bool:
     """Whether nothing more is to run in a process in which this happened."""
-    return isinstance(error, GaveUpError) or "CUDA error" in str(error) or "AcceleratorError" in type(error).__name__
+    told = any(words in str(error) for words in _FATAL_WORDS) or "AcceleratorError" in type(error).__name__
+    return told or isinstance(error, GaveUpError)
 
 
 def one_line(error: Exception) -> str:
     """An error in one line."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _compare(backend: Backend, case_run: CaseRun, device: torch.device) -> tuple[str, tuple[float, ...]]:
@@ -202,4 +232,4 @@ def _spec(case: Case, dtype: torch.dtype, save: int, device: torch.device) -> Sp
 
 QUICK = Table((*SHORT, *LARGE))
 QUICK_TRITON = Table(tuple(FEW), kernels=("single_block",))
-WHOLE = Table((*FULL, *LARGE, *LONG), saves=(1, 2))
+WHOLE = Table((*FULL, *LARGE, *LONG, *CROWDED), saves=(1, 2))

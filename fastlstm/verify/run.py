@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata, util
+from typing import NamedTuple
 
 import torch
 
 from fastlstm import __version__, dispatch
 from fastlstm.backends import blocklist
 from fastlstm.verify import correctness, plans, record, stages, timings
-from fastlstm.verify.correctness import CaseRun, Outcome
+from fastlstm.verify.correctness import CaseRun, Outcome, Verdict
 from fastlstm.verify.plans import VerifyPlan, VerifyWorkload
 from fastlstm.verify.stages import DeadlineError, Limits, ProcessFailure
 from fastlstm.verify.timings import ClockFunction, DeviceClock, Fault, KernelKey, TimingPoint
@@ -31,19 +32,29 @@ class Machine:
     clock: ClockFunction
 
 
+class Failure(NamedTuple):
+    """Why a kernel is not used: WRONG results, or FAILED: it raised, crashed or hung."""
+
+    verdict: Verdict
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.verdict.name}: {self.reason}"
+
+
 @dataclass
 class VerifyResults:
     """The results, kernel by kernel. pending: runs that are still to be done; passes: runs that were right."""
 
     pending: dict[KernelKey, int] = field(default_factory=dict)
     passes: dict[KernelKey, int] = field(default_factory=dict)
-    failures: dict[KernelKey, list[str]] = field(default_factory=dict)
+    failures: dict[KernelKey, list[Failure]] = field(default_factory=dict)
     ratios: dict[KernelKey, float] = field(default_factory=dict)
     redrawn: list[dict] = field(default_factory=list)
     rows: list[dict] = field(default_factory=list)
 
-    def add_failure(self, kernel: KernelKey, reason: str) -> None:
-        self.failures.setdefault(kernel, []).append(reason)
+    def add_failure(self, kernel: KernelKey, reason: str, verdict: Verdict = Verdict.FAILED) -> None:
+        self.failures.setdefault(kernel, []).append(Failure(verdict, reason))
 
     def passed(self) -> frozenset[KernelKey]:
         """The kernels that did all of their runs, one at least, and none of them wrong."""
@@ -53,9 +64,9 @@ class VerifyResults:
         """Count an outcome."""
         kernel = (outcome.backend, outcome.kernel, outcome.math)
         self.pending[kernel] -= 1
-        if outcome.wrong:
-            self.add_failure(kernel, f"{outcome.case}: {outcome.wrong}")
-        elif not outcome.skipped:
+        if outcome.verdict in (Verdict.WRONG, Verdict.FAILED):
+            self.add_failure(kernel, f"{outcome.case}: {outcome.reason}", outcome.verdict)
+        elif outcome.verdict is Verdict.PASSED:
             self.passes[kernel] = self.passes.get(kernel, 0) + 1
         if outcome.ratios:
             self.ratios[kernel] = max(self.ratios.get(kernel, 0.0), outcome.ratios[-1])
@@ -164,11 +175,11 @@ def check(
 def _report(say: Say, backend: str, results: VerifyResults) -> None:
     passed = results.passed()
     for kernel in (k for k in results.failures if k[0] == backend):
-        lines = results.failures[kernel]
-        for line in lines[:SHOWN]:
-            say(f"  {_kernel_name(kernel)}: WRONG: {line}")
-        if len(lines) > SHOWN:
-            say(f"  {_kernel_name(kernel)}: and {len(lines) - SHOWN} more")
+        failures = results.failures[kernel]
+        for failure in failures[:SHOWN]:
+            say(f"  {_kernel_name(kernel)}: {failure}")
+        if len(failures) > SHOWN:
+            say(f"  {_kernel_name(kernel)}: and {len(failures) - SHOWN} more")
     for kernel in (k for k, n in results.pending.items() if k[0] == backend and n and k not in results.failures):
         say(f"  {_kernel_name(kernel)}: not used, since {results.pending[kernel]} of its checks were not done")
     passed_kernels = [k for k in results.passes if k[0] == backend and k in passed]
@@ -190,7 +201,7 @@ def _time(
         return results.passed(), machine.device, machine.clock
 
     def add_fault(kernels: tuple[KernelKey, ...], point: TimingPoint | None, reason: str) -> None:
-        say(f"  timing {point or ''} {', '.join(map(_kernel_name, kernels)) or 'no kernel'}: WRONG: {reason}")
+        say(f"  timing {point or ''} {', '.join(map(_kernel_name, kernels)) or 'no kernel'}: FAILED: {reason}")
         for kernel in kernels:
             results.add_failure(kernel, f"timed at {point}: {reason}")
 
@@ -221,7 +232,7 @@ def _grouped(results: VerifyResults) -> dict[str, dict]:
     passed = results.passed()
     groups = {
         "passed": {k: n for k, n in results.passes.items() if k in passed},
-        "failed": {k: lines[:20] for k, lines in results.failures.items()},
+        "failed": {k: [failure.reason for failure in failures[:20]] for k, failures in results.failures.items()},
         "unfinished": {k: n for k, n in results.pending.items() if n and k not in results.failures},
         "ratios": results.ratios,
     }

@@ -21,7 +21,7 @@ from fastlstm.backends.blocklist import KernelKey
 from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.ops.arguments import Spec
 from fastlstm.verify import cudnn
-from fastlstm.verify.correctness import MATHS, is_fatal, one_line, tf32
+from fastlstm.verify.correctness import MATHS, is_fatal, one_line, pending_error, tf32
 from fastlstm.verify.stages import Started
 
 ROUNDS = 7
@@ -103,7 +103,12 @@ def run(
         torch.manual_seed(0)
         with tf32(point.math == "tf32"), blocklist.override_record(_other_kernels(passed - excluded)):
             timed = PointTiming(point, device)
-            for contender, calls in timed.turns(passed - excluded, clock):
+            for fault in timed.prepare(passed - excluded):
+                excluded.update(fault.kernels)
+                yield fault
+                if fault.fatal:
+                    return
+            for contender, calls in timed.turns(clock):
                 yield Started(index, contender.name, contender.kernels)  # 50 µs for the pipe, outside of what is timed
                 fault = timed.turn(contender, calls)
                 if fault is not None:
@@ -132,33 +137,45 @@ class PointTiming:
     samples: dict[str, list[float]] = field(default_factory=dict)
     planned: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def contenders(self, passed: frozenset[KernelKey]) -> list[Contender]:
-        """Torch's own path, every kernel that can run the point, and a backend as planned where that is none of them."""
-        torch_lstm, lstm, x = _modules(self.point, self.device)
-        spec, training = _spec(self.point, self.device), self.point.training
-        contenders = [Contender("torch", partial(_call, torch_lstm, x, training))]
-        for name in dict.fromkeys(backend for backend, _, _ in sorted(passed)):
-            loaded = backends.load(name)
-            for kernel in loaded.kernel_names:
-                used = (name, kernel, self.point.math)
-                if used not in passed:
-                    continue
-                with _forced(name, kernel):
-                    if dispatch.unsupported_reason(name, spec) is not None:
-                        continue
-                contenders.append(
-                    Contender(f"{name}:{kernel}", partial(_run, name, kernel, lstm, x, training), (used,))
-                )
-            if dispatch.unsupported_reason(name, spec) is None:
-                self.planned[name] = loaded.kernels(spec)
-                used = tuple((name, kernel, self.point.math) for kernel in dict.fromkeys(self.planned[name]))
-                if len(used) > 1:  # forward and backward differ
-                    contenders.append(Contender(name, partial(_run, name, "", lstm, x, training), used))
-        return contenders
+    def prepare(self, passed: frozenset[KernelKey]) -> Iterator[Fault]:
+        """Collect torch's own path, every kernel that can run the point, and a backend as planned where that is none of them.
 
-    def turns(self, passed: frozenset[KernelKey], clock: ClockFunction) -> Iterator[tuple[Contender, Calls]]:
+        Yields a fault of each kernel that raises when it is asked whether it can.
+        """
+        torch_lstm, lstm, x = _modules(self.point, self.device)
+        training = self.point.training
+        self.active = [Contender("torch", partial(_call, torch_lstm, x, training))]
+        for name in dict.fromkeys(backend for backend, _, _ in sorted(passed)):
+            keys = [(name, kernel, self.point.math) for kernel in backends.load(name).kernel_names]
+            candidates = [*((f"{name}:{key[1]}", key[1], (key,)) for key in keys if key in passed), (name, "", ())]
+            for title, kernel, used in candidates:
+                try:
+                    used = self._plan(name, kernel, used)
+                except Exception as error:
+                    fault = self._fault(error, used or tuple(key for key in keys if key in passed))
+                    self.active = [c for c in self.active if not {*c.kernels} & {*fault.kernels}]
+                    yield fault
+                    continue
+                if used:
+                    self.active.append(Contender(title, partial(_run, name, kernel, lstm, x, training), used))
+
+    def _plan(self, name: str, kernel: str, used: tuple[KernelKey, ...]) -> tuple[KernelKey, ...]:
+        """The kernels that a contender runs at the point: `used`, or without any those of the plan, where they are two.
+
+        None where the backend cannot run it.
+        """
+        spec = _spec(self.point, self.device)
+        with _forced(name, kernel):
+            if dispatch.unsupported_reason(name, spec) is not None:
+                return ()
+        if used:
+            return used
+        self.planned[name] = backends.load(name).kernels(spec)
+        both = tuple((name, planned, self.point.math) for planned in dict.fromkeys(self.planned[name]))
+        return both if len(both) > 1 else ()  # forward and backward differ
+
+    def turns(self, clock: ClockFunction) -> Iterator[tuple[Contender, Calls]]:
         """Whose turn it is, and what to do: all begin, then those that are left are timed ROUNDS times, interleaved."""
-        self.active = self.contenders(passed)
         for calls in (self._begin, *[partial(self._time, clock)] * ROUNDS):
             for contender in tuple(self.active):
                 if contender in self.active:  # no fault of this round has removed it
@@ -184,10 +201,16 @@ class PointTiming:
         except torch.cuda.OutOfMemoryError:
             self.active.remove(contender)
         except Exception as error:
-            fault = Fault(_failed_kernels(error, contender), self.point, one_line(error), is_fatal(error))
+            fault = self._fault(error, contender.kernels)
             self.active = [c for c in self.active if c != contender and not {*c.kernels} & {*fault.kernels}]
             return fault if fault.kernels or fault.fatal else None  # else cuDNN without such a kernel
         return None
+
+    def _fault(self, error: Exception, kernels: tuple[KernelKey, ...]) -> Fault:
+        """A fault of these kernels, or of the one that left the error there in an earlier turn."""
+        if isinstance(error, GaveUpError) and error.math:
+            kernels = (("cuda", error.kernel, error.math),)
+        return Fault(kernels, self.point, one_line(error), is_fatal(error) or pending_error(self.device) is not None)
 
     def row(self) -> dict:
         """Median seconds of one call of everything that is left, as a row of the record."""
@@ -204,13 +227,6 @@ class PointTiming:
                 seconds[name] = by_kernel[name][used[0]]
         row = {**asdict(self.point), "seconds": seconds, "kernels": by_kernel, "cudnn": _algorithm(self.point)}
         return {**row, "planned": {name: list(used) for name, used in self.planned.items()}}
-
-
-def _failed_kernels(error: Exception, contender: Contender) -> tuple[KernelKey, ...]:
-    """The kernels of the contender in whose turn an error came, or the one that left it there in an earlier turn."""
-    if isinstance(error, GaveUpError) and error.math:
-        return (("cuda", error.kernel, error.math),)
-    return contender.kernels
 
 
 def _algorithm(point: TimingPoint) -> str:
@@ -253,10 +269,7 @@ def _run(name: str, kernel: str, module: nn.Module, x: Tensor | PackedSequence, 
 
 
 def _call(module: nn.Module, x: Tensor | PackedSequence, training: bool) -> None:
-    """Forward, or forward and backward into weights and input.
-
-    Backward stays on this thread: in autograd's own a forced kernel would not hold.
-    """
+    """Forward, or forward and backward into weights and input."""
     if not training:
         with torch.no_grad():
             module(x)
@@ -264,8 +277,7 @@ def _call(module: nn.Module, x: Tensor | PackedSequence, training: bool) -> None
     out = module(x)[0]
     out = out.data if isinstance(out, PackedSequence) else out
     leaf = x.data if isinstance(x, PackedSequence) else x
-    with torch.autograd.set_multithreading_enabled(False):
-        torch.autograd.grad(out, [leaf, *module.parameters()], torch.ones_like(out))
+    torch.autograd.grad(out, [leaf, *module.parameters()], torch.ones_like(out))
 
 
 POINTS = (

@@ -76,6 +76,49 @@ def test_disagreement_names_contender_and_tensor(got: list[torch.Tensor], match:
         check_agreement("mine", got, [torch.ones(3).double(), torch.ones(2).double()], 1e-3)
 
 
+def _with_error(size: float) -> torch.Tensor:
+    return torch.ones(64) + size * torch.tensor([1.0, -1.0]).repeat(32)
+
+
+def test_a_contender_is_right_within_twice_the_error_of_torch_in_the_same_type(monkeypatch: pytest.MonkeyPatch):
+    """TF32's own error is far above that of float32, so no fixed number can hold both to what they can do."""
+    exact, torch_error = torch.ones(64, dtype=torch.float64), 1e-3
+
+    def check(size: float, **options: object) -> None:
+        runs = {"cuda": lambda: [_with_error(size)], "torch": lambda: [_with_error(torch_error)]}
+        Workload(runs, exact=lambda: [exact], **options).check()
+
+    check(1.9e-3)
+    with pytest.raises(WrongOutputError, match=r"cuda, tensor 0: relative error 0\.0021, allowed 0\.002"):
+        check(2.1e-3)
+    torch_error = 0.0  # by luck, as of one number: then the type's own eps
+    with pytest.raises(WrongOutputError):
+        check(1e-5)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    check(3.8e-3, device="cuda")
+    with pytest.raises(WrongOutputError):
+        check(4e-3, device="cuda")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with pytest.raises(WrongOutputError):
+        check(1e-5, device="cuda")
+
+
+def test_a_contender_with_too_few_tensors_is_wrong_by_either_rule():
+    runs = {"cpu": lambda: [torch.ones(2)], "torch": lambda: [torch.ones(2), torch.ones(2)]}
+    for exact in (None, lambda: [torch.ones(2).double()] * 2):
+        with pytest.raises(WrongOutputError, match="cpu returns 1 tensors, expected 2"):
+            Workload(dict(runs), exact=exact).check()
+
+
+def test_a_character_models_step_is_judged_by_float64_and_its_gpu_case_is_in_the_suite():
+    workload = characters.training_step(1, 8, 3, 5)
+    assert all(tensor.dtype == torch.float64 for tensor in workload.exact())
+    assert {case.name for case in CASES if case.group == "gpu-characters"} == {
+        "gpu-characters/2x128-B50-T50",
+        "gpu-characters/2x512-B64-T64",
+    }
+
+
 def test_check_runs_each_contender_under_its_backend(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FASTLSTM_BACKEND", "reference")
     seen = {}

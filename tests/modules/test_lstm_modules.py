@@ -1,4 +1,4 @@
-# ruff: noqa: PT009, PT027  (torch.testing compares tensors, unittest does not)
+# ruff: noqa: PT009, PT027  (torch.testing compares tensors, unittest does not; its import needs expecttest)
 """The class of checks that torch runs on its own modules, on fastlstm.LSTM with torch's own samples of nn.LSTM.
 
 Everything is asked of every sample that torch has, in float32 and float64; nothing is expected to fail.
@@ -10,8 +10,12 @@ import io
 import pickle
 from collections.abc import Iterator
 
+import pytest
 import torch
 from torch import Tensor, nn
+
+pytest.importorskip("expecttest", reason="torch's own test tools import expecttest, which is not installed")
+
 from torch.testing._internal import common_modules as torch_samples
 from torch.testing._internal.common_device_type import instantiate_device_type_tests
 from torch.testing._internal.common_modules import ModuleErrorEnum, ModuleInfo, TrainEvalMode, modules

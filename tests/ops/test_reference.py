@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import fastlstm
 from fastlstm import backends
 from fastlstm.ops import reference
 from fastlstm.ops.arguments import SAVE_CELLS, OpInputs, Saved
@@ -119,14 +124,57 @@ def test_the_loop_yardstick_is_no_looser_than_nn_lstm(dtype: torch.dtype) -> Non
             )
 
 
+class _Written(TorchDispatchMode):
+    """Counts the numbers that operations return, those of backward too."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.numbers += sum(v.numel() for v in tree_leaves(out) if isinstance(v, torch.Tensor))
+        return out
+
+
+def _written(work: Callable[[], object]) -> int:
+    with _Written() as written:
+        work()
+    return written.numbers
+
+
+def _twice_differentiated(case: Case) -> None:
+    inputs, grads = make(case, F64), make_grads(case, F64)
+    leaves = [v.requires_grad_() for v in (inputs.x, inputs.w_hh, grads.dh)]
+    with fastlstm.backend("reference"):
+        h = torch.ops.fastlstm.lstm_forward(*inputs, case.reverse, 1)[0]
+        first = torch.autograd.grad(h, leaves[:2], grads.dh, create_graph=True)
+    torch.autograd.grad([g.square().sum() for g in first], leaves)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda case: accuracy.expected.__wrapped__(case, torch.float32),
+        lambda case: accuracy.baseline.__wrapped__(case, torch.float32),
+        _twice_differentiated,
+    ],
+    ids=["definition", "torch's operations", "second derivatives"],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_take_work_that_grows_as_the_steps(work: Callable[[Case], object], packed: bool) -> None:
+    """And not as their square: a slice of all rows for each step has a gradient of all rows for each step."""
+    few, many = (Case("long", T, 2, 3, 4, 4, lengths=(T, T // 2) if packed else ()) for T in (128, 256))
+    assert _written(lambda: work(many)) < 2.1 * _written(lambda: work(few))
+
+
 def test_the_rule_of_accuracy_can_fail() -> None:
     ref = torch.ones(10, dtype=F64)
     accuracy.check("equal", ref.float(), ref, ref.float())
-    with pytest.raises(AssertionError, match="relative error"):
+    with pytest.raises(accuracy.WrongResultError, match="relative error"):
         accuracy.check("off", ref.float() + 1e-5, ref, ref.float())
-    with pytest.raises(AssertionError, match="relative error"):
+    with pytest.raises(accuracy.WrongResultError, match="relative error"):
         accuracy.check("nan", ref.float() * float("nan"), ref, ref.float())
-    with pytest.raises(AssertionError, match="shape"):
+    with pytest.raises(accuracy.WrongResultError, match="shape"):
         accuracy.check("shape", ref.float()[:3], ref, ref.float())
 
 

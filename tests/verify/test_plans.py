@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import util
+from itertools import product
 
 import pytest
 import torch
 
-from fastlstm.backends import blocklist, load
+from fastlstm.backends import blocklist, cost_model, load
+from fastlstm.backends.triton import planner
 from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.testing.cases import make, make_grads
 from fastlstm.verify import correctness, plans, timings
@@ -52,6 +54,29 @@ def test_the_default_checks_every_kernel_in_every_type():
     assert max(case_run.case.T for case_run in case_runs) < 100
 
 
+def test_the_full_run_checks_every_kernel_of_triton_in_every_type():
+    case_runs = correctness.runs("triton", full(("triton",)).tables["triton"])
+    assert {(case_run.kernel, case_run.math) for case_run in case_runs} == {
+        (k, m) for k in ("single_block", "streamed", "per_step") for m in correctness.MATHS
+    }
+
+
+@pytest.mark.parametrize("gpu", ["A100", "H100", "H200", "B200", "RTX 4090"])
+def test_the_full_run_checks_every_tile_that_tritons_planner_has_for_a_gpu(gpu):
+    """Also those that it picks only where the blocks of a smaller tile would outnumber the multiprocessors."""
+    known = cost_model.KNOWN[gpu]
+    limits = planner.GpuLimits(gpu, known.capability, known.sms, known.shared_bytes)
+    cases = full(("triton",)).tables["triton"].cases
+
+    def tiles(kernel, math, sizes):
+        plans = (planner.choose(limits, H, B, math, only=kernel) for H, B in sizes)
+        return {(plan.forward, plan.backward) for plan in plans if isinstance(plan, planner.TritonPlan)}
+
+    for kernel, math in product(planner.KERNELS, ("half", "tf32", "ieee")):
+        sizes = product((1, 16, 17, 64, 100, 128, 200, 256, 512, 1024), (1, 4, 16, 64, 256, 4096))
+        assert tiles(kernel, math, {(c.H, c.B) for c in cases if c.B}) >= tiles(kernel, math, sizes), (kernel, math)
+
+
 @pytest.mark.parametrize("points", [timings.POINTS, timings.POINTS_TRITON])
 def test_each_call_type_is_timed_at_every_combination_of_its_sizes(points):
     """Dispatch asks the neighbours of a call in each direction."""
@@ -75,7 +100,7 @@ def launches(monkeypatch):
     if util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     from fastlstm.backends.triton import backend as triton
-    from fastlstm.backends.triton import launch, planner
+    from fastlstm.backends.triton import launch
 
     monkeypatch.setattr(triton, "_INTERPRETER_DEVICE", planner.GpuLimits("H100", 90, 132, 227 << 10))
     compiled = Launches()
@@ -101,7 +126,9 @@ def _time(points: tuple[timings.TimingPoint, ...], kernels: tuple[str, ...]) -> 
     with blocklist.override_record(all_kernels - passed):
         for point in dict.fromkeys(replace(point, T=2) for point in points):  # T compiles nothing
             with correctness.tf32(point.math == "tf32"):
-                for contender in timings.PointTiming(point, CPU).contenders(frozenset(passed)):
+                timed = timings.PointTiming(point, CPU)
+                assert not list(timed.prepare(frozenset(passed)))
+                for contender in timed.active:
                     if contender.kernels:
                         contender.step()
 

@@ -56,8 +56,6 @@ def test_after_a_device_error_only_that_kernel_and_type_are_skipped(fake_backend
 
 
 def test_a_kernel_that_hung_is_not_tried_in_other_types(fake_backend):
-    from fastlstm.backends.cuda.status import GaveUpError
-
     dtypes = []
 
     def alter_outputs(h, *rest):
@@ -81,7 +79,7 @@ def test_a_kernel_whose_check_times_out_is_not_checked_in_other_types(fake_backe
     assert recorded["failed"]["cuda"] == {"bad": {"float32": [f"{SHORT[0].id}: {HANG}"]}}
     assert recorded["unfinished"]["cuda"] == {"bad": {"bfloat16": 2}}
     assert recorded["passed"]["cuda"] == {"good": {"float32": 2, "bfloat16": 2}}
-    assert "cuda bad float32: WRONG" in output
+    assert "cuda bad float32: FAILED: " in output
 
 
 def test_a_kernel_whose_check_crashes_fails_in_that_type_alone(fake_backend):
@@ -106,7 +104,7 @@ def test_rows_are_kept_when_a_process_fails_while_timing(fake_backend, turn, rea
     }
     assert [list(row["kernels"]["cuda"]) for row in recorded["timings"]] == [["good", "bad"], ["good"], ["good"]]
     assert all(row["seconds"].keys() == {"torch", "cuda"} for row in recorded["timings"])
-    assert f"timing dense float32 training H 8 B 2 T 3 cuda bad float32: WRONG: {reason}" in output
+    assert f"timing dense float32 training H 8 B 2 T 3 cuda bad float32: FAILED: {reason}" in output
 
 
 @pytest.mark.parametrize("turn", [1, 4])
@@ -129,7 +127,7 @@ def test_a_process_failure_in_torchs_own_path_fails_no_kernel(fake_backend):
     assert len(recorded["timings"]) == len(POINTS) - 1
     assert recorded["failed"] == {}
     assert code == PASSED
-    assert f"timing dense float32 training H 4 B 2 T 3 no kernel: WRONG: {CRASH}" in output
+    assert f"timing dense float32 training H 4 B 2 T 3 no kernel: FAILED: {CRASH}" in output
 
 
 @pytest.mark.parametrize(("kernel", "rest"), [("bad", {"torch", "cuda"}), ("good", {"torch"})])
@@ -151,7 +149,7 @@ def test_the_kernel_that_a_gave_up_error_names_fails_and_is_not_used_again(fake_
     code, recorded, output = run_verify(2.0, 1.0, 4.0, plan=plan("cuda", process=process))
     point, reason = "dense float32 training H 4 B 2 T 3", "GaveUpError: an earlier call on cuda:0 gave up"
     assert code == FAILED
-    assert f"timing {point} cuda {kernel} float32: WRONG: {reason}" in output
+    assert f"timing {point} cuda {kernel} float32: FAILED: {reason}" in output
     assert recorded["failed"] == {"cuda": {kernel: {"float32": [f"timed at {point}: {reason}"]}}}
     assert "float32" not in recorded["passed"]["cuda"][kernel]
     assert [set(row["seconds"]) for row in recorded["timings"]] == [rest] * (len(POINTS) - 1)
@@ -174,4 +172,4 @@ def test_a_process_that_fails_before_the_first_run_is_a_failure_of_the_backend(f
     assert code == FAILED
     assert recorded["failed"] == {"cuda": {"": {"": ["the process ended with code 1"]}}}
     assert recorded["passed"] == {}
-    assert "cuda: WRONG: the process ended with code 1" in output
+    assert "cuda: FAILED: the process ended with code 1" in output

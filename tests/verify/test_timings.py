@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from contextvars import ContextVar
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from fastlstm import backends, dispatch
 from fastlstm.backends import blocklist
+from fastlstm.backends.base import forced_kernels
 from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.verify import timings
 from fastlstm.verify.cudnn import SMALL_H, STANDARD
@@ -25,17 +25,10 @@ PASSED = frozenset({("cuda", "one", "float32"), ("cuda", "two", "float32")})
 @pytest.fixture
 def fake_backend(monkeypatch):
     """A backend `cuda` with kernels one and two, that plans `plan` and records which kernel ran."""
-    forced: ContextVar[str] = ContextVar("forced", default="")
-
-    @contextmanager
-    def force(kernel):
-        token = forced.set(kernel)
-        yield
-        forced.reset(token)
 
     def run(direction: int, work):
         def call(self, *args):
-            kernel = forced.get() or backend.plan[direction]
+            kernel = forced_kernels.get().get("cuda") or backend.plan[direction]
             backend.ran.append((direction, kernel))
             backend.before_call(kernel)
             return work(self, *args)
@@ -48,7 +41,6 @@ def fake_backend(monkeypatch):
 
     backend = RecordingBackend(
         kernel_names=("one", "two"),
-        force=force,
         kernels=lambda spec: backend.plan[: 1 + spec.training],
         plan=("one", "one"),
         ran=[],
@@ -76,15 +68,18 @@ def test_a_row_has_the_seconds_of_each_kernel_and_of_the_backend_as_planned(fake
     assert timing_results()[0]["seconds"]["cuda"] == 4.0
 
 
-def test_a_forced_kernel_runs_backward_too(fake_backend):
-    """Autograd has threads of its own for a GPU, which would not know of it."""
-    multithreading = []
-    fake_backend.before_call = lambda kernel: multithreading.append(torch.autograd.is_multithreading_enabled())
+def test_a_forced_kernel_runs_backward_too_in_autograds_own_thread(fake_backend, monkeypatch):
+    """For a GPU autograd has threads of its own, in which nothing is forced."""
+    grad = torch.autograd.grad
+
+    def in_a_thread(*args):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(grad, *args).result()
+
+    monkeypatch.setattr(torch.autograd, "grad", in_a_thread)
     timing_results()
-    assert {(0, "one"), (1, "one"), (0, "two"), (1, "two")} == set(fake_backend.ran)
-    backward = [on for (direction, _), on in zip(fake_backend.ran, multithreading, strict=True) if direction == 1]
-    assert backward
-    assert not any(backward)
+    calls = list(zip(fake_backend.ran[::2], fake_backend.ran[1::2], strict=True))
+    assert set(calls) == {((0, "one"), (1, "one")), ((0, "two"), (1, "two"))}
 
 
 def test_a_plan_of_two_kernels_is_timed_beside_each_of_them(fake_backend):
@@ -120,6 +115,21 @@ def test_a_kernel_that_cannot_run_a_point_is_left_out(fake_backend):
     (row,) = timing_results(costs=(2.0,))
     assert row["seconds"] == {"torch": 2.0}
     assert row["planned"] == {}
+
+
+@pytest.mark.parametrize(("kernel", "others"), [("two", ["one"]), ("", [])])
+def test_a_kernel_that_raises_when_it_is_asked_what_it_takes_is_a_fault(fake_backend, kernel, others):
+    """Where the plan for a backend raises, it is not known which kernel is at fault."""
+
+    def unsupported_reason(spec):
+        if forced_kernels.get()["cuda"] == kernel:
+            raise ZeroDivisionError("no multiprocessors")
+
+    fake_backend.unsupported_reason = unsupported_reason
+    fault, *rows = timing_results([POINT, POINT], costs=(2.0, 1.0))
+    wrong = tuple(("cuda", name, "float32") for name in ("one", "two") if name not in others)
+    assert fault == Fault(wrong, POINT, "ZeroDivisionError: no multiprocessors", False)
+    assert [list(row["kernels"].get("cuda", ())) for row in rows] == [others] * 2
 
 
 def test_a_kernel_that_raises_is_a_fault_and_is_not_used_again(fake_backend):

@@ -10,8 +10,7 @@ kernel runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from types import ModuleType
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from fastlstm._torch_compat import current_cuda_stream, dynamo_skip
 from fastlstm.backends import blocklist, cost_model, native
-from fastlstm.backends.base import Backend, UnfitError, register
+from fastlstm.backends.base import Backend, UnfitError, forced_kernels, register
 from fastlstm.backends.cuda import launch, planner, status
 from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.backends.cuda.status import KERNELS
@@ -37,19 +36,6 @@ from fastlstm.ops import weight_gradients
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 
 NAME = "cuda"
-requested_kernel: ContextVar[str] = ContextVar("fastlstm_cuda_kernel", default="")
-
-
-@contextmanager
-def force(kernel: str | None) -> Iterator[None]:
-    """Use one kernel inside a `with` block: per_step, single_block or cooperative; None: choose as usual."""
-    if kernel is not None and kernel not in KERNELS:
-        raise ValueError(f"kernel is {kernel!r}, expected one of {', '.join(KERNELS)}")
-    token = requested_kernel.set(kernel or "")
-    try:
-        yield
-    finally:
-        requested_kernel.reset(token)
 
 
 @register(NAME)
@@ -80,9 +66,6 @@ class Cuda(Backend):
     def kernels(self, spec: Spec) -> tuple[str, ...]:
         chosen = _choose(spec)
         return (chosen.forward.kernel, chosen.backward.kernel)[: 1 + spec.training]
-
-    def force(self, kernel: str | None) -> AbstractContextManager[None]:
-        return force(kernel)
 
     def check(self, device: torch.device) -> None:
         status.check(device)
@@ -159,7 +142,7 @@ def _gpu(index: int) -> cost_model.Device:
 
 
 def _choose(spec: Spec) -> LaunchPlan:
-    index, math, only = _index(spec.device), math_of(spec.dtype), requested_kernel.get()
+    index, math, only = _index(spec.device), math_of(spec.dtype), forced_kernels.get().get(NAME, "")
     without = blocklist.blocked(NAME, index, _gpu(index).name, math, by_name=bool(only))
     tf32 = math == "tf32" and _gpu(index).tf32 > 0
     try:
@@ -200,9 +183,24 @@ class _Gpu:
 
 
 @contextmanager
+def _named_as_cuda_errors() -> Iterator[None]:
+    """Errors of the native launchers in torch's words, by which programs know that a device has failed.
+
+    A launcher says "per_step_forward: an illegal memory access was encountered".
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        launcher, colon, _ = str(error).partition(": ")
+        if type(error) is not RuntimeError or not colon or not hasattr(_lib(), launcher):
+            raise
+        raise RuntimeError(f"CUDA error: {error}") from error
+
+
+@contextmanager
 def _on(index: int, dtype: torch.dtype, *word: str) -> Iterator[_Gpu]:
     """A device as the current one, for torch and for the runtime inside fastlstm._C. word: kernel and math."""
-    with torch.cuda.device(index), products_as_cudnn(dtype):
+    with torch.cuda.device(index), products_as_cudnn(dtype), _named_as_cuda_errors():
         _lib().set_device(index)
         status.raise_on(index)
         yield _Gpu(index, status.word(index, *word) if word else status.words(index)[:1])

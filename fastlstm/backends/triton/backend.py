@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from functools import cache, lru_cache
 from importlib import import_module, metadata, util
 from types import ModuleType
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from fastlstm._torch_compat import assert_async, dynamo_skip
 from fastlstm.backends import blocklist
-from fastlstm.backends.base import Backend, BackendError, register
+from fastlstm.backends.base import Backend, BackendError, forced_kernels, register
 from fastlstm.backends.device import math_of, not_nvidia
 from fastlstm.backends.triton import planner
 from fastlstm.backends.triton.padding import padded
-from fastlstm.backends.triton.planner import TritonPlan, force
+from fastlstm.backends.triton.planner import TritonPlan
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 
 NAME = "triton"
@@ -63,9 +63,6 @@ class Triton(Backend):
 
     def kernels(self, spec: Spec) -> tuple[str, ...]:
         return (_plan(spec).kernel,)
-
-    def force(self, kernel: str | None) -> AbstractContextManager[None]:
-        return force(kernel)
 
     def forward(self, inputs: OpInputs) -> tuple[Tensor, ...]:
         _assert_in_range(inputs.ids, inputs.w_x.shape[0])
@@ -182,8 +179,8 @@ def _shared_bytes(index: int) -> int:
 
 
 def _choose(spec: Spec) -> TritonPlan | str:
-    device, math, requested = gpu(spec.device), math_of(spec.dtype), planner.requested()
-    without = blocklist.blocked(NAME, spec.device.index or 0, device.name, math, by_name=requested is not None)
+    device, math, requested = gpu(spec.device), math_of(spec.dtype), forced_kernels.get().get(NAME, "")
+    without = blocklist.blocked(NAME, spec.device.index or 0, device.name, math, by_name=bool(requested))
     choice = _cached_choice(
         device, spec.H, spec.B, spec.dtype.itemsize, math == "tf32", spec.projected, requested, frozenset(without)
     )
@@ -194,13 +191,12 @@ def _choose(spec: Spec) -> TritonPlan | str:
 
 @lru_cache(maxsize=4096)
 def _cached_choice(
-    device, H: int, B: int, itemsize: int, tf32: bool, projected: bool, requested: str | None, without: frozenset[str]
+    device, H: int, B: int, itemsize: int, tf32: bool, projected: bool, requested: str, without: frozenset[str]
 ) -> TritonPlan | str:
     """The planner's choice; where that is not to run, the first of the other kernels that can."""
 
-    def ask(kernel: str | None) -> TritonPlan | str:
-        with force(kernel):
-            return planner.choose(device, H, B, planner.how(itemsize, tf32, device), projected=projected)
+    def ask(kernel: str) -> TritonPlan | str:
+        return planner.choose(device, H, B, planner.how(itemsize, tf32, device), projected=projected, only=kernel)
 
     choice = ask(requested)
     if isinstance(choice, str) or choice.kernel not in without:

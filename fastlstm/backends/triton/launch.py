@@ -18,12 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlstm.backends.device import multiplies_wide, product_into, products_as_cudnn
-from fastlstm.backends.triton import per_step, single_block, streamed
+from fastlstm.backends.triton import interpreter, per_step, single_block, streamed
+from fastlstm.backends.triton.math import INTERPRETED
 from fastlstm.backends.triton.padding import cut_gates, cut_units, pad_gate_rows, pad_gates, pad_units, padded, to_tf32
 from fastlstm.backends.triton.planner import Tile, TritonPlan
 from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, Grads, OpInputs, Saved
 from fastlstm.ops.recompute import recompute_gates
 from fastlstm.ops.reference import HALF_TYPES
+
+if INTERPRETED.value:
+    interpreter.let_numbers_be_indices()
 
 _start: ContextVar[Callable | None] = ContextVar("fastlstm_triton_start", default=None)
 

@@ -15,9 +15,6 @@ needs no cost model: that is part of the native module, without which this backe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -102,25 +99,6 @@ _TILED = {
     },
 }
 
-_requested: ContextVar[str | None] = ContextVar("fastlstm_triton_shape", default=None)
-
-
-@contextmanager
-def force(kernel: str | None) -> Iterator[None]:
-    """Use one kernel inside a `with` block: single_block, streamed or per_step; None: choose as usual."""
-    if kernel is not None and kernel not in KERNELS:
-        raise ValueError(f"kernel is {kernel!r}, expected one of {', '.join(KERNELS)}")
-    token = _requested.set(kernel)
-    try:
-        yield
-    finally:
-        _requested.reset(token)
-
-
-def requested() -> str | None:
-    """Return the kernel that `force` asks for, or None."""
-    return _requested.get()
-
 
 def how(itemsize: int, tf32: bool, device: GpuLimits) -> str:
     """Return how products are made: "half", "tf32" or "ieee". tf32: float32 may be multiplied as TF32."""
@@ -130,16 +108,17 @@ def how(itemsize: int, tf32: bool, device: GpuLimits) -> str:
 
 
 def choose(
-    device: GpuLimits, H: int, B: int, math: str, *, projected: bool = False, training: bool = True
+    device: GpuLimits, H: int, B: int, math: str, *, projected: bool = False, training: bool = True, only: str = ""
 ) -> TritonPlan | str:
     """Return the plan for a layer of H units and B rows, or the reason why there is none.
 
-    math: see `how`; projected: h is projected, which only `per_step` does; training: a backward follows.
+    math: see `how`; projected: h is projected, which only `per_step` does; training: a backward follows; only: the kernel
+    that is to run, empty for any.
     """
     weights = 4 * H * H * (2 if math == "half" else 4)
     plans, reasons = {}, []
     for kernel in KERNELS:
-        plan = _rejection(kernel, H, math, projected) or _fit(device, kernel, H, B, math, training)
+        plan = _rejection(kernel, H, math, projected, only) or _fit(device, kernel, H, B, math, training)
         if isinstance(plan, str):
             reasons.append(f"{kernel}: {plan}")
         else:
@@ -156,9 +135,9 @@ def _preferred(streamed: TritonPlan | None, H: int, B: int, weights: int, device
     return "single_block", "per_step", "streamed"
 
 
-def _rejection(kernel: str, H: int, math: str, projected: bool) -> str | None:
-    if _requested.get() not in (None, kernel):
-        return f"{_requested.get()} was asked for"
+def _rejection(kernel: str, H: int, math: str, projected: bool, only: str) -> str | None:
+    if only not in ("", kernel):
+        return f"{only} was asked for"
     if projected and kernel != "per_step":
         return "projection goes through per_step"
     if kernel == "single_block" and _padded(math, H) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,9 +13,11 @@ import fastlstm
 from fastlstm.backends import device, load, native
 from fastlstm.backends.cuda import backend as cuda
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.doctor import cuda_kernels, small_call
 from fastlstm.testing import accuracy
 from fastlstm.testing.cases import SHORT
+from fastlstm.verify import correctness
 from tests.hostsim import backend as hostsim
 
 CUDA = load("cuda")
@@ -110,6 +113,64 @@ def test_a_forced_kernel_that_cannot_run_says_why(lib):
         CUDA.force("tiles"),
     ):
         pass
+
+
+@pytest.mark.parametrize("none", ["", None])
+def test_an_empty_name_lets_the_planner_choose(lib, none):
+    """So is a plan of two kernels timed by `doctor --verify`."""
+    planned = CUDA.kernels(GPU)
+    assert planned[0] != "per_step"
+    with CUDA.force("per_step"):
+        assert CUDA.kernels(GPU)[0] == "per_step"
+        with CUDA.force(none):
+            assert CUDA.kernels(GPU) == planned
+        assert CUDA.kernels(GPU)[0] == "per_step"
+    assert CUDA.kernels(GPU) == planned
+
+
+def test_a_backend_of_one_kernel_takes_no_name():
+    with (
+        pytest.raises(ValueError, match="backend 'reference' has no choice of kernels"),
+        load("reference").force("any"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("backward_thread", [False, True])
+@pytest.mark.parametrize("kernel", CUDA.kernel_names)
+def test_backward_runs_the_kernel_that_was_forced_for_forward(simulated, monkeypatch, kernel, backward_thread):
+    """Outside the `with` block, and in a thread like autograd's own, where nothing is forced."""
+    ran, forward, backward = [], cuda_launch.forward, cuda_launch.backward
+    monkeypatch.setattr(
+        cuda_launch, "forward", lambda gpu, plan, *args: ran.append(plan.forward.kernel) or forward(gpu, plan, *args)
+    )
+    monkeypatch.setattr(
+        cuda_launch, "backward", lambda gpu, plan, *args: ran.append(plan.backward.kernel) or backward(gpu, plan, *args)
+    )
+    lstm, x = fastlstm.LSTM(2, 8), torch.randn(3, 2, 2)
+    with fastlstm.backend("cuda"), CUDA.force(kernel):
+        loss = lstm(x)[0].sum()
+    if backward_thread:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(loss.backward).result()
+    else:
+        loss.backward()
+    assert ran == [kernel, kernel]
+
+
+def test_an_error_of_a_launcher_is_named_as_a_cuda_error(lib, monkeypatch):
+    """By these words programs, `doctor --verify` among them, know that the device has failed."""
+    lib.per_step_forward = None
+    for raised, text in (
+        (RuntimeError("per_step_forward: an illegal memory access"), "CUDA error: per_step_forward: an illegal memory"),
+        (RuntimeError("set_device: unknown error"), "CUDA error: set_device: unknown error"),
+        (RuntimeError("mat1 and mat2: wrong shapes"), "mat1 and mat2: wrong shapes"),
+        (GaveUpError("properties: of another type"), "properties: of another type"),
+    ):
+        with pytest.raises(type(raised)) as caught, cuda._named_as_cuda_errors():
+            raise raised
+        assert str(caught.value).startswith(text)
+        assert correctness.is_fatal(caught.value) == (text.startswith("CUDA error") or type(raised) is GaveUpError)
 
 
 def test_float32_follows_the_switch_of_tf32(lib, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,20 +35,18 @@ def test_the_tile_covers_h_and_the_batch_grows_the_tile() -> None:
         plan = planner.choose(MADE_UP, H, 8, "half")
         assert plan.kernel == "single_block"
         assert plan.forward.BN // 2 < max(H, 16) <= plan.forward.BN
-    with planner.force("per_step"):
-        few, many = (planner.choose(MADE_UP, 512, B, "half").forward for B in (8, 4096))
+    few, many = (planner.choose(MADE_UP, 512, B, "half", only="per_step").forward for B in (8, 4096))
     assert few.BM < many.BM
 
 
 def test_shared_memory_is_held_to_the_device() -> None:
     """Each kernel in turn is refused for what it needs, and stages are given up before the kernel is."""
-    with planner.force("single_block"):
-        roomy = planner.choose(replace(MADE_UP, shared_bytes=227 << 10), 64, 8, "tf32")
-        need = roomy.shared_bytes
-        assert (roomy.forward.stages, roomy.backward.stages) == (2, 2)
-        tight = planner.choose(replace(MADE_UP, shared_bytes=need - 1), 64, 8, "tf32")
-        assert (tight.forward.stages, tight.backward.stages) == (2, 1)
-        refused = planner.choose(replace(MADE_UP, shared_bytes=32 << 10), 64, 8, "tf32")
+    single_block = partial(planner.choose, H=64, B=8, math="tf32", only="single_block")
+    roomy = single_block(replace(MADE_UP, shared_bytes=227 << 10))
+    assert (roomy.forward.stages, roomy.backward.stages) == (2, 2)
+    tight = single_block(replace(MADE_UP, shared_bytes=roomy.shared_bytes - 1))
+    assert (tight.forward.stages, tight.backward.stages) == (2, 1)
+    refused = single_block(replace(MADE_UP, shared_bytes=32 << 10))
     assert isinstance(refused, str)
     assert refused.startswith("single_block: needs ")
     assert "Made up gives a block 32768" in refused
@@ -74,20 +73,15 @@ def test_projection_goes_through_per_step() -> None:
     plan = planner.choose(MADE_UP, 16, 8, "half", projected=True)
     assert plan.kernel == "per_step"
     assert "streamed: projection goes through per_step" in plan.reasons
-    with planner.force("streamed"):
-        reason = planner.choose(MADE_UP, 16, 8, "half", projected=True)
+    reason = planner.choose(MADE_UP, 16, 8, "half", projected=True, only="streamed")
     assert "per_step: streamed was asked for" in reason
     assert "streamed: projection goes through per_step" in reason
 
 
-def test_force_is_undone_and_checked() -> None:
-    with planner.force("per_step"):
-        assert planner.choose(MADE_UP, 16, 8, "half").kernel == "per_step"
-        with planner.force(None):
-            assert planner.choose(MADE_UP, 16, 8, "half").kernel == "single_block"
-    assert planner.requested() is None
-    with pytest.raises(ValueError, match="single_block, streamed, per_step"), planner.force("cluster"):
-        pass
+@pytest.mark.parametrize("kernel", planner.KERNELS)
+def test_a_kernel_that_is_asked_for_is_planned_where_another_would_be(kernel: str) -> None:
+    assert planner.choose(MADE_UP, 16, 8, "half").kernel == "single_block"
+    assert planner.choose(MADE_UP, 16, 8, "half", only=kernel).kernel == kernel
 
 
 def test_type_switch_and_capability_say_how_products_are_made() -> None:

