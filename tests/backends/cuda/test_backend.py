@@ -147,7 +147,7 @@ def test_backward_runs_the_kernel_that_was_forced_for_forward(simulated, monkeyp
     monkeypatch.setattr(
         cuda_launch, "backward", lambda gpu, plan, *args: ran.append(plan.backward.kernel) or backward(gpu, plan, *args)
     )
-    lstm, x = fastlstm.LSTM(2, 8), torch.randn(3, 2, 2)
+    lstm, x = fastlstm.LSTM(2, 32), torch.randn(3, 2, 2)
     with fastlstm.backend("cuda"), CUDA.force(kernel):
         loss = lstm(x)[0].sum()
     if backward_thread:
