@@ -122,12 +122,11 @@ def test_forward_and_backward_write_the_word_of_their_kernel_and_type(simulated,
     asked, word = [], cuda_status.word
     monkeypatch.setattr(cuda_status, "word", lambda *of: asked.append(of) or word(*of))
     lstm = fastlstm.LSTM(4, 8, dtype=torch.bfloat16)
-    with fastlstm.backend("cuda"):
-        with CUDA.force("single_block"):
+    for kernel in ("single_block", "per_step"):
+        with fastlstm.backend("cuda"), CUDA.force(kernel):
             out = lstm(torch.zeros(2, 1, 4, dtype=torch.bfloat16))[0]
-        with CUDA.force("per_step"):
-            out.sum().backward()
-    assert asked == [(3, "single_block", "bfloat16"), (3, "per_step", "bfloat16")]
+        out.sum().backward()  # by the kernel that was forced for forward
+    assert asked == [(3, kernel, "bfloat16") for kernel in ("single_block", "per_step") for _ in range(2)]
     fastlstm.check()
     assert simulated[-1] == ("waited", 3)
 
