@@ -49,6 +49,9 @@ def _is_cut_off(v: Tensor) -> bool:
     return storage_bytes_left(v) < (last + 1) * v.element_size()
 
 
+_OWN = (Tensor, torch.nn.Parameter)  # another class may answer the question where it is itself
+
+
 def check_whole(*values: tuple[str, Tensor | None]) -> None:
     """Raise RuntimeError where the storage of a CPU tensor was freed or made shorter: torch would read what is not its own.
 
@@ -56,7 +59,7 @@ def check_whole(*values: tuple[str, Tensor | None]) -> None:
     """
     is_cut_off = _cut_off_check()
     for name, v in values:
-        if v is not None and v.is_cpu and is_cut_off(v):
+        if v is not None and (type(v) not in _OWN or v.is_cpu) and is_cut_off(v):
             raise RuntimeError(
                 f"{name} is {describe_object(v)}, and its storage has {v.untyped_storage().nbytes()} bytes, fewer than that "
                 "takes; was the storage freed or resized?"

@@ -120,11 +120,11 @@ class Ranks:
 def _device(name: str, local: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = find_device(name)
-    if device.type not in ("cpu", "cuda"):
+    if name.partition(":")[0] in ("mps", "xpu", "meta"):
         raise CharLMError(
             f"--device is {name!r}, and models are trained on cpu and cuda; expected auto, cpu, cuda or cuda:0"
         )
+    device = find_device(name)
     if device.type == "cuda":
         device = torch.device("cuda", local if device.index is None else device.index)
         if device.index >= torch.cuda.device_count():

@@ -227,7 +227,7 @@ def test_counters_of_another_version_do_not_hinder_a_resume(corpus, tmp_path):
     saved = checkpoint.read(done.last, with_train=True)
     saved.run["progress"]["iteration"] = "many"
     checkpoint.write(done.last, saved)
-    with pytest.raises(CharLMError, match="its counter iteration is 'many', expected int"):
+    with pytest.raises(CharLMError, match="has iteration 'many', expected a number"):
         train(None, tmp_path / "run", resume=True)
 
 
