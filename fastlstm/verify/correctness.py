@@ -36,10 +36,6 @@ LARGE = [
     _sized(5, 130, 16, 129, initial=False),
 ]
 LONG = [_sized(66_000, 1, 2, 8)]  # no 16-bit counter of steps
-# What Triton's planner has larger tiles for: more blocks of the smallest one than a GPU has multiprocessors
-CROWDED = [_sized(3, 130, 16, 520), _sized(2, 3300, 8, 136)]
-# And the tiles of one block that holds all units, between 16 and 128 of them
-TILED = [_sized(4, 5, 3, 17), _sized(4, 5, 3, 64)]
 # What fits one multiprocessor, in few layouts: each is compiled for itself, two seconds a kernel
 FEW = [
     _sized(7, 5, 3, 60),
@@ -234,4 +230,4 @@ def _spec(case: Case, dtype: torch.dtype, save: int, device: torch.device) -> Sp
 
 QUICK = Table((*SHORT, *LARGE))
 QUICK_TRITON = Table(tuple(FEW), kernels=("single_block",))
-WHOLE = Table((*FULL, *LARGE, *LONG, *CROWDED, *TILED), saves=(1, 2))
+WHOLE = Table((*FULL, *LARGE, *LONG), saves=(1, 2))
