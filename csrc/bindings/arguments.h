@@ -1,4 +1,4 @@
-// Keyword arguments of the kernels' entry points.
+// Keyword arguments of the kernels' entry points (entry_point.h).
 //
 // An entry point takes tensors, sizes and flags by name only: lib.lstm_forward(h=..., c=..., T=...). A name that is
 // missing, unknown or of the wrong type raises TypeError; a tensor that is not what the sizes imply raises RuntimeError
@@ -47,11 +47,11 @@ class Arguments {
   // must be given. Never null: an array without elements has an address that is not used.
   template <class T>
   T* array(std::string_view name, int64_t rows, int64_t width) {
-    return static_cast<T*>(checked(name, boundary::type_of<std::remove_const_t<T>>, rows, width));
+    return static_cast<T*>(checked(name, boundary::type_of<T>, rows, width));
   }
   template <class T>
   T* array(std::string_view name, int64_t count) {
-    return static_cast<T*>(checked(name, boundary::type_of<std::remove_const_t<T>>, count, kAnyWidth));
+    return static_cast<T*>(checked(name, boundary::type_of<T>, count, kAnyWidth));
   }
   void* array(std::string_view name, boundary::Type type, int64_t count) {
     return checked(name, type, count, kAnyWidth);
@@ -71,11 +71,11 @@ class Arguments {
   template <class T>
   T* part(std::string_view name, int64_t part, int64_t rows, int64_t width) {
     boundary::View view;
-    look(name, boundary::type_of<std::remove_const_t<T>>, view);
+    look(name, boundary::type_of<T>, view);
     const int64_t size = boundary::product({rows, width}), parts = size > 0 ? view.count() / size : part + 1;
     if (size < 0 || !view.contiguous() || view.last() != width || (size > 0 && view.count() % size) || part < 0 ||
         part >= parts)
-      fail_array(name, boundary::type_of<std::remove_const_t<T>>, parts_text(part, rows, width));
+      fail_array(name, boundary::type_of<T>, parts_text(part, rows, width));
     return size == 0 ? static_cast<T*>(nothing()) : view.data<T>() + part * size;
   }
   template <class T>
@@ -86,7 +86,7 @@ class Arguments {
   template <class T>
   int64_t count_of(std::string_view name) {
     boundary::View view;
-    look(name, boundary::type_of<std::remove_const_t<T>>, view);
+    look(name, boundary::type_of<T>, view);
     return view.count();
   }
   template <class T>
@@ -96,8 +96,8 @@ class Arguments {
   // The tensor of a matrix with any strides
   template <class T>
   void matrix(std::string_view name, boundary::View& view) {
-    look(name, boundary::type_of<std::remove_const_t<T>>, view);
-    if (view.tensor.ndim != 2) fail_array(name, boundary::type_of<std::remove_const_t<T>>, "a matrix");
+    look(name, boundary::type_of<T>, view);
+    if (view.tensor.ndim != 2) fail_array(name, boundary::type_of<T>, "a matrix");
   }
 
   // A checked copy of `count` ids in 0 … V - 1
@@ -288,31 +288,3 @@ class Arguments {
   std::vector<std::unique_ptr<uint64_t[]>> copies_;
   py::object held_;
 };
-
-template <void (*call)(Arguments&)>
-PyObject* entry_point(PyObject* function, PyObject* const* values, Py_ssize_t positional, PyObject* names) {
-  try {
-    Arguments arguments(function, values, positional, names);
-    call(arguments);
-    Py_RETURN_NONE;
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const py::builtin_exception& error) {
-    error.set_error();
-  } catch (const std::bad_alloc&) {
-    PyErr_NoMemory();
-  } catch (const std::length_error&) {  // of a std::vector
-    PyErr_NoMemory();
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-  }
-  return nullptr;
-}
-
-// Adds call(Arguments&) to the module as a function with keyword arguments that returns None.
-template <void (*call)(Arguments&)>
-void define(py::module_& m, const char* name, const char* doc) {
-  auto* function = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&entry_point<call>));
-  auto* method = new PyMethodDef{name, function, METH_FASTCALL | METH_KEYWORDS, doc};  // lives as long as the process
-  m.attr(name) = py::reinterpret_steal<py::object>(PyCFunction_New(method, py::str(name).release().ptr()));
-}

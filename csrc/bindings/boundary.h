@@ -12,6 +12,7 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "dlpack.h"
 
@@ -29,34 +30,21 @@ inline constexpr Type kFloat32{dlpack::kFloat, 32, "float32"}, kFloat64{dlpack::
     kBfloat16{dlpack::kBfloat, 16, "bfloat16"}, kInt64{dlpack::kInt, 64, "int64"}, kInt32{dlpack::kInt, 32, "int32"},
     kUint8{dlpack::kUInt, 8, "uint8"}, kBool{dlpack::kBool, 8, "bool"};
 
+// That of a C++ type
+template <class T, class... Types>
+constexpr bool is_one_of = (std::is_same_v<T, Types> || ...);
 template <class T>
-struct TypeOf;
+constexpr Type find_type() {
+  static_assert(is_one_of<T, float, double, int64_t, int32_t, uint8_t, bool>);
+  if constexpr (std::is_same_v<T, float>) return kFloat32;
+  if constexpr (std::is_same_v<T, double>) return kFloat64;
+  if constexpr (std::is_same_v<T, int64_t>) return kInt64;
+  if constexpr (std::is_same_v<T, int32_t>) return kInt32;
+  if constexpr (std::is_same_v<T, uint8_t>) return kUint8;
+  return kBool;
+}
 template <class T>
-inline constexpr Type type_of = TypeOf<T>::value;  // of no other types than these
-template <>
-struct TypeOf<float> {
-  static constexpr Type value = kFloat32;
-};
-template <>
-struct TypeOf<double> {
-  static constexpr Type value = kFloat64;
-};
-template <>
-struct TypeOf<int64_t> {
-  static constexpr Type value = kInt64;
-};
-template <>
-struct TypeOf<int32_t> {
-  static constexpr Type value = kInt32;
-};
-template <>
-struct TypeOf<bool> {
-  static constexpr Type value = kBool;
-};
-template <>
-struct TypeOf<uint8_t> {
-  static constexpr Type value = kUint8;
-};
+inline constexpr Type type_of = find_type<std::remove_const_t<T>>();
 
 // a * b * ... of sizes that are 0 or more; -1 if one is negative or the product exceeds 2^60 (so that bytes fit, too).
 int64_t product(std::initializer_list<int64_t> sizes);

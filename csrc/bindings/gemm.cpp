@@ -1,8 +1,8 @@
 // gemm and sum_by_id: what the layers need beside the recurrence (fastlstm/ops/gemm.py, ops/lstm.py).
 #include <pybind11/pybind11.h>
 
-#include "arguments.h"
 #include "bindings.h"
+#include "entry_point.h"
 
 using namespace fastlstm::cpu;
 

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "arguments.h"
 #include "bindings.h"
+#include "entry_point.h"
 
 using namespace fastlstm::cpu;
 

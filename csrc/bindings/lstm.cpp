@@ -2,8 +2,8 @@
 // against the sizes of the call (arguments.h). The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
 
-#include "arguments.h"
 #include "bindings.h"
+#include "entry_point.h"
 
 using namespace fastlstm::cpu;
 

@@ -1,8 +1,8 @@
 // sample: the sampling loop in one call, and its noise (fastlstm/sampling/kernel.py).
 #include <pybind11/pybind11.h>
 
-#include "arguments.h"
 #include "bindings.h"
+#include "entry_point.h"
 #include "packed_layer.h"
 
 using namespace fastlstm::cpu;

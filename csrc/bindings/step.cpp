@@ -1,8 +1,8 @@
 // Packing of weights, and lstm_step: one time step of all layers (fastlstm/modules/stream.py).
 #include <pybind11/pybind11.h>
 
-#include "arguments.h"
 #include "bindings.h"
+#include "entry_point.h"
 #include "packed_layer.h"
 
 using namespace fastlstm::cpu;

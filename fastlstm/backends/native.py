@@ -74,7 +74,7 @@ def _limit_cache(module: ModuleType) -> None:
     """FASTLSTM_CACHE_MB: how much memory of a training step is kept for the next one."""
     megabytes = os.environ.get("FASTLSTM_CACHE_MB", "")
     if megabytes.isdecimal():
-        module.limit_cache(int(megabytes) << 20)
+        module.limit_cache(min(int(megabytes), 1 << 30) << 20)
     elif megabytes:
         logging.getLogger("fastlstm").warning(
             "FASTLSTM_CACHE_MB is '%s', expected a whole number of megabytes; it is not used", megabytes

@@ -151,8 +151,8 @@ def normalise(
     like = weights[1] if tokens else data
     if packed:
         if ordinary:
-            given = {"data": data, "batch_sizes": batch_sizes, "sorted_indices": order, "unsorted_indices": back}
-            checks.check_memory(lstm, [], given | _named(hx))
+            orders = {"sorted_indices": order, "unsorted_indices": back}
+            checks.check_memory(lstm, [], hx, data=data, batch_sizes=batch_sizes, **orders)
         rows, B = data, checks.packed_sequences(data, batch_sizes) if eager else 0
         hx = None if hx is None else _packed_state(lstm, stack, hx, batch_sizes, order, tokens)
     else:
@@ -165,8 +165,6 @@ def normalise(
         hx = zero_state(stack, B, like, shared=fits and not torch.is_grad_enabled())
     if not packed and not (fits and type(lstm) is lstm._exact_class):
         checks.check_dense(lstm, stack, data, batched, hx, tokens)
-    elif packed and ordinary and not fits and tokens is None and checks.is_state(hx) and hx[0].dim() != 2:
-        lstm.check_forward_args(data, hx, batch_sizes)  # torch's kernels would read behind a state that is too small
     mask = None if reset is None else checks.reset_mask(reset, data, packed, tokens)
     if mask is not None and not packed:
         mask = _time_first(mask, batched, lstm.batch_first)
@@ -174,7 +172,7 @@ def normalise(
     own_functions = not (fits or compiling or extra) and any(map(has_own_functions, weights))
     before = None
     if ordinary and not fits:
-        checks.check_memory(lstm, weights, {"input": data, "reset": mask, **_named(hx)})
+        checks.check_memory(lstm, weights, hx, input=data, reset=mask)
     if not (fits or own_functions):
         checks.check_weights(lstm, stack, weights)
         if casts(like, packed):
@@ -183,10 +181,6 @@ def normalise(
     drops = (lstm.training, Masks.of(lstm) if lstm.training else _NO_MASKS, lstm.recompute)
     how = (before, fits, own_functions, lstm.batch_first, batched, back, order, starts_at_zero)
     return Call(stack, rows, tokens, batch_sizes, hx, weights, mask, bool(cells), bool(gates), *drops, *how)
-
-
-def _named(hx: State | None) -> dict[str, Tensor | None]:
-    return dict(zip(("h0", "c0"), hx, strict=True)) if checks.is_state(hx) else {}
 
 
 def _time_first(value: Tensor, batched: bool, batch_first: bool) -> Tensor:

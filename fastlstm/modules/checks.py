@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fastlstm._torch_compat import dynamo_skip
 from fastlstm.memory import check_whole, plain_check
 from fastlstm.ops.cell import Stack
 from fastlstm.ops.gemm import REALS
@@ -36,6 +37,7 @@ def is_state(hx: object) -> bool:
     return isinstance(hx, (tuple, list)) and len(hx) == 2 and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor)
 
 
+@dynamo_skip
 def fits_plainly(
     stack: Stack,
     rows: Tensor,
@@ -77,6 +79,7 @@ def _state_fits(stack: Stack, hx: State, B: int, dtype: torch.dtype) -> bool:
     return (h0.shape, c0.shape) == stack.state_shapes(B)
 
 
+@dynamo_skip
 def packed_sequences(rows: Tensor, batch_sizes: Tensor) -> int:
     """The number of sequences of packed rows; 0 where batch_sizes is not what packing makes: the op says what is wrong."""
     if not rows.is_cpu or rows.dtype not in _ROW_TYPES:
@@ -97,9 +100,11 @@ def _embedding_fits(stack: Stack, tokens: Tokens, dtype: torch.dtype) -> bool:
     return embedding.is_contiguous()
 
 
-def check_memory(lstm: nn.RNNBase, weights: list[Tensor], tensors: dict[str, Tensor | None]) -> None:
-    """Raise where a tensor of a call is larger than its storage. tensors: by name."""
-    check_whole(*tensors.items(), *zip(lstm._flat_weights_names, weights, strict=False))
+@dynamo_skip
+def check_memory(lstm: nn.RNNBase, weights: list[Tensor], hx: State | None, **others: Tensor | None) -> None:
+    """Raise where a tensor of a call is larger than its storage. others: by name."""
+    states = zip(("h0", "c0"), hx, strict=True) if is_state(hx) else ()
+    check_whole(*others.items(), *states, *zip(lstm._flat_weights_names, weights, strict=False))
 
 
 def is_batched(data: Tensor, tokens: Tokens | None) -> bool:
@@ -140,9 +145,7 @@ def check_packed_state(lstm: nn.RNNBase, stack: Stack, hx: State, batch_sizes: T
     if tokens is not None:
         check_state_sizes(lstm, stack, with_batch(hx, True), int(batch_sizes[0]))
     elif is_state(hx) and not torch.compiler.is_compiling() and hx[0].dim() == 3:
-        B = int(batch_sizes[0])
-        if hx[0].shape[1] != B:  # nn.LSTM returns uninitialised memory
-            lstm.check_hidden_size(hx[0], stack.state_shapes(B)[0], "Expected hidden[0] size {}, got {}")
+        check_state_sizes(lstm, stack, hx, int(batch_sizes[0]))  # nn.LSTM reads behind one that is too small
 
 
 def check_order(order: Tensor | None, batch_sizes: Tensor) -> None:

@@ -22,6 +22,7 @@ from fastlstm._torch_compat import (
     DispatchKeySet,
     SingleLevelFunction,
     any_requires_grad,
+    describe_object,
     dynamo_skip,
     in_functorch,
     single_level_functions,
@@ -32,7 +33,7 @@ from fastlstm.memory import plain_check
 from fastlstm.modules.call import Call, Tokens, zero_state
 from fastlstm.modules.checks import packed_sequences
 from fastlstm.modules.layers import run_layers
-from fastlstm.ops import flops
+from fastlstm.ops import flops, validation
 from fastlstm.ops.autograd import below, below_recording
 from fastlstm.ops.cell import Stack
 from fastlstm.ops.gemm import REALS
@@ -91,9 +92,6 @@ class StackInputs(NamedTuple):
         return self._replace(source=source, h0=h0, c0=c0, embedding=embedding, weights=weights)
 
 
-_FIELDS = len(StackInputs._fields)
-
-
 # ---- what runs ------------------------------------------------------------------------------------------------------
 
 
@@ -116,12 +114,7 @@ def _backward(*args: object) -> list[Tensor]:
     between, kept = _kept_by_direction(call.stack, out, kept)
     source, h0, c0, embedding, weights = inputs[:5]
     run = function._Backward(call, tuple(wants), grads, [source, *between], (h0, c0), embedding, weights, kept).run
-    made, seen = [], set()
-    for want, grad in zip(wants, run(), strict=True):
-        if want:  # the results of an op are no views of one another
-            made.append(grad.clone() if id(grad) in seen else grad)
-            seen.add(id(grad))
-    return made
+    return [grad for want, grad in zip(wants, run(), strict=True) if want]
 
 
 def _kept_in_order(
@@ -212,8 +205,8 @@ def _checked_saved(
 
 def _expect(name: str, value: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if value is None or not plain_check()(value) or value.dtype != dtype or value.shape != shape:
-        what = None if value is None else f"{value.dtype} {list(value.shape)} on {value.device}"
-        raise RuntimeError(f"fastlstm stack op: {name} is {what}, expected {dtype} {list(shape)} on the CPU")
+        expected = f"{str(dtype).removeprefix('torch.')} with shape {list(shape)} in memory of the CPU"
+        raise RuntimeError(f"fastlstm stack op: {name} is {describe_object(value)}, expected {expected}")
 
 
 # ---- shapes for tracing ---------------------------------------------------------------------------------------------
@@ -221,27 +214,20 @@ def _expect(name: str, value: Tensor | None, shape: tuple[int, ...], dtype: torc
 
 def _fake_forward(*args: object) -> list[Tensor]:
     inputs = StackInputs(*args[:-1])
-    _one_device(inputs)
+    _one_device("stack_forward", inputs)
     stack, new = inputs.stack, inputs.weights[0].new_empty
     B = inputs.source.shape[1] if inputs.h0 is None else inputs.h0.shape[1]
     shapes = [(*inputs.lead, stack.P * stack.directions), *stack.state_shapes(B)]
     return [new(shape) for shape in (*shapes, *(_kept_shapes(inputs) if args[-1] else ()))]
 
 
-def _one_device(inputs: StackInputs, *others: Tensor | None) -> None:
-    """Raise where devices differ: torch asks for shapes alone where one tensor is on "meta", and nobody would write results."""
-    devices = {v.device for v in (*inputs.differentiable, *others) if v is not None}
-    if inputs.batch_sizes is not None and inputs.batch_sizes.device.type != "cpu":
-        devices.add(inputs.batch_sizes.device)
-    if len(devices) > 1:
-        raise RuntimeError(
-            f"fastlstm stack op: tensors are on {' and '.join(sorted(map(str, devices)))}, expected one device"
-        )
+def _one_device(op: str, inputs: StackInputs, *others: Tensor | None) -> None:
+    validation.on_one_device(op, inputs.batch_sizes, inputs.weights[0], *inputs.differentiable, *others)
 
 
 def _fake_backward(*args: object) -> list[Tensor]:
     inputs, wants = StackInputs(*args[3:-3]), args[-1]
-    _one_device(inputs, *args[:3], args[-3], *args[-2])
+    _one_device("stack_backward", inputs, *args[:3], args[-3], *args[-2])
     return [v.new_empty(v.shape) for v, want in zip(inputs.differentiable, wants, strict=True) if want]
 
 

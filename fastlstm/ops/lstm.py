@@ -104,20 +104,9 @@ def _sum_by_id_cpu(rows: Tensor, ids: Tensor, V: int) -> Tensor:
     return out
 
 
-def _on_one_device(op: str, batch_sizes: Tensor | None, like: Tensor, *tensors: Tensor | None) -> None:
-    """Raise where tensors lie on several devices: with one on meta, torch asks for shapes where the others hold numbers."""
-    if batch_sizes is not None and batch_sizes.device.type != "cpu":
-        raise RuntimeError(f"{op}: batch_sizes is on {batch_sizes.device}, expected cpu")
-    for v in tensors:
-        if v is not None and v.device != like.device:
-            raise RuntimeError(
-                f"{op}: a tensor with shape {list(v.shape)} is on {v.device}, expected {like.device} as the others"
-            )
-
-
 def _fake_forward(*args: object) -> tuple[Tensor, ...]:
     inputs = OpInputs(*args)
-    _on_one_device("lstm_forward", inputs.batch_sizes, inputs.w_hh, *inputs[:8], inputs.offsets, inputs.reset)
+    validation.on_one_device("lstm_forward", inputs.batch_sizes, inputs.w_hh, *inputs[:8], inputs.offsets, inputs.reset)
     lead, w_hh, h0, c0 = inputs.lead, inputs.w_hh, inputs.h0, inputs.c0
     h = w_hh.new_empty((*lead, w_hh.shape[1]))
     c = c0.new_empty((*lead, c0.shape[1]) if inputs.save else (0,))
@@ -128,14 +117,14 @@ def _fake_forward(*args: object) -> tuple[Tensor, ...]:
 def _fake_backward(*args: object) -> tuple[Tensor, ...]:
     inputs, h = OpInputs(*args[4:-3]), args[-3]
     given = (*args[:4], *inputs[:8], inputs.offsets, inputs.reset, *args[-3:])
-    _on_one_device("lstm_backward", inputs.batch_sizes, inputs.w_hh, *given)
+    validation.on_one_device("lstm_backward", inputs.batch_sizes, inputs.w_hh, *given)
     dh_proj = h.new_empty(h.shape if inputs.w_hr is not None else (0,))
     d_gates = h.new_empty((*h.shape[:-1], inputs.w_hh.shape[0]))
     return d_gates, dh_proj, inputs.h0.new_empty(inputs.h0.shape), inputs.c0.new_empty(inputs.c0.shape)
 
 
 def _fake_sum_by_id(rows: Tensor, ids: Tensor, V: int) -> Tensor:
-    _on_one_device("sum_by_id", None, rows, ids)
+    validation.on_one_device("sum_by_id", None, rows, ids)
     return rows.new_empty((V, rows.shape[1]))
 
 

@@ -112,6 +112,17 @@ def _expect(name: str, value: Tensor | None, shape: tuple, dtype: torch.dtype, d
         check_whole((f"fastlstm: {name}", value))
 
 
+def on_one_device(op: str, batch_sizes: Tensor | None, like: Tensor, *tensors: Tensor | None) -> None:
+    """Raise where tensors lie on several devices: with one on meta, torch asks for shapes where the others hold numbers."""
+    if batch_sizes is not None and batch_sizes.device.type != "cpu":
+        raise RuntimeError(f"{op}: batch_sizes is on {batch_sizes.device}, expected cpu")
+    for v in tensors:
+        if v is not None and v.device != like.device:
+            raise RuntimeError(
+                f"{op}: a tensor with shape {list(v.shape)} is on {v.device}, expected {like.device} as the others"
+            )
+
+
 def ids_in_range(ids: Tensor, V: int) -> None:
     """Ids lie in 0 … V - 1: IndexError on the CPU. Elsewhere that is for the kernels to tell: the host would wait."""
     if ids.numel() == 0:

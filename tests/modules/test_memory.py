@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -46,6 +51,18 @@ def test_freed_parts_of_a_packed_sequence_are_an_error(field: str) -> None:
     packed = packed._replace(**{field: _freed(getattr(packed, field))})
     with pytest.raises(RuntimeError, match=f"{field} is .*, and its storage has"):
         fastlstm.LSTM(3, 5)(packed, (torch.randn(1, 2, 5), torch.randn(1, 2, 5)))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("shape", [(1, 2, 4), (1, 3, 5), (0, 2, 5), (2, 5)], ids=str)
+def test_a_packed_state_of_another_size_is_an_error(shape: tuple, which: int) -> None:
+    """nn.LSTM does not look at it, and reads behind one that is too small."""
+    packed = pack_sequence([torch.randn(2, 3), torch.randn(4, 3)], enforce_sorted=False)
+    hx = [torch.randn(1, 2, 5), torch.randn(1, 2, 5)]
+    hx[which] = torch.randn(shape)
+    for observed in (nullcontext(), torch.device("cpu")):
+        with observed, pytest.raises((RuntimeError, IndexError)):
+            fastlstm.LSTM(3, 5)(packed, tuple(hx))
 
 
 @pytest.mark.parametrize("order", [[0], [0, 1, 1], [[0, 1]], []], ids=str)
@@ -95,6 +112,22 @@ def test_empty_cache_gives_everything_back() -> None:
     fastlstm.empty_cache()
     assert native.load().cached_bytes() == 0
     lstm(x)[0].sum().backward()
+
+
+@pytest.mark.parametrize(("value", "kept"), [("0", 0), ("9" * 30, 360 << 20), ("7.5", 240 << 20)])
+def test_the_environment_limits_the_cache(value: str, kept: int) -> None:
+    """A value that is no number is said, and not used."""
+    if native.unavailable() is not None:
+        pytest.skip(str(native.unavailable()))
+    code = (
+        "import torch; from fastlstm.backends import native\n"
+        "arrays = [torch.utils.dlpack.from_dlpack(native.load().array((10 << 20,), False)) for _ in range(9)]\n"
+        "arrays.clear(); print(native.load().cached_bytes())"
+    )
+    environment = os.environ | {"FASTLSTM_CACHE_MB": value}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert int(done.stdout) == kept
+    assert ("FASTLSTM_CACHE_MB is '7.5', expected a whole number" in done.stderr) == (value == "7.5")
 
 
 def test_the_cache_has_a_limit() -> None:

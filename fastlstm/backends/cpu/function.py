@@ -83,7 +83,7 @@ def _direction(
     if ids:
         w_ih, bias = native_table(embedding, w_ih, bias), None
     rows = x.shape if ids else x.shape[:-1]
-    is_output = k == call.stack.layers - 1  # of one direction: the user's, who may resize it
+    is_output = call.stack.directions == 1 and k == call.stack.layers - 1  # the user's, who may resize it
     h = (empty if is_output or not keep else _cached_array)((*rows, call.stack.P), dtype)
     c = _cached_array((*rows, H), dtype) if keep else None
     gates = _cached_array((*rows, 4 * H), dtype) if keep else None
