@@ -107,7 +107,9 @@ def find_device(name: str | torch.device) -> torch.device:
     """The device of a name, after a first use of it. Raises CharLMError if there is none here."""
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # `meta` and devices that are not here fail at their first use
+        torch.zeros(
+            1, dtype=torch.float32, device=device
+        ).item()  # `meta` and devices that are not here fail at their first use
     except (RuntimeError, AssertionError, ImportError, ValueError) as error:
         if str(name).partition(":")[0] == "cuda" and not torch.cuda.is_available():
             raise CharLMError("this torch has no CUDA device here (see `fastlstm doctor`); use --device cpu") from error

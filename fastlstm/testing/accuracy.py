@@ -210,7 +210,7 @@ def baseline(case: Case, dtype: torch.dtype, seed: int = 0, cells: bool = True) 
     dh, dc, dh_n, dc_n = (g.to(dtype) for g in make_grads(case, dtype, seed + 1))
     x_gates = inputs.w_x[inputs.ids] if case.ids else F.linear(inputs.x, inputs.w_x, inputs.bias)
     x_gates.retain_grad()
-    dh_proj = torch.zeros(*x_gates.shape[:-1], case.P, dtype=dtype)
+    dh_proj = torch.zeros(*x_gates.shape[:-1], case.P, dtype=dtype, device="cpu")
     if cells or case.reset or case.projection:
         h, c, h_n, c_n, steps = _loop(case, inputs, x_gates)
         _backward([h, c, h_n, c_n], [dh, dc if cells else torch.zeros_like(dc), dh_n, dc_n])
@@ -288,11 +288,11 @@ def _nn_lstm(case: Case, inputs: Inputs, x_gates: Tensor) -> tuple[Tensor, Tenso
 
 def _flip(case: Case) -> Tensor:
     """(N,) which row takes the place of each when every sequence is turned around; its own inverse."""
-    sizes = case.batch_sizes if case.packed else torch.full((case.T,), case.B)
+    sizes = case.batch_sizes if case.packed else torch.full((case.T,), case.B, dtype=torch.int64, device="cpu")
     first = (sizes.cumsum(0) - sizes).tolist()
     lengths = sorted(case.lengths, reverse=True) if case.packed else [case.T] * case.B
     order = [0] * case.N
     for b, n in enumerate(lengths):
         for t in range(n):
             order[first[t] + b] = first[n - 1 - t] + b
-    return torch.tensor(order, dtype=torch.int64)
+    return torch.tensor(order, dtype=torch.int64, device="cpu")

@@ -60,7 +60,7 @@ class Case:
         """(T,) int64 on the CPU: how many sequences are still running at each step; None when dense."""
         if not self.packed:
             return None
-        return torch.tensor([sum(n > t for n in self.lengths) for t in range(self.T)], dtype=torch.int64)
+        return torch.tensor([sum(n > t for n in self.lengths) for t in range(self.T)], dtype=torch.int64, device="cpu")
 
     def __str__(self) -> str:
         return self.id

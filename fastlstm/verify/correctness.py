@@ -36,6 +36,9 @@ LARGE = [
     _sized(5, 130, 16, 129, initial=False),
 ]
 LONG = [_sized(66_000, 1, 2, 8)]  # no 16-bit counter of steps
+# What Triton's planner has other tiles for than for the other cases; the last two: more blocks of the smallest tile than a
+# GPU has multiprocessors
+TILES = [_sized(3, 5, 4, 30), _sized(3, 130, 16, 520), _sized(2, 3300, 8, 136)]
 # What fits one multiprocessor, in few layouts: each is compiled for itself, two seconds a kernel
 FEW = [
     _sized(7, 5, 3, 60),
@@ -230,4 +233,4 @@ def _spec(case: Case, dtype: torch.dtype, save: int, device: torch.device) -> Sp
 
 QUICK = Table((*SHORT, *LARGE))
 QUICK_TRITON = Table(tuple(FEW), kernels=("single_block",))
-WHOLE = Table((*FULL, *LARGE, *LONG), saves=(1, 2))
+WHOLE = Table((*FULL, *FEW, *LARGE, *LONG, *TILES), saves=(1, 2))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import util
+from itertools import product
 
 import pytest
 import torch
 
-from fastlstm.backends import blocklist, load
+from fastlstm.backends import blocklist, cost_model, load
 from fastlstm.backends.triton import planner
 from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.testing.cases import make, make_grads
@@ -58,6 +59,22 @@ def test_the_full_run_checks_every_kernel_of_triton_in_every_type():
     assert {(case_run.kernel, case_run.math) for case_run in case_runs} == {
         (k, m) for k in ("single_block", "streamed", "per_step") for m in correctness.MATHS
     }
+
+
+@pytest.mark.parametrize("gpu", ["A100", "H100", "H200", "B200", "RTX 4090"])
+def test_the_full_run_checks_every_tile_that_tritons_planner_has_for_a_gpu(gpu):
+    """Also those that it picks only where the blocks of a smaller tile would outnumber the multiprocessors."""
+    known = cost_model.KNOWN[gpu]
+    limits = planner.GpuLimits(gpu, known.capability, known.sms, known.shared_bytes)
+    cases = full(("triton",)).tables["triton"].cases
+
+    def tiles(kernel, math, sizes):
+        plans = (planner.choose(limits, H, B, math, only=kernel) for H, B in sizes)
+        return {(plan.forward, plan.backward) for plan in plans if isinstance(plan, planner.TritonPlan)}
+
+    for kernel, math in product(planner.KERNELS, ("half", "tf32", "ieee")):
+        sizes = product((1, 16, 17, 64, 100, 128, 200, 256, 512, 1024), (1, 4, 16, 64, 256, 4096))
+        assert tiles(kernel, math, {(c.H, c.B) for c in cases if c.B}) >= tiles(kernel, math, sizes), (kernel, math)
 
 
 @pytest.mark.parametrize("points", [timings.POINTS, timings.POINTS_TRITON])

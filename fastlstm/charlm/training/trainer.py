@@ -70,7 +70,7 @@ class Trainer:
         self.optimiser = Optimiser(self.flat, config)
         self.net = ranks.wrap(self.model)
         self.state = self.model.zero_state(config.batch_size // ranks.size)
-        self.loss_sum = torch.zeros((), device=ranks.device)
+        self.loss_sum = torch.zeros((), dtype=torch.float32, device=ranks.device)
         self.progress = Progress()
         self.stop_requested = False  # set by a signal handler; the run is saved and stops after the current iteration
         self.stop_reason = ""
@@ -178,7 +178,8 @@ class Trainer:
         """Add a line to the log, with the validation loss if `evaluate`, and check the training loss."""
         progress = self.progress
         loss = float(self.loss_sum) / progress.loss_count if progress.loss_count else progress.train_nats
-        shared = torch.tensor([loss, self._seconds_since_last_call(), float(self.stop_requested)], dtype=torch.float64)
+        values = [loss, self._seconds_since_last_call(), float(self.stop_requested)]
+        shared = torch.tensor(values, dtype=torch.float64, device="cpu")
         loss, passed, signals = self.ranks.mean(shared.to(self.ranks.device)).tolist()
         progress.seconds += passed
         self.stop_requested = signals > 0
@@ -265,7 +266,8 @@ class Trainer:
 
     def _save_interval_over(self) -> bool:
         """True if the last save is more than SAVE_SECONDS ago; the first process decides for all."""
-        rested = torch.tensor(float(self.ranks.is_first and time.monotonic() - self._saved_at > SAVE_SECONDS))
+        is_time = self.ranks.is_first and time.monotonic() - self._saved_at > SAVE_SECONDS
+        rested = torch.tensor(float(is_time), dtype=torch.float32, device="cpu")
         return bool(self.ranks.sum(rested.to(self.ranks.device)) > 0)
 
 
