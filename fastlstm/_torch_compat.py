@@ -170,7 +170,8 @@ def native_boundary() -> dict[str, object]:
 
     exchange_api: DLPack's table of C functions, None before torch 2.10. storage_bytes, storage_offset: addresses of functions
     of torch's stable C interface, 0 where they are not found; they take the handle that lies in a tensor's Python object, and
-    probe_cdata tells where in the probe that is.
+    probe_cdata tells where in the probe that is. keys: three C++ tensors, ordinary ones made in and outside inference mode and
+    a negated view, each with its dispatch keys, by which the keys' place is found; empty where torch writes them as a name.
     """
     storage_bytes = storage_offset = 0
     try:
@@ -186,12 +187,17 @@ def native_boundary() -> dict[str, object]:
         pass  # storages are asked through Python then
     with torch.inference_mode(False):
         probe = torch.zeros(12, dtype=torch.float32, device="cpu")[4:]
+        negated = torch._neg_view(probe)
+    with torch.inference_mode():
+        inferred = torch.zeros(3, dtype=torch.float32, device="cpu")
+    probes = probe, inferred, negated
     return {
         "exchange_api": getattr(Tensor, "__dlpack_c_exchange_api__", None),
         **{"tensor": Tensor, "parameter": torch.nn.Parameter, "is_neg": Tensor.is_neg, "is_plain": has_plain_keys},
         **{"memory": memory_of, "bytes_left": storage_bytes_left, "describe": describe_object},
         **{"storage_bytes": storage_bytes, "storage_offset": storage_offset},
-        **{"probe": probe, "probe_cdata": probe._cdata},
+        **{"probe": probe, "probe_cdata": probe._cdata, "probes": probes},  # held while their memory is looked at
+        "keys": [(v._cdata, keys) for v in probes if isinstance(keys := _bits(_C._dispatch_keys(v)), int)],
     }
 
 

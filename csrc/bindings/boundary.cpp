@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace boundary {
 
@@ -25,6 +26,8 @@ struct Torch {
   PyObject* describe = nullptr;    // of any object: str
   Py_ssize_t handle_at = -1;       // where in a Python tensor its handle lies, in bytes; -1: not known
   HandleFunction storage_bytes = nullptr, storage_offset = nullptr;
+  Py_ssize_t keys_at = -1;      // where the dispatch keys lie in what a handle points to, in bytes; -1: not known
+  uint64_t plain_keys[2] = {};  // of an ordinary tensor on the CPU, made in and outside inference mode
 } torch_;
 
 bool is_false(PyObject* value) {
@@ -86,15 +89,45 @@ bool is_short(const View& view) {
   return bytes < 0 || bytes_left(view) < bytes;
 }
 
+// The 8 bytes at an offset
+uint64_t word_at(const void* object, Py_ssize_t offset) {
+  uint64_t value;
+  std::memcpy(&value, static_cast<const char*>(object) + offset, sizeof value);
+  return value;
+}
+
 // Where the handle of torch's C++ tensor lies in the Python object: `cdata` is what the handle holds.
 Py_ssize_t handle_in(PyObject* probe, uintptr_t cdata) {
   const Py_ssize_t size = Py_TYPE(probe)->tp_basicsize;
-  for (Py_ssize_t at = Py_ssize_t(sizeof(PyObject)); at + Py_ssize_t(sizeof(void*)) <= size; at += sizeof(void*)) {
-    uintptr_t value;
-    std::memcpy(&value, reinterpret_cast<char*>(probe) + at, sizeof value);
-    if (value == cdata) return at;
-  }
+  for (Py_ssize_t at = Py_ssize_t(sizeof(PyObject)); at + 8 <= size; at += 8)
+    if (word_at(probe, at) == cdata) return at;
   return -1;
+}
+
+// Where the dispatch keys lie in torch's C++ tensor: the one place that holds what Python says for every probe, plain
+// tensors and a negated view. keys: a list of (address of the C++ tensor, its keys).
+Py_ssize_t keys_in(const py::list& keys) {
+  constexpr Py_ssize_t kSmallestTensor = 192;  // bytes; every torch since 2.4 has more
+  Py_ssize_t found = -1;
+  for (Py_ssize_t at = 0; at + 8 <= kSmallestTensor; at += 8) {
+    bool same = keys.size() > 0;
+    for (const py::handle& probe : keys) {
+      const auto [cdata, expected] = probe.cast<std::pair<uintptr_t, uint64_t>>();
+      same &= word_at(reinterpret_cast<void*>(cdata), at) == expected;
+    }
+    if (same && found >= 0) return -1;  // not the only one
+    if (same) found = at;
+  }
+  return found;
+}
+
+enum class Keys { unknown, plain, other };
+Keys keys_of(PyObject* tensor) {
+  if (torch_.keys_at < 0) return Keys::unknown;
+  const void* impl = reinterpret_cast<void*>(word_at(tensor, torch_.handle_at));
+  if (!impl) return Keys::other;
+  const uint64_t keys = word_at(impl, torch_.keys_at);
+  return keys == torch_.plain_keys[0] || keys == torch_.plain_keys[1] ? Keys::plain : Keys::other;
 }
 
 // Takes what native_boundary of fastlstm/_torch_compat.py gives.
@@ -122,6 +155,10 @@ void set_up(const py::dict& objects) {
         bytes != 48 || offset != 4)
       torch.handle_at = -1;
   }
+  const py::list keys = objects["keys"];  // of tensors made in and outside inference mode, and of a negated view
+  if (torch.handle_at >= 0 && keys.size() == 3) torch.keys_at = keys_in(keys);
+  for (size_t k = 0; torch.keys_at >= 0 && k < 2; ++k)
+    torch.plain_keys[k] = keys[k].cast<std::pair<uintptr_t, uint64_t>>().second;
   torch_ = torch;
 }
 
@@ -158,12 +195,15 @@ bool is_own_class(PyObject* object) {
 
 bool find_memory(PyObject* object, View& view) {
   if (!object || !torch_.tensor) return false;
-  if (!is_own_class(object)) {
-    if (!PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(torch_.tensor))) return false;
-    if (!is_true(owned(PyObject_CallOneArg(torch_.is_plain, object)).ptr())) return false;
-  }
+  const bool own = is_own_class(object);
+  if (!own && !PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(torch_.tensor))) return false;
+  const Keys keys = keys_of(object);
+  if (keys == Keys::other) return false;
+  if (keys == Keys::unknown && !own && !is_true(owned(PyObject_CallOneArg(torch_.is_plain, object)).ptr()))
+    return false;
   view.object = object;
   view.bytes_left = -1;
+  view.plain = keys == Keys::plain;
   if (!torch_.api) return read_memory(object, view);
   if (torch_.api->look(object, &view.tensor) != 0) return PyErr_Clear(), false;
   return true;
@@ -174,13 +214,13 @@ bool is_usable(const View& view) {
   if (t.device_type != dlpack::kCpu || t.lanes != 1 || t.byte_offset || (t.ndim && !t.strides)) return false;
   if (view.count() == 0) return true;
   if (!t.data || is_short(view)) return false;
-  return is_false(owned(PyObject_Vectorcall(torch_.is_neg, &view.object, 1, nullptr)).ptr());
+  return view.plain || is_false(owned(PyObject_Vectorcall(torch_.is_neg, &view.object, 1, nullptr)).ptr());
 }
 
 bool is_cut_off(const View& view) {
   if (view.tensor.device_type != dlpack::kCpu || view.count() == 0 || (view.tensor.data && !is_short(view)))
     return false;
-  return is_true(owned(PyObject_CallOneArg(torch_.is_plain, view.object)).ptr());  // not one without memory of its own
+  return view.plain || is_true(owned(PyObject_CallOneArg(torch_.is_plain, view.object)).ptr());  // one with memory
 }
 
 bool reads_natively() { return torch_.api && torch_.handle_at >= 0; }

@@ -3,8 +3,9 @@
 // A tensor has memory that a kernel may use if it is of torch's own classes (or of a subclass without operations of
 // its own), lies on the CPU, is not a lazily negated view, and its storage is as long as its sizes and strides say.
 // Each caller adds the type and the sizes that it expects. Tensors are read through the DLPack C exchange API (torch
-// 2.10 and later), and their storage through torch's stable C interface; without these, through Python functions
-// (native_boundary in fastlstm/_torch_compat.py), which take several times as long.
+// 2.10 and later), their storage through torch's stable C interface, and their dispatch keys where set_up found them in
+// torch's object; without these, through Python functions (native_boundary in fastlstm/_torch_compat.py), which take
+// several times as long.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -59,6 +60,7 @@ struct View {
   dlpack::Tensor tensor{};
   int64_t own[2 * dlpack::kMostDims];  // shape and strides, where Python told them
   int64_t bytes_left = -1;             // of the storage, from the first element on; -1: torch's functions tell
+  bool plain = false;                  // an ordinary tensor by its dispatch keys, so not a negated view
 
   template <class T>
   T* data() const {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends import native
 from fastlstm.backends.packing import pack, padded
-from fastlstm.memory import check_whole, empty
+from fastlstm.memory import check_whole, empty, plain_check
 from fastlstm.modules.checks import check_weights
 from fastlstm.ops.cell import Stack
 
@@ -75,14 +75,13 @@ class Stream:
 
         Raises ValueError where x has another shape or device, or is not floating.
         """
-        if x.shape != (self.batch_size, self._input_size) or x.device != self.device or not x.is_floating_point():
+        sizes = self._sizes[0], self._input_size
+        if x.shape != sizes or x.device != self._device or not x.is_floating_point():
             expected = f"a floating tensor of shape {[self.batch_size, self._input_size]} on {self.device}"
             raise ValueError(f"x is {x.dtype} with shape {list(x.shape)} on {x.device}, expected {expected}")
-        if x.dtype is not torch.float32 or not x.is_contiguous():
-            check_whole(("x", x))  # before torch copies it; else the kernel's own check is the first
         with torch.no_grad():
-            values = x.detach().to(torch.float32).contiguous().resolve_neg()
-            out = self._step(values) if self._native else self._plain_step(values)
+            values = x if self._native and x.dtype is torch.float32 and plain_check()(x) else _float32(x)
+            out = self._step(values.contiguous()) if self._native else self._plain_step(values)
             self._side = 1 - self._side
             return out.to(x.dtype)
 
@@ -158,6 +157,12 @@ def _check(lstm: nn.RNNBase, batch_size: int, dtype: torch.dtype) -> None:
     check_whole(*zip(lstm._flat_weights_names, lstm._weights(), strict=True))
     if dtype not in _STORED:
         raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.bfloat16; pass one as stream(B, dtype)")
+
+
+def _float32(x: Tensor) -> Tensor:
+    """The numbers of an input of any type and class, in memory of their own."""
+    check_whole(("x", x))  # before torch reads it
+    return x.detach().to(torch.float32).contiguous().resolve_neg()
 
 
 def _plain(weights: list[Tensor], bias: bool, projected: bool, dtype: torch.dtype) -> tuple[Tensor | None, ...]:

@@ -78,7 +78,8 @@ def _plain(value: object) -> object:
 
 
 def is_int(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    whole = type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+    return whole and value >= least
 
 
 def _is_number(value: object) -> bool:

@@ -20,14 +20,16 @@ class OwnClass(Tensor):
     """A subclass without operations of its own."""
 
 
-@pytest.fixture(params=["exchange API", "Python"])
+@pytest.fixture(params=["dispatch keys", "exchange API", "Python"])
 def boundary(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Tensors read by torch's C functions, and by Python as in a torch without them."""
+    """Tensors read by torch's C functions, with and without the dispatch keys, and by Python as in a torch without them."""
     objects = _torch_compat.native_boundary()
     if request.param == "Python":
         objects |= {"exchange_api": None, "storage_bytes": 0, "storage_offset": 0}
     elif objects["exchange_api"] is None:
         pytest.skip("this torch has no exchange API")
+    elif request.param == "exchange API":
+        objects["keys"] = []
     native.load().set_up_boundary(objects)
     yield request.param
     native.load().set_up_boundary(_torch_compat.native_boundary())
