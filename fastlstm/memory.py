@@ -66,21 +66,26 @@ def check_whole(*values: tuple[str, Tensor | None]) -> None:
             )
 
 
-def gpu_address(name: str, tensor: Tensor | None, index: int) -> int:
-    """Return the address of a contiguous tensor on GPU number `index`, or in pinned memory of the host; 0 for None.
+def gpu_address(name: str, tensor: Tensor | None, index: int, dtype: torch.dtype, count: int) -> int:
+    """Return the address of `count` contiguous elements on GPU number `index`, or in pinned memory of the host; 0 for None.
 
-    Raises RuntimeError where its memory cannot be used as it stands.
+    Raises RuntimeError where the tensor is of another type or size, or its memory cannot be used as it stands.
     """
     if tensor is None:
         return 0
-    usable = is_plain(tensor) and tensor.is_contiguous()
+    usable = is_plain(tensor) and is_array(tensor, dtype, count)
     in_reach = tensor.get_device() == index if tensor.is_cuda else tensor.is_pinned()
-    if not (usable and in_reach) or storage_bytes_left(tensor) < tensor.numel() * tensor.element_size():
+    if not (usable and in_reach) or storage_bytes_left(tensor) < count * dtype.itemsize:
         raise RuntimeError(
-            f"{name} is {describe_object(tensor)}, expected a plain contiguous tensor on cuda:{index} whose storage holds it; "
-            "was its storage resized?"
+            f"{name} is {describe_object(tensor)}, expected a plain contiguous tensor of {count} elements of {dtype} on "
+            f"cuda:{index} whose storage holds them; was its storage resized?"
         )
     return tensor.data_ptr()
+
+
+def is_array(tensor: Tensor, dtype: torch.dtype, count: int) -> bool:
+    """Whether a tensor is `count` contiguous elements of a type."""
+    return tensor.dtype == dtype and tensor.numel() == count and tensor.is_contiguous()
 
 
 def is_aligned(tensor: Tensor, alignment: int) -> bool:

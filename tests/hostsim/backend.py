@@ -22,6 +22,7 @@ from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.backends.cuda import planner as cuda_planner
 from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.backends.cuda.launch import LaunchPlan
+from fastlstm.memory import is_array
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 from tests.hostsim import build
 from tests.hostsim.report import with_source
@@ -108,9 +109,10 @@ class Simulated:
         if isinstance(error, RuntimeError) and not isinstance(error, BackendError):
             raise Fault(with_source(str(error), self.module.__file__)) from None
 
-    def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
+    def use(self, name: str, tensor: Tensor | None, mode: str, dtype: torch.dtype, count: int) -> int:
         if tensor is None:
             return 0
+        assert is_array(tensor, dtype, count), f"{name} has {tensor.numel()} elements of {tensor.dtype}"
         self.tensors.append(tensor)
         bytes_ = tensor.numel() * tensor.element_size()
         self.module.memory(tensor.data_ptr(), bytes_, name, mode != "in", mode != "out")

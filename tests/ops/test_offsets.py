@@ -230,7 +230,7 @@ def test_a_packed_call_of_the_cuda_backend_takes_nothing_from_the_cpu(kernel, sa
         lib=lib,
         stream=0,
         status=torch.zeros(1, dtype=torch.int32),
-        use=lambda name, tensor, mode: 0 if tensor is None else 16,
+        use=lambda name, tensor, *_: 0 if tensor is None else 16,
         product=lambda a, b, out: out.copy_(a.float() @ b.float()),
         product_type=lambda dtype: torch.float32,
     )

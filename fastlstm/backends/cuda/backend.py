@@ -172,8 +172,8 @@ class _Gpu:
         self.stream = current_cuda_stream(index)
         self.status = status
 
-    def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
-        return gpu_address(name, tensor, self.index)
+    def use(self, name: str, tensor: Tensor | None, mode: str, dtype: torch.dtype, count: int) -> int:
+        return gpu_address(name, tensor, self.index, dtype, count)
 
     def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
         product_into(a, b, out)

@@ -34,8 +34,11 @@ class Runtime(Protocol):
     stream: int  # CUDA stream of the launches
     status: Tensor  # one int32 that a kernel may write and the host reads without waiting (status.py)
 
-    def use(self, name: str, tensor: Tensor | None, mode: str) -> int:
-        """The address of a tensor for a kernel, 0 for None; mode: in (read), out (written first) or state (both)."""
+    def use(self, name: str, tensor: Tensor | None, mode: str, dtype: torch.dtype, count: int) -> int:
+        """The address of a tensor for a kernel, which takes it for `count` elements of `dtype`; 0 for None.
+
+        mode: in (read), out (written first) or state (both).
+        """
 
     def product(self, a: Tensor, b: Tensor, out: Tensor) -> None:
         """out = a @ b on that stream; out may be float32 where a and b are half types."""
@@ -93,8 +96,9 @@ class StepRows:
 
 def _sequence(rt: Runtime, args: Any, steps: StepRows, H: int, offsets: Tensor | None, reset: Tensor | None) -> Any:
     args.T, args.B, args.H, args.N, args.reverse = steps.T, steps.B, H, steps.starts[-1], int(steps.reverse)
-    args.offsets, args.reset = rt.use("offsets", offsets, "in"), rt.use("reset", reset, "in")
-    args.status = rt.use("status", rt.status, "state")
+    args.offsets = rt.use("offsets", offsets, "in", torch.int64, steps.T)
+    args.reset = rt.use("reset", reset, "in", torch.bool, args.N)
+    args.status = rt.use("status", rt.status, "state", torch.int32, 1)
     return args
 
 
@@ -111,10 +115,10 @@ def input_side(x: Tensor, w_x: Tensor, bias: Tensor | None) -> Tensor:
 def forward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs) -> tuple[Tensor, ...]:
     """Run one layer in one direction as `plan` says; returns as `fastlstm.ops.reference.forward`."""
     x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs
-    H, P, cell = inputs.H, w_hh.shape[1], cell_type(w_hh.dtype)
+    H, P, dtype, cell = inputs.H, w_hh.shape[1], w_hh.dtype, cell_type(w_hh.dtype)
     source, lead = inputs.rows, inputs.lead
     steps = StepRows.of(source, h0.shape[0], batch_sizes, reverse)
-    N = steps.starts[-1]
+    B, N = steps.B, steps.starts[-1]
     h, c = w_hh.new_empty(N, P), w_hh.new_empty((N, H) if save else (0,), dtype=cell)
     gates = w_hh.new_empty((N, 4 * H) if save == SAVE_ALL and x is None else (0,))
     per_step = plan.forward.kernel == "per_step"  # reads h_n as the state; the others only write it
@@ -123,15 +127,20 @@ def forward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs) -> tuple[Tensor, ..
         if save == SAVE_ALL and x is not None:  # gates take the place of the input side
             gates = input_side(x.reshape(N, -1), w_x, bias)
         args = _sequence(rt, rt.lib.ForwardArgs(), steps, H, offsets, reset)
-        args.h, args.c = rt.use("h", h, "out"), rt.use("c", c if save else None, "out")
-        args.gates = rt.use("gates", gates if save == SAVE_ALL else None, "out" if x is None else "state")
-        args.h_n, args.c_n = rt.use("h_n", h_n, "state" if per_step else "out"), rt.use("c_n", c_n, "state")
-        args.w_hh, args.h0 = rt.use("w_hh", w_hh, "in"), rt.use("h0", h0, "in")
+        args.h = rt.use("h", h, "out", dtype, N * P)
+        args.c = rt.use("c", c if save else None, "out", cell, N * H)
+        written = gates if save == SAVE_ALL else None
+        args.gates = rt.use("gates", written, "out" if x is None else "state", dtype, N * 4 * H)
+        args.h_n = rt.use("h_n", h_n, "state" if per_step else "out", dtype, B * P)
+        args.c_n = rt.use("c_n", c_n, "state", cell, B * H)
+        args.w_hh, args.h0 = rt.use("w_hh", w_hh, "in", dtype, 4 * H * P), rt.use("h0", h0, "in", dtype, B * P)
         run = _FORWARD[plan.forward.kernel](rt, plan, args, steps, w_hh, w_hr, h, h_n)
         if x is None:
-            args.table, args.ids, args.V = rt.use("table", w_x, "in"), rt.use("ids", ids, "in"), w_x.shape[0]
+            args.V = w_x.shape[0]
+            args.table = rt.use("table", w_x, "in", dtype, args.V * 4 * H)
+            args.ids = rt.use("ids", ids, "in", torch.int64, N)
             absent = w_x.new_full((4 * H,), float("nan"))  # a name keeps it until all steps are launched
-            args.absent = rt.use("absent", absent, "in")
+            args.absent = rt.use("absent", absent, "in", dtype, 4 * H)
             run(0, steps.T)
         elif save == SAVE_ALL:
             args.x_gates = args.gates
@@ -152,7 +161,8 @@ def _in_chunks(
         rows = steps.rows(begin, end)
         x_gates = input_side(x[rows], w_x, bias)
         # the address that row 0 of all N would have; modulo 2^64, as the kernel's address arithmetic
-        args.x_gates = (rt.use("x_gates", x_gates, "in") - rows.start * row_bytes) % 2**64
+        address = rt.use("x_gates", x_gates, "in", w_x.dtype, (rows.stop - rows.start) * w_x.shape[0])
+        args.x_gates = (address - rows.start * row_bytes) % 2**64
         run(begin, end)
 
 
@@ -163,7 +173,8 @@ def _per_step_forward(
     dtype, H = w_hh.dtype, args.H
     hw = w_hh.new_empty(steps.B, 4 * H, dtype=rt.product_type(dtype))
     h_unprojected = None if w_hr is None else w_hh.new_empty(steps.B, H)
-    args.hw, args.h_unprojected = rt.use("hw", hw, "state"), rt.use("h_unprojected", h_unprojected, "out")
+    args.hw = rt.use("hw", hw, "state", rt.product_type(dtype), steps.B * 4 * H)
+    args.h_unprojected = rt.use("h_unprojected", h_unprojected, "out", dtype, steps.B * H)
     code, products = plan.code(dtype), TYPE_CODES[hw.dtype]
 
     def run(begin: int, end: int) -> None:
@@ -197,7 +208,8 @@ def _cooperative_forward(
     args.t = plan.forward.t
     width = _width(args.H, h.element_size())
     exchange = h if width == args.H else h.new_empty(h.shape[0], width)
-    args.exchange, args.exchange_width = rt.use("exchange", exchange, "out"), width
+    args.exchange = rt.use("exchange", exchange, "out", h.dtype, h.shape[0] * width)
+    args.exchange_width = width
 
     def run(begin: int, end: int) -> None:
         args.begin, args.end = begin, end
@@ -215,9 +227,9 @@ def backward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs, saved: Saved, grad
     w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs[4:]
     h, c, gates = saved
     dh, dc, dh_n, dc_n = grads
-    H, P = w_hh.shape[0] // 4, w_hh.shape[1]
+    H, P, dtype, cell = inputs.H, w_hh.shape[1], w_hh.dtype, cell_type(w_hh.dtype)
     steps = StepRows.of(h, h0.shape[0], batch_sizes, reverse)
-    N, lead = steps.starts[-1], h.shape[:-1]
+    B, N, lead = steps.B, steps.starts[-1], h.shape[:-1]
     d_gates, dh_proj = w_hh.new_empty(N, 4 * H), w_hh.new_empty((N, P) if w_hr is not None else (0,))
     state_type = rt.product_type(w_hh.dtype) if plan.backward.kernel == "per_step" else torch.float32
     dh_state = torch.zeros_like(h0, dtype=state_type) if dh_n is None else dh_n.to(state_type, copy=True)
@@ -227,12 +239,15 @@ def backward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs, saved: Saved, grad
             wide = _wide_product(rt) if rt.product_type(h.dtype) != h.dtype else None
             gates = recompute_gates(inputs, h, wide)
         args = _sequence(rt, rt.lib.BackwardArgs(), steps, H, offsets, reset)
-        args.dh, args.dc = rt.use("dh", dh, "in"), rt.use("dc", dc, "in")
-        args.gates, args.c, args.c0 = rt.use("gates", gates, "in"), rt.use("c", c, "in"), rt.use("c0", c0, "in")
+        args.dh, args.dc = rt.use("dh", dh, "in", dtype, N * P), rt.use("dc", dc, "in", cell, N * H)
+        args.gates = rt.use("gates", gates, "in", dtype, N * 4 * H)
+        args.c, args.c0 = rt.use("c", c, "in", cell, N * H), rt.use("c0", c0, "in", cell, B * H)
         # W_hhᵀ: the recurrent kernels load a column of W_hh 16 bytes at a time
         w_hh_t = None if plan.backward.kernel == "per_step" else w_hh.t().contiguous()
-        args.w_hh_t, args.d_gates = rt.use("w_hh_t", w_hh_t, "in"), rt.use("d_gates", d_gates, "out")
-        args.dh_state, args.dc_state = rt.use("dh_state", dh_state, "state"), rt.use("dc_state", dc_state, "state")
+        args.w_hh_t = rt.use("w_hh_t", w_hh_t, "in", dtype, 4 * H * P)
+        args.d_gates = rt.use("d_gates", d_gates, "out", dtype, N * 4 * H)
+        args.dh_state = rt.use("dh_state", dh_state, "state", state_type, B * P)
+        args.dc_state = rt.use("dc_state", dc_state, "state", cell, B * H)
         _BACKWARD[plan.backward.kernel](rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_proj, dh_state)
     dh_proj = dh_proj.view(*lead, P) if w_hr is not None else dh_proj
     return d_gates.view(*lead, 4 * H), dh_proj, dh_state.to(w_hh.dtype), dc_state
@@ -252,8 +267,9 @@ def _wide_product(rt: Runtime) -> Callable[[Tensor, Tensor], Tensor]:
 def _per_step_backward(rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_proj, dh_state) -> None:
     code, products = plan.code(w_hh.dtype), TYPE_CODES[dh_state.dtype]
     dh_unprojected = None if w_hr is None else w_hh.new_empty(steps.B, args.H, dtype=dh_state.dtype)
-    args.P, args.dh_unprojected = w_hh.shape[1], rt.use("dh_unprojected", dh_unprojected, "state")
-    args.dh_proj = rt.use("dh_proj", None if w_hr is None else dh_proj, "out")
+    args.P = w_hh.shape[1]
+    args.dh_unprojected = rt.use("dh_unprojected", dh_unprojected, "state", dh_state.dtype, steps.B * args.H)
+    args.dh_proj = rt.use("dh_proj", None if w_hr is None else dh_proj, "out", w_hh.dtype, args.N * args.P)
     stopped = None if reset is None else reset.reshape(-1, 1)
     for k in reversed(range(steps.T)):
         rows = steps.rows(k, k + 1)
@@ -276,11 +292,12 @@ def _cooperative_backward(rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_
     args.t = tiling = plan.backward.t
     width = _width(args.H, d_gates.element_size())
     exchange = d_gates.new_empty(d_gates.shape[0], 4 * width)  # gates of a few units side by side, not d_gates's order
-    args.exchange, args.exchange_width = rt.use("exchange", exchange, "out"), width
+    args.exchange = rt.use("exchange", exchange, "out", d_gates.dtype, d_gates.shape[0] * 4 * width)
+    args.exchange_width = width
     per_step = rt.lib.partial_words(tiling, steps.B) if tiling.gate_splits > 1 else 0
     most = min(steps.T, max(1, _PARTIAL_BYTES // (4 * per_step))) if per_step else steps.T
     partial = d_gates.new_empty(most * per_step, dtype=torch.float32) if per_step else None
-    args.partial = rt.use("partial", partial, "out")
+    args.partial = rt.use("partial", partial, "out", torch.float32, most * per_step)
     for end in range(steps.T, 0, -most):
         args.begin, args.end = max(0, end - most), end
         rows = steps.rows(args.begin, end)
