@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -87,9 +88,10 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes], option: str = "--
     """
     if path.is_dir():
         raise CharLMError(f"cannot save {path}: it is a folder, expected a file; choose another {option}")
-    temporary, size = path.with_name(f".{path.name}.tmp"), 0
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")  # of this writer alone
+    size = 0
     try:
-        with open(temporary, "wb") as stream:
+        with open(temporary, "xb") as stream:
             for part in [content] if isinstance(content, bytes) else content:
                 size += len(part)
                 stream.write(part)
@@ -97,13 +99,11 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes], option: str = "--
             os.fsync(stream.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except CharLMError:  # of the content's source
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        raise
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         kept = "; the previous one is untouched" if path.exists() else ""
         raise CharLMError(
             f"cannot save {path} ({size / 1e6:.1f} MB): {error.strerror or error}{kept}; "

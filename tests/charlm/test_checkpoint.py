@@ -69,7 +69,7 @@ def test_a_fault_while_saving_leaves_the_old_file(small_run, monkeypatch, call):
 
         def opened(path, mode="r", *args, **kwargs):
             stream = real(path, mode, *args, **kwargs)
-            if "w" in mode:
+            if "x" in mode:
                 stream.write(b"half a file")
                 return _Full(stream)
             return stream
@@ -98,6 +98,30 @@ class _Full:
 
     def __exit__(self, *args):
         self.stream.close()
+
+
+def test_two_writers_of_one_file_leave_the_whole_file_of_the_later(tmp_path):
+    path = tmp_path / ("page" * 60)  # 240 characters, near what a file system allows
+
+    def slow():
+        yield b"first "
+        checkpoint.write_atomic(path, b"second")
+        assert path.read_bytes() == b"second"
+        yield b"whole"
+
+    checkpoint.write_atomic(path, slow())
+    assert path.read_bytes() == b"first whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_writer_leaves_nothing_behind(tmp_path):
+    def interrupted():
+        yield b"half"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write_atomic(tmp_path / "page.html", interrupted())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_and_foreign_files_are_refused(small_run, tmp_path):
