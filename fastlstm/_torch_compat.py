@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from types import CodeType, FunctionType, ModuleType
@@ -18,6 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+_T = TypeVar("_T")
 _C = torch._C
 SingleLevelFunction = torch.autograd.function._SingleLevelFunction  # torch.func has chosen the level before it runs
 torch_lstm = torch._VF.lstm  # what nn.LSTM calls
@@ -99,14 +101,32 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _bits = getattr(_C.DispatchKeySet, "raw_repr", repr)  # torch 2.4 has no raw_repr, and writes the keys' names
 
 
+def _without_modes(make: Callable[[], _T]) -> _T:
+    """What a function returns in a thread of its own: there no mode, transform or default of the caller's is on.
+
+    Under fake tensors or functionalize a tensor that is made here would be a wrapped one.
+    """
+    made: list[_T] = []
+    thread = threading.Thread(target=lambda: made.append(make()))
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is shutting down
+        return make()
+    thread.join()
+    return made[0]
+
+
 @cache
 def _plain_keys(device: str) -> frozenset[int | str]:
     """The dispatch keys of an ordinary tensor on a device, made in and outside inference mode, whatever mode is on now."""
-    with torch.inference_mode(False):
-        keys = {_bits(_C._dispatch_keys(torch.empty(0, dtype=torch.float32, device=device)))}
-    with torch.inference_mode():
-        keys.add(_bits(_C._dispatch_keys(torch.empty(0, dtype=torch.float32, device=device))))
-    return frozenset(keys)
+
+    def keys() -> frozenset[int | str]:
+        outside = torch.empty(0, dtype=torch.float32, device=device)
+        with torch.inference_mode():
+            inside = torch.empty(0, dtype=torch.float32, device=device)
+        return frozenset(_bits(_C._dispatch_keys(v)) for v in (outside, inside))
+
+    return _without_modes(keys)
 
 
 _CPU_KEYS = _plain_keys("cpu")
@@ -165,6 +185,14 @@ def describe_object(value: object) -> str:
         return type(value).__name__
 
 
+def _probes() -> tuple[Tensor, Tensor, Tensor]:
+    probe = torch.zeros(12, dtype=torch.float32, device="cpu")[4:]
+    negated = torch._neg_view(probe)
+    with torch.inference_mode():
+        inferred = torch.zeros(3, dtype=torch.float32, device="cpu")
+    return probe, inferred, negated
+
+
 def native_boundary() -> dict[str, object]:
     """What csrc/bindings/boundary.cpp reads tensors with.
 
@@ -185,12 +213,7 @@ def native_boundary() -> dict[str, object]:
         storage_bytes, storage_offset = (ctypes.cast(f, ctypes.c_void_p).value for f in functions)
     except (ImportError, OSError, AttributeError):
         pass  # storages are asked through Python then
-    with torch.inference_mode(False):
-        probe = torch.zeros(12, dtype=torch.float32, device="cpu")[4:]
-        negated = torch._neg_view(probe)
-    with torch.inference_mode():
-        inferred = torch.zeros(3, dtype=torch.float32, device="cpu")
-    probes = probe, inferred, negated
+    probes = probe, _, _ = _without_modes(_probes)
     return {
         "exchange_api": getattr(Tensor, "__dlpack_c_exchange_api__", None),
         **{"tensor": Tensor, "parameter": torch.nn.Parameter, "is_neg": Tensor.is_neg, "is_plain": has_plain_keys},

@@ -57,7 +57,10 @@ bool is_false(PyObject* value) {
 
 // A plain float32 tensor on the CPU that has elements
 bool is_float32(const View& view) { return view.is(boundary::kFloat32) && view.count() > 0; }
-bool look_float32(PyObject* object, View& view) { return boundary::look(object, view) && is_float32(view); }
+// Of torch's own classes: another may answer torch's functions itself, the LSTM too.
+bool look_float32(PyObject* object, View& view) {
+  return boundary::is_own_class(object) && boundary::look(object, view) && is_float32(view);
+}
 
 // Gradients and torch.func: asked before the size of x, since a tensor that torch.func has wrapped has no memory, and
 // torch takes a millisecond to say so.
@@ -121,7 +124,9 @@ class SmallModuleCall {
  private:
   // Asked early: most calls that this path does not take have more rows.
   bool few_rows() {
-    if (!boundary::find_memory(x_given_, x_) || x_.tensor.ndim < 2 || x_.tensor.ndim > 3) return false;
+    if (!boundary::is_own_class(x_given_) || !boundary::find_memory(x_given_, x_) || x_.tensor.ndim < 2 ||
+        x_.tensor.ndim > 3)
+      return false;
     return x_.tensor.shape[0] <= kMostRows && (x_.tensor.ndim == 2 || x_.tensor.shape[1] <= kMostRows);
   }
 
@@ -151,7 +156,7 @@ class SmallModuleCall {
     if (x_.contiguous()) return true;
     x_copy_ = owned(PyObject_Vectorcall(torch_.contiguous, &x_given_, 1, nullptr));
     if (!x_copy_) PyErr_Clear();
-    return look_float32(x_copy_.ptr(), x_) && x_.contiguous();
+    return look_float32(x_copy_.ptr(), x_) && x_.contiguous() && x_.count() == T * B * I;
   }
 
   bool is_state(const View& view) const {
@@ -212,8 +217,9 @@ class SmallModuleCall {
     } else {
       out_ = made({T, H}), h_n_ = made({L, H}), c_n_ = made({L, H});
     }
-    return look_float32(out_.ptr(), out_view_) && look_float32(h_n_.ptr(), h_view_) &&
-           look_float32(c_n_.ptr(), c_view_);
+    return look_float32(out_.ptr(), out_view_) && out_view_.contiguous() && out_view_.count() == T * B * H &&
+           look_float32(h_n_.ptr(), h_view_) && is_state(h_view_) && look_float32(c_n_.ptr(), c_view_) &&
+           is_state(c_view_);
   }
 
   bool compute() {

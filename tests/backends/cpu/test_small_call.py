@@ -332,3 +332,74 @@ def test_the_memory_of_x_is_looked_up_after_code_that_may_change_it() -> None:
         actual = lstm(x)
         assert _short()
         _same(actual, torch_lstm(torch.zeros(1, 2, 3)))
+
+
+class _Answers(torch.Tensor):
+    """A class that answers a function of torch itself."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if cls.function in getattr(func, "__name__", ""):
+            return cls.answer()
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("name", ["new_empty", "contiguous"])
+@pytest.mark.parametrize("part", ["x", "hx"])
+def test_a_class_with_functions_of_its_own_takes_the_way_of_any_call(name: str, part: str) -> None:
+    class Own(_Answers):
+        function = name
+
+        @classmethod
+        def answer(cls) -> torch.Tensor:
+            return torch.empty(1)
+
+    torch_lstm, lstm = _pair(3, 4000)
+    x, hx = torch.randn(4, 1, 6)[..., ::2], (torch.randn(1, 1, 4000), torch.randn(1, 1, 4000))
+    given = (x.as_subclass(Own), hx) if part == "x" else (x, tuple(v.as_subclass(Own) for v in hx))
+    with torch.no_grad():
+        actual = lstm(*given)
+        assert not _short()
+        assert type(actual[0]) is type(torch_lstm(*given)[0])
+        _same([v.as_subclass(torch.Tensor) if isinstance(v, torch.Tensor) else v for v in actual], torch_lstm(x, hx))
+
+
+@pytest.mark.parametrize("part", ["x", "hx", "weight"])
+def test_a_class_that_refuses_an_lstm_is_asked(part: str) -> None:
+    class Own(_Answers):
+        function = "lstm"
+
+        @classmethod
+        def answer(cls) -> None:
+            raise RuntimeError("no lstm for me")
+
+    torch_lstm, lstm = _pair(3, 5)
+    x, hx = torch.randn(2, 1, 3), (torch.randn(1, 1, 5), torch.randn(1, 1, 5))
+    if part == "weight":
+        for module in (torch_lstm, lstm):
+            module._parameters["weight_hh_l0"] = module.weight_hh_l0.detach().as_subclass(Own)
+            module._flat_weights[1] = module._parameters["weight_hh_l0"]
+    given = (x.as_subclass(Own) if part == "x" else x, tuple(v.as_subclass(Own) for v in hx) if part == "hx" else hx)
+    for module in (torch_lstm, lstm):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="no lstm for me"):
+            module(*given)
+
+
+@pytest.mark.parametrize("base", [fastlstm.LSTM, fastlstm.NNLSTM])
+def test_the_checks_and_options_of_a_subclass_hold(base: type) -> None:
+    class Own(base):
+        def check_input(self, input, batch_sizes) -> None:
+            raise ValueError("my own check")
+
+    for T in (2, 9):
+        with torch.no_grad(), pytest.raises(ValueError, match="my own check"):
+            Own(3, 5)(torch.randn(T, 1, 3), (torch.randn(1, 1, 5), torch.randn(1, 1, 5)))
+
+
+def test_an_nnlstm_takes_the_short_way_too() -> None:
+    torch_lstm = nn.LSTM(3, 5)
+    lstm = fastlstm.NNLSTM.from_torch(torch_lstm)
+    x = torch.randn(2, 1, 3)
+    with torch.no_grad():
+        _same(lstm(x), torch_lstm(x))
+    assert _short()
