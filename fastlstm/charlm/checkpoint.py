@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +78,8 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 def write_atomic(path: Path, content: bytes | Iterable[bytes], option: str = "--checkpoint-dir") -> None:
     """Replace a file atomically: write a temporary one, fsync, rename, fsync the folder.
 
+    A link stays, and the file that it leads to is replaced. A pipe or device is written to.
+
     Args:
         path: of the file
         content: its bytes, whole or in parts
@@ -88,27 +90,47 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes], option: str = "--
     """
     if path.is_dir():
         raise CharLMError(f"cannot save {path}: it is a folder, expected a file; choose another {option}")
+    parts = _Counted([content] if isinstance(content, bytes) else content)
+    try:
+        if path.exists() and not path.is_file():
+            with open(path, "wb") as stream:
+                stream.writelines(parts)
+        else:
+            _replace(Path(os.path.realpath(path)), parts)
+    except OSError as error:
+        kept = "; the previous one is untouched" if path.is_file() else ""
+        raise CharLMError(
+            f"cannot save {path} ({parts.size / 1e6:.1f} MB): {error.strerror or error}{kept}; "
+            f"make room or choose another {option}"
+        ) from error
+
+
+class _Counted:
+    """Parts of a file, one by one; size: bytes so far."""
+
+    def __init__(self, parts: Iterable[bytes]) -> None:
+        self.parts, self.size = parts, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self.parts:
+            self.size += len(part)
+            yield part
+
+
+def _replace(path: Path, parts: Iterable[bytes]) -> None:
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")  # of this writer alone
-    size = 0
     try:
         with open(temporary, "xb") as stream:
-            for part in [content] if isinstance(content, bytes) else content:
-                size += len(part)
+            for part in parts:
                 stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except BaseException as error:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
-        if not isinstance(error, OSError):
-            raise
-        kept = "; the previous one is untouched" if path.exists() else ""
-        raise CharLMError(
-            f"cannot save {path} ({size / 1e6:.1f} MB): {error.strerror or error}{kept}; "
-            f"make room or choose another {option}"
-        ) from error
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,33 @@ def test_two_writers_of_one_file_leave_the_whole_file_of_the_later(tmp_path):
     checkpoint.write_atomic(path, slow())
     assert path.read_bytes() == b"first whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    checkpoint.write_atomic(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    checkpoint.write_atomic(pipe, [b"a ", b"page"])
+    reader.join()
+    assert read == [b"a page"]
+    assert pipe.is_fifo()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_device_stays_and_its_fault_is_told():
+    with pytest.raises(CharLMError, match=r"cannot save /dev/full .*: No space left on device; make room or choose"):
+        checkpoint.write_atomic(Path("/dev/full"), b"page")
+    assert Path("/dev/full").is_char_device()
 
 
 def test_an_interrupted_writer_leaves_nothing_behind(tmp_path):

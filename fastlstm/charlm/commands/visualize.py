@@ -38,8 +38,9 @@ def visualize(
         f"reading {count(len(long), lm.vocab.unit)}, looking for what cells track"
     ):
         html = render_page(lm, shown, long, folder, f"{name} · reading {shown.name}", color_blind)
-    checkpoint.write_atomic(output, html.encode(), "--output")
-    console, size = output_of.console(), output.stat().st_size / 1e6
+    content = html.encode()
+    checkpoint.write_atomic(output, content, "--output")
+    console, size = output_of.console(), len(content) / 1e6
     what = f"  {count(len(shown), lm.vocab.unit)}, {size:.1f} MB"
     console.print(Text.assemble((str(output), "bold"), what), soft_wrap=True)
     if shown.note:
