@@ -159,6 +159,13 @@ def check_order(order: Tensor | None, batch_sizes: Tensor) -> None:
         )
 
 
+def check_order_devices(data: Tensor, **orders: Tensor | None) -> None:
+    """Raise where an order is not where the packed rows are: with one on meta, torch gives memory that nobody wrote."""
+    for name, order in orders.items():
+        if order is not None and order.device != data.device:
+            raise RuntimeError(f"{name} is on {order.device}, expected {data.device} as the packed rows")
+
+
 def check_state_sizes(lstm: nn.RNNBase, stack: Stack, hx: State, B: int) -> None:
     for k, shape in enumerate(stack.state_shapes(B)):
         lstm.check_hidden_size(hx[k], shape, f"Expected hidden[{k}] size {{}}, got {{}}")

@@ -95,8 +95,8 @@ def run_layers(call: Call) -> Results:
                 out = F.dropout(out, masks.dropout, training=True)
             rows = out
         h_n, c_n = (_stacked(states, out.dtype) for states in zip(*last, strict=True))
-        if out.dtype == torch.float64 and directions == 1 and save != SAVE_NOTHING:
-            out = out.clone()  # the op keeps h; nn.LSTM's output may be changed in place in this type
+        if directions == 1 and save != SAVE_NOTHING and out.is_cpu:  # the op keeps h; cuDNN keeps its output too
+            out = out.clone() if stack.output_may_change(out.dtype, call.batch_sizes is not None) else out
         return Results(out, h_n, c_n, cells, gates)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlstm._torch_compat import dynamo_skip
+from fastlstm._torch_compat import describe_object, dynamo_skip
 from fastlstm.backends import native
 from fastlstm.backends.packing import pack, padded
 from fastlstm.memory import check_whole, empty, plain_check
@@ -125,8 +125,10 @@ class Stream:
             self._h.zero_()
             self._c.zero_()
             return
-        if rows.shape != (self.batch_size,) or rows.dtype != torch.bool:
-            raise ValueError(f"rows is {rows.dtype} with shape {list(rows.shape)}, expected bool ({self.batch_size},)")
+        if rows.shape != (self.batch_size,) or rows.dtype != torch.bool or rows.device != self._h.device:
+            raise ValueError(
+                f"rows is {describe_object(rows)}, expected bool with shape [{self.batch_size}] on {self._h.device}"
+            )
         check_whole(("rows", rows))
         self._h[:, :, rows] = 0
         self._c[:, rows] = 0

@@ -6,10 +6,10 @@ Every size of a module follows from `Stack`: the weights of a layer and directio
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+import torch
+from torch import Tensor, nn
 
 
 class Cell(NamedTuple):
@@ -69,6 +69,10 @@ class Stack(NamedTuple):
         """The shapes of h0 and c0."""
         n = self.layers * self.directions
         return (n, B, self.P), (n, B, self.hidden_size)
+
+    def output_may_change(self, dtype: torch.dtype, packed: bool) -> bool:
+        """Whether nn.LSTM's output on a CPU may be changed in place before backward; not where oneDNN computes and keeps it."""
+        return dtype != torch.float32 or packed or self.proj_size > 0
 
     def layer(self, weights: list[Tensor] | tuple[Tensor, ...], k: int) -> LayerWeights:
         """The weights of layer and direction number k (layer · directions + direction) from torch's flat list."""

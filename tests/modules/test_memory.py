@@ -76,6 +76,17 @@ def test_an_order_of_other_sequences_is_an_error(order: list) -> None:
         fastlstm.LSTM(3, 5)(packed, state)
 
 
+@pytest.mark.parametrize("field", ["sorted_indices", "unsorted_indices"])
+@pytest.mark.parametrize("given", [False, True])
+def test_an_order_on_another_device_is_an_error(field: str, given: bool) -> None:
+    """torch takes one on meta and returns states that nobody wrote."""
+    packed = pack_sequence([torch.randn(2, 3), torch.randn(4, 3)], enforce_sorted=False)
+    packed = packed._replace(**{field: getattr(packed, field).to("meta")})
+    state = (torch.randn(1, 2, 5), torch.randn(1, 2, 5)) if given else None
+    with pytest.raises(RuntimeError, match=rf"^{field} is on meta, expected cpu as the packed rows$"):
+        fastlstm.LSTM(3, 5)(packed, state)
+
+
 @pytest.mark.parametrize("which", ["x", "w_hh", "h0", "bias"])
 def test_an_op_with_one_argument_on_meta_is_an_error(which: str) -> None:
     """torch would ask for shapes alone, and return memory that nobody wrote."""

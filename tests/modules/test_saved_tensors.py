@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import fastlstm
 
@@ -188,19 +188,35 @@ def test_batch_sizes_changed_before_backward_are_an_error(route: str) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_an_output_of_float64_may_be_changed_in_place(route: str) -> None:
+@pytest.mark.parametrize("layout", [{}, {"bidirectional": True}], ids=["one direction", "two directions"])
+@pytest.mark.parametrize("case", ["float64", "float16", "bfloat16", "packed", "proj_size"])
+def test_an_output_that_onednn_does_not_keep_may_be_changed_in_place(case: str, layout: dict, route: str) -> None:
     """As nn.LSTM's."""
-    grads = []
+    grads, dtype = [], getattr(torch, case, torch.float32)
+    options = layout | ({"proj_size": 2} if case == "proj_size" else {})
     for cls in (torch.nn.LSTM, fastlstm.LSTM):
         torch.manual_seed(0)
-        module = cls(3, 5, 2, dtype=torch.float64)
-        x = torch.randn(6, 2, 3, dtype=torch.float64)
+        module = cls(3, 5, 2, dtype=torch.float64, **options).to(dtype)
+        x = torch.randn(6, 2, 3, dtype=torch.float64).to(dtype)
+        x = pack_padded_sequence(x, torch.tensor([6, 4])) if case == "packed" else x
+        if cls is torch.nn.LSTM and dtype in (torch.float16, torch.bfloat16):  # oneDNN may compute it on some machines
+            module, x = module.double(), x.double()
         with torch.device("cpu") if route == "op" else nullcontext():
             out, (h_n, c_n) = module(x)
+        out = out.data if case == "packed" else out
         out.mul_(2), h_n.add_(1), c_n.neg_()
         (out.sum() + h_n.square().sum() + c_n.square().sum()).backward()
-        grads.append(_grads(module))
-    torch.testing.assert_close(grads[1], grads[0])
+        grads.append([g.double() for g in _grads(module)])
+    tolerance = {torch.float16: 0.02, torch.bfloat16: 0.1}.get(dtype, 1e-5)
+    for actual, expected in zip(*reversed(grads), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+
+def test_a_large_gradient_of_x_may_be_resized() -> None:
+    x = torch.randn(50, 20, 200, requires_grad=True)
+    fastlstm.LSTM(200, 3)(x)[0].sum().backward()
+    assert x.grad.numel() >= 1 << 16
+    x.grad.untyped_storage().resize_(64)
 
 
 def test_a_large_output_may_be_resized() -> None:

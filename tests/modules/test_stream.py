@@ -144,8 +144,9 @@ def test_reset_zeroes_the_state_of_all_rows_or_of_some() -> None:
     assert not torch.allclose(third[1], second[1])
     flow.reset()
     assert torch.equal(flow.step(x), first)
-    with pytest.raises(ValueError, match=r"rows is torch.float32 with shape \[3\], expected bool \(3,\)"):
-        flow.reset(torch.ones(3))
+    for rows in (torch.ones(3), torch.ones(2, dtype=torch.bool), torch.ones(3, dtype=torch.bool, device="meta")):
+        with pytest.raises(ValueError, match=r"rows is .* with shape .*, expected bool with shape \[3\] on cpu"):
+            flow.reset(rows)
 
 
 def test_the_output_has_the_type_of_the_input() -> None:

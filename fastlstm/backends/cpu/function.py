@@ -129,8 +129,8 @@ class FusedLSTM(SingleLevelFunction):
         ctx.set_materialize_grads(False)
         kept = [v for three in kept for v in three]
         ctx.save_for_backward(call.batch_sizes, source, h0, c0, embedding, *weights, *between, *kept)
-        if out.dtype == torch.float64 and out is kept[-3]:
-            out = out.clone()  # nn.LSTM's may be changed in place in this type
+        if out is kept[-3] and call.stack.output_may_change(out.dtype, call.batch_sizes is not None):
+            out = out.clone()
         return out, h_n, c_n
 
     @staticmethod
@@ -209,7 +209,8 @@ class _Backward:
         of_w_ih, of_w_hh, of_w_hr = shapes[0], shapes[1], shapes[-1]  # the last: with a projection
         shape, wants_in = ((call.V, of_w_hh[0]), any(of_table)) if ids else (of_w_ih, needs_grad[0])
         d_in = empty(shape, call.dtype) if wants_in else None
-        dx = _cached_array((*x.shape[:-1], of_w_ih[1]), call.dtype) if wants_dx and not ids else None
+        make = _cached_array if layer or d else empty  # the first layer's is the user's, who may resize it
+        dx = make((*x.shape[:-1], of_w_ih[1]), call.dtype) if wants_dx and not ids else None
         dw_hh = empty(of_w_hh, call.dtype) if needs_grad[1] else None
         dbias = empty(of_w_hh[:1], call.dtype) if of_bias and not ids else None
         dw_hr = empty(of_w_hr, call.dtype) if call.stack.proj_size and needs_grad[-1] else None
