@@ -149,14 +149,15 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])  # user and system, of this process and of children that have ended
 
 
-def first_steps(processes: int) -> dict[str, dict[str, dict[str, float]]]:
+def first_steps(processes: int, threads: int) -> dict[str, dict[str, dict[str, float]]]:
     """Workload → library → seconds of the first compiled step, in turns, each in a new process with an empty cache."""
+    first = f"--threads={threads}", "--first"
     taken = {workload: {library: [] for library in LIBRARIES} for workload in WORKLOADS}
     for _ in range(processes):
         for workload, libraries in taken.items():
             for library, times in libraries.items():
                 with tempfile.TemporaryDirectory() as cache:
-                    times.append(_in_new_process("--first", workload, library, TORCHINDUCTOR_CACHE_DIR=cache))
+                    times.append(_in_new_process(*first, workload, library, TORCHINDUCTOR_CACHE_DIR=cache))
     return {
         w: {name: summary(*zip(*times, strict=True)) for name, times in by.items() if times} for w, by in taken.items()
     }
@@ -203,7 +204,10 @@ def main() -> int:
         return 0
     os.environ["PYTHONPATH"] = os.pathsep.join([str(options.tree.resolve()), str(TREE)])
     machine, timed = _in_new_process("--steps", f"--rounds={options.rounds}", f"--threads={options.threads}")
-    results = {"ms a training step": timed, "s of the first compiled step": first_steps(options.processes)}
+    results = {
+        "ms a training step": timed,
+        "s of the first compiled step": first_steps(options.processes, options.threads),
+    }
     print("\n".join(lines(results)))
     if options.out:
         counts = f"--rounds {options.rounds} --processes {options.processes} --threads {options.threads}"

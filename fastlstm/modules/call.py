@@ -162,6 +162,8 @@ def normalise(
     fits = eager and checks.fits_plainly(stack, rows, tokens, B, packed, hx, weights)
     starts_at_zero = hx is None
     if starts_at_zero:  # one tensor for both where autograd keeps nothing
+        if packed and ordinary and not fits:
+            checks.check_first_size(rows, batch_sizes)
         B = B if fits or not packed else _sequences(batch_sizes, order)
         hx = zero_state(stack, B, like, shared=fits and not torch.is_grad_enabled())
     if not packed and not (fits and type(lstm) is lstm._exact_class):

@@ -148,6 +148,17 @@ def check_packed_state(lstm: nn.RNNBase, stack: Stack, hx: State, batch_sizes: T
         check_state_sizes(lstm, stack, hx, int(batch_sizes[0]))  # nn.LSTM reads behind one that is too small
 
 
+def check_first_size(rows: Tensor, batch_sizes: Tensor) -> None:
+    """Raise where the state of a packed call would have more sequences than there are rows, and take any amount of memory."""
+    if torch.jit.is_tracing() or batch_sizes.is_meta or batch_sizes.numel() == 0:
+        return
+    B = int(batch_sizes.reshape(-1)[0])
+    if not 0 <= B <= rows.shape[0]:
+        raise RuntimeError(
+            f"batch_sizes begins with {B}, expected a number of sequences up to that of {rows.shape[0]} rows"
+        )
+
+
 def check_order(order: Tensor | None, batch_sizes: Tensor) -> None:
     """Raise where the order of a packed call's sequences is not one of all of them: the state would be of others."""
     if order is None or torch.compiler.is_compiling():

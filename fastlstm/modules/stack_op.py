@@ -111,6 +111,8 @@ def _backward(*args: object) -> list[Tensor]:
     grads, (out, kept, wants) = args[:3], args[-3:]
     call, inputs = _checked(StackInputs(*args[3:-3]))
     grads, (out, *kept) = _checked_saved(inputs, call, grads, [out, *kept])
+    if len(wants) != len(inputs.differentiable):
+        raise RuntimeError(f"stack_backward: wants has {len(wants)} values, expected {len(inputs.differentiable)}")
     between, kept = _kept_by_direction(call.stack, out, kept)
     source, h0, c0, embedding, weights = inputs[:5]
     run = function._Backward(call, tuple(wants), grads, [source, *between], (h0, c0), embedding, weights, kept).run

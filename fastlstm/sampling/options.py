@@ -97,8 +97,13 @@ def _automaton(automaton: tuple[Tensor, int | Tensor] | None, V: int, num: int) 
             f"automaton is {follows.dtype} with shape {list(follows.shape)}, expected integers (states, {V}) below the "
             "number of states, -1 where an id is forbidden"
         )
-    starts = torch.as_tensor(start)
-    if starts.shape not in ((), (num,)) or int(starts.min()) < 0 or int(starts.max()) >= S:
+    starts = start if isinstance(start, Tensor) else torch.as_tensor(start, device="cpu")
+    if (
+        starts.is_floating_point()
+        or starts.shape not in ((), (num,))
+        or int(starts.min()) < 0
+        or int(starts.max()) >= S
+    ):
         raise ValueError(f"the automaton's start is {start}, expected one state, or {num}, in 0 … {S - 1}")
     # copies: what the user does to either afterwards does not show. Below -1 an id is as forbidden as at it.
     follows = follows.detach().to(torch.int64).clamp(min=-1).to(torch.int32).contiguous()
@@ -172,7 +177,7 @@ class Streams:
 
 
 def _prime(prime: Tensor | Sequence[int], V: int, num: int) -> Tensor:
-    ids = torch.as_tensor(prime)
+    ids = prime if isinstance(prime, Tensor) else torch.as_tensor(prime, device="cpu")
     check_whole(("prime", ids))
     if ids.numel() == 0:
         raise ValueError("prime is empty, expected at least one id, say that of a newline")

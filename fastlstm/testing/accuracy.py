@@ -273,9 +273,10 @@ def _loop(case: Case, inputs: Inputs, x_gates: Tensor) -> tuple:
 
 def _nn_lstm(case: Case, inputs: Inputs, x_gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """nn.LSTM on the pre-activations, with an identity in the place of W_ih; reversed input is flipped row by row."""
-    lstm = torch.nn.LSTM(4 * case.H, case.H, bias=False, dtype=x_gates.dtype)
+    kind = {"dtype": x_gates.dtype, "device": x_gates.device}
+    lstm = torch.nn.LSTM(4 * case.H, case.H, bias=False, **kind)
     del lstm.weight_ih_l0, lstm.weight_hh_l0
-    lstm.weight_ih_l0, lstm.weight_hh_l0 = torch.eye(4 * case.H, dtype=x_gates.dtype), inputs.w_hh
+    lstm.weight_ih_l0, lstm.weight_hh_l0 = torch.eye(4 * case.H, **kind), inputs.w_hh
     order = _flip(case) if case.reverse else None
     rows = x_gates.reshape(case.N, 4 * case.H)
     rows = rows if order is None else rows[order]

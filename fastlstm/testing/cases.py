@@ -104,12 +104,14 @@ def make(
     scale = 1.5 / max(case.H, 1) ** 0.5
 
     def draw(*shape: int, spread: float = 1.0, to: torch.dtype = dtype) -> Tensor:
-        value = (torch.rand(*shape, generator=gen, dtype=torch.float64) * 2 - 1) * spread
+        value = (torch.rand(*shape, generator=gen, dtype=torch.float64, device="cpu") * 2 - 1) * spread
         return _place(value.to(to).to(device), case.noncontiguous, canary)
 
     rows = (case.N,) if case.packed else (case.T, case.B)
     x = None if case.ids else draw(*rows, case.I, spread=1.7)
-    ids = _place(torch.randint(case.V, rows, generator=gen).to(device), False, canary) if case.ids else None
+    kind = {"generator": gen, "device": "cpu"}
+    ids = torch.randint(case.V, rows, dtype=torch.int64, **kind) if case.ids else None
+    ids = None if ids is None else _place(ids.to(device), False, canary)
     w_x = draw(case.V, 4 * case.H, spread=1.5) if case.ids else draw(4 * case.H, case.I, spread=scale)
     bias = draw(4 * case.H, spread=scale) if case.bias and not case.ids else None
     w_hh = draw(4 * case.H, case.P, spread=scale)
@@ -121,7 +123,7 @@ def make(
     offsets = None if sizes is None else (sizes.cumsum(0) - sizes).to(device)
     reset = None
     if case.reset:
-        reset = (torch.rand(rows, generator=gen) < 0.3).to(device)
+        reset = (torch.rand(rows, dtype=torch.float32, **kind) < 0.3).to(device)
     return Inputs(x, ids, w_x, bias, w_hh, w_hr, h0, c0, sizes, offsets, reset)
 
 
@@ -130,7 +132,8 @@ def make_grads(case: Case, dtype: torch.dtype, seed: int = 1, *, device: str | t
     gen = torch.Generator().manual_seed(seed)
     rows = (case.N,) if case.packed else (case.T, case.B)
     shapes = ((*rows, case.P), (*rows, case.H), (case.B, case.P), (case.B, case.H))
-    drawn = (torch.randn(shape, generator=gen, dtype=torch.float64).to(dtype).to(device) for shape in shapes)
+    kind = {"generator": gen, "dtype": torch.float64, "device": "cpu"}
+    drawn = (torch.randn(shape, **kind).to(dtype).to(device) for shape in shapes)
     return rounded(Grads(*drawn), dtype)
 
 

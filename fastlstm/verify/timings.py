@@ -244,7 +244,7 @@ def _spec(point: TimingPoint, device: torch.device) -> Spec:
 
 
 def _lengths(point: TimingPoint) -> Tensor:
-    return torch.linspace(point.T, max(1, point.T // 4), point.B).long()
+    return torch.linspace(point.T, max(1, point.T // 4), point.B, dtype=torch.float32, device="cpu").long()
 
 
 def _modules(point: TimingPoint, device: torch.device) -> tuple[nn.Module, nn.Module, Tensor | PackedSequence]:

@@ -31,6 +31,12 @@ BAD = {
     "cold": (["sample", "run", "--temperature=-1"], "--temperature is -1.0, expected a finite number, 0 or more"),
     "none": (["sample", "run", "--num", "0"], "--num is 0, expected at least 1"),
     "part": (["evaluate", "run", "--split", "half"], "--split is 'half', expected val, train, all"),
+    "fewer than none": (
+        ["score", "run", "input.txt", "--num", "-1"],
+        "--num': Input should be greater than or equal to 0",
+    ),
+    "orders": (["evaluate", "run", "--orders", "-1"], "Input should be greater than or equal to 0 (given: '-1')"),
+    "lines": (["timeline", "run", "--lines", "-1"], "Input should be greater than or equal to 0 (given: '-1')"),
     "score": (["score", "run", "nowhere"], "cannot read nowhere: No such file"),
     "timeline": (["timeline", "run"], "run has no samples"),
     "timeline of nothing": (["timeline", "void"], "there is no run void"),

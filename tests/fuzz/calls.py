@@ -24,7 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
-from tests.fuzz.hostile import HOSTILE_PACKING, HOSTILE_TENSORS, RELAYOUT
+from tests.fuzz.hostile import CHANGES, HOSTILE_PACKING, HOSTILE_TENSORS, RELAYOUT
 
 REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -176,7 +176,10 @@ def module_call(call: Call) -> str:
         rows = leaf.detach().double().requires_grad_()
     with _context(call), contextlib.nullcontext() if train else torch.no_grad():
         out, (h_n, c_n) = module(given, given_hx)
-        if train and not call.hostile:
+        if train:
+            change = call.pick(CHANGES, 0.08, hostile=True)
+            if change is not None:
+                change(module, given, call.rng)
             _data(out).sum().backward()
     if call.hostile:
         return "hostile, answered"

@@ -14,6 +14,16 @@ class OwnClass(Tensor):
     """A subclass without operations of its own."""
 
 
+class Answers(Tensor):
+    """A subclass that answers questions about memory itself, with what does not fit."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in (Tensor.new_empty, Tensor.contiguous, Tensor.new_zeros):
+            return torch.ones(1, dtype=torch.float32, device="cpu")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
 def _spaced(v: Tensor) -> Tensor:
     return torch.stack([v, v], -1)[..., 0]
 
@@ -70,6 +80,8 @@ HOSTILE_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
     "one dimension more": lambda v: v[None],
     "empty": lambda v: v.new_empty(0),
     "meta": lambda v: v.to("meta"),
+    "answers itself": lambda v: v.detach().clone().as_subclass(Answers),
+    "answers itself, spaced": lambda v: _spaced(v).as_subclass(Answers),
     "sparse": lambda v: v.detach().to_sparse(),
     "ids outside": lambda v: v + 11 if not v.is_floating_point() else v[..., :0],
 }
@@ -102,4 +114,41 @@ HOSTILE_PACKING: dict[str, Callable[[PackedSequence, random.Random], PackedSeque
     "freed rows": lambda packed, rng: packed._replace(data=_freed(packed.data)),
     "freed batch sizes": _with_sizes(lambda sizes, rng: _freed(sizes)),
     "other order": _order,
+    "order on meta": lambda packed, rng: packed._replace(sorted_indices=packed.sorted_indices.to("meta")),
+    "order back on meta": lambda packed, rng: packed._replace(unsorted_indices=packed.unsorted_indices.to("meta")),
+}
+
+
+def _some_weight(module: torch.nn.Module, rng: random.Random) -> Tensor:
+    return rng.choice(list(module.parameters()))
+
+
+def _data_replaced(module: torch.nn.Module, given: Tensor | PackedSequence, rng: random.Random) -> None:
+    target = rng.choice([_some_weight(module, rng), _rows(given)])
+    target.data = rng.choice(
+        [target.data[:-1], target.data[..., :-1], target.data.mT if target.dim() > 1 else target.data[None]]
+    )
+
+
+def _storage_resized(module: torch.nn.Module, given: Tensor | PackedSequence, rng: random.Random) -> None:
+    rng.choice([_some_weight(module, rng), _rows(given)]).untyped_storage().resize_(rng.choice([0, 4]))
+
+
+def _rows(given: Tensor | PackedSequence) -> Tensor:
+    return given.data if isinstance(given, PackedSequence) else given
+
+
+def _sizes_changed(module: torch.nn.Module, given: Tensor | PackedSequence, rng: random.Random) -> None:
+    if isinstance(given, PackedSequence):
+        given.batch_sizes.numpy()[rng.randrange(len(given.batch_sizes))] = 2**40
+
+
+# What happens between forward and backward.
+CHANGES: dict[str, Callable[[torch.nn.Module, Tensor | PackedSequence, random.Random], None]] = {
+    "another type": lambda module, given, rng: module.to(rng.choice([torch.float16, torch.float64])) and None,
+    "another device": lambda module, given, rng: module.to("meta") and None,
+    "data replaced": _data_replaced,
+    "storage resized": _storage_resized,
+    "ids or numbers replaced": lambda module, given, rng: _rows(given).data.fill_(2**40) and None,
+    "batch sizes changed": _sizes_changed,
 }

@@ -65,6 +65,14 @@ def test_a_packed_state_of_another_size_is_an_error(shape: tuple, which: int) ->
             fastlstm.LSTM(3, 5)(packed, tuple(hx))
 
 
+@pytest.mark.parametrize("first", [2**40, -1])
+def test_more_sequences_than_rows_take_no_memory(first: int) -> None:
+    packed = PackedSequence(torch.randn(7, 3), torch.tensor([first, 3]))
+    for observed in (nullcontext(), torch.device("cpu")):
+        with observed, pytest.raises(RuntimeError, match=f"batch_sizes begins with {first}, expected a number of"):
+            fastlstm.LSTM(3, 5)(packed)
+
+
 @pytest.mark.parametrize("order", [[0], [0, 1, 1], [[0, 1]], []], ids=str)
 def test_an_order_of_other_sequences_is_an_error(order: list) -> None:
     packed = pack_sequence([torch.randn(2, 3), torch.randn(4, 3)], enforce_sorted=False)

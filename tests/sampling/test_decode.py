@@ -306,3 +306,36 @@ def test_weights_that_do_not_fit_are_refused(model: Model) -> None:
     freed.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match=r"weight is float32 with shape .*, and its storage has 0 bytes"):
         fastlstm.Decoder(make_model(11, 4, 16, 2).rnn, freed)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("around", ["device", "type"])
+def test_a_default_of_the_users_changes_nothing(model: Model, around: str, backend: str | None) -> None:
+    follows = torch.randint(-1, 2, (2, 11))
+    follows[:, 3] = 1
+
+    def draw() -> torch.Tensor:
+        options = {"automaton": (follows, 1), "stop": [[3, 3, 3]], "seed": 5, "log_probs": True, "top_k": 4}
+        return fastlstm.decode(*model.args, [3, 1, 4], 9, num=2, **options)
+
+    with fastlstm.backend(backend):
+        expected = draw()
+        if around == "device":
+            with torch.device("meta"):
+                actual = draw()
+        else:
+            torch.set_default_dtype(torch.float64)
+            try:
+                actual = draw()
+            finally:
+                torch.set_default_dtype(torch.float32)
+    for a, e in zip(
+        (actual.ids, actual.log_probs, *actual.state), (expected.ids, expected.log_probs, *expected.state), strict=True
+    ):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+
+
+def test_a_start_that_is_no_integer_is_refused(model: Model) -> None:
+    for start in (0.5, torch.tensor(1.0), [0.0]):
+        with pytest.raises(ValueError, match=r"the automaton's start is .*, expected one state"):
+            fastlstm.decode(*model.args, [1], 3, automaton=(torch.zeros(2, 11, dtype=torch.int64), start))

@@ -36,7 +36,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    orders: Annotated[int, typer.Option(help="longest n-gram of the baseline; 0 for no baseline")] = 6,
+    orders: Annotated[int, typer.Option(min=0, help="longest n-gram of the baseline; 0 for no baseline")] = 6,
     unknown: UnknownPolicy = "error",
 ) -> None:
     """How well a model predicts a text: nats, bits, perplexity, beside n-grams of the same training text."""
@@ -76,7 +76,7 @@ def evaluate(
 def score(
     model: ModelName,
     text: Annotated[Path, typer.Argument(help="a text file, - for standard input", show_default=False)],
-    num: Annotated[int, typer.Option(help="lines to show; 0 for all")] = 20,
+    num: Annotated[int, typer.Option(min=0, help="lines to show; 0 for all")] = 20,
     unknown: UnknownPolicy = "error",
 ) -> None:
     """The log-probability of each line, most surprising first, its characters coloured by their probability.

@@ -19,7 +19,7 @@ def timeline(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="the page [dim]\\[RUN/timeline.html][/]", show_default=False)
     ] = None,
-    lines: Annotated[int, typer.Option(help="lines of each sample to show here")] = 3,
+    lines: Annotated[int, typer.Option(min=0, help="lines of each sample to show here")] = 3,
 ) -> None:
     """How the text of a model grew while it was trained, here and as one page."""
     samples = points(run)

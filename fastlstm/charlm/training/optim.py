@@ -68,7 +68,7 @@ class Optimiser:
 
     def state(self) -> dict[str, Tensor]:
         """Tensors of the optimiser by name; empty before the first step."""
-        return {name: torch.as_tensor(value) for name, value in self.torch_optimiser.state[self.flat.vector].items()}
+        return dict(self.torch_optimiser.state[self.flat.vector])
 
     def load(self, state: dict[str, Tensor]) -> None:
         vector = self.flat.vector

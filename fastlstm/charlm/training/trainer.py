@@ -137,7 +137,7 @@ class Trainer:
         if not self.config.lines:
             return None
         newline = self.corpus.vocab.symbols.index("\n")
-        return (x == newline) & (torch.rand(x.shape, device=x.device) < 0.5)
+        return (x == newline) & (torch.rand(x.shape, dtype=torch.float32, device=x.device) < 0.5)
 
     @property
     def epoch(self) -> float:
