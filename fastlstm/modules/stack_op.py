@@ -109,10 +109,9 @@ def _forward(*args: object) -> list[Tensor]:
 
 def _backward(*args: object) -> list[Tensor]:
     grads, (out, kept, wants) = args[:3], args[-3:]
+    _check_wants(StackInputs(*args[3:-3]), wants)
     call, inputs = _checked(StackInputs(*args[3:-3]))
     grads, (out, *kept) = _checked_saved(inputs, call, grads, [out, *kept])
-    if len(wants) != len(inputs.differentiable):
-        raise RuntimeError(f"stack_backward: wants has {len(wants)} values, expected {len(inputs.differentiable)}")
     between, kept = _kept_by_direction(call.stack, out, kept)
     source, h0, c0, embedding, weights = inputs[:5]
     run = function._Backward(call, tuple(wants), grads, [source, *between], (h0, c0), embedding, weights, kept).run
@@ -205,6 +204,15 @@ def _checked_saved(
     return [None if g is None else g.contiguous() for g in grads], [v.contiguous() for v in saved]
 
 
+def _check_wants(inputs: StackInputs, wants: Sequence[bool]) -> None:
+    """Raise where a gradient is wanted of what was not given."""
+    values = inputs.differentiable
+    if len(wants) != len(values) or any(want and v is None for want, v in zip(wants, values, strict=False)):
+        raise RuntimeError(
+            f"stack_backward: wants is {list(wants)}, expected {len(values)} values, false where an input is None"
+        )
+
+
 def _expect(name: str, value: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if value is None or not plain_check()(value) or value.dtype != dtype or value.shape != shape:
         expected = f"{str(dtype).removeprefix('torch.')} with shape {list(shape)} in memory of the CPU"
@@ -229,6 +237,7 @@ def _one_device(op: str, inputs: StackInputs, *others: Tensor | None) -> None:
 
 def _fake_backward(*args: object) -> list[Tensor]:
     inputs, wants = StackInputs(*args[3:-3]), args[-1]
+    _check_wants(inputs, wants)
     _one_device("stack_backward", inputs, *args[:3], args[-3], *args[-2])
     return [v.new_empty(v.shape) for v, want in zip(inputs.differentiable, wants, strict=True) if want]
 

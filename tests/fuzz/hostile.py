@@ -57,6 +57,11 @@ RELAYOUT: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def is_whole(v: Tensor) -> bool:
+    """Whether torch's own operations may read a tensor: its storage was not freed or made shorter."""
+    return v.untyped_storage().nbytes() >= (v.storage_offset() + v.numel()) * v.element_size()
+
+
 def _freed(v: Tensor) -> Tensor:
     v = v.detach().clone()
     v.untyped_storage().resize_(0)

@@ -189,6 +189,8 @@ def test_what_does_not_fit_is_refused_before_a_kernel_reads_it(change: dict, mes
         ("kept", [], "kept holds 0 tensors, expected 2"),
         ("kept", [torch.zeros(4, 3, 5, dtype=torch.float64)] * 2, r"kept\[1\] is"),
         ("batch_sizes", torch.tensor([3, 4]), "source has 3 dimensions"),
+        ("wants", [True] * 8, r"wants is \[True, .*, expected 8 values, false where an input is None"),
+        ("wants", [True], r"wants is \[True\], expected 8 values"),
     ],
 )
 def test_backward_refuses_what_forward_did_not_keep(place: str, value: object, message: str) -> None:
