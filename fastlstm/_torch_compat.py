@@ -116,20 +116,29 @@ def _without_modes(make: Callable[[], _T]) -> _T:
     return made[0]
 
 
+def _probes(device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ordinary tensors made outside and in inference mode, then a negated view of each. Storages have 12 float32 numbers; the
+    first and its view begin with the fifth.
+    """
+
+    def make() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        outside = torch.zeros(12, dtype=torch.float32, device=device)[4:]
+        negated = torch._neg_view(outside)
+        with torch.inference_mode():
+            inside = torch.zeros(12, dtype=torch.float32, device=device)
+            return outside, inside, negated, torch._neg_view(inside)
+
+    return _without_modes(make)
+
+
 @cache
 def _plain_keys(device: str) -> frozenset[int | str]:
     """The dispatch keys of an ordinary tensor on a device, made in and outside inference mode, whatever mode is on now."""
-
-    def keys() -> frozenset[int | str]:
-        outside = torch.empty(0, dtype=torch.float32, device=device)
-        with torch.inference_mode():
-            inside = torch.empty(0, dtype=torch.float32, device=device)
-        return frozenset(_bits(_C._dispatch_keys(v)) for v in (outside, inside))
-
-    return _without_modes(keys)
+    return frozenset(_bits(_C._dispatch_keys(v)) for v in _probes(device)[:2])
 
 
 _CPU_KEYS = _plain_keys("cpu")
+_CPU_MEMORY_KEYS = frozenset(_bits(_C._dispatch_keys(v)) for v in _probes("cpu"))
 
 
 def is_plain(v: Tensor) -> bool:
@@ -148,9 +157,9 @@ def is_plain_cpu(v: Tensor) -> bool:
     return type(v) in _PLAIN and _bits(_C._dispatch_keys(v)) in _CPU_KEYS
 
 
-def has_plain_keys(v: Tensor) -> bool:
-    """True if torch's dispatcher takes a tensor, of whatever class, for an ordinary one on the CPU."""
-    return _bits(_C._dispatch_keys(v)) in _CPU_KEYS
+def has_memory(v: Tensor) -> bool:
+    """True if torch's dispatcher takes a tensor, of whatever class, for an ordinary one on the CPU, or a negated view of one."""
+    return _bits(_C._dispatch_keys(v)) in _CPU_MEMORY_KEYS
 
 
 _CODES = {  # type: code and bits, as DLPack writes them
@@ -166,7 +175,7 @@ def storage_bytes_left(v: Tensor) -> int:
 
 def memory_of(v: Tensor) -> tuple[int, ...] | None:
     """What csrc/bindings/boundary.cpp asks where torch has no exchange API: address, type, bytes, shape, strides; or None."""
-    if v.dtype not in _CODES or not has_plain_keys(v):
+    if v.dtype not in _CODES or not has_memory(v):
         return None
     return (v.data_ptr(), *_CODES[v.dtype], storage_bytes_left(v), *v.shape, *v.stride())
 
@@ -185,21 +194,14 @@ def describe_object(value: object) -> str:
         return type(value).__name__
 
 
-def _probes() -> tuple[Tensor, Tensor, Tensor]:
-    probe = torch.zeros(12, dtype=torch.float32, device="cpu")[4:]
-    negated = torch._neg_view(probe)
-    with torch.inference_mode():
-        inferred = torch.zeros(3, dtype=torch.float32, device="cpu")
-    return probe, inferred, negated
-
-
 def native_boundary() -> dict[str, object]:
     """What csrc/bindings/boundary.cpp reads tensors with.
 
     exchange_api: DLPack's table of C functions, None before torch 2.10. storage_bytes, storage_offset: addresses of functions
     of torch's stable C interface, 0 where they are not found; they take the handle that lies in a tensor's Python object, and
-    probe_cdata tells where in the probe that is. keys: three C++ tensors, ordinary ones made in and outside inference mode and
-    a negated view, each with its dispatch keys, by which the keys' place is found; empty where torch writes them as a name.
+    probe_cdata tells where in the probe that is. keys: four C++ tensors, ordinary ones made outside and in inference mode and
+    a negated view of each, each with its dispatch keys, by which the keys' place is found; empty where torch writes them as a
+    name.
     """
     storage_bytes = storage_offset = 0
     try:
@@ -213,10 +215,10 @@ def native_boundary() -> dict[str, object]:
         storage_bytes, storage_offset = (ctypes.cast(f, ctypes.c_void_p).value for f in functions)
     except (ImportError, OSError, AttributeError):
         pass  # storages are asked through Python then
-    probes = probe, _, _ = _without_modes(_probes)
+    probes = probe, *_ = _probes("cpu")
     return {
         "exchange_api": getattr(Tensor, "__dlpack_c_exchange_api__", None),
-        **{"tensor": Tensor, "parameter": torch.nn.Parameter, "is_neg": Tensor.is_neg, "is_plain": has_plain_keys},
+        **{"tensor": Tensor, "parameter": torch.nn.Parameter, "is_neg": Tensor.is_neg, "has_memory": has_memory},
         **{"memory": memory_of, "bytes_left": storage_bytes_left, "describe": describe_object},
         **{"storage_bytes": storage_bytes, "storage_offset": storage_offset},
         **{"probe": probe, "probe_cdata": probe._cdata, "probes": probes},  # held while their memory is looked at

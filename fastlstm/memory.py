@@ -15,7 +15,7 @@ from torch import Tensor
 from fastlstm._torch_compat import (
     describe_object,
     dynamo_skip,
-    has_plain_keys,
+    has_memory,
     is_plain,
     is_plain_cpu,
     storage_bytes_left,
@@ -43,7 +43,7 @@ def _cut_off_check() -> Callable[[Tensor], bool]:
 
 
 def _is_cut_off(v: Tensor) -> bool:
-    if not v.is_cpu or v.layout is not torch.strided or v.numel() == 0 or not has_plain_keys(v):
+    if not v.is_cpu or v.layout is not torch.strided or v.numel() == 0 or not has_memory(v):
         return False
     last = sum((size - 1) * stride for size, stride in zip(v.shape, v.stride(), strict=True))
     return storage_bytes_left(v) < (last + 1) * v.element_size()
@@ -64,6 +64,13 @@ def check_whole(*values: tuple[str, Tensor | None]) -> None:
                 f"{name} is {describe_object(v)}, and its storage has {v.untyped_storage().nbytes()} bytes, fewer than that "
                 "takes; was the storage freed or resized?"
             )
+
+
+def saved_whole(ctx: torch.autograd.function.FunctionCtx) -> tuple[Tensor | None, ...]:
+    """What a Function saved for backward; raises RuntimeError where a storage was freed or made shorter since."""
+    saved = ctx.saved_tensors
+    check_whole(*(("a tensor that was saved for backward", v) for v in saved))
+    return saved
 
 
 def gpu_address(name: str, tensor: Tensor | None, index: int, dtype: torch.dtype, count: int) -> int:

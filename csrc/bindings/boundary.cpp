@@ -20,14 +20,15 @@ struct Torch {
   const dlpack::ExchangeApi* api = nullptr;
   PyObject *tensor = nullptr, *parameter = nullptr;
   PyObject* is_neg = nullptr;
-  PyObject* is_plain = nullptr;    // of a subclass: True if the dispatcher knows it as an ordinary tensor
+  PyObject* has_memory = nullptr;  // True if the dispatcher knows a tensor as an ordinary one or a negated view of one
   PyObject* memory = nullptr;      // of a tensor: what `read_memory` takes, or None
   PyObject* bytes_left = nullptr;  // of a tensor: bytes of its storage from its first element on
   PyObject* describe = nullptr;    // of any object: str
   Py_ssize_t handle_at = -1;       // where in a Python tensor its handle lies, in bytes; -1: not known
   HandleFunction storage_bytes = nullptr, storage_offset = nullptr;
-  Py_ssize_t keys_at = -1;      // where the dispatch keys lie in what a handle points to, in bytes; -1: not known
-  uint64_t plain_keys[2] = {};  // of an ordinary tensor on the CPU, made in and outside inference mode
+  Py_ssize_t keys_at = -1;        // where the dispatch keys lie in what a handle points to, in bytes; -1: not known
+  uint64_t plain_keys[2] = {};    // of an ordinary tensor on the CPU, made outside and in inference mode
+  uint64_t negated_keys[2] = {};  // of their negated views
 } torch_;
 
 bool is_false(PyObject* value) {
@@ -118,13 +119,14 @@ Py_ssize_t keys_in(const py::list& keys) {
   return -1;
 }
 
-enum class Keys { unknown, plain, other };
+enum class Keys { unknown, plain, negated, other };
 Keys keys_of(PyObject* tensor) {
   if (torch_.keys_at < 0) return Keys::unknown;
   const void* impl = reinterpret_cast<void*>(word_at(tensor, torch_.handle_at));
   if (!impl) return Keys::other;
   const uint64_t keys = word_at(impl, torch_.keys_at);
-  return keys == torch_.plain_keys[0] || keys == torch_.plain_keys[1] ? Keys::plain : Keys::other;
+  const auto is_one_of = [keys](const uint64_t (&two)[2]) { return keys == two[0] || keys == two[1]; };
+  return is_one_of(torch_.plain_keys) ? Keys::plain : is_one_of(torch_.negated_keys) ? Keys::negated : Keys::other;
 }
 
 // Takes what native_boundary of fastlstm/_torch_compat.py gives.
@@ -133,7 +135,7 @@ void set_up(const py::dict& objects) {
   const auto number = [&](const char* key) { return objects[key].cast<uintptr_t>(); };
   Torch torch;
   torch.tensor = keep("tensor"), torch.parameter = keep("parameter"), torch.is_neg = keep("is_neg");
-  torch.is_plain = keep("is_plain"), torch.memory = keep("memory"), torch.bytes_left = keep("bytes_left");
+  torch.has_memory = keep("has_memory"), torch.memory = keep("memory"), torch.bytes_left = keep("bytes_left");
   torch.describe = keep("describe");
   const py::object capsule = objects["exchange_api"];
   if (PyCapsule_IsValid(capsule.ptr(), dlpack::kCapsule)) {
@@ -152,10 +154,12 @@ void set_up(const py::dict& objects) {
         bytes != 48 || offset != 4)
       torch.handle_at = -1;
   }
-  const py::list keys = objects["keys"];  // of tensors made in and outside inference mode, and of a negated view
-  if (torch.handle_at >= 0 && keys.size() == 3) torch.keys_at = keys_in(keys);
-  for (size_t k = 0; torch.keys_at >= 0 && k < 2; ++k)
+  const py::list keys = objects["keys"];  // of tensors made outside and in inference mode, then of their negated views
+  if (torch.handle_at >= 0 && keys.size() == 4) torch.keys_at = keys_in(keys);
+  for (size_t k = 0; torch.keys_at >= 0 && k < 2; ++k) {
     torch.plain_keys[k] = keys[k].cast<std::pair<uintptr_t, uint64_t>>().second;
+    torch.negated_keys[k] = keys[k + 2].cast<std::pair<uintptr_t, uint64_t>>().second;
+  }
   torch_ = torch;
 }
 
@@ -185,6 +189,10 @@ bool View::contiguous() const {
   return true;
 }
 
+namespace {
+bool has_memory(PyObject* object) { return is_true(owned(PyObject_CallOneArg(torch_.has_memory, object)).ptr()); }
+}  // namespace
+
 bool is_own_class(PyObject* object) {
   return object && (Py_TYPE(object) == reinterpret_cast<PyTypeObject*>(torch_.tensor) ||
                     Py_TYPE(object) == reinterpret_cast<PyTypeObject*>(torch_.parameter));
@@ -196,11 +204,10 @@ bool find_memory(PyObject* object, View& view) {
   if (!own && !PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(torch_.tensor))) return false;
   const Keys keys = keys_of(object);
   if (keys == Keys::other) return false;
-  if (keys == Keys::unknown && !own && !is_true(owned(PyObject_CallOneArg(torch_.is_plain, object)).ptr()))
-    return false;
+  if (keys == Keys::unknown && !own && !has_memory(object)) return false;
   view.object = object;
   view.bytes_left = -1;
-  view.plain = keys == Keys::plain;
+  view.plain = keys == Keys::plain, view.negated = keys == Keys::negated;
   if (!torch_.api) return read_memory(object, view);
   if (torch_.api->look(object, &view.tensor) != 0) return PyErr_Clear(), false;
   return true;
@@ -208,7 +215,8 @@ bool find_memory(PyObject* object, View& view) {
 
 bool is_usable(const View& view) {
   const dlpack::Tensor& t = view.tensor;
-  if (t.device_type != dlpack::kCpu || t.lanes != 1 || t.byte_offset || (t.ndim && !t.strides)) return false;
+  if (view.negated || t.device_type != dlpack::kCpu || t.lanes != 1 || t.byte_offset || (t.ndim && !t.strides))
+    return false;
   if (view.count() == 0) return true;
   if (!t.data || is_short(view)) return false;
   return view.plain || is_false(owned(PyObject_Vectorcall(torch_.is_neg, &view.object, 1, nullptr)).ptr());
@@ -217,7 +225,7 @@ bool is_usable(const View& view) {
 bool is_cut_off(const View& view) {
   if (view.tensor.device_type != dlpack::kCpu || view.count() == 0 || (view.tensor.data && !is_short(view)))
     return false;
-  return view.plain || is_true(owned(PyObject_CallOneArg(torch_.is_plain, view.object)).ptr());  // one with memory
+  return view.plain || view.negated || has_memory(view.object);
 }
 
 bool reads_natively() { return torch_.api && torch_.handle_at >= 0; }

@@ -61,6 +61,7 @@ struct View {
   int64_t own[2 * dlpack::kMostDims];  // shape and strides, where Python told them
   int64_t bytes_left = -1;             // of the storage, from the first element on; -1: torch's functions tell
   bool plain = false;                  // an ordinary tensor by its dispatch keys, so not a negated view
+  bool negated = false;                // a negated view by its dispatch keys
 
   template <class T>
   T* data() const {

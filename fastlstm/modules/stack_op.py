@@ -29,7 +29,7 @@ from fastlstm._torch_compat import (
 )
 from fastlstm.backends.cpu import backend as cpu
 from fastlstm.backends.cpu import function
-from fastlstm.memory import plain_check
+from fastlstm.memory import plain_check, saved_whole
 from fastlstm.modules.call import Call, Tokens, zero_state
 from fastlstm.modules.checks import packed_sequences
 from fastlstm.modules.layers import run_layers
@@ -260,7 +260,7 @@ class _Stack(SingleLevelFunction):
 
     @staticmethod
     def backward(ctx, d_out: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, *_: None) -> tuple:
-        batch_sizes, *saved = ctx.saved_tensors
+        batch_sizes, *saved = saved_whole(ctx)
         values, (out, *kept) = saved[: ctx.count], saved[ctx.count :]
         grads, wants = (d_out, dh_n, dc_n), ctx.needs_input_grad[3:]
         made = iter(())

@@ -26,6 +26,7 @@ from fastlstm._torch_compat import (
     keys_after_autograd,
     single_level_functions,
 )
+from fastlstm.memory import saved_whole
 from fastlstm.ops import flops, reference, validation, weight_gradients
 from fastlstm.ops.arguments import SAVE_ALL, SAVE_NOTHING, Grads, OpInputs, Saved
 from fastlstm.ops.autocast import own_types
@@ -97,7 +98,7 @@ class Forward(SingleLevelFunction):
 
     @staticmethod
     def backward(ctx, dh, dc, _, dh_n, dc_n) -> tuple[Tensor | None, ...]:
-        *tensors, h, c, gates = kept = ctx.saved_tensors
+        *tensors, h, c, gates = kept = saved_whole(ctx)
         inputs, saved = OpInputs(*tensors, ctx.reverse, ctx.save), Saved(h, c, gates)
         grads, needs_grad = Grads(dh, dc, dh_n, dc_n), ctx.needs_input_grad[1:7]
         with dispatch.with_requested(ctx.requested):
@@ -137,7 +138,7 @@ class Backward(SingleLevelFunction):
 
     @staticmethod
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
+        saved = saved_whole(ctx)
         sources = [k for k in range(len(saved)) if ctx.needs_input_grad[k + 1]]
         with_grad = [k for k, g in enumerate(grads) if g is not None]
 
@@ -168,7 +169,7 @@ class SumById(SingleLevelFunction):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor, None, None]:
-        return None, grad[ctx.saved_tensors[0]], None, None
+        return None, grad[saved_whole(ctx)[0]], None, None
 
 
 dynamo_skip(__name__)

@@ -68,6 +68,12 @@ def _freed(v: Tensor) -> Tensor:
     return v
 
 
+def _negated_freed(v: Tensor) -> Tensor:
+    v = torch._neg_view(v.detach().clone()) if v.is_floating_point() else v.detach().clone()
+    v.untyped_storage().resize_(0)
+    return v
+
+
 def _shortened(v: Tensor) -> Tensor:
     v = v.detach().clone(memory_format=torch.contiguous_format)
     v.untyped_storage().resize_(max(v.numel() * v.element_size() - v.element_size(), 0))
@@ -77,6 +83,7 @@ def _shortened(v: Tensor) -> Tensor:
 # An error is the right answer, or the answer that torch's own operations would give.
 HOSTILE_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
     "freed": _freed,
+    "negated, freed": _negated_freed,
     "shortened": _shortened,
     "other type": lambda v: v.to(torch.int32 if v.is_floating_point() else torch.float32),
     "complex": lambda v: v.to(torch.complex64),

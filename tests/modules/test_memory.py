@@ -26,7 +26,7 @@ def _freed(v: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("which", ["input", "h0", "c0", "weight_hh_l0", "spaced input"])
+@pytest.mark.parametrize("which", ["input", "h0", "c0", "weight_hh_l0", "spaced input", "negated input"])
 def test_a_storage_that_was_made_shorter_is_an_error(which: str, train: bool, dtype: torch.dtype) -> None:
     """nn.LSTM reads what is not its own, or ends the process."""
     for T in (1, 5):
@@ -36,6 +36,9 @@ def test_a_storage_that_was_made_shorter_is_an_error(which: str, train: bool, dt
             x = _freed(x)
         elif which == "spaced input":
             x = torch.randn(T, 2, 6, dtype=dtype)[..., ::2]
+            x.untyped_storage().resize_(8)
+        elif which == "negated input":
+            x = torch._neg_view(x)
             x.untyped_storage().resize_(8)
         elif which in ("h0", "c0"):
             hx[which == "c0"] = _freed(hx[0])

@@ -212,6 +212,15 @@ def test_an_output_that_onednn_does_not_keep_may_be_changed_in_place(case: str, 
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
+def test_a_negated_input_freed_before_backward_is_an_error() -> None:
+    """torch's dispatcher would read it to write its numbers down."""
+    x = torch._neg_view(torch.randn(9, 2, 3, dtype=torch.float64)).requires_grad_()
+    out = fastlstm.LSTM(3, 5, dtype=torch.float64)(x)[0]
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"a tensor that was saved for backward is .*, and its storage has 0 bytes"):
+        out.sum().backward()
+
+
 def test_a_large_gradient_of_x_may_be_resized() -> None:
     x = torch.randn(50, 20, 200, requires_grad=True)
     fastlstm.LSTM(200, 3)(x)[0].sum().backward()
