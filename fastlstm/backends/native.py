@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch  # first: see above
 
-from fastlstm._torch_compat import dynamo_skip, native_boundary
+from fastlstm._torch_compat import constant_for_dynamo, dynamo_skip, native_boundary
 
 # What the package calls; a module without one of them was built from older sources (tests/backends/test_native.py holds the
 # lists). A build with FASTLSTM_CPU=off has no CPU kernels and says so in `no_cpu`.
@@ -104,6 +104,7 @@ def module_unavailable() -> str | None:
     return _attempt()[1]
 
 
+@constant_for_dynamo
 def unavailable() -> str | None:
     """Return None where the native module's CPU kernels work, else the reason."""
     module, reason = _attempt()
