@@ -120,9 +120,8 @@ def timed_steps(workload: str, rounds: int) -> dict[str, dict[str, float]]:
     wall, cpu = ({name: [] for name in calls} for _ in range(2))
     order = random.Random(0)
     for _ in range(rounds):
-        for name, call in order.sample(
-            list(calls.items()), len(calls)
-        ):  # what ran before a step leaves its memory behind
+        for name in order.sample(list(calls), len(calls)):  # what ran before a step leaves its memory behind
+            call = calls[name]
             begin, used = time.perf_counter(), time.process_time()
             call()
             wall[name].append(1e3 * (time.perf_counter() - begin))

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import cache
 from types import CodeType, FunctionType, ModuleType
 from typing import TypeVar
@@ -106,14 +107,19 @@ def _without_modes(make: Callable[[], _T]) -> _T:
 
     Under fake tensors or functionalize a tensor that is made here would be a wrapped one.
     """
-    made: list[_T] = []
-    thread = threading.Thread(target=lambda: made.append(make()))
+    made: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except BaseException as error:  # for the caller
+            made.set_exception(error)
+
     try:
-        thread.start()
+        threading.Thread(target=run).start()
     except RuntimeError:  # the interpreter is shutting down
         return make()
-    thread.join()
-    return made[0]
+    return made.result()
 
 
 def _probes(device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -66,10 +66,15 @@ def check_whole(*values: tuple[str, Tensor | None]) -> None:
             )
 
 
+def check_saved(saved: Sequence[Tensor | None]) -> None:
+    """`check_whole` of what was saved for backward."""
+    check_whole(*(("a tensor that was saved for backward", v) for v in saved))
+
+
 def saved_whole(ctx: torch.autograd.function.FunctionCtx) -> tuple[Tensor | None, ...]:
     """What a Function saved for backward; raises RuntimeError where a storage was freed or made shorter since."""
     saved = ctx.saved_tensors
-    check_whole(*(("a tensor that was saved for backward", v) for v in saved))
+    check_saved(saved)
     return saved
 
 

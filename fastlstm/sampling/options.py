@@ -100,6 +100,7 @@ def _automaton(automaton: tuple[Tensor, int | Tensor] | None, V: int, num: int) 
     starts = start if isinstance(start, Tensor) else torch.as_tensor(start, device="cpu")
     if (
         starts.is_floating_point()
+        or starts.is_complex()
         or starts.shape not in ((), (num,))
         or int(starts.min()) < 0
         or int(starts.max()) >= S

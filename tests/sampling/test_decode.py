@@ -336,6 +336,6 @@ def test_a_default_of_the_users_changes_nothing(model: Model, around: str, backe
 
 
 def test_a_start_that_is_no_integer_is_refused(model: Model) -> None:
-    for start in (0.5, torch.tensor(1.0), [0.0]):
+    for start in (0.5, 1j, torch.tensor(1.0), [0.0]):
         with pytest.raises(ValueError, match=r"the automaton's start is .*, expected one state"):
             fastlstm.decode(*model.args, [1], 3, automaton=(torch.zeros(2, 11, dtype=torch.int64), start))

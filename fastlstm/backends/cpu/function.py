@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastlstm._torch_compat import SingleLevelFunction, dynamo_skip, is_recorded
 from fastlstm.backends import native
-from fastlstm.memory import check_whole, empty, plain_check
+from fastlstm.memory import check_saved, empty, plain_check
 from fastlstm.ops.cell import LayerWeights, Stack
 from fastlstm.ops.token_table import native_gradients, native_table
 
@@ -138,7 +138,7 @@ class FusedLSTM(SingleLevelFunction):
         saved, grads, is_plain = ctx.saved_tensors, (d_out, dh_n, dc_n), plain_check()
         needs_grad, (n_weights, n_between) = ctx.needs_input_grad[1:], ctx.counts
         if is_recorded() or not all(v is None or is_plain(v) for v in (*grads, *saved)):
-            check_whole(*(("a tensor that was saved for backward", v) for v in saved))
+            check_saved(saved)
             call = ctx.call._replace(batch_sizes=saved[0])
             return None, *_through_ops(call, needs_grad, grads, saved[1 : 1 + FIRST_WEIGHT + n_weights])
         contiguous = (v if v is None else v.contiguous() for v in saved)  # hooks may give any strides

@@ -36,8 +36,8 @@ def test_calls_are_right_after_it(mode: str, first: str) -> None:
     imported = "" if "import" in first else "import fastlstm, fastlstm.backends.native\n"
     code = (
         f"import torch\n{imported}x = torch.randn(3, 2, 3)\n{MODES[mode].format(first)}"
-        "import fastlstm\ntorch.manual_seed(0)\nlstm = fastlstm.LSTM(3, 5)\nexpected = lstm.to_torch()(x)[0]\n"
-        "for rows in (x, x.half().float()):\n    torch.testing.assert_close(lstm(rows)[0], lstm.to_torch()(rows)[0])\n"
+        "import fastlstm\ntorch.manual_seed(0)\nlstm = fastlstm.LSTM(3, 5)\n"
+        "torch.testing.assert_close(lstm(x)[0], lstm.to_torch()(x)[0])\n"
         "lstm(x)[0].sum().backward()\nassert 'cpu' in str(fastlstm.last_plan()), fastlstm.last_plan()\n"
         "h = fastlstm.LSTM(3, 5).stream(2).step(x[0])\nassert h.shape == (2, 5)\n"
     )
