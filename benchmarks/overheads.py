@@ -1,4 +1,7 @@
-"""Costs of fastlstm outside its calls: time of the import, size of the wheel, time of the torch operation after a call."""
+"""Costs of fastlstm outside its calls.
+
+Time of the import, size of the wheel, time of the torch operation after a call, time to read and encode a text.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import io
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -18,6 +22,7 @@ from torch import nn
 import fastlstm
 from benchmarks.schema import Row, quantiles
 from benchmarks.workload import same_weights
+from fastlstm.charlm.data import corpus
 
 _IMPORT = """
 import time
@@ -80,3 +85,18 @@ def after_rows(rounds: int = 60) -> list[Row]:
         quantiles(replace(base, contender=name), values, [usual / statistics.median(values)])
         for name, values in times.items()
     ]
+
+
+def corpus_rows(rounds: int = 7) -> list[Row]:
+    """Return the seconds that reading, counting and encoding 20 MB of UTF-8 takes."""
+    line = "The quick brown fox jumps over the lazy dog. Grüße!\n".encode()
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "20-megabytes.txt")
+        path.write_bytes(line * (20_000_000 // len(line)))
+        for _ in range(rounds):
+            start = time.perf_counter()
+            corpus.load(str(path), corpus.CorpusOptions())
+            times.append(time.perf_counter() - start)
+    row = quantiles(Row("corpus/read-20-MB", "fastlstm", calls=1), times, [1.0])
+    return [replace(row, ratio=None, ratio_p20=None, ratio_p80=None)]

