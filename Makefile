@@ -50,7 +50,7 @@ test: .venv/.all
 	@touch $@
 
 test-slow: .venv/.all .venv/.nvcc
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m slow tests
 
 test-asan: .venv/.all
 	$(BIN)/python tools/asan.py

@@ -23,6 +23,26 @@ hypothesis.settings.register_profile("fastlstm", deadline=None)  # no test has a
 hypothesis.settings.load_profile("fastlstm")
 
 
+TESTS = Path(__file__).parent
+# The files whose slow tests take longest, in that order. Begun first, none is left for one worker alone at the end.
+LONGEST = (
+    *("backends/triton/test_kernels.py", "hostsim/test_kernels.py", "tools/test_asan.py"),
+    *("backends/triton/test_compile.py", "hostsim/test_mutations.py", "charlm/test_examples.py"),
+    *("charlm/training/test_resume.py", "benchmarks/test_instructions.py", "compiling/test_cuda_build.py"),
+    "tools/test_hostsim_coverage.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the files of `make test-slow`; pytest-xdist keeps the order with --no-loadscope-reorder."""
+    if config.option.markexpr != "slow":
+        return
+    ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
+    if gone := [str(path) for path in ranks if not path.is_file()]:
+        raise pytest.UsageError(f"tests/conftest.py orders {', '.join(gone)}, which is not there")
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Share the cores between the workers of pytest-xdist instead of giving all of them to each."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import os
 import random
 import resource
 import sys
@@ -262,7 +263,10 @@ def megabytes() -> float:
 
 
 def main(count: int, first: int = 0) -> int:
-    """Make `count` calls; prints what happened and the growth of memory in the second half."""
+    """Make `count` calls; prints what happened and the growth of memory in the second half, which is limited.
+
+    A sanitizer (tools/asan.py sets FASTLSTM_SANITIZED) keeps what was freed, so growth says nothing there.
+    """
     happened: Counter[str] = Counter()
     halfway, began = 0.0, time.monotonic()
     torch.set_num_threads(2)
@@ -276,7 +280,7 @@ def main(count: int, first: int = 0) -> int:
     gc.collect()
     growth, seconds = megabytes() - halfway, time.monotonic() - began
     print(f"{count} calls: {dict(happened)}, {growth:.0f} MB more at the end than halfway, {seconds:.0f} s")
-    return int(growth > 32 + count / 2000)
+    return int(growth > 32 + count / 2000 and "FASTLSTM_SANITIZED" not in os.environ)
 
 
 if __name__ == "__main__":
