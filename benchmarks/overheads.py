@@ -6,6 +6,7 @@ Time of the import, size of the wheel, time of the torch operation after a call,
 from __future__ import annotations
 
 import io
+import os
 import statistics
 import subprocess
 import sys
@@ -36,12 +37,12 @@ print(time.perf_counter() - start)
 def import_rows(rounds: int = 7) -> list[Row]:
     """Return the seconds that `import fastlstm` takes after `import torch`, each round in a fresh process."""
     values = []
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for _ in range(rounds + 1):
-        done = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", _IMPORT], env=env, capture_output=True, text=True, check=True)
         values.append(float(done.stdout))
-    values = values[1:]  # the first reads files from disk and may write .pyc
-    row = quantiles(Row("import/after-torch", "fastlstm", calls=1), values, [1.0])
-    return [replace(row, ratio=None, ratio_p20=None, ratio_p80=None)]
+    values = values[1:]  # the first reads files from disk and writes .pyc, which a user has
+    return [_alone("import/after-torch", values)]
 
 
 def wheel_rows() -> list[Row]:
@@ -52,8 +53,7 @@ def wheel_rows() -> list[Row]:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as wheel:
         for path in files:
             wheel.write(path, path.relative_to(folder.parent))
-    row = quantiles(Row("wheel/size", "fastlstm", unit="B", calls=1), [float(buffer.tell())], [1.0])
-    return [replace(row, ratio=None, ratio_p20=None, ratio_p80=None)]
+    return [_alone("wheel/size", [float(buffer.tell())], "B")]
 
 
 def after_rows(rounds: int = 60) -> list[Row]:
@@ -98,5 +98,10 @@ def corpus_rows(rounds: int = 7) -> list[Row]:
             start = time.perf_counter()
             corpus.load(str(path), corpus.CorpusOptions())
             times.append(time.perf_counter() - start)
-    row = quantiles(Row("corpus/read-20-MB", "fastlstm", calls=1), times, [1.0])
-    return [replace(row, ratio=None, ratio_p20=None, ratio_p80=None)]
+    return [_alone("corpus/read-20-MB", times)]
+
+
+def _alone(case: str, values: list[float], unit: str = "s") -> Row:
+    """Return the row of a case in which nn.LSTM has no part."""
+    row = quantiles(Row(case, "fastlstm", unit=unit, calls=1), values, [1.0])
+    return replace(row, ratio=None, ratio_p20=None, ratio_p80=None)
