@@ -70,13 +70,13 @@ def work(order: dict[str, Any]) -> int:
     for number, item in enumerate(items):
         if number < order["after"]:
             continue
-        if time.time() > order["until"]:
-            left = len(items) - number
-            break
         executor.release_memory()
         _write(progress, at=number, what=item.what, key=item.key, items=len(items), failed=failed)
         try:
-            _fault(stage.name, number)
+            _fault(stage.name, number)  # first: a planted fault happens however long the process took to start
+            if time.time() > order["until"]:
+                left = len(items) - number
+                break
             for row in module.run(executor, item):
                 rows.add(stage.rows, **row)
         except Exception as error:
