@@ -1,8 +1,11 @@
 // Entry points of the native CPU kernels: the shape, unit and aliasing rule of every pointer.
 //
 // Sizes: T steps, B rows (sequences), H hidden units, P = width of h (H, or the projection), N = rows of all steps
-// together (T * B, or the packed rows). Arrays are contiguous, row-major, of one real type R (float or double) and do
-// not overlap unless said. Gates are in torch's order i, f, g, o. Row (t, b) of a packed array is offset[t] + b.
+// together (T * B, or the packed rows). Arrays are contiguous, row-major, and do not overlap unless said. Gates are in
+// torch's order i, f, g, o. Row (t, b) of a packed array is offset[t] + b.
+//
+// Types: the cell computes in R (float or double). Rows of x, h, the gates and their gradients are stored as S, weights
+// and their gradients as W. All three are one type, or R is float, S the 16 bits of a bfloat16, and W either.
 #pragma once
 #include <cstdint>
 
@@ -20,64 +23,65 @@ struct Shape {
   int threads;  // upper limit
 };
 
-template <class R>
+template <class R, class S = R, class W = S>
 struct Forward {
   // outputs
-  R* h;      // (N, P)
+  S* h;      // (N, P)
   R* c;      // (N, H) or null
-  R* gates;  // (N, 4H) activated gates or null; may be the same memory as x_gates
-  R* h_n;    // (B, P)
+  S* gates;  // (N, 4H) activated gates or null; may be the same memory as x_gates
+  S* h_n;    // (B, P)
   R* c_n;    // (B, H)
   // inputs
   const R* x_gates;    // (N, 4H) input side of the pre-activations; with ids: the table (V, 4H); null with x
   const int64_t* ids;  // (N,) rows of the table, checked by the caller; null: x_gates is used row by row
   const R* bias;       // (4H,) added to x_gates, or null
-  const R* w_hh;       // (4H, P)
-  const R* w_hr;       // (P, H) or null
-  const R* h0;         // (B, P)
+  const W* w_hh;       // (4H, P)
+  const W* w_hr;       // (P, H) or null
+  const S* h0;         // (B, P)
   const R* c0;         // (B, H)
-  const R* x;          // (N, I) or null; the input side is then computed in chunks of steps, as x @ w_x^T
-  const R* w_x;        // (4H, I) with x
+  const S* x;          // (N, I) or null; the input side is then computed in chunks of steps, as x @ w_x^T
+  const W* w_x;        // (4H, I) with x
   int64_t I;
 };
 
 // Gradients that follow from those at the pre-activations by matrix products. Null outputs are not computed.
-template <class R>
+template <class R, class S = R, class W = S>
 struct Products {
   // outputs
-  R* dx;     // (N, I)
-  R* dw_x;   // (4H, I); with ids the gradient of the table, (V, 4H)
-  R* dbias;  // (4H,)
-  R* dw_hh;  // (4H, P)
-  R* dw_hr;  // (P, H)
+  S* dx;       // (N, I)
+  W* dw_x;     // (4H, I); null with ids
+  R* d_table;  // (V, 4H) gradient of the table, with ids
+  R* dbias;    // (4H,)
+  W* dw_hh;    // (4H, P)
+  W* dw_hr;    // (P, H)
   // inputs
-  const R* x;          // (N, I) or null
+  const S* x;          // (N, I) or null
   const int64_t* ids;  // (N,) or null
-  const R* w_x;        // (4H, I)
-  const R* h;          // (N, P)
-  const R* h0;         // (B, P)
+  const W* w_x;        // (4H, I)
+  const S* h;          // (N, P)
+  const S* h0;         // (B, P)
   int64_t I, V;        // V > 0: ids, also where there are no rows
 };
 
-template <class R>
+template <class R, class S = R, class W = S>
 struct Backward {
   // outputs
-  R* d_gates;  // (N, 4H) gradient at the pre-activations; may be the same memory as gates. Null: `products` are
+  S* d_gates;  // (N, 4H) gradient at the pre-activations; may be the same memory as gates. Null: `products` are
                // computed instead.
-  R* dh_proj;  // (N, P) total gradient at the projected h; null without projection or without d_gates
-  R* dh0;      // (B, P)
+  S* dh_proj;  // (N, P) total gradient at the projected h; null without projection or without d_gates
+  S* dh0;      // (B, P)
   R* dc0;      // (B, H)
   // inputs; a null gradient is zero
-  const R* dh;     // (N, P)
+  const S* dh;     // (N, P)
   const R* dc;     // (N, H)
-  const R* dh_n;   // (B, P)
+  const S* dh_n;   // (B, P)
   const R* dc_n;   // (B, H)
-  const R* gates;  // (N, 4H)
+  const S* gates;  // (N, 4H)
   const R* c;      // (N, H)
   const R* c0;     // (B, H)
-  const R* w_hh;   // (4H, P)
-  const R* w_hr;   // (P, H) or null
-  Products<R> products;
+  const W* w_hh;   // (4H, P)
+  const W* w_hr;   // (P, H) or null
+  Products<R, S, W> products;
 };
 
 // One layer of a small call: torch's own parameters. Biases may be null.
@@ -211,10 +215,21 @@ struct Kernels {
   void (*unary_f64)(const double* x, double* y, int64_t n, int what);
 };
 
+// The kernels of one instruction set that multiplies bfloat16. mixed: weights and their gradients are float.
+struct BfloatKernels {
+  const char* name;
+  void (*forward)(const Shape&, const Forward<float, uint16_t>&);
+  void (*forward_mixed)(const Shape&, const Forward<float, uint16_t, float>&);
+  void (*backward)(const Shape&, const Backward<float, uint16_t>&);
+  void (*backward_mixed)(const Shape&, const Backward<float, uint16_t, float>&);
+};
+
 extern const Kernels kernels_baseline;
 #if defined(FASTLSTM_X86)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const BfloatKernels bfloat_kernels_avx512_bf16;
+extern const BfloatKernels bfloat_kernels_amx;
 #endif
 
 }  // namespace fastlstm::cpu

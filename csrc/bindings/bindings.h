@@ -2,5 +2,6 @@
 #pragma once
 #include "../kernels.h"
 
-const fastlstm::cpu::Kernels& kernels();  // of the instruction set in use
-int usable_threads(int64_t threads);      // 1 after a fork
+const fastlstm::cpu::Kernels& kernels();               // of the instruction set in use
+const fastlstm::cpu::BfloatKernels* bfloat_kernels();  // the same, or null: it does not multiply bfloat16
+int usable_threads(int64_t threads);                   // 1 after a fork

@@ -36,9 +36,10 @@ template <class T, class... Types>
 constexpr bool is_one_of = (std::is_same_v<T, Types> || ...);
 template <class T>
 constexpr Type find_type() {
-  static_assert(is_one_of<T, float, double, int64_t, int32_t, uint8_t, bool>);
+  static_assert(is_one_of<T, float, double, uint16_t, int64_t, int32_t, uint8_t, bool>);
   if constexpr (std::is_same_v<T, float>) return kFloat32;
   if constexpr (std::is_same_v<T, double>) return kFloat64;
+  if constexpr (std::is_same_v<T, uint16_t>) return kBfloat16;  // its bits
   if constexpr (std::is_same_v<T, int64_t>) return kInt64;
   if constexpr (std::is_same_v<T, int32_t>) return kInt32;
   if constexpr (std::is_same_v<T, uint8_t>) return kUint8;

@@ -4,7 +4,15 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <utility>
 #include <vector>
+#if defined(FASTLSTM_X86)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "bindings.h"
 #include "entry_point.h"
@@ -13,33 +21,84 @@ using namespace fastlstm::cpu;
 
 namespace {
 
-std::vector<const Kernels*> available() {
-  std::vector<const Kernels*> sets{&kernels_baseline};
+// bfloat: null where the set does not multiply bfloat16
+struct InstructionSet {
+  const char* name;
+  const Kernels* kernels;
+  const BfloatKernels* bfloat;
+};
+
+#if defined(FASTLSTM_X86)
+struct Cpuid {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  Cpuid(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
+};
+
+bool has_avx512_bf16() { return Cpuid(7, 1).a >> 5 & 1; }
+
+// AMX with bfloat16: the processor has it, the operating system saves its registers, and lets this process use them.
+bool has_amx() {
+  constexpr unsigned kBfloat16 = 1u << 22, kTile = 1u << 24, kState = 1u << 17 | 1u << 18, kSavesState = 1u << 27;
+  const unsigned features = Cpuid(7, 0).d;
+  if (!(features & kBfloat16) || !(features & kTile) || !(Cpuid(1, 0).c & kSavesState)) return false;
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low & kState) != kState) return false;
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM of asm/prctl.h
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool is_made_by_intel() {
+  const Cpuid vendor(0, 0);
+  return vendor.b == 0x756e6547 && vendor.d == 0x49656e69 && vendor.c == 0x6c65746e;  // "GenuineIntel"
+}
+#endif
+
+std::vector<InstructionSet> find_sets() {
+  std::vector<InstructionSet> sets{{kernels_baseline.name, &kernels_baseline, nullptr}};
 #if defined(FASTLSTM_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(&kernels_avx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    sets.push_back({kernels_avx2.name, &kernels_avx2, nullptr});
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw"))
-    sets.push_back(&kernels_avx512);
+      __builtin_cpu_supports("avx512bw")) {
+    const InstructionSet avx512{kernels_avx512.name, &kernels_avx512, nullptr};
+    sets.push_back(avx512);
+    if (has_avx512_bf16()) {
+      sets.push_back({bfloat_kernels_avx512_bf16.name, &kernels_avx512, &bfloat_kernels_avx512_bf16});
+      // On Intel's processors its dot products run at half the speed of float's: without AMX, float is the better way.
+      if (is_made_by_intel()) std::swap(sets.back(), sets[sets.size() - 2]);
+      if (has_amx()) sets.push_back({bfloat_kernels_amx.name, &kernels_avx512, &bfloat_kernels_amx});
+    }
+  }
 #endif
   return sets;
 }
 
-const Kernels* current = available().back();
+const std::vector<InstructionSet>& available() {
+  static const std::vector<InstructionSet> sets = find_sets();
+  return sets;
+}
+
+InstructionSet current = available().back();
 
 // OpenMP's threads do not exist in a forked child; a parallel region there would hang.
 bool forked = false;
 
 std::vector<std::string> isa_names() {
   std::vector<std::string> names;
-  for (const Kernels* k : available()) names.emplace_back(k->name);
+  for (const InstructionSet& set : available()) names.emplace_back(set.name);
   return names;
 }
 
 void set_isa(const std::string& name) {
-  for (const Kernels* k : available())
-    if (name == k->name) {
-      current = k;
+  for (const InstructionSet& set : available())
+    if (name == set.name) {
+      current = set;
       return;
     }
   throw py::value_error("instruction set '" + name + "' is not available on this machine");
@@ -57,19 +116,23 @@ void unary_of(Arguments& a, void (*kernel)(const R*, R*, int64_t, int)) {
 }
 
 void unary(Arguments& a) {
-  a.flag("double") ? unary_of<double>(a, current->unary_f64) : unary_of<float>(a, current->unary_f32);
+  a.flag("double") ? unary_of<double>(a, current.kernels->unary_f64) : unary_of<float>(a, current.kernels->unary_f32);
 }
 
 }  // namespace
 
-const Kernels& kernels() { return *current; }
+const Kernels& kernels() { return *current.kernels; }
+const BfloatKernels* bfloat_kernels() { return current.bfloat; }
 int usable_threads(int64_t threads) { return forked ? 1 : int(threads); }
 
 void bind_isa(py::module_& m) {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
   m.def("isa_names", &isa_names, "Instruction sets that this machine can run, the weakest first.");
-  m.def("isa", [] { return std::string(current->name); }, "The instruction set in use.");
+  m.def("isa", [] { return std::string(current.name); }, "The instruction set in use.");
   m.def("set_isa", &set_isa);
+  m.def(
+      "multiplies_bfloat16", [] { return current.bfloat != nullptr; },
+      "Whether the instruction set in use multiplies bfloat16.");
   define<&unary>(m, "unary",
                  "Sigmoid or tanh of n numbers, for the tests. Keywords: double (else float), n, x, y, what.");
 }

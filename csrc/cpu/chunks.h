@@ -68,6 +68,9 @@ class InputSide {
       GemmBlock<R>::pack({nullptr, x_, w_x_, 0, W_, I_, W_, I_, 1, 1, I_, false, 1}, thread.split(panels()),
                          packed_.get());
   }
+  // Numbers from one row of x_gates to the next, and those of a chunk of so many rows
+  int64_t output_stride() const { return W_; }
+  int64_t output_size(int64_t rows) const { return rows * W_; }
   // Row n of the chunk goes to row n of x_gates, or to its row of the sequence if x_gates holds the `whole_sequence`.
   void run(const Chunk& chunk, R* x_gates, bool whole_sequence, ThreadRank thread) {
     const int64_t* at = chunk.row.data();
@@ -94,9 +97,11 @@ class InputGradient {
       GemmBlock<R>::pack({nullptr, nullptr, w_x_, 0, I_, W_, I_, W_, 1, I_, 1, false, 1}, thread.split(panels()),
                          packed_.get());
   }
-  void run(const Chunk& chunk, const R* d_gates, ThreadRank thread) {
+  // Rows of d_gates are `stride` apart.
+  void run(const Chunk& chunk, const R* d_gates, int64_t stride, ThreadRank thread) {
     if (!dx_) return;
-    const Gemm<R> g{dx_, d_gates, w_x_, chunk.size(), I_, W_, I_, W_, 1, I_, 1, false, 1, chunk.row.data(), nullptr};
+    const Gemm<R> g{dx_, d_gates, w_x_, chunk.size(),     I_,     W_, I_, stride, 1, I_,
+                    1,   false,   1,    chunk.row.data(), nullptr};
     GemmBlock<R>::run_packed(g, thread.split(chunk.size(), kMaxRows), packed_.get());
   }
 

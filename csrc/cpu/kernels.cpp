@@ -12,12 +12,12 @@ namespace FASTLSTM_ISA {
 
 template <class R>
 static void forward(const Shape& shape, const fastlstm::cpu::Forward<R>& args) {
-  ForwardPass<R>(shape, args).run();
+  ForwardPass<RealProducts<R>>(shape, args).run();
 }
 
 template <class R>
 static void backward(const Shape& shape, const fastlstm::cpu::Backward<R>& args) {
-  BackwardPass<R>(shape, args).run();
+  BackwardPass<RealProducts<R>>(shape, args).run();
 }
 
 static void small_call(const SmallCall& args) { SmallCallPass(args).run(); }

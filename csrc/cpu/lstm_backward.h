@@ -6,47 +6,46 @@
 // With projection, dh passes through W_hr before the cell. The recurrence reads d_gates[t+1] from one of two padded
 // buffers, which take turns; a row is zero where no gradient passes (ended sequences, resets). dc is updated in dc0.
 // The products that follow from d_gates are computed per chunk of steps (chunks.h), and d_gates is saved only if the
-// caller asks for it.
+// caller asks for it. M: the matrix products (products.h).
 #pragma once
 #include "../cell.h"
-#include "lstm_weight_grads.h"
 #include "math.h"
-#include "panel.h"
+#include "products.h"
 
 namespace FASTLSTM_ISA {
 
-template <class R>
+template <class M>
 class BackwardPass {
  public:
-  using Args = fastlstm::cpu::Backward<R>;
-  static constexpr int units = Panel<R>::units, width = Vec<R>::width;
+  using R = typename M::Real;
+  using S = typename M::Stored;
+  using Args = typename M::Backward;
+  using WeightGradients = typename M::WeightGradients;
+  using ChunkMemory = typename M::ChunkMemory;
+  static constexpr int units = M::units, width = Vec<R>::width;
 
   BackwardPass(const Shape& shape, const Args& args)
       : s(shape),
         a(args),
         schedule(shape),
-        w{nullptr, 4 * s.H, s.P},
-        proj{nullptr, s.P, args.w_hr ? s.H : 0},
-        stride(4 * s.H + 16 + width),
-        dh_stride(s.P + 16 + width),
-        w_data(w.matrix_size()),
-        proj_data(args.w_hr ? proj.matrix_size() : 0),
+        w(4 * s.H, s.P, 1),
+        proj(s.P, args.w_hr ? s.H : 0, 1),
+        stride(M::row_stride(4 * s.H)),
+        dh_stride(M::row_stride(s.P)),
         carry_data(2 * s.B * stride),
         dh_data(args.w_hr ? s.B * dh_stride : 0),
-        partition(make_partition(s, kMaxRows, 4 * s.H * s.P * int64_t(sizeof(R)), w.blocks())),
+        partition(make_partition(s, M::rows_per_block, 4 * s.H * s.P * int64_t(sizeof(S)), w.blocks())),
         barrier(partition.threads),
         private_chunks(partition.by_rows &&
-                       WeightGradients<R>::private_sums(s, schedule, args.products, partition.threads)),
+                       WeightGradients::private_sums(s, schedule, args.products, partition.threads)),
         chunk_rows(private_chunks ? private_chunk_rows<R>(s.H) : shared_chunk_rows<R>(s.H)),
         max_rows(std::min(schedule.rows(), chunk_rows + s.B)),
         input(args.products.dx, args.products.w_x, args.products.I, s.H),
-        weights(s, schedule, args.products, private_chunks ? 0 : max_rows),
+        weights(s, schedule, args.products, private_chunks ? 0 : max_rows, 0),
         shared(args.d_gates || private_chunks ? 0 : max_rows, s.H, s.P, args.products),
         partial(size_t(partition.threads)),
-        prefetch_weights(w.matrix_size() * int64_t(sizeof(R)) / partition.unit_threads() > kL2Weights) {
-    w.data = w_data.get();
-    proj.data = proj_data.get();
-    const size_t rows = size_t(schedule.rows()) * sizeof(R);
+        prefetch_weights(w.bytes() / partition.unit_threads() > kL2Weights) {
+    const size_t rows = size_t(schedule.rows()) * sizeof(S);
     advise_hugepages(a.d_gates, rows * size_t(4 * s.H));
     advise_hugepages(a.dh_proj, rows * size_t(s.P));
   }
@@ -57,6 +56,7 @@ class BackwardPass {
 
  private:
   void run_thread(int i) {
+    [[maybe_unused]] const typename M::Scope scope{};
     const ThreadRank rank = partition.rank(i), unit_rank = partition.unit_rank(i);
     const Range rows = partition.by_rows ? schedule.rows_of(rank) : Range{0, s.B};
     const Range own = partition.by_rows ? rows : unit_rank.split(s.B);
@@ -65,7 +65,7 @@ class BackwardPass {
     barrier.wait();
     const ThreadSlice slice{rows, unit_rank.split(w.blocks()), unit_rank.split(proj.blocks()), rank};
     if (a.d_gates)
-      run_steps(Chunk(s.T), slice, {a.d_gates, a.dh_proj, nullptr, 0});
+      run_steps(Chunk(s.T), slice, {a.d_gates, a.dh_proj, nullptr, 4 * s.H, 0});
     else if (private_chunks)
       run_private_chunks(slice);
     else
@@ -85,19 +85,18 @@ class BackwardPass {
       run_steps(chunk, slice, shared.rows());
       barrier.wait();
       weights.add(chunk, shared.rows(), k == 0, slice.rank, [this] { barrier.wait(); });
-      input.run(chunk, shared.rows().d_gates, slice.rank);
+      input.run(chunk, shared.rows().d_gates, shared.rows().stride, slice.rank);
       barrier.wait();
       k = chunk.to;
     }
+    weights.finish(slice.rank);
   }
 
-  // Thread 0 sums into the outputs, the others into private sums that are added at the end.
+  // Every thread sums its own rows; the sums of all are added at the end.
   void run_private_chunks(const ThreadSlice& slice) {
     const int i = slice.rank.index;
-    const ChunkMemory<R> memory(max_rows, s.H, s.P, a.products);  // of one size for all batches: the cache has it
-    Buffer<R> sums(i > 0 ? WeightGradients<R>::count(a.products, s.H, s.P) : 0);
-    const Products<R> to = i > 0 ? WeightGradients<R>::redirect(a.products, sums.get(), s.H, s.P) : a.products;
-    WeightGradients<R> mine(s, schedule, to, max_rows);
+    const ChunkMemory memory(max_rows, s.H, s.P, a.products);  // of one size for all batches: the cache has it
+    WeightGradients mine(s, schedule, a.products, max_rows, i);
     bool first = true;
     mine.clear(kOnlyThread, false);
     for (int64_t k = 0; k < s.T;) {
@@ -106,17 +105,17 @@ class BackwardPass {
       k = chunk.to;
       if (chunk.size() == 0) continue;
       mine.add(chunk, memory.rows(), first, kOnlyThread, [] {});
-      input.run(chunk, memory.rows().d_gates, kOnlyThread);
+      input.run(chunk, memory.rows().d_gates, memory.rows().stride, kOnlyThread);
       first = false;
     }
     if (first) mine.clear(kOnlyThread, true);
-    partial[size_t(i)] = to;
+    partial[size_t(i)] = &mine;
     barrier.wait();
-    for (size_t other = 1; other < size_t(partition.threads); ++other) weights.add(partial[other], slice.rank);
-    barrier.wait();  // before the private sums are released
+    WeightGradients::combine(partial, slice.rank);
+    barrier.wait();  // before the sums of each thread are released
   }
 
-  void run_steps(const Chunk& chunk, const ThreadSlice& slice, ChunkRows<R> out) {
+  void run_steps(const Chunk& chunk, const ThreadSlice& slice, ChunkRows<S> out) {
     for (int64_t k = chunk.from; k < chunk.to; ++k) {
       const int64_t t = time(k);
       const Range rows{slice.rows.from, std::min(slice.rows.to, schedule.active(t))};
@@ -136,16 +135,17 @@ class BackwardPass {
   void pack(ThreadRank thread) {
     input.pack(thread);
     const Range blocks = thread.split(w.blocks()), proj_blocks = thread.split(proj.blocks());
-    for (int64_t j = blocks.from; j < blocks.to; ++j) w.pack_panel(j, a.w_hh, 1, s.P);
-    for (int64_t j = proj_blocks.from; j < proj_blocks.to; ++j) proj.pack_panel(j, a.w_hr, 1, s.H);
+    for (int64_t j = blocks.from; j < blocks.to; ++j) w.pack_columns(j, a.w_hh);
+    for (int64_t j = proj_blocks.from; j < proj_blocks.to; ++j) proj.pack_columns(j, a.w_hr);
   }
 
   // d_gates of row b as the k-th step processed here reads it
-  R* carried(int64_t k, int64_t b) { return carry_data.get() + ((k & 1) * s.B + b) * stride; }
+  S* carried(int64_t k, int64_t b) { return carry_data.get() + ((k & 1) * s.B + b) * stride; }
 
   void load_state(int64_t b) {
-    for (int side = 0; side < 2; ++side) std::memset(carried(side, b), 0, size_t(4 * s.H) * sizeof(R));
-    const size_t c_bytes = size_t(s.H) * sizeof(R), h_bytes = size_t(s.P) * sizeof(R);
+    for (int side = 0; side < 2; ++side) M::clear_row(carried(side, b), 4 * s.H);
+    if (a.w_hr) M::clear_row(dh_data.get() + b * dh_stride, s.P);
+    const size_t c_bytes = size_t(s.H) * sizeof(R), h_bytes = size_t(s.P) * sizeof(S);
     if (a.dc_n)
       std::memcpy(a.dc0 + b * s.H, a.dc_n + b * s.H, c_bytes);
     else
@@ -156,15 +156,14 @@ class BackwardPass {
       std::memset(a.dh0 + b * s.P, 0, h_bytes);
   }
 
-  void step(int64_t t, int64_t k, Range rows, const ThreadSlice& slice, ChunkRows<R> out) {
-    alignas(64) R z[4 * kTileRows * units];
+  void step(int64_t t, int64_t k, Range rows, const ThreadSlice& slice, ChunkRows<S> out) {
+    alignas(64) R z[4 * M::tile_rows * units];
     for (int64_t j = slice.blocks.from; j < slice.blocks.to; ++j)
-      for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
+      for_pieces(rows.from, rows.to, M::tile_rows, [&](int64_t b, int n) {
         const auto before = [&](int m, int count) FASTLSTM_INLINE_LAMBDA {
           for (int e = m; e < m + count; ++e) prefetch_cell(t, b + e, j * units, out);
         };
-        tile_product_deep<R>(n, carried(k, b), stride, w.data + j * w.panel_size(), 4 * s.H, z, prefetch_weights,
-                             before);
+        w.product(n, carried(k, b), stride, j, z, prefetch_weights, before);
         if ((j + 1) * units <= s.P)
           for (int m = 0; m < n; ++m) add_dh<true>(t, k, b + m, j * units, z + m * units, out);
         else
@@ -173,12 +172,11 @@ class BackwardPass {
     if (!a.w_hr) return;
     sync();
     for (int64_t j = slice.proj_blocks.from; j < slice.proj_blocks.to; ++j)
-      for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
+      for_pieces(rows.from, rows.to, M::tile_rows, [&](int64_t b, int n) {
         const auto before = [&](int m, int count) FASTLSTM_INLINE_LAMBDA {
           for (int e = m; e < m + count; ++e) prefetch_cell_backward(t, b + e, j * units, out);
         };
-        tile_product_deep<R>(n, dh_data.get() + b * dh_stride, dh_stride, proj.data + j * proj.panel_size(), s.P, z,
-                             false, before);
+        proj.product(n, dh_data.get() + b * dh_stride, dh_stride, j, z, false, before);
         const bool whole = (j + 1) * units <= s.H;
         for (int m = 0; m < n; ++m)
           for (int u = 0; u < units && j * units + u < s.H; u += width) {
@@ -189,38 +187,38 @@ class BackwardPass {
   }
 
   // Prefetches what `add_dh` reads and writes, while the product runs: otherwise a core stalls a third of the time.
-  FASTLSTM_INLINE void prefetch_cell(int64_t t, int64_t b, int64_t u0, ChunkRows<R> out) const {
-    if (a.dh) prefetch_units(a.dh + schedule.row(t, b) * s.P + u0);
-    if (out.dh_proj) prefetch_units_for_write(out.dh_proj + (schedule.row(t, b) - out.first) * s.P + u0);
+  FASTLSTM_INLINE void prefetch_cell(int64_t t, int64_t b, int64_t u0, ChunkRows<S> out) const {
+    if (a.dh) prefetch_units<units>(a.dh + schedule.row(t, b) * s.P + u0);
+    if (out.dh_proj) prefetch_units_for_write<units>(out.dh_proj + (schedule.row(t, b) - out.first) * s.P + u0);
     if (!a.w_hr) prefetch_cell_backward(t, b, u0, out);
   }
-  FASTLSTM_INLINE void prefetch_cell_backward(int64_t t, int64_t b, int64_t u0, ChunkRows<R> out) const {
+  FASTLSTM_INLINE void prefetch_cell_backward(int64_t t, int64_t b, int64_t u0, ChunkRows<S> out) const {
     const int64_t row = schedule.row(t, b), H = s.H;
-    if (a.dc) prefetch_units(a.dc + row * H + u0);
-    prefetch_units(a.c + row * H + u0);
-    if (!schedule.is_first(t, b)) prefetch_units(a.c + schedule.previous_row(t, b) * H + u0);
+    if (a.dc) prefetch_units<units>(a.dc + row * H + u0);
+    prefetch_units<units>(a.c + row * H + u0);
+    if (!schedule.is_first(t, b)) prefetch_units<units>(a.c + schedule.previous_row(t, b) * H + u0);
     for (int g = 0; g < 4; ++g) {
-      prefetch_units(a.gates + row * 4 * H + g * H + u0);
-      prefetch_units_for_write(out.d_gates + (row - out.first) * 4 * H + g * H + u0);
+      prefetch_units<units>(a.gates + row * 4 * H + g * H + u0);
+      prefetch_units_for_write<units>(out.d_gates + (row - out.first) * out.stride + g * H + u0);
     }
   }
 
   // z + the gradients that arrive at h from outside: one row, one block of columns. Without projection the cell
   // follows.
   template <bool whole>
-  FASTLSTM_INLINE void add_dh(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z, ChunkRows<R> out) {
+  FASTLSTM_INLINE void add_dh(int64_t t, int64_t k, int64_t b, int64_t u0, const R* z, ChunkRows<S> out) {
     const int64_t row = schedule.row(t, b);
     const bool last = a.dh_n && schedule.is_last(t, b);
 #pragma GCC unroll 2
-    for (int v = 0; v < Panel<R>::vectors; ++v) {
+    for (int v = 0; v < units / width; ++v) {
       const int64_t u = u0 + v * width, n = s.P - u;
       if (!whole && n <= 0) return;
       Vec<R> dh = Vec<R>::load(z + v * width);
-      if (a.dh) dh += Vec<R>::template load_some<whole>(a.dh + row * s.P + u, n);
-      if (last) dh += Vec<R>::template load_some<whole>(a.dh_n + b * s.P + u, n);
+      if (a.dh) dh += M::template load_some<whole>(a.dh + row * s.P + u, n);
+      if (last) dh += M::template load_some<whole>(a.dh_n + b * s.P + u, n);
       if (a.w_hr) {
-        if (out.dh_proj) dh.template store_some<whole>(out.dh_proj + (row - out.first) * s.P + u, n);
-        dh.template store_some<whole>(dh_data.get() + b * dh_stride + u, n);
+        if (out.dh_proj) M::template store_some<whole>(dh, out.dh_proj + (row - out.first) * s.P + u, n);
+        M::template store_some<whole>(dh, dh_data.get() + b * dh_stride + u, n);
       } else {
         cell<whole>(t, k, b, u, dh, out);
       }
@@ -229,12 +227,12 @@ class BackwardPass {
 
   // One row, one register of units from u on.
   template <bool whole>
-  FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u, Vec<R> dh, ChunkRows<R> out) {
+  FASTLSTM_INLINE void cell(int64_t t, int64_t k, int64_t b, int64_t u, Vec<R> dh, ChunkRows<S> out) {
     const int64_t row = schedule.row(t, b), H = s.H, n = H - u;
     const bool reset = schedule.resets(t, b);
     Vec<R> gate[4], d_gates[4], dc_prev;
 #pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) gate[g] = Vec<R>::template load_some<whole>(a.gates + row * 4 * H + g * H + u, n);
+    for (int g = 0; g < 4; ++g) gate[g] = M::template load_some<whole>(a.gates + row * 4 * H + g * H + u, n);
     R* dc_state = a.dc0 + b * H + u;
     Vec<R> dc = Vec<R>::template load_some<whole>(dc_state, n);
     if (a.dc) dc += Vec<R>::template load_some<whole>(a.dc + row * H + u, n);
@@ -246,19 +244,19 @@ class BackwardPass {
     const Vec<R> c = Vec<R>::template load_some<whole>(a.c + row * H + u, n);
     fastlstm::LstmCell::backward<Math>(gate, c_prev, c, dh, dc, d_gates, dc_prev);
     if (out.h_unprojected)
-      (gate[3] * Math::tanh(c)).template store_some<whole>(out.h_unprojected + (row - out.first) * H + u, n);
+      M::template store_some<whole>(gate[3] * Math::tanh(c), out.h_unprojected + (row - out.first) * H + u, n);
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g)
-      d_gates[g].template store_some<whole>(out.d_gates + (row - out.first) * 4 * H + g * H + u, n);
-    R* carry = carried(k + 1, b) + u;
+      M::template store_some<whole>(d_gates[g], out.d_gates + (row - out.first) * out.stride + g * H + u, n);
+    S* carry = carried(k + 1, b) + u;
     if (reset) {
       const Vec<R> zero(R(0));
-      for (int g = 0; g < 4; ++g) zero.template store_some<whole>(carry + g * H, n);
+      for (int g = 0; g < 4; ++g) M::template store_some<whole>(zero, carry + g * H, n);
       return zero.template store_some<whole>(dc_state, n);
     }
     dc_prev.template store_some<whole>(dc_state, n);
 #pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) d_gates[g].template store_some<whole>(carry + g * H, n);
+    for (int g = 0; g < 4; ++g) M::template store_some<whole>(d_gates[g], carry + g * H, n);
   }
 
   // dh0 = d_gates @ W_hh for the rows whose first step this was.
@@ -266,31 +264,31 @@ class BackwardPass {
     const int64_t next_active = s.reverse && t + 1 < s.T ? schedule.active(t + 1) : 0;
     if (s.reverse ? rows.to <= next_active : t != 0) return;
     if (s.reverse && rows.from < next_active) rows.from = next_active;
-    alignas(64) R z[4 * kTileRows * units];
+    alignas(64) R z[4 * M::tile_rows * units];
     for (int64_t j = blocks.from; j < blocks.to; ++j)
-      for_pieces(rows.from, rows.to, kTileRows, [&](int64_t b, int n) {
-        tile_product_deep<R>(n, carried(k + 1, b), stride, w.data + j * w.panel_size(), 4 * s.H, z, prefetch_weights,
-                             kNoPrefetch);
+      for_pieces(rows.from, rows.to, M::tile_rows, [&](int64_t b, int n) {
+        w.product(n, carried(k + 1, b), stride, j, z, prefetch_weights, kNoPrefetch);
         for (int m = 0; m < n; ++m)
           for (int u = 0; u < units && j * units + u < s.P; u += width)
-            Vec<R>::load(z + m * units + u).store(a.dh0 + (b + m) * s.P + j * units + u, s.P - j * units - u);
+            M::template store_some<false>(Vec<R>::load(z + m * units + u), a.dh0 + (b + m) * s.P + j * units + u,
+                                          s.P - j * units - u);
       });
   }
 
   const Shape& s;
   const Args& a;
   Schedule schedule;
-  Packed<R> w, proj;
+  typename M::Panels w, proj;
   int64_t stride, dh_stride;
-  Buffer<R> w_data, proj_data, carry_data, dh_data;
+  Buffer<S> carry_data, dh_data;
   Partition partition;
   Barrier barrier;
   bool private_chunks;
   int64_t chunk_rows, max_rows;
-  InputGradient<R> input;
-  WeightGradients<R> weights;
-  ChunkMemory<R> shared;
-  std::vector<Products<R>> partial;  // of each thread
+  typename M::InputGradient input;
+  WeightGradients weights;
+  ChunkMemory shared;
+  std::vector<WeightGradients*> partial;  // of each thread
   bool prefetch_weights;
 };
 

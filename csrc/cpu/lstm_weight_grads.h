@@ -10,11 +10,12 @@ using fastlstm::cpu::Products;
 constexpr int64_t kMaxSumBytes = int64_t(64) << 20;
 
 // What the backward recurrence writes for the rows of a chunk: row n of the sequence is row n - first of each array.
-template <class R>
+template <class S>
 struct ChunkRows {
-  R* d_gates;        // (rows, 4H) gradients at the pre-activations
-  R* dh_proj;        // (rows, P) gradients at the projected h, or null
-  R* h_unprojected;  // (rows, H) o tanh(c), which is projected to h, or null
+  S* d_gates;        // (rows, 4H) gradients at the pre-activations
+  S* dh_proj;        // (rows, P) gradients at the projected h, or null
+  S* h_unprojected;  // (rows, H) o tanh(c), which is projected to h, or null
+  int64_t stride;    // of d_gates
   int64_t first;
 };
 
@@ -23,26 +24,50 @@ template <class R>
 class ChunkMemory {
  public:
   ChunkMemory(int64_t rows, int64_t H, int64_t P, const Products<R>& p)
-      : d_gates_(rows * 4 * H), dh_proj_(p.dw_hr ? rows * P : 0), h_unprojected_(p.dw_hr ? rows * H : 0) {}
-  ChunkRows<R> rows() const { return {d_gates_.get(), dh_proj_.get(), h_unprojected_.get(), 0}; }
+      : stride_(4 * H),
+        d_gates_(rows * 4 * H),
+        dh_proj_(p.dw_hr ? rows * P : 0),
+        h_unprojected_(p.dw_hr ? rows * H : 0) {}
+  ChunkRows<R> rows() const { return {d_gates_.get(), dh_proj_.get(), h_unprojected_.get(), stride_, 0}; }
 
  private:
+  int64_t stride_;
   Buffer<R> d_gates_, dh_proj_, h_unprojected_;
 };
 
-// dw_x, dbias, dw_hh and dw_hr, summed over the chunks that `add` is called with. Threads that share an object all call
-// every function, each with its rank.
+// Where h_prev of each row of a chunk lies, in h (N, P) or h0 (B, P): h of the step before; null: zero, after a reset.
+template <class S>
+std::vector<const S*> previous_rows(const Shape& s, const Schedule& schedule, const Chunk& chunk, const S* h,
+                                    const S* h0) {
+  std::vector<const S*> from;
+  from.reserve(size_t(chunk.size()));
+  for (int64_t t = chunk.times.from; t < chunk.times.to; ++t) {
+    const int64_t base = schedule.row(t, 0);
+    for (size_t n = from.size(); n < chunk.row.size() && chunk.row[n] < base + schedule.active(t); ++n) {
+      const int64_t b = chunk.row[n] - base;
+      const S* before = schedule.is_first(t, b) ? h0 + b * s.P : h + schedule.previous_row(t, b) * s.P;
+      from.push_back(schedule.resets(t, b) ? nullptr : before);
+    }
+  }
+  return from;
+}
+
+// dw_x, d_table, dbias, dw_hh and dw_hr, summed over the chunks that `add` is called with. Threads that share an object
+// all call every function, each with its rank.
 template <class R>
 class WeightGradients {
   using Block = GemmBlock<R>;
 
  public:
-  WeightGradients(const Shape& shape, const Schedule& schedule, const Products<R>& products, int64_t max_rows)
+  // The object with index 0 sums into the outputs, others into memory of their own (`combine`).
+  WeightGradients(const Shape& shape, const Schedule& schedule, const Products<R>& products, int64_t max_rows,
+                  int index)
       : s(shape),
         schedule_(schedule),
-        p(products),
+        sums_(index > 0 ? count(products, shape.H, shape.P) : 0),
+        p(index > 0 ? redirect(products, sums_.get(), shape.H, shape.P) : products),
         W(4 * shape.H),
-        x_(p.dw_x && p.V == 0 ? Block::packed_size(p.I, max_rows) : 0),
+        x_(p.dw_x ? Block::packed_size(p.I, max_rows) : 0),
         h_(p.dw_hh ? Block::packed_size(s.P, max_rows) : 0),
         h_unprojected_(p.dw_hr ? Block::packed_size(s.H, max_rows) : 0) {}
 
@@ -53,24 +78,11 @@ class WeightGradients {
     return threads == 1 || (N >= 256 * threads && N >= 4 * p.V && bytes <= kMaxSumBytes);
   }
 
-  // Numbers in the wanted ones of dw_x, dw_hh and dw_hr, and in dbias
-  static int64_t count(const Products<R>& p, int64_t H, int64_t P) {
-    return count_x(p, H) + count_h(p, H, P) + count_h_unprojected(p, H, P) + 4 * H;
-  }
-  // `p` with its weight gradients in `sums`
-  static Products<R> redirect(Products<R> p, R* sums, int64_t H, int64_t P) {
-    const int64_t x = count_x(p, H), h = count_h(p, H, P), h_unprojected = count_h_unprojected(p, H, P);
-    if (p.dw_x) p.dw_x = sums;
-    if (p.dw_hh) p.dw_hh = sums + x;
-    if (p.dw_hr) p.dw_hr = sums + x + h;
-    if (p.dbias) p.dbias = sums + x + h + h_unprojected;
-    return p;
-  }
-
   // Before the first chunk. none: no chunk will have rows.
   void clear(ThreadRank thread, bool none) {
     zero(p.dbias, thread.split(W));
-    if (none || p.V > 0) zero(p.dw_x, thread.split(count_x(p, s.H)));
+    zero(p.d_table, thread.split(count_table(p, s.H)));
+    if (none) zero(p.dw_x, thread.split(count_x(p, s.H)));
     if (none) zero(p.dw_hh, thread.split(W * s.P));
     if (none) zero(p.dw_hr, thread.split(s.P * s.H));
   }
@@ -87,25 +99,50 @@ class WeightGradients {
                 [&](int64_t n) { return rows.h_unprojected + n * s.H; });
     sync();
     products(chunk.size(), rows, thread, first);
-    if (p.dw_x && p.V > 0) {
+    if (p.d_table) {
       const Range columns = thread.split(W);
       for (int64_t n = 0; n < chunk.size(); ++n)
-        sum(p.dw_x + p.ids[chunk.row[size_t(n)]] * W, rows.d_gates + n * W, columns);
+        sum(p.d_table + p.ids[chunk.row[size_t(n)]] * W, rows.d_gates + n * W, columns);
     }
   }
 
-  // Adds the sums of another thread.
-  void add(const Products<R>& other, ThreadRank thread) {
-    if (p.dbias) sum(p.dbias, other.dbias, thread.split(W));
-    if (p.dw_x) sum(p.dw_x, other.dw_x, thread.split(count_x(p, s.H)));
-    if (p.dw_hh) sum(p.dw_hh, other.dw_hh, thread.split(W * s.P));
-    if (p.dw_hr) sum(p.dw_hr, other.dw_hr, thread.split(s.P * s.H));
+  // After the last chunk, where all threads shared one object.
+  void finish(ThreadRank) {}
+  // The same where each had its own: adds the sums of the others to those of the first.
+  static void combine(const std::vector<WeightGradients*>& all, ThreadRank thread) {
+    for (int other = 1; other < thread.count; ++other) all[0]->add(all[size_t(other)]->p, thread);
   }
 
  private:
   static constexpr int64_t kOnePassBytes = 640 << 10;  // of packed right sides that one pass over d_gates may read
 
-  static int64_t count_x(const Products<R>& p, int64_t H) { return p.dw_x ? 4 * H * (p.V > 0 ? p.V : p.I) : 0; }
+  void add(const Products<R>& other, ThreadRank thread) {
+    if (p.dbias) sum(p.dbias, other.dbias, thread.split(W));
+    if (p.d_table) sum(p.d_table, other.d_table, thread.split(count_table(p, s.H)));
+    if (p.dw_x) sum(p.dw_x, other.dw_x, thread.split(count_x(p, s.H)));
+    if (p.dw_hh) sum(p.dw_hh, other.dw_hh, thread.split(W * s.P));
+    if (p.dw_hr) sum(p.dw_hr, other.dw_hr, thread.split(s.P * s.H));
+  }
+
+  // Numbers in the wanted gradients
+  static int64_t count(const Products<R>& p, int64_t H, int64_t P) {
+    return count_table(p, H) + count_x(p, H) + count_h(p, H, P) + count_h_unprojected(p, H, P) + 4 * H;
+  }
+  // `p` with its weight gradients in `sums`
+  static Products<R> redirect(Products<R> p, R* sums, int64_t H, int64_t P) {
+    const auto take = [&](R*& to, int64_t n) {
+      if (to) to = sums;
+      sums += n;
+    };
+    take(p.d_table, count_table(p, H));
+    take(p.dw_x, count_x(p, H));
+    take(p.dw_hh, count_h(p, H, P));
+    take(p.dw_hr, count_h_unprojected(p, H, P));
+    take(p.dbias, 4 * H);
+    return p;
+  }
+  static int64_t count_table(const Products<R>& p, int64_t H) { return p.d_table ? 4 * H * p.V : 0; }
+  static int64_t count_x(const Products<R>& p, int64_t H) { return p.dw_x ? 4 * H * p.I : 0; }
   static int64_t count_h(const Products<R>& p, int64_t H, int64_t P) { return p.dw_hh ? 4 * H * P : 0; }
   static int64_t count_h_unprojected(const Products<R>& p, int64_t H, int64_t P) { return p.dw_hr ? P * H : 0; }
 
@@ -136,18 +173,8 @@ class WeightGradients {
     });
   }
 
-  // h_prev of each row: h of the step before, h0, or zero after a reset
   void pack_previous(const Chunk& chunk, Range which) {
-    std::vector<const R*> from;
-    from.reserve(size_t(chunk.size()));
-    for (int64_t t = chunk.times.from; t < chunk.times.to; ++t) {
-      const int64_t base = schedule_.row(t, 0);
-      for (size_t n = from.size(); n < chunk.row.size() && chunk.row[n] < base + schedule_.active(t); ++n) {
-        const int64_t b = chunk.row[n] - base;
-        const R* h = schedule_.is_first(t, b) ? p.h0 + b * s.P : p.h + schedule_.previous_row(t, b) * s.P;
-        from.push_back(schedule_.resets(t, b) ? nullptr : h);
-      }
-    }
+    const std::vector<const R*> from = previous_rows(s, schedule_, chunk, p.h, p.h0);
     pack_rows(which, s.P, h_.get(), chunk.size(), [&](int64_t n) { return from[size_t(n)]; });
   }
 
@@ -208,6 +235,7 @@ class WeightGradients {
 
   const Shape& s;
   const Schedule& schedule_;
+  Buffer<R> sums_;
   const Products<R> p;
   int64_t W;
   Buffer<R> x_, h_, h_unprojected_;

@@ -22,13 +22,13 @@ struct Panel {
 
 // Prefetches the lines of one block of units into the second-level cache before a tile uses them. (Rows lie 16 H bytes
 // apart, which often maps them to few sets of the first-level cache: there they would evict each other.)
-template <class R>
+template <int units, class R>
 FASTLSTM_INLINE void prefetch_units(const R* p) {
-  for (int i = 0; i < Panel<R>::units; i += 64 / int(sizeof(R))) __builtin_prefetch(p + i, 0, 2);
+  for (int i = 0; i < units; i += 64 / int(sizeof(R))) __builtin_prefetch(p + i, 0, 2);
 }
-template <class R>
+template <int units, class R>
 FASTLSTM_INLINE void prefetch_units_for_write(R* p) {
-  for (int i = 0; i < Panel<R>::units; i += 64 / int(sizeof(R))) __builtin_prefetch(p + i, 1, 2);
+  for (int i = 0; i < units; i += 64 / int(sizeof(R))) __builtin_prefetch(p + i, 1, 2);
 }
 
 // Groups that fit into the registers beside MR rows: 4, 2 or 1.

@@ -1,7 +1,8 @@
 """The native module `fastlstm._C`: loaded at first use, with the reason where it cannot be.
 
 It calls torch's OpenMP runtime, so torch is imported first (it puts that runtime's symbols in reach).
-FASTLSTM_ISA=baseline|avx2|avx512 limits the instruction set, FASTLSTM_CACHE_MB the memory that is kept between steps.
+FASTLSTM_ISA=baseline|avx2|avx512|avx512_bf16|amx limits the instruction set (a processor may lack some),
+FASTLSTM_CACHE_MB the memory that is kept between steps.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fastlstm._torch_compat import constant_for_dynamo, dynamo_skip, native_boun
 
 # What the package calls; a module without one of them was built from older sources (tests/backends/test_native.py holds the
 # lists). A build with FASTLSTM_CPU=off has no CPU kernels and says so in `no_cpu`.
-INTERFACE = 3  # `interface` of csrc/bindings/module.cpp; raise both where the keywords of a native function change
+INTERFACE = 4  # `interface` of csrc/bindings/module.cpp; raise both where the keywords of a native function change
 _NAMES = ("plan",)
 _CPU_NAMES = (
     *(
@@ -32,8 +33,10 @@ _CPU_NAMES = (
         "limit_cache",
         "lstm_backward",
         "lstm_forward",
+        "lstm_step",
+        "multiplies_bfloat16",
     ),
-    *("lstm_step", "pack", "sample", "set_isa", "set_up_boundary", "set_up_small_call", "small_call", "sum_by_id"),
+    *("pack", "sample", "set_isa", "set_up_boundary", "set_up_small_call", "small_call", "sum_by_id"),
 )
 
 

@@ -202,7 +202,7 @@ def test_ids_outside_the_table_are_refused_in_both_passes(bad: int) -> None:
         "c": (6, 5),
         "c0": (2, 5),
         "w_hh": (20, 5),
-        "dw_x": (7, 20),
+        "d_table": (7, 20),
     }
     sizes = {"double": False, "T": 3, "B": 2, "H": 5, "P": 5, "reverse": False, "threads": 1, "V": 7, "ids": ids}
     with pytest.raises(IndexError, match=f"ids hold {bad}, expected 0 to 6"):

@@ -1,0 +1,89 @@
+// The matrix products of a pass in float or double, as the passes of a layer ask for them (lstm_forward.h,
+// lstm_backward.h). bfloat16_products.h has those of bfloat16.
+#pragma once
+#include "lstm_weight_grads.h"
+#include "math.h"
+#include "panel.h"
+
+namespace FASTLSTM_ISA {
+
+template <class R>
+struct RealProducts {
+  using Real = R;    // of the cell
+  using Stored = R;  // of rows in memory
+  using Weight = R;
+  using Forward = fastlstm::cpu::Forward<R>;
+  using Backward = fastlstm::cpu::Backward<R>;
+  using InputSide = FASTLSTM_ISA::InputSide<R>;
+  using InputGradient = FASTLSTM_ISA::InputGradient<R>;
+  using WeightGradients = FASTLSTM_ISA::WeightGradients<R>;
+  using ChunkMemory = FASTLSTM_ISA::ChunkMemory<R>;
+  static constexpr int units = Panel<R>::units, rows_per_block = kMaxRows;
+  static constexpr int64_t tile_rows = kTileRows;
+  static constexpr bool real = true;
+
+  // A thread holds one while it multiplies.
+  struct Scope {};
+
+  // Numbers from one row of `width` to the next in a buffer whose rows are left sides of products. Not a power of two:
+  // that avoids conflicts in the cache sets.
+  static int64_t row_stride(int64_t width) { return width + 16 + Vec<R>::width; }
+  static void clear_row(R* row, int64_t width) { std::memset(row, 0, size_t(width) * sizeof(R)); }
+
+  template <bool whole>
+  static FASTLSTM_INLINE Vec<R> load_some(const R* p, int64_t n) {
+    return Vec<R>::template load_some<whole>(p, n);
+  }
+  template <bool whole>
+  static FASTLSTM_INLINE void store_some(Vec<R> v, R* p, int64_t n) {
+    v.template store_some<whole>(p, n);
+  }
+  static FASTLSTM_INLINE Vec<R> load(const R* p) { return Vec<R>::load(p); }
+  static FASTLSTM_INLINE void store(Vec<R> v, R* p) { v.store(p); }
+  static FASTLSTM_INLINE void store_gate(Vec<R> v, R* p, bool nontemporal) {
+    nontemporal ? v.store_nontemporal(p) : v.store(p);
+  }
+  static FASTLSTM_INLINE Vec<R> stored(Vec<R> h, Rounding rounding) { return round_stored(h, rounding); }
+
+  // `matrices` weight matrices of K x columns as right sides of products with a few rows, in panels of `units` columns.
+  // Those of one block of columns are adjacent.
+  class Panels {
+   public:
+    Panels(int64_t K, int64_t columns, int matrices)
+        : panels_{nullptr, K, columns}, matrices_(matrices), data_(matrices * panels_.matrix_size()) {}
+    int64_t blocks() const { return panels_.blocks(); }
+    int64_t bytes() const { return matrices_ * panels_.matrix_size() * int64_t(sizeof(R)); }
+
+    // Block `block` of matrix number `matrix`, whose columns are the rows of w (columns, K)
+    void pack_rows(int64_t block, int matrix, const R* w) { at(block, matrix).pack_panel(block, w, panels_.K, 1); }
+    // The same of w (K, columns)
+    void pack_columns(int64_t block, const R* w) { at(block, 0).pack_panel(block, w, 1, panels_.columns); }
+
+    // z[m][:] = a[m] @ panel for the rows of a tile; rows of a are `stride` apart, those of z `units`.
+    template <class Before>
+    FASTLSTM_INLINE void product(int rows, const R* a, int64_t stride, int64_t block, R* z, bool prefetch_weights,
+                                 Before before) const {
+      tile_product_deep<R>(rows, a, stride, panel(block), panels_.K, z, prefetch_weights, before);
+    }
+    // The same of four matrices: z[matrix * rows * units + m * units + :]
+    template <class Before>
+    FASTLSTM_INLINE void product4(int rows, const R* a, int64_t stride, int64_t block, R* z, bool prefetch_weights,
+                                  Before before) const {
+      tile_product4<R>(rows, a, stride, panel(block), panels_.panel_size(), panels_.K, z, rows * units,
+                       prefetch_weights, before);
+    }
+
+   private:
+    const R* panel(int64_t block) const { return data_.get() + block * matrices_ * panels_.panel_size(); }
+    // With `block` counted from 0, panel number `block` of the result is that of the matrix.
+    Packed<R> at(int64_t block, int matrix) const {
+      return {data_.get() + (block * (matrices_ - 1) + matrix) * panels_.panel_size(), panels_.K, panels_.columns};
+    }
+
+    Packed<R> panels_;
+    int64_t matrices_;
+    Buffer<R> data_;
+  };
+};
+
+}  // namespace FASTLSTM_ISA
