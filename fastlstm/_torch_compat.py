@@ -53,6 +53,11 @@ NATIVE_OBSERVERS = (
 OBSERVERS = (*NATIVE_OBSERVERS, _forward_gradients)  # the last one is Python: small_call.cpp reads its variable instead
 
 
+def is_plain_but_autocast() -> bool:
+    """`is_plain_eager`, but autocast may be on."""
+    return not any(active() for active in OBSERVERS if active is not _C._is_any_autocast_enabled)
+
+
 def is_plain_eager() -> bool:
     """True if no transform, mode, tracer, autocast, forward gradient or profiler is active.
 

@@ -92,18 +92,19 @@ void release_unused(PyObject* capsule) {
   managed->deleter(managed);
 }
 
-py::object array(std::vector<int64_t> shape, bool is_double) {
+py::object array(std::vector<int64_t> shape, bool is_double, bool is_bfloat16) {
   auto owner = std::make_unique<Owner>();
   owner->shape = std::move(shape);
   int64_t count = 1;
   for (int64_t n : owner->shape) count = boundary::product({count, n});
   if (count < 0) throw py::value_error("array: the sizes multiply to more than memory can hold, or one is negative");
-  owner->bytes = size_class(size_t(count) * (is_double ? 8 : 4));
+  const boundary::Type type = is_bfloat16 ? boundary::kBfloat16 : is_double ? boundary::kFloat64 : boundary::kFloat32;
+  owner->bytes = size_class(size_t(count) * (type.bits / 8));
   void* data = allocator().allocate(owner->bytes);
-  owner->managed = {{data, dlpack::kCpu, 0, int32_t(owner->shape.size()), dlpack::kFloat, uint8_t(is_double ? 64 : 32),
-                     1, owner->shape.data(), nullptr, 0},
-                    owner.get(),
-                    &release};
+  owner->managed = {
+      {data, dlpack::kCpu, 0, int32_t(owner->shape.size()), type.code, type.bits, 1, owner->shape.data(), nullptr, 0},
+      owner.get(),
+      &release};
   PyObject* capsule = PyCapsule_New(&owner->managed, dlpack::kTensorCapsule, &release_unused);
   if (!capsule) {
     allocator().free(data, owner->bytes);
@@ -116,7 +117,8 @@ py::object array(std::vector<int64_t> shape, bool is_double) {
 }  // namespace
 
 void bind_array_cache(py::module_& m) {
-  m.def("array", &array, py::arg("shape"), py::arg("double"), "An array that is not initialised, as a DLPack capsule.");
+  m.def("array", &array, py::arg("shape"), py::arg("double"), py::arg("bfloat16") = false,
+        "An array that is not initialised, as a DLPack capsule.");
   m.def("cached_bytes", [] { return allocator().cached_bytes(); }, "Bytes of freed arrays in the cache.");
   m.def(
       "empty_cache",

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm._torch_compat import has_own_functions, is_plain_eager, is_transformed
+from fastlstm import dispatch
+from fastlstm._torch_compat import has_own_functions, is_plain_but_autocast, is_plain_eager, is_transformed
 from fastlstm.modules import checks
 from fastlstm.modules.checks import State, Tokens, is_state
 from fastlstm.ops.autocast import autocast_type, casts
@@ -70,8 +71,8 @@ class Call(NamedTuple):
     stack: sizes; rows: (T, B, I), or packed (N, I); with tokens the ids, (T, B) or (N,); batch_sizes: (T,), None when
     dense; hx: (h0, c0), each (layers · directions, B, ·); weights: torch's flat list; reset: (T, B) or (N,), or None.
     before_autocast: rows, hx and weights as they were given. fits: `is_plain_eager`, and all tensors fit plainly
-    (modules/checks.py), so that the fused route may take the call. own_functions: a weight is of a class that answers
-    torch's functions itself. starts_at_zero: no state was given.
+    (modules/checks.py), so that the fused route may take the call; under autocast its weights stay float32. own_functions:
+    a weight is of a class that answers torch's functions itself. starts_at_zero: no state was given.
     """
 
     stack: Stack
@@ -99,6 +100,11 @@ class Call(NamedTuple):
     def extra(self) -> bool:
         """Whether something is asked for that torch's own LSTM does not have."""
         return self.reset is not None or self.cells or self.gates
+
+    @property
+    def needs_layers(self) -> bool:
+        """Whether something is to be dropped or computed again, which is done layer by layer."""
+        return _needs_layers(self.stack, self.masks, self.recompute)
 
     @property
     def T(self) -> int:
@@ -159,19 +165,23 @@ def normalise(
     else:
         rows = _time_first(data, batched, lstm.batch_first)
         B, hx = rows.size(1), None if hx is None else checks.with_batch(hx, batched)
-    fits = eager and checks.fits_plainly(stack, rows, tokens, B, packed, hx, weights)
+    masks, extra = Masks.of(lstm) if lstm.training else _NO_MASKS, reset is not None or cells or gates
+    fits, dtype = eager and checks.fits_plainly(stack, rows, tokens, B, packed, hx, weights), like.dtype
+    if not (eager or compiling or packed or extra or _needs_layers(stack, masks, lstm.recompute)):
+        cast = _autocast_rows(stack, rows, tokens, B, hx, weights)
+        if cast is not None:
+            fits, dtype, (rows, hx) = True, torch.bfloat16, cast
     starts_at_zero = hx is None
     if starts_at_zero:  # one tensor for both where autograd keeps nothing
         if packed and ordinary and not fits:
             checks.check_first_size(rows, batch_sizes)
         B = B if fits or not packed else _sequences(batch_sizes, order)
-        hx = zero_state(stack, B, like, shared=fits and not torch.is_grad_enabled())
+        hx = zero_state(stack, B, like, dtype, shared=fits and not torch.is_grad_enabled())
     if not packed and not (fits and type(lstm) is lstm._exact_class):
         checks.check_dense(lstm, stack, data, batched, hx, tokens)
     mask = None if reset is None else checks.reset_mask(reset, data, packed, tokens)
     if mask is not None and not packed:
         mask = _time_first(mask, batched, lstm.batch_first)
-    extra = mask is not None or cells or gates
     own_functions = not (fits or compiling or extra) and any(map(has_own_functions, weights))
     before = None
     if ordinary and not fits:
@@ -181,7 +191,7 @@ def normalise(
         if casts(like, packed):
             before = (rows, hx, weights)
             rows, hx, weights = _autocast(*before)
-    drops = (lstm.training, Masks.of(lstm) if lstm.training else _NO_MASKS, lstm.recompute)
+    drops = (lstm.training, masks, lstm.recompute)
     how = (before, fits, own_functions, lstm.batch_first, batched, back, order, starts_at_zero)
     return Call(stack, rows, tokens, batch_sizes, hx, weights, mask, bool(cells), bool(gates), *drops, *how)
 
@@ -209,12 +219,14 @@ def _sequences(batch_sizes: Tensor, order: Tensor | None) -> int | Tensor:
     return order.shape[0]
 
 
-def zero_state(stack: Stack, B: int | Tensor, like: Tensor, shared: bool = False) -> State:
-    """A state of zeros, of the type and on the device of `like`; shared: h0 and c0 may be one tensor."""
-    options = {"dtype": like.dtype, "device": like.device}
+def zero_state(
+    stack: Stack, B: int | Tensor, like: Tensor, dtype: torch.dtype | None = None, shared: bool = False
+) -> State:
+    """A state of zeros on the device of `like`, of its type if no dtype is given; shared: h0 and c0 may be one tensor."""
+    options = {"dtype": dtype or like.dtype, "device": like.device}
     h_shape, c_shape = stack.state_shapes(B)
     c0 = torch.zeros(c_shape, **options)
-    shared = shared or like.dtype in HALF_TYPES  # the op casts c0 of a half type: a copy anyway
+    shared = shared or options["dtype"] in HALF_TYPES  # the op casts c0 of a half type: a copy anyway
     return c0 if shared and h_shape == c_shape else torch.zeros(h_shape, **options), c0
 
 
@@ -223,6 +235,29 @@ def permuted(hx: State, permutation: Tensor | None) -> State:
     if permutation is None:
         return hx
     return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+
+def _needs_layers(stack: Stack, masks: Masks, recompute: bool) -> bool:
+    drops = masks.unknown_to_torch or (masks.dropout and stack.layers > 1)
+    return bool(drops or (recompute and torch.is_grad_enabled()))
+
+
+def _autocast_rows(
+    stack: Stack, rows: Tensor, tokens: Tokens | None, B: int, hx: State | None, weights: list[Tensor]
+) -> tuple[Tensor, State | None] | None:
+    """Rows and state as bfloat16, where the kernels round float32 weights to bfloat16 themselves as they pack them; or None.
+
+    That is under CPU autocast to bfloat16 on the fused route. Ids stay as they are.
+    """
+    like, dtype = weights[1] if tokens else rows, torch.bfloat16
+    if not (like.is_cpu and like.dtype in (torch.float32, dtype) and autocast_type(like) == dtype):
+        return None
+    if not is_plain_but_autocast() or dispatch.requested_backend() not in (None, "cpu"):
+        return None
+    rows = rows if tokens else rows.to(dtype)
+    if hx is not None and is_state(hx):
+        hx = hx[0].to(dtype), hx[1].to(dtype)
+    return (rows, hx) if checks.fits_plainly(stack, rows, tokens, B, False, hx, weights, dtype) else None
 
 
 def _autocast(rows: Tensor, hx: State, weights: list[Tensor]) -> tuple[Tensor, State, list[Tensor]]:

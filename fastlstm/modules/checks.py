@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm._torch_compat import dynamo_skip
+from fastlstm.backends.cpu.backend import is_native
 from fastlstm.memory import check_whole, plain_check
 from fastlstm.ops.cell import Stack
 from fastlstm.ops.gemm import REALS
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 State = tuple[Tensor, Tensor]
-_ROW_TYPES = (*REALS, torch.int64)  # of rows that the fused route takes: vectors, ids
 
 
 class Tokens(NamedTuple):
@@ -46,27 +46,32 @@ def fits_plainly(
     packed: bool,
     hx: State | None,
     weights: list[Tensor],
+    dtype: torch.dtype | None = None,
 ) -> bool:
-    """Whether all tensors of a call are plain CPU tensors of one real type whose sizes belong together; there are rows.
+    """Whether all tensors of a call are plain CPU tensors of one native type whose sizes belong together; there are rows.
 
-    B: sequences, as `packed_sequences` says when packed. hx: None where a state of zeros will be made. The fused route hands
-    their addresses to kernels after this and no other check: whatever those rely on is looked at here.
+    B: sequences, as `packed_sequences` says when packed. hx: None where a state of zeros will be made. dtype: of rows and
+    state; None: the weights' own; bfloat16 also where these are float32. The fused route hands their addresses to kernels
+    after this and no other check: whatever those rely on is looked at here.
     """
-    shapes, dtype, is_plain = stack.weight_shapes, weights[0].dtype if weights else None, plain_check()
+    shapes, is_plain, of_weights = stack.weight_shapes, plain_check(), weights[0].dtype if weights else None
+    dtype = dtype or of_weights
     if (
-        dtype not in REALS
-        or len(weights) != len(shapes)
+        len(weights) != len(shapes)
+        or not (dtype in REALS or is_native(dtype))
         or not (rows.is_cpu and is_plain(rows))
         or not (B and rows.numel())
     ):
         return False
     if rows.dim() != (1 if packed else 2) + (tokens is None) or not (hx is None or _state_fits(stack, hx, B, dtype)):
         return False
+    if of_weights != dtype and (of_weights, dtype) != (torch.float32, torch.bfloat16):
+        return False
     for weight, shape in zip(weights, shapes, strict=True):
-        if not (is_plain(weight) and weight.dtype == dtype and weight.shape == shape and weight.is_contiguous()):
+        if not (is_plain(weight) and weight.dtype == of_weights and weight.shape == shape and weight.is_contiguous()):
             return False
     if tokens is not None:
-        return rows.dtype == torch.int64 and _embedding_fits(stack, tokens, dtype)
+        return rows.dtype == torch.int64 and _embedding_fits(stack, tokens, of_weights)
     return rows.dtype == dtype and rows.shape[-1] == stack.input_size
 
 
@@ -82,7 +87,7 @@ def _state_fits(stack: Stack, hx: State, B: int, dtype: torch.dtype) -> bool:
 @dynamo_skip
 def packed_sequences(rows: Tensor, batch_sizes: Tensor) -> int:
     """The number of sequences of packed rows; 0 where batch_sizes is not what packing makes: the op says what is wrong."""
-    if not rows.is_cpu or rows.dtype not in _ROW_TYPES:
+    if not rows.is_cpu or not (rows.dtype in (*REALS, torch.int64) or is_native(rows.dtype)):
         return 0  # not for the fused route: the sizes are not read, which takes long where there are many steps
     if not plain_check()(batch_sizes) or batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1:
         return 0

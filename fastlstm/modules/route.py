@@ -70,7 +70,7 @@ def _compiled_route(call: Call) -> str:
     prefers = dispatch.compiled_prefers_torch(call.rows.device, dtype, stack.hidden_size, stack.proj_size)
     if prefers:
         return TORCH
-    one_node = not _needs_layers(call) and dispatch.compiled_fuses(call.rows.device, dtype)
+    one_node = not call.needs_layers and dispatch.compiled_fuses(call.rows.device, dtype)
     return STACK_OP if one_node else OP
 
 
@@ -85,7 +85,8 @@ def first_spec(call: Call) -> Spec:
         save = SAVE_CELLS if call.recompute else SAVE_ALL
     sizes = (T, B, N, I, V, call.stack.hidden_size, call.stack.P)
     flags = (packed, tokens, bool(call.stack.proj_size), False, call.reset is not None)
-    return make_spec(w_hh.device, w_hh.dtype, *sizes, *flags, save)
+    dtype = call.hx[0].dtype if call.fits else w_hh.dtype  # under autocast the fused route has float32 weights
+    return make_spec(w_hh.device, dtype, *sizes, *flags, save)
 
 
 def _op_takes(call: Call) -> bool:
@@ -110,14 +111,7 @@ def _op_takes(call: Call) -> bool:
 
 def _fuses(call: Call) -> bool:
     """Whether the fused CPU route takes a call: it fits plainly, with nothing extra, nothing to drop or to compute again."""
-    return call.fits and not call.extra and native.unavailable() is None and not _needs_layers(call)
-
-
-def _needs_layers(call: Call) -> bool:
-    """Whether something is to be dropped or computed again, which is done layer by layer."""
-    masks = call.masks
-    drops = masks.unknown_to_torch or (masks.dropout and call.stack.layers > 1)
-    return bool(drops or (call.recompute and torch.is_grad_enabled()))
+    return call.fits and not call.extra and native.unavailable() is None and not call.needs_layers
 
 
 def _torch_is_faster(call: Call) -> bool:
@@ -134,7 +128,7 @@ def run_fused(call: Call) -> Results:
         validation.ids_in_range(rows, 0)
     batch_sizes = None if call.batch_sizes is None else call.batch_sizes.contiguous()
     V, embedding = (0, None) if tokens is None else tokens
-    dtype, threads = call.weights[0].dtype, torch.get_num_threads()
+    dtype, threads = h0.dtype, torch.get_num_threads()
     fused = function.FusedCall(call.stack, V, batch_sizes, call.T, call.B, dtype, threads, through_ops)
     dispatch.record_plan(cpu.describe(dtype))
     tensors = (rows, h0, c0, embedding, *call.weights)

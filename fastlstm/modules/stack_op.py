@@ -324,7 +324,10 @@ def through_ops(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A fused call again on the op, which torch can differentiate as often as it likes."""
     tokens = Tokens(fused.V, embedding) if fused.V else None
-    call = Call(fused.stack, rows, tokens, fused.batch_sizes, (h0, c0), list(weights))
+    if rows.is_floating_point():
+        rows = rows.to(fused.dtype)
+    h0, c0, *weights = (v.to(fused.dtype) for v in (h0, c0, *weights))  # under autocast weights are float32
+    call = Call(fused.stack, rows, tokens, fused.batch_sizes, (h0, c0), weights)
     with flops.counted_before():
         return run_layers(call)[:3]
 

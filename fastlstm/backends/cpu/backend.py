@@ -126,6 +126,11 @@ def native_type(dtype: torch.dtype) -> torch.dtype:
     return real_type(dtype)
 
 
+def is_native(dtype: torch.dtype) -> bool:
+    """Whether rows of a type go to the kernels as they are. Without the native module nothing does."""
+    return native.unavailable() is None and native_type(dtype) == dtype
+
+
 def _as(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
     """Tensors in a type; None stays."""
     return [v if v is None or v.dtype == dtype else v.to(dtype) for v in tensors]

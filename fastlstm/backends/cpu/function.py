@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastlstm._torch_compat import SingleLevelFunction, dynamo_skip, is_recorded
 from fastlstm.backends import native
+from fastlstm.backends.cpu.backend import real_type
 from fastlstm.memory import check_saved, empty, plain_check
 from fastlstm.ops.cell import LayerWeights, Stack
 from fastlstm.ops.token_table import native_gradients, native_table
@@ -25,8 +26,9 @@ from fastlstm.ops.token_table import native_gradients, native_table
 class FusedCall(NamedTuple):
     """What a call is, besides its tensors.
 
-    V: number of ids, 0 where the input holds vectors; threads: at most so many; through_ops(fused, source, h0, c0,
-    embedding, *weights): output, h_n and c_n by operations that torch can differentiate again.
+    V: number of ids, 0 where the input holds vectors; dtype: of rows and states, and of the weights, which may be float32
+    beside bfloat16; threads: at most so many; through_ops(fused, source, h0, c0, embedding, *weights): output, h_n and c_n by
+    operations that torch can differentiate again.
     """
 
     stack: Stack
@@ -38,6 +40,16 @@ class FusedCall(NamedTuple):
     threads: int
     through_ops: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
+    @property
+    def real(self) -> torch.dtype:
+        """The type of cells, biases and token tables: float32 for bfloat16."""
+        return real_type(self.dtype)
+
+    def types(self, weight: Tensor) -> dict[str, object]:
+        """The keywords of a native call that say of which types its arrays are; weight: one of them."""
+        mixed = self.dtype != weight.dtype
+        return {"double": self.dtype == torch.float64, "bfloat16": 2 if mixed else int(self.dtype == torch.bfloat16)}
+
 
 FIRST_WEIGHT = 4  # inputs of the Function before the weights: source, h0, c0, embedding
 _LARGE = 1 << 16  # scalars from which arrays are kept for the next step (csrc/bindings/array_cache.cpp)
@@ -47,7 +59,8 @@ def _cached_array(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An array of a training step, not initialised. (torch can't resize it, as it can't what requires a gradient.)"""
     if math.prod(shape) < _LARGE:
         return empty(shape, dtype)
-    return torch.utils.dlpack.from_dlpack(native.load().array(shape, dtype == torch.float64))
+    kind = dtype == torch.float64, dtype == torch.bfloat16
+    return torch.utils.dlpack.from_dlpack(native.load().array(shape, *kind))
 
 
 def forward(
@@ -58,7 +71,7 @@ def forward(
     source: (T, B, I) or (N, I), or ids; h0 (LD, B, P), c0 (LD, B, H); embedding: of the ids, (V, I), or None; weights:
     torch's flat list.
     """
-    h_n, c_n = empty(h0.shape, call.dtype), empty(c0.shape, call.dtype)
+    h_n, c_n, c0 = empty(h0.shape, call.dtype), empty(c0.shape, call.real), c0.to(call.real)
     x, between, kept = source, [], []
     for layer in range(call.stack.layers):
         if layer:
@@ -70,26 +83,26 @@ def forward(
             outputs.append(_direction(call, k, x, (h_n, c_n, h0, c0), embedding, own, keep))
         kept += outputs
         x = outputs[0][0] if call.stack.directions == 1 else torch.cat([h for h, _, _ in outputs], -1)
-    return x, h_n, c_n, between, kept
+    return x, h_n, c_n.to(call.dtype), between, kept
 
 
 def _direction(
     call: FusedCall, k: int, x: Tensor, states: tuple, embedding: Tensor | None, own: LayerWeights, keep: bool
 ) -> tuple:
     """Layer and direction number k: h, c and gates; these two are None unless kept. states: h_n, c_n, h0, c0 of all."""
-    H, dtype = call.stack.hidden_size, call.dtype
-    w_ih, w_hh, bias, w_hr = own.w_ih, own.w_hh, own.bias, own.w_hr
+    H, dtype, real = call.stack.hidden_size, call.dtype, call.real
+    w_ih, w_hh, bias, w_hr = own.w_ih, own.w_hh, _as(real, own.bias), own.w_hr
     ids = call.V > 0 and k < call.stack.directions
     if ids:
-        w_ih, bias = native_table(embedding, w_ih, bias), None
+        w_ih, bias = native_table(_as(real, embedding), w_ih.to(real), bias), None
     rows = x.shape if ids else x.shape[:-1]
     is_output = call.stack.directions == 1 and k == call.stack.layers - 1  # the user's, who may resize it
     h = (empty if is_output or not keep else _cached_array)((*rows, call.stack.P), dtype)
-    c = _cached_array((*rows, H), dtype) if keep else None
+    c = _cached_array((*rows, H), real) if keep else None
     gates = _cached_array((*rows, 4 * H), dtype) if keep else None
     h_n, c_n, h0, c0 = states
     native.load().lstm_forward(
-        double=dtype == torch.float64,
+        **call.types(w_hh),
         T=call.T,
         B=call.B,
         H=H,
@@ -144,7 +157,8 @@ class FusedLSTM(SingleLevelFunction):
         contiguous = (v if v is None else v.contiguous() for v in saved)  # hooks may give any strides
         batch_sizes, source, h0, c0, embedding, *rest = contiguous
         call = ctx.call._replace(batch_sizes=batch_sizes)
-        grads = tuple(None if g is None else g.to(call.dtype).contiguous() for g in grads)
+        of_grads = (call.dtype, call.dtype, call.real)
+        grads = tuple(None if g is None else g.to(t).contiguous() for g, t in zip(grads, of_grads, strict=True))
         weights, between, kept = (
             rest[:n_weights],
             rest[n_weights : n_weights + n_between],
@@ -170,10 +184,10 @@ class _Backward:
         self.call, self.needs_grad = call, needs_grad
         self.d_out, self.dh_n, self.dc_n = grads
         self.inputs, self.embedding, self.weights, self.kept = inputs, embedding, weights, kept
-        self.h0, self.c0 = states
+        self.h0, self.c0 = states[0], states[1].to(call.real)
         LD, B = call.stack.layers * call.stack.directions, call.B
         self.dh0 = empty((LD, B, call.stack.P), call.dtype)
-        self.dc0 = empty((LD, B, call.stack.hidden_size), call.dtype)
+        self.dc0 = empty((LD, B, call.stack.hidden_size), call.real)
         self.d_embedding: Tensor | None = None
         self.d_weights: list[Tensor | None] = [None] * len(weights)
 
@@ -188,7 +202,7 @@ class _Backward:
                 dx = self._one_direction(layer, d, self._share(d_out, d), wants_dx)
                 below = dx if below is None or dx is None else below.add_(dx)
             d_out = below
-        return [d_out, self.dh0, self.dc0, self.d_embedding, *self.d_weights]
+        return [d_out, self.dh0, self.dc0.to(call.dtype), self.d_embedding, *self.d_weights]
 
     def _share(self, d_out: Tensor | None, d: int) -> Tensor | None:
         """What of the gradient at a layer's output is direction d's."""
@@ -208,14 +222,14 @@ class _Backward:
         shapes = call.stack.weight_shapes[first : first + call.stack.per_direction]
         of_w_ih, of_w_hh, of_w_hr = shapes[0], shapes[1], shapes[-1]  # the last: with a projection
         shape, wants_in = ((call.V, of_w_hh[0]), any(of_table)) if ids else (of_w_ih, needs_grad[0])
-        d_in = empty(shape, call.dtype) if wants_in else None
+        d_in = empty(shape, call.real if ids else w_ih.dtype) if wants_in else None
         make = _cached_array if layer or d else empty  # the first layer's is the user's, who may resize it
         dx = make((*x.shape[:-1], of_w_ih[1]), call.dtype) if wants_dx and not ids else None
-        dw_hh = empty(of_w_hh, call.dtype) if needs_grad[1] else None
-        dbias = empty(of_w_hh[:1], call.dtype) if of_bias and not ids else None
-        dw_hr = empty(of_w_hr, call.dtype) if call.stack.proj_size and needs_grad[-1] else None
+        dw_hh = empty(of_w_hh, w_hh.dtype) if needs_grad[1] else None
+        dbias = empty(of_w_hh[:1], call.real) if of_bias and not ids else None
+        dw_hr = empty(of_w_hr, w_hh.dtype) if call.stack.proj_size and needs_grad[-1] else None
         native.load().lstm_backward(
-            double=call.dtype == torch.float64,
+            **call.types(w_hh),
             T=call.T,
             B=call.B,
             H=call.stack.hidden_size,
@@ -249,13 +263,19 @@ class _Backward:
             V=call.V if ids else 0,
         )
         if ids:
-            d_embedding, d_in, dbias = native_gradients(d_in, self.embedding, w_ih, of_table)
+            table = (_as(call.real, self.embedding), w_ih.to(call.real), of_table)
+            d_embedding, d_in, dbias = (_as(w_ih.dtype, v) for v in native_gradients(d_in, *table))
             self.d_embedding = d_embedding if self.d_embedding is None else self.d_embedding.add_(d_embedding)
+        dbias = _as(w_hh.dtype, dbias)
         made = [d_in, dw_hh, *((dbias, None if dbias is None else dbias.clone()) if call.stack.bias else ())]
         if call.stack.proj_size:
             made.append(dw_hr)
         self.d_weights[first : first + call.stack.per_direction] = made
         return dx
+
+
+def _as(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _through_ops(call: FusedCall, needs_grad: tuple[bool, ...], grads: tuple, inputs: tuple) -> list[Tensor | None]:
