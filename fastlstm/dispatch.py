@@ -178,7 +178,7 @@ def torch_is_faster(spec: Spec) -> bool:
     if spec.packed or spec.token or spec.reset or spec.projected or spec.dtype != torch.float32:
         return False
     large = (1024 if spec.training else 512) <= spec.H and spec.B >= 48
-    return large and native.load().isa() == "avx512"
+    return large and native.load().isa() in ("avx512", "avx512_bf16", "amx")  # the same kernels in float32
 
 
 def prefers_torch(spec: Spec) -> bool:

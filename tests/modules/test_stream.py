@@ -14,6 +14,7 @@ import fastlstm
 from fastlstm.backends import native
 from fastlstm.modules import stream
 from fastlstm.testing import accuracy
+from tests import isas
 
 needs_native = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 SIZES = [(1, 1, 1, 1, 0), (3, 7, 2, 2, 0), (7, 65, 2, 3, 0), (5, 129, 1, 4, 33), (16, 16, 3, 7, 0), (2, 33, 2, 13, 17)]
@@ -65,15 +66,11 @@ def test_steps_are_the_sequence(I: int, H: int, L: int, B: int, P: int, store: t
 
 
 @needs_native
-@pytest.mark.parametrize("isa", native.load().isa_names() if native.unavailable() is None else [])
+@pytest.mark.parametrize("isa", isas.FLOAT)
 def test_every_instruction_set_gives_the_sequence(isa: str) -> None:
-    before = native.load().isa()
-    native.load().set_isa(isa)
-    try:
+    with isas.use(isa):
         for sizes in SIZES:
             test_steps_are_the_sequence(*sizes, torch.bfloat16, 2)
-    finally:
-        native.load().set_isa(before)
 
 
 def test_large_layers_on_several_threads_are_the_sequence() -> None:

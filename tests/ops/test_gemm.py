@@ -8,9 +8,9 @@ import torch
 from fastlstm import _torch_compat
 from fastlstm.backends import native
 from fastlstm.ops.gemm import matmul, native_matmul, takes
+from tests import isas
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
-ISAS = native.load().isa_names() if native.unavailable() is None else []
 SIZES = [
     (1, 1, 1),
     (3, 7, 129),
@@ -25,13 +25,11 @@ SIZES = [
 LAYOUTS = ["rows", "columns", "spaced", "offset"]
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=isas.FLOAT)
 def isa(request: pytest.FixtureRequest):
     """Force one instruction set for a test."""
-    module, before = native.load(), native.load().isa()
-    module.set_isa(request.param)
-    yield request.param
-    module.set_isa(before)
+    with isas.use(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=[1, 2, 5])

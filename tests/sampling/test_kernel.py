@@ -11,11 +11,11 @@ import torch
 import fastlstm
 from fastlstm.backends import native
 from fastlstm.sampling.plain import gumbel
+from tests import isas
 from tests.sampling.models import Model, make_model
 from tests.sampling.test_plain import CASES, chi_square, softmax
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
-ISAS = native.load().isa_names() if native.unavailable() is None else []
 # V, E, H, L, P, bias
 SIZES = [
     (2, None, 1, 1, 0, True),
@@ -47,7 +47,7 @@ def assert_same(decoded: fastlstm.Decoded, expected: fastlstm.Decoded) -> None:
     torch.testing.assert_close(decoded.log_probs, expected.log_probs, rtol=2e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", isas.FLOAT)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_native_loop_draws_as_the_definition(size: tuple, isa: str) -> None:
     """Options and numbers of streams in rotation; with a stop; the prime longer than one id; weights also bfloat16."""
@@ -65,7 +65,7 @@ def test_native_loop_draws_as_the_definition(size: tuple, isa: str) -> None:
         assert_same(decoded, expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", isas.FLOAT)
 @pytest.mark.parametrize(
     ("num", "size"), [(1, SIZES[4]), (5, SIZES[3]), (40, SIZES[1]), (40, (300, 8, 160, 3, 0, True))]
 )
@@ -84,7 +84,7 @@ def test_threads_change_nothing(num: int, size: tuple, isa: str) -> None:
         assert torch.equal(other.state[1], by_threads[0].state[1])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", isas.FLOAT)
 def test_native_noise_is_that_of_the_definition(isa: str) -> None:
     """All the noise of a row, to the last few bits of float64, and its extremes: Gumbel numbers of the native module."""
     with running(isa):
@@ -96,7 +96,7 @@ def test_native_noise_is_that_of_the_definition(isa: str) -> None:
             )
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", isas.FLOAT)
 @pytest.mark.parametrize("sampling", CASES, ids=str)
 def test_draws_follow_the_softmax(sampling: dict, isa: str) -> None:
     """20,000 draws from one distribution: scores that do not depend on what was drawn, weights of zero but for the bias."""
@@ -112,7 +112,7 @@ def test_draws_follow_the_softmax(sampling: dict, isa: str) -> None:
     assert value <= limit
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", isas.FLOAT)
 def test_scores_that_are_not_finite_are_refused(isa: str) -> None:
     for bad, temperature in ((torch.nan, 1.0), (torch.inf, 1.0), (torch.nan, 0.0)):
         model: Model = make_model(5, None, 4, 1)

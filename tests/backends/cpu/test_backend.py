@@ -13,20 +13,17 @@ from fastlstm import backends
 from fastlstm.backends import native
 from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.testing import accuracy, cases
-from tests import exact
+from tests import exact, isas
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 cpu = backends.load("cpu")
-ISAS = native.load().isa_names() if native.unavailable() is None else []
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=isas.FLOAT)
 def isa(request: pytest.FixtureRequest):
     """Force one instruction set for a test."""
-    module, before = native.load(), native.load().isa()
-    module.set_isa(request.param)
-    yield request.param
-    module.set_isa(before)
+    with isas.use(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=[1, 2])

@@ -8,9 +8,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from fastlstm.backends import native
+from tests import isas
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
-ISAS = native.load().isa_names() if native.unavailable() is None else []
 T, B, I, H = 45, 26, 7, 19  # 1170 rows: five chunks for each of two threads
 VARIANTS = {
     "dense": {},
@@ -49,12 +49,10 @@ def _results(backend: str, variant: str, ids: int | None, ragged: bool, dtype: t
     return {name: v.detach().double() for name, v in results.items()}
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=isas.FLOAT)
 def isa(request: pytest.FixtureRequest):
-    module, before = native.load(), native.load().isa()
-    module.set_isa(request.param)
-    yield
-    module.set_isa(before)
+    with isas.use(request.param):
+        yield
 
 
 @pytest.fixture(params=[1, 2, 3])

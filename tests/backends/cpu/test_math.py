@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fastlstm.backends import native
+from tests import isas
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
-ISAS = native.load().isa_names() if native.unavailable() is None else []
 CODES = {"sigmoid": 0, "tanh": 1}
 # units in the last place, as csrc/cpu/math.h states them
 LARGEST = {
@@ -26,12 +26,10 @@ def apply(name: str, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-@pytest.fixture(params=ISAS, autouse=True)
+@pytest.fixture(params=isas.FLOAT, autouse=True)
 def isa(request: pytest.FixtureRequest):
-    module, before = native.load(), native.load().isa()
-    module.set_isa(request.param)
-    yield request.param
-    module.set_isa(before)
+    with isas.use(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("name", CODES)
