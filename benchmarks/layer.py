@@ -5,8 +5,9 @@ Inputs, states, gradients and the weights of the first layer are drawn by `fastl
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,10 @@ LSTMState = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class LayerCall:
-    """A case and how it is called: L layers, one or two directions. train: with the backward into input and weights."""
+    """A case and how it is called: L layers, one or two directions.
+
+    train: with the backward into input and weights; autocast: to bfloat16, of tensors in `dtype`.
+    """
 
     case: Case
     L: int = 1
@@ -29,6 +33,7 @@ class LayerCall:
     train: bool = True
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    autocast: bool = False
 
     @property
     def directions(self) -> int:
@@ -104,10 +109,12 @@ def layer(call: LayerCall) -> Workload:
     }
     with torch.set_grad_enabled(call.train):
         chosen = chosen_by_dispatch(fused_lstm, prepared.x())
+    half = call.device == "cpu" and (call.autocast or call.dtype == torch.bfloat16)
     read = prepared.rows.element_size() * float(sum(p.numel() for p in prepared.lstm.parameters()))
     return Workload(
         runs,
-        dtype=call.dtype,
+        exact=_in_float32(prepared) if half else None,
+        dtype=torch.bfloat16 if call.autocast else call.dtype,
         device=call.device,
         grad=call.train,
         flops=call.flops,
@@ -115,6 +122,18 @@ def layer(call: LayerCall) -> Workload:
         chosen=chosen,
         prepared=prepared,
     )
+
+
+def _in_float32(prepared: PreparedLayer) -> ContenderCall:
+    """The truth for bfloat16: nn.LSTM on the same numbers in float32.
+
+    nn.LSTM in bfloat16 is none: with AMX its gradients from H = 1024 on are wrong (torch 2.13: that of x by 119 %).
+    """
+    rows = prepared.rows.detach().float().requires_grad_(prepared.call.train)
+    state = None if prepared.state is None else tuple(v.float() for v in prepared.state)
+    call = replace(prepared.call, dtype=torch.float32, autocast=False)
+    lstm, upstream = copy.deepcopy(prepared.lstm).float(), prepared.upstream.float()
+    return step(lstm, replace(prepared, call=call, lstm=lstm, rows=rows, state=state, upstream=upstream))
 
 
 def fastlstm_like(torch_lstm: nn.LSTM) -> fastlstm.LSTM:
@@ -127,12 +146,16 @@ def fastlstm_like(torch_lstm: nn.LSTM) -> fastlstm.LSTM:
 
 def step(lstm: nn.Module, prepared: PreparedLayer) -> ContenderCall:
     """Return a function that calls `lstm` once: forward, or forward and backward."""
+
+    def forward(x: Tensor | PackedSequence) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(prepared.call.device, torch.bfloat16, enabled=prepared.call.autocast):
+            return _flat(lstm(x, prepared.state))
+
     if prepared.call.train:
-        return backward_of(
-            lambda: _flat(lstm(prepared.x(), prepared.state)), [prepared.rows, *lstm.parameters()], prepared.upstream
-        )
+        leaves = [prepared.rows, *lstm.parameters()]
+        return backward_of(lambda: forward(prepared.x()), leaves, prepared.upstream)
     x = prepared.x()
-    return lambda: _flat(lstm(x, prepared.state))
+    return lambda: forward(x)
 
 
 def _flat(result: tuple[Tensor | PackedSequence, LSTMState]) -> tuple[Tensor, Tensor, Tensor]:

@@ -68,6 +68,24 @@ def _grid() -> list[BenchmarkCase]:
     return cases
 
 
+def _bfloat16() -> list[BenchmarkCase]:
+    """The grid, packed sequences and a projection in bfloat16, and a training step under autocast."""
+    dtype = torch.bfloat16
+    cases = [
+        BenchmarkCase(f"bfloat16-{mode}/H{H}-B{B}", _layer(shape(64, B, H), train=mode == "training", dtype=dtype))
+        for mode in ("training", "forward")
+        for B in (1, *B_GRID)
+        for H in H_GRID
+    ]
+    packed, projected = shape(100, 32, 256, packed=True), shape(64, 50, 256, P=128)
+    return [
+        *cases,
+        BenchmarkCase("bfloat16-packed/H256", _layer(packed, dtype=dtype)),
+        BenchmarkCase("bfloat16-projection/H256-P128-B50", _layer(projected, dtype=dtype)),
+        BenchmarkCase("bfloat16-autocast/H256-B50", _layer(shape(64, 50, 256), autocast=True)),
+    ]
+
+
 def _scaling() -> list[BenchmarkCase]:
     """Training steps around T 64, B 50, H 128, one size varied at a time; also more threads than rows."""
     cases = [BenchmarkCase(f"scaling-T/T{T}", _layer(shape(T, 50, 128))) for T in (1, 8, 32, 128, 512)]
@@ -118,6 +136,7 @@ CASES = [
     BenchmarkCase("sampling/2x128", partial(characters.sampling, 2, 128), quick=True),
     BenchmarkCase("sampling/2x512", partial(characters.sampling, 2, 512)),
     BenchmarkCase("sampling-64/2x128", partial(characters.sampling, 2, 128, 64)),
+    *_bfloat16(),
     *_scaling(),
     *_gpu(),
 ]
