@@ -137,6 +137,47 @@ struct StepArgs {
   int threads;
 };
 
+// int8 weights in blocks of 64 columns (fastlstm/backends/cpu/int8.py packs them): of a layer a block holds 16 units,
+// their gates i, f, g, o; of a projection 64 columns. K_up is K rounded up to 64. What is past the last column or k is
+// zero.
+struct Int8Matrix {
+  const int8_t* w;            // (blocks, K_up / 4, 64, 4), or null: not there
+  const float* scale;         // (blocks, 64)
+  const int32_t* subtracted;  // (blocks, 64) 128 times the sum of each column
+};
+
+// One layer in one direction with int8 weights
+struct Int8Layer {
+  Int8Matrix ih;      // K = I; not read with ids
+  Int8Matrix hh;      // K = P
+  Int8Matrix hr;      // K = H, or not there
+  const float* bias;  // (blocks, 64)
+  int64_t I;
+};
+
+// Inference of one layer in one direction; Shape without reset and rounding
+struct Int8Forward {
+  float* h;    // (N, P)
+  float* h_n;  // (B, P)
+  float* c_n;  // (B, H)
+  const Int8Layer* layer;
+  const float* x;      // (N, I); null with ids
+  const float* table;  // (V, blocks, 64) the input side of the pre-activations of each id, with the bias; null with x
+  const int64_t* ids;  // (N,) rows of the table, checked by the caller
+  const float* h0;     // (B, P)
+  const float* c0;     // (B, H)
+};
+
+// One step of all layers with int8 weights
+struct Int8Step {
+  float* out;      // (B, P)
+  float *h, *c;    // (L, B, P), (L, B, H), in place
+  const float* x;  // (B, I)
+  const Int8Layer* layers;
+  int64_t L, B, H, P;
+  int threads;
+};
+
 // out[id[n]] += rows[n] over all n in order; out (V, width) starts as given, rows (N, width). Each thread owns columns.
 template <class R>
 struct SumById {
@@ -224,12 +265,21 @@ struct BfloatKernels {
   void (*backward_mixed)(const Shape&, const Backward<float, uint16_t, float>&);
 };
 
+// The int8 kernels of one instruction set; all give the same bits.
+struct Int8Kernels {
+  const char* name;
+  void (*forward)(const Shape&, const Int8Forward&);
+  void (*step)(const Int8Step&);
+};
+
 extern const Kernels kernels_baseline;
+extern const Int8Kernels kernels_int8_baseline;
 #if defined(FASTLSTM_X86)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const BfloatKernels bfloat_kernels_avx512_bf16;
 extern const BfloatKernels bfloat_kernels_amx;
+extern const Int8Kernels kernels_int8_avx2, kernels_int8_avx_vnni, kernels_int8_avx512_vnni, kernels_int8_amx;
 #endif
 
 }  // namespace fastlstm::cpu

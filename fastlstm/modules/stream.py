@@ -82,7 +82,7 @@ class Stream:
         with torch.no_grad():
             values = x if self._native and x.dtype is torch.float32 and plain_check()(x) else _float32(x)
             out = self._step(values.contiguous()) if self._native else self._plain_step(values)
-            self._side = 1 - self._side
+            self._side = (self._side + 1) % len(self._h)
             return out.to(x.dtype)
 
     def _step(self, x: Tensor) -> Tensor:
@@ -150,11 +150,16 @@ class Stream:
             self._h[self._side, :, :, :P], self._c[:, :, :H] = hx[0], hx[1]
 
 
-def _check(lstm: nn.RNNBase, batch_size: int, dtype: torch.dtype) -> None:
+def check_options(lstm: nn.Module, batch_size: int) -> None:
+    """Raise ValueError where a module cannot be streamed, or not with this number of sequences."""
     if lstm.bidirectional:
         raise ValueError("a bidirectional LSTM cannot be streamed: its backward direction begins at the last step")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}, expected a positive int")
+
+
+def _check(lstm: nn.RNNBase, batch_size: int, dtype: torch.dtype) -> None:
+    check_options(lstm, batch_size)
     check_weights(lstm, Stack.of(lstm), lstm._weights())
     check_whole(*zip(lstm._flat_weights_names, lstm._weights(), strict=True))
     if dtype not in _STORED:
