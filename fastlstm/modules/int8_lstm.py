@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import dispatch
 from fastlstm._torch_compat import describe_object, dynamo_skip
+from fastlstm.backends import native
 from fastlstm.backends.cpu.int8 import PackedInt8
 from fastlstm.memory import check_whole
 from fastlstm.modules import checks
@@ -158,6 +159,13 @@ class Int8LSTM(nn.Module):
         """The native layers, packed at the first call and where weights have changed; None without the native module."""
         with torch.no_grad():
             return self._packed.layers(self)
+
+    def describe(self) -> str:
+        """What runs a call, for `fastlstm.explain`."""
+        device, reason = self.weight_ih_l0.device, native.unavailable()
+        if device.type == "cpu" and reason is None:
+            return f"runs on cpu: int8, {native.load().int8_isa()}"
+        return f"runs on {device}: int8, in torch operations; {reason or 'the int8 kernels run on the CPU'}"
 
     def _refuse_training(self, input: Tensor | PackedSequence, hx: State | None) -> None:
         if not (self.training and torch.is_grad_enabled()):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastlstm.memory import check_whole
 from fastlstm.modules.checks import check_weights
+from fastlstm.modules.int8_lstm import Int8LSTM
 from fastlstm.modules.token_lstm import TokenLSTM
 from fastlstm.ops.cell import Stack
 
@@ -66,6 +67,11 @@ def _check(model: TokenLSTM, weight: Tensor, bias: Tensor | None, dtype: torch.d
     if not isinstance(model, TokenLSTM):
         raise TypeError(f"model is a {type(model).__name__}, expected a fastlstm.TokenLSTM")
     lstm = model.lstm
+    if isinstance(lstm, Int8LSTM):
+        raise TypeError(
+            "model is a TokenLSTM with int8 weights, which decode does not draw from; decode with the model it was made of, "
+            "whose weights dtype=torch.bfloat16 halves"
+        )
     own = [getattr(lstm, name) for name in lstm._flat_weights_names]
     check_weights(lstm, Stack.of(lstm), own)
     check_whole(("weight", weight), ("bias", bias), *zip(lstm._flat_weights_names, own, strict=True))

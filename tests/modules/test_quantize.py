@@ -229,6 +229,12 @@ def test_wrong_calls_say_what_was_expected() -> None:
         fastlstm.quantize(fastlstm.TokenLSTM(3, None, 5))(ids, reset=ids.bool())
 
 
+def test_decode_says_that_it_draws_from_the_float_model() -> None:
+    made, linear = fastlstm.quantize(fastlstm.TokenLSTM(7, None, 5)), nn.Linear(5, 7)
+    with pytest.raises(TypeError, match="model is a TokenLSTM with int8 weights, which decode does not draw from"):
+        fastlstm.decode(made, linear.weight, linear.bias, [0], 3)
+
+
 def test_gradients_are_refused_in_training_and_not_kept_in_evaluation() -> None:
     made, x = fastlstm.quantize(nn.LSTM(3, 5)), torch.randn(4, 2, 3, requires_grad=True)
     with pytest.raises(RuntimeError, match="Int8LSTM has no gradients, and the module is in training mode"):
@@ -260,6 +266,11 @@ def test_changed_weights_show_in_the_next_call() -> None:
     assert torch.equal(made(x)[0], before)
     with torch.inference_mode():
         assert torch.equal(fastlstm.quantize(nn.LSTM(3, 5))(x)[0][0].isfinite(), torch.ones(2, 5, dtype=torch.bool))
+
+
+def test_explain_says_what_runs() -> None:
+    made = fastlstm.quantize(fastlstm.TokenLSTM(7, None, 5))
+    assert fastlstm.explain(made, torch.zeros(3, 2, dtype=torch.int64)).startswith("runs on cpu: int8, ")
 
 
 def test_a_compiled_model_runs_it() -> None:
