@@ -167,12 +167,12 @@ class Int8ForwardPass {
         a(args),
         schedule(shape),
         work(*args.layer, shape.H, shape.P),
-        partition(make_partition(s, kInt8Rows, 4 * s.H * s.P, work.blocks())),
+        partition(make_partition()),
         barrier(partition.threads),
         chunk_rows(std::max<int64_t>(64, kChunkBytes * partition.unit_threads() / (16 * s.H))),
         max_rows(std::min(schedule.rows(), chunk_rows + s.B)),
-        carried(s.B, s.P),
-        unprojected(projected() ? s.B : 0, s.H),
+        shared_rows(each_quantises() ? 0 : s.B, s.P),
+        shared_unprojected(projected() && !each_quantises() ? s.B : 0, s.H),
         unprojected_data(projected() ? s.B * s.H : 0),
         shared_x(a.x && !partition.by_rows ? max_rows : 0, a.layer->I),
         shared_gates(a.x && !partition.by_rows ? max_rows * work.gates_row() : 0) {
@@ -187,7 +187,17 @@ class Int8ForwardPass {
   // Of the input side of a chunk, which is written and read again: half of a second-level cache
   static constexpr int64_t kChunkBytes = int64_t(1) << 20;
 
+  // Threads are worth their barriers from some 260,000 products a step on.
+  Partition make_partition() const {
+    if (4 * s.H * s.P * s.B >= kProductsOfTwo)
+      return FASTLSTM_ISA::make_partition(s, kInt8Rows, 4 * s.H * s.P, work.blocks());
+    return {1, true};
+  }
+  static constexpr int64_t kProductsOfTwo = int64_t(1) << 18;
+
   bool projected() const { return a.layer->hr.w != nullptr; }
+  // Whether each thread quantises all rows for itself, which takes less time than a second barrier where they are few.
+  bool each_quantises() const { return s.B <= 2; }
   void sync() {
     if (!partition.by_rows) barrier.wait();
   }
@@ -197,10 +207,12 @@ class Int8ForwardPass {
     const ThreadRank rank = partition.unit_rank(i);
     const Range rows = partition.by_rows ? schedule.rows_of(partition.rank(i)) : Range{0, s.B};
     const Range blocks = rank.split(work.blocks()), projection = rank.split(work.projection_blocks());
-    for (int64_t b : each(rank, rows)) {
-      carried.view().set(b, a.h0 + b * s.P, s.P);
-      std::memcpy(a.c_n + b * s.H, a.c0 + b * s.H, size_t(s.H) * sizeof(float));
-    }
+    const Int8RowsBuffer own_rows(each_quantises() ? s.B : 0, s.P);
+    const Int8RowsBuffer own_unprojected(projected() && each_quantises() ? s.B : 0, s.H);
+    const Carried carried = each_quantises() ? Carried{own_rows.view(), own_unprojected.view()}
+                                             : Carried{shared_rows.view(), shared_unprojected.view()};
+    quantise(rank, rows, carried.h, [&](int64_t b) { return a.h0 + b * s.P; }, s.P);
+    for (int64_t b : each(rank, rows)) std::memcpy(a.c_n + b * s.H, a.c0 + b * s.H, size_t(s.H) * sizeof(float));
     sync();
     const bool own_chunks = a.x && partition.by_rows;
     const Int8RowsBuffer own_x(own_chunks ? max_rows : 0, a.layer->I);
@@ -221,7 +233,7 @@ class Int8ForwardPass {
           const int64_t row = schedule.row(t, b);
           return a.x ? gates + (row - first) * work.gates_row() : a.table + a.ids[row] * work.gates_row();
         };
-        step(t, rank, {rows.from, std::max(rows.from, std::min(rows.to, active))}, blocks, projection, input);
+        step(t, rank, {rows.from, std::max(rows.from, std::min(rows.to, active))}, blocks, projection, carried, input);
       }
     }
     for (int64_t b : each(rank, rows)) store_final_h(b);
@@ -244,22 +256,33 @@ class Int8ForwardPass {
     return {{rows.from + part.from, rows.from + part.to}};
   }
 
+  // Rows as the next product reads them: h, and with projection o tanh(c)
+  struct Carried {
+    Int8RowsView h, unprojected;
+  };
+
+  // `from(row)` of n numbers for this thread's part of the rows; all are there afterwards.
+  template <class From>
+  void quantise(ThreadRank rank, Range rows, const Int8RowsView& to, From from, int64_t n) {
+    for (int64_t b : each(each_quantises() ? kOnlyThread : rank, rows)) to.set(b, from(b), n);
+    if (!each_quantises()) sync();
+  }
+
   template <class Input>
-  void step(int64_t t, ThreadRank rank, Range rows, Range blocks, Range projection, Input input) {
+  void step(int64_t t, ThreadRank rank, Range rows, Range blocks, Range projection, const Carried& carried,
+            Input input) {
     const auto h = [&](int64_t b) { return a.h + schedule.row(t, b) * s.P; };
     if (projected()) {
       const auto m = [&](int64_t b) { return unprojected_data.get() + b * s.H; };
-      work.cells(carried.view(), rows, blocks, input, a.c_n, m);
+      work.cells(carried.h, rows, blocks, input, a.c_n, m);
       sync();
-      for (int64_t b : each(rank, rows)) unprojected.view().set(b, m(b), s.H);
-      sync();
-      work.project(unprojected.view(), rows, projection, h);
+      quantise(rank, rows, carried.unprojected, m, s.H);
+      work.project(carried.unprojected, rows, projection, h);
     } else {
-      work.cells(carried.view(), rows, blocks, input, a.c_n, h);
+      work.cells(carried.h, rows, blocks, input, a.c_n, h);
     }
     sync();
-    for (int64_t b : each(rank, rows)) carried.view().set(b, h(b), s.P);
-    sync();
+    quantise(rank, rows, carried.h, h, s.P);
   }
 
   void store_final_h(int64_t b) {
@@ -275,7 +298,7 @@ class Int8ForwardPass {
   Partition partition;
   Barrier barrier;
   int64_t chunk_rows, max_rows;
-  Int8RowsBuffer carried, unprojected;
+  Int8RowsBuffer shared_rows, shared_unprojected;
   Buffer<float> unprojected_data;
   Int8RowsBuffer shared_x;
   Buffer<float> shared_gates;
