@@ -5,6 +5,7 @@
 #include "batch_sizes.h"
 #include "bindings.h"
 #include "entry_point.h"
+#include "packed_layer.h"
 
 using namespace fastlstm::cpu;
 
@@ -16,7 +17,7 @@ constexpr int64_t blocks_of(int64_t n, int64_t per_block) { return (n + per_bloc
 // Int8Layer of csrc/kernels.h as Python makes it: it holds the tensors, so their memory stays.
 struct HeldLayer {
   Int8Layer layer;
-  int64_t H, P;
+  int64_t H, P, starts;  // starts: rows of `start`, 1 or V
   std::vector<py::object> held;
 };
 
@@ -47,34 +48,21 @@ Int8Matrix matrix(HeldLayer& to, const char* name, const py::object& given, int6
           .subtracted = numbers<int32_t>(to, name, parts[2], columns)};
 }
 
-HeldLayer held_layer(const py::object& ih, const py::object& hh, const py::object& hr, const py::object& bias,
+HeldLayer held_layer(const py::object& ih, const py::object& hh, const py::object& hr, const py::object& start,
                      int64_t I, int64_t H, int64_t P) {
   constexpr int64_t kMost = int64_t(1) << 40;
   if (I < 1 || H < 1 || P < 1 || I > kMost || H > kMost || P > kMost || (hr.is_none() && P != H) || hh.is_none())
     throw std::runtime_error("Int8Layer: sizes must be 1 or more, P is H without hr, and hh is needed");
-  HeldLayer made{{}, H, P, {}};
-  const int64_t blocks = blocks_of(H, kUnitBlock);
+  const int64_t blocks = blocks_of(H, kUnitBlock), row = boundary::product({blocks, kColumns});
+  boundary::View view;
+  const int64_t starts = boundary::look(start.ptr(), view) && row > 0 ? std::max<int64_t>(1, view.count() / row) : 1;
+  HeldLayer made{{}, H, P, starts, {}};
   made.layer = {.ih = matrix(made, "ih", ih, blocks, I),
                 .hh = matrix(made, "hh", hh, blocks, P),
                 .hr = matrix(made, "hr", hr, blocks_of(P, kColumns), H),
-                .bias = numbers<float>(made, "bias", bias, boundary::product({blocks, kColumns})),
+                .start = numbers<float>(made, "start", start, boundary::product({starts, row})),
                 .I = I};
   return made;
-}
-
-// The layers of a call, each checked against its sizes. by_id: the first reads a table.
-std::vector<Int8Layer> layers_of(Arguments& a, int64_t H, int64_t P, bool by_id) {
-  const Objects<HeldLayer> given = a.objects<HeldLayer>("layers", "a list of Int8Layer");
-  std::vector<Int8Layer> layers;
-  for (const HeldLayer* one : given) {
-    const bool width = layers.empty() || one->layer.I == P;
-    if (one->H != H || one->P != P || !width || (!one->layer.ih.w && !by_id))
-      throw std::runtime_error("layer " + std::to_string(layers.size()) + " was packed for other sizes than H = " +
-                               std::to_string(H) + ", P = " + std::to_string(P) + ", or without its input side");
-    layers.push_back(one->layer);
-  }
-  if (layers.empty()) a.fail("needs at least one layer");
-  return layers;
 }
 
 void int8_forward(Arguments& a) {
@@ -88,7 +76,7 @@ void int8_forward(Arguments& a) {
           .rounding = Rounding::none,
           .threads = usable_threads(a.size("threads", 1))};
   const bool by_id = a.given("ids");
-  const std::vector<Int8Layer> layers = layers_of(a, s.H, s.P, by_id);
+  const std::vector<Int8Layer> layers = checked_int8_layers(a, s.H, s.P, by_id ? kByTable : 0);
   if (layers.size() != 1) a.fail("runs one layer, and was given " + std::to_string(layers.size()));
   int64_t N = a.product({s.T, s.B});
   s.batch_sizes = a.given("batch_sizes") ? batch_sizes_of(a, s.T, s.B, N) : a.absent<const int64_t>("batch_sizes");
@@ -111,19 +99,23 @@ void int8_forward(Arguments& a) {
 
 void int8_step(Arguments& a) {
   const int64_t B = a.size("B", 1), H = a.size("H", 1), P = a.size("P", 1);
-  const std::vector<Int8Layer> layers = layers_of(a, H, P, false);
+  const std::vector<Int8Layer> layers = checked_int8_layers(a, H, P, 0);
+  const bool projected = layers[0].hr.w != nullptr;
   const int64_t L = int64_t(layers.size()), rows = a.product({L, B});
   a.product({rows + B, 9 * (H + P + layers[0].I) + 1024});
-  const Int8Step args{.out = a.array<float>("out", B, P),
-                      .h = a.array<float>("h", rows, P),
-                      .c = a.array<float>("c", rows, H),
-                      .x = a.array<const float>("x", B, layers[0].I),
-                      .layers = layers.data(),
-                      .L = L,
-                      .B = B,
-                      .H = H,
-                      .P = P,
-                      .threads = usable_threads(a.size("threads", 1))};
+  const StepArgs<Int8Layer> args{
+      .out = a.array<float>("out", B, P),
+      .h = a.array<float>("h", 2 * rows, round_up(P)),
+      .c = a.array<float>("c", rows, round_up(H)),
+      .h_unprojected = projected ? a.array<float>("h_unprojected", B, round_up(H)) : a.absent<float>("h_unprojected"),
+      .x = a.array<const float>("x", B, layers[0].I),
+      .layers = layers.data(),
+      .L = L,
+      .B = B,
+      .H = H,
+      .P = P,
+      .side = int(a.index("side", 2)),
+      .threads = usable_threads(a.size("threads", 1))};
   a.finish();
   py::gil_scoped_release release;
   int8_kernels().step(args);
@@ -131,13 +123,30 @@ void int8_step(Arguments& a) {
 
 }  // namespace
 
+std::vector<Int8Layer> checked_int8_layers(Arguments& a, int64_t H, int64_t P, int64_t V) {
+  const Objects<HeldLayer> given = a.objects<HeldLayer>("layers", "a list of Int8Layer");
+  std::vector<Int8Layer> layers;
+  for (const HeldLayer* one : given) {
+    const bool first = layers.empty(), by_id = first && V != 0;
+    const int64_t starts = first && V > 0 ? V : 1;
+    const bool same = one->H == H && one->P == P && one->starts == starts && (first || one->layer.I == P);
+    const bool projected = first || (one->layer.hr.w != nullptr) == (layers[0].hr.w != nullptr);
+    if (!same || !projected || (!one->layer.ih.w && !by_id))
+      throw std::runtime_error("layer " + std::to_string(layers.size()) + " was packed for other sizes than H = " +
+                               std::to_string(H) + ", P = " + std::to_string(P) + ", or without its input side");
+    layers.push_back(one->layer);
+  }
+  if (layers.empty()) a.fail("needs at least one layer");
+  return layers;
+}
+
 void bind_int8(py::module_& m) {
   using py::arg;
   py::class_<HeldLayer>(
       m, "Int8Layer", py::module_local(),
       "A layer's packed int8 weights, as tensors that it holds: Int8Layer in csrc/kernels.h. A matrix "
       "is (w, scale, subtracted) or None.")
-      .def(py::init(&held_layer), py::kw_only(), arg("ih"), arg("hh"), arg("hr"), arg("bias"), arg("I"), arg("H"),
+      .def(py::init(&held_layer), py::kw_only(), arg("ih"), arg("hh"), arg("hr"), arg("start"), arg("I"), arg("H"),
            arg("P"));
   define<&int8_forward>(
       m, "int8_forward",
@@ -146,5 +155,5 @@ void bind_int8(py::module_& m) {
   define<&int8_step>(
       m, "int8_step",
       "One step of all layers with int8 weights. Keywords: layers (a list of Int8Layer), the other fields "
-      "of Int8Step in csrc/kernels.h.");
+      "of StepArgs in csrc/kernels.h.");
 }

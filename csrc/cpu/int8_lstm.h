@@ -1,4 +1,4 @@
-// LSTM inference with int8 weights: one layer in one direction over a sequence, and one step of all layers.
+// LSTM inference with int8 weights: one layer in one direction over a sequence.
 //
 //   z = (s_x * (q_x . w_ih)) * scale_ih + bias + (s_h * (q_h . w_hh)) * scale_hh,  then the cell in float
 //
@@ -16,7 +16,6 @@ namespace FASTLSTM_ISA {
 using fastlstm::cpu::Int8Forward;
 using fastlstm::cpu::Int8Layer;
 using fastlstm::cpu::Int8Matrix;
-using fastlstm::cpu::Int8Step;
 using fastlstm::cpu::kUnitBlock;
 
 // Rows of int8, `depth` apart, with their scales
@@ -25,11 +24,13 @@ struct Int8RowsView {
   float* scale;
   int64_t depth;
   void set(int64_t row, const float* x, int64_t n) const { scale[row] = quantise_row(x, n, q + row * depth); }
-  void clear(int64_t row) const {
-    std::memset(q + row * depth, 0, size_t(depth));
-    scale[row] = 0.0f;
-  }
 };
+
+// The part of `rows` that a thread works on alone
+inline Range part_of(Range rows, ThreadRank thread) {
+  const Range part = thread.split(rows.to - rows.from);
+  return {rows.from + part.from, rows.from + part.to};
+}
 
 class Int8RowsBuffer {
  public:
@@ -52,7 +53,7 @@ class Int8LayerWork {
   int64_t blocks() const { return (H + kUnitBlock - 1) / kUnitBlock; }
   int64_t projection_blocks() const { return w.hr.w ? (P + kInt8Columns - 1) / kInt8Columns : 0; }
   int64_t gates_row() const { return blocks() * kInt8Columns; }
-  int64_t bytes() const { return 4 * H * (w.I + P) + (w.hr.w ? H * P : 0); }
+  int64_t bytes() const { return 4 * H * ((w.ih.w ? w.I : 0) + P) + (w.hr.w ? H * P : 0); }
 
   // gates[row][block][64] = (s_x * (q_x . w_ih)) * scale + bias
   void input(const Int8RowsView& x, Range rows, Range own, float* gates) const {
@@ -61,14 +62,14 @@ class Int8LayerWork {
         for (int64_t m = 0; m < n; ++m)
           for (int64_t u = 0; u < kInt8Columns; u += V::width)
             (scaled(z + m * kInt8Columns + u, x.scale[row + m], w.ih.scale + block * kInt8Columns + u) +
-             V::load(w.bias + block * kInt8Columns + u))
+             V::load(w.start + block * kInt8Columns + u))
                 .store(gates + (row + m) * gates_row() + block * kInt8Columns + u);
       });
   }
 
-  // The cell of `rows`: gates(row) → (blocks, 64) input side; c + row * H is updated; h(row) → H numbers are written.
-  template <class Gates, class Out>
-  void cells(const Int8RowsView& h_read, Range rows, Range own, Gates gates, float* c, Out h) const {
+  // The cell of `rows`: gates(row) → (blocks, 64) input side; c(row) is updated and h(row) written, H numbers each.
+  template <class Gates, class Cell, class Out>
+  void cells(const Int8RowsView& h_read, Range rows, Range own, Gates gates, Cell c, Out h) const {
     for (int64_t block = own.from; block < own.to; ++block) {
       const int64_t u0 = block * kUnitBlock;
       const bool whole = u0 + kUnitBlock <= H;
@@ -78,7 +79,7 @@ class Int8LayerWork {
           CellPointers at[2];
           for (int i = 0; i < pair; ++i)
             at[i] = {z + (m + i) * kInt8Columns, h_read.scale[row + m + i], gates(row + m + i) + block * kInt8Columns,
-                     c + (row + m + i) * H + u0, h(row + m + i) + u0};
+                     c(row + m + i) + u0, h(row + m + i) + u0};
           const float* scale = w.hh.scale + block * kInt8Columns;
           if (whole)
             pair == 2 ? cell<2, true>(at, scale, 16) : cell<1, true>(at, scale, 16);
@@ -212,7 +213,9 @@ class Int8ForwardPass {
     const Carried carried = each_quantises() ? Carried{own_rows.view(), own_unprojected.view()}
                                              : Carried{shared_rows.view(), shared_unprojected.view()};
     quantise(rank, rows, carried.h, [&](int64_t b) { return a.h0 + b * s.P; }, s.P);
-    for (int64_t b : each(rank, rows)) std::memcpy(a.c_n + b * s.H, a.c0 + b * s.H, size_t(s.H) * sizeof(float));
+    const Range own = part_of(rows, rank);
+    for (int64_t b = own.from; b < own.to; ++b)
+      std::memcpy(a.c_n + b * s.H, a.c0 + b * s.H, size_t(s.H) * sizeof(float));
     sync();
     const bool own_chunks = a.x && partition.by_rows;
     const Int8RowsBuffer own_x(own_chunks ? max_rows : 0, a.layer->I);
@@ -223,7 +226,8 @@ class Int8ForwardPass {
       const Chunk chunk =
           a.x ? Chunk(schedule, rows, k, chunk_rows, [this](int64_t n) { return schedule.time(n); }) : Chunk(s.T);
       if (a.x) {
-        for (int64_t n : each(rank, {0, chunk.size()})) x.set(n, a.x + chunk.row[size_t(n)] * a.layer->I, a.layer->I);
+        const Range part = rank.split(chunk.size());
+        for (int64_t n = part.from; n < part.to; ++n) x.set(n, a.x + chunk.row[size_t(n)] * a.layer->I, a.layer->I);
         sync();
         work.input(x, {0, chunk.size()}, blocks, gates);
       }
@@ -236,24 +240,7 @@ class Int8ForwardPass {
         step(t, rank, {rows.from, std::max(rows.from, std::min(rows.to, active))}, blocks, projection, carried, input);
       }
     }
-    for (int64_t b : each(rank, rows)) store_final_h(b);
-  }
-
-  // The rows among `rows` that this thread works on alone
-  struct Rows {
-    struct Iterator {
-      int64_t row;
-      int64_t operator*() const { return row; }
-      void operator++() { ++row; }
-      bool operator!=(const Iterator& other) const { return row != other.row; }
-    };
-    Range range;
-    Iterator begin() const { return {range.from}; }
-    Iterator end() const { return {range.to}; }
-  };
-  static Rows each(ThreadRank rank, Range rows) {
-    const Range part = rank.split(rows.to - rows.from);
-    return {{rows.from + part.from, rows.from + part.to}};
+    for (int64_t b = own.from; b < own.to; ++b) store_final_h(b);
   }
 
   // Rows as the next product reads them: h, and with projection o tanh(c)
@@ -264,7 +251,8 @@ class Int8ForwardPass {
   // `from(row)` of n numbers for this thread's part of the rows; all are there afterwards.
   template <class From>
   void quantise(ThreadRank rank, Range rows, const Int8RowsView& to, From from, int64_t n) {
-    for (int64_t b : each(each_quantises() ? kOnlyThread : rank, rows)) to.set(b, from(b), n);
+    const Range part = each_quantises() ? rows : part_of(rows, rank);
+    for (int64_t b = part.from; b < part.to; ++b) to.set(b, from(b), n);
     if (!each_quantises()) sync();
   }
 
@@ -272,14 +260,15 @@ class Int8ForwardPass {
   void step(int64_t t, ThreadRank rank, Range rows, Range blocks, Range projection, const Carried& carried,
             Input input) {
     const auto h = [&](int64_t b) { return a.h + schedule.row(t, b) * s.P; };
+    const auto c = [&](int64_t b) { return a.c_n + b * s.H; };
     if (projected()) {
       const auto m = [&](int64_t b) { return unprojected_data.get() + b * s.H; };
-      work.cells(carried.h, rows, blocks, input, a.c_n, m);
+      work.cells(carried.h, rows, blocks, input, c, m);
       sync();
       quantise(rank, rows, carried.unprojected, m, s.H);
       work.project(carried.unprojected, rows, projection, h);
     } else {
-      work.cells(carried.h, rows, blocks, input, a.c_n, h);
+      work.cells(carried.h, rows, blocks, input, c, h);
     }
     sync();
     quantise(rank, rows, carried.h, h, s.P);
@@ -305,81 +294,5 @@ class Int8ForwardPass {
 };
 
 inline void int8_forward(const Shape& shape, const Int8Forward& args) { Int8ForwardPass(shape, args).run(); }
-
-// One step of all layers for B rows whose state the caller holds (Int8LSTM.stream). Threads own blocks of units.
-class Int8StepPass {
- public:
-  explicit Int8StepPass(const Int8Step& args)
-      : a(args),
-        widest(std::max(args.P, args.layers[0].I)),
-        partition(make_partition()),
-        barrier(partition.threads),
-        read(a.L * a.B, a.P),
-        input(a.B, widest),
-        gates(a.B * Int8LayerWork(a.layers[0], a.H, a.P).gates_row()),
-        unprojected(a.layers[0].hr.w ? a.B : 0, a.H),
-        unprojected_data(a.layers[0].hr.w ? a.B * a.H : 0) {}
-
-  void run() {
-    parallel_region(partition, barrier, [this](int i) { run_thread(i); });
-  }
-
- private:
-  // A thread is worth its barriers from about 128 KiB of weights a layer on.
-  Partition make_partition() const {
-    const int64_t useful = Int8LayerWork(a.layers[a.L - 1], a.H, a.P).bytes() >> 17;
-    const int64_t threads = std::min<int64_t>(useful, a.threads);
-    return threads > 1 ? Partition{int(threads), false} : Partition{1, true};
-  }
-
-  void run_thread(int i) {
-    [[maybe_unused]] const Int8Product::Scope scope{};
-    const ThreadRank thread = partition.unit_rank(i);
-    const Range rows{0, a.B}, states = thread.split(a.L * a.B), own = thread.split(a.B);
-    for (int64_t n = states.from; n < states.to; ++n) read.view().set(n, a.h + n * a.P, a.P);
-    for (int64_t l = 0; l < a.L; ++l) {
-      const Int8LayerWork work(a.layers[l], a.H, a.P);
-      const float* x = l ? a.h + (l - 1) * a.B * a.P : a.x;
-      const Int8RowsView in{input.view().q, input.view().scale, int8_depth(work.w.I)};
-      for (int64_t b = own.from; b < own.to; ++b) in.set(b, x + b * work.w.I, work.w.I);
-      barrier.wait();
-      layer(l, work, in, rows, own, thread);
-    }
-    for (int64_t b = own.from; b < own.to; ++b)
-      std::memcpy(a.out + b * a.P, a.h + ((a.L - 1) * a.B + b) * a.P, size_t(a.P) * sizeof(float));
-  }
-
-  void layer(int64_t l, const Int8LayerWork& work, const Int8RowsView& in, Range rows, Range own, ThreadRank thread) {
-    const Range blocks = thread.split(work.blocks());
-    const Int8RowsView all = read.view();
-    const Int8RowsView h_read{all.q + l * a.B * all.depth, all.scale + l * a.B, all.depth};
-    const auto x_gates = [&](int64_t b) { return gates.get() + b * work.gates_row(); };
-    const auto h = [&](int64_t b) { return a.h + (l * a.B + b) * a.P; };
-    work.input(in, rows, blocks, gates.get());
-    float* c = a.c + l * a.B * a.H;
-    if (work.w.hr.w) {
-      const auto m = [&](int64_t b) { return unprojected_data.get() + b * a.H; };
-      work.cells(h_read, rows, blocks, x_gates, c, m);
-      barrier.wait();
-      for (int64_t b = own.from; b < own.to; ++b) unprojected.view().set(b, m(b), a.H);
-      barrier.wait();
-      work.project(unprojected.view(), rows, thread.split(work.projection_blocks()), h);
-    } else {
-      work.cells(h_read, rows, blocks, x_gates, c, h);
-    }
-    barrier.wait();
-  }
-
-  const Int8Step& a;
-  int64_t widest;
-  Partition partition;
-  Barrier barrier;
-  Int8RowsBuffer read, input;
-  Buffer<float> gates;
-  Int8RowsBuffer unprojected;
-  Buffer<float> unprojected_data;
-};
-
-inline void int8_step(const Int8Step& args) { Int8StepPass(args).run(); }
 
 }  // namespace FASTLSTM_ISA

@@ -29,6 +29,7 @@ _CPU_NAMES = (
         "gemm",
         "int8_forward",
         "int8_isa",
+        "int8_sample",
         "int8_step",
         "is_cut_off",
         "is_plain",

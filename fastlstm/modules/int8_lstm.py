@@ -16,6 +16,7 @@ from fastlstm import dispatch
 from fastlstm._torch_compat import describe_object, dynamo_skip
 from fastlstm.backends import native
 from fastlstm.backends.cpu.int8 import PackedInt8
+from fastlstm.dispatch import BackendError
 from fastlstm.memory import check_whole
 from fastlstm.modules import checks
 from fastlstm.modules.call import Call, Results, permuted, zero_state
@@ -23,7 +24,7 @@ from fastlstm.modules.checks import State, Tokens
 from fastlstm.modules.int8_stream import Int8Stream
 from fastlstm.ops import int8
 from fastlstm.ops.cell import Stack
-from fastlstm.ops.int8 import Int8Weights, Matrix
+from fastlstm.ops.int8 import WIDEST, Int8Weights, Matrix
 
 
 class Int8LSTM(nn.Module):
@@ -37,6 +38,9 @@ class Int8LSTM(nn.Module):
     Args:
         input_size: I. hidden_size: H. num_layers: L. bias, batch_first, bidirectional: as in nn.LSTM.
         proj_size: P < H, 0 for no projection. device: of the weights, which are zero until they are loaded.
+
+    Raises:
+        ValueError: where a size is not one.
     """
 
     def __init__(
@@ -54,10 +58,21 @@ class Int8LSTM(nn.Module):
         super().__init__()
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional, self.proj_size = bias, batch_first, bidirectional, proj_size
+        self._check_sizes()
         with torch.inference_mode(False):  # tensors made in inference mode do not say when they change
             for name, shape, dtype in self._layout():
                 self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
         self._packed = PackedInt8()
+
+    def _check_sizes(self) -> None:
+        sizes = {"input_size": self.input_size, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
+        for name, value in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= WIDEST:
+                raise ValueError(
+                    f"{name} is {value!r}, expected an int from 1 to {WIDEST}: sums of products must fit 32 bits"
+                )
+        if not 0 <= self.proj_size < self.hidden_size:
+            raise ValueError(f"proj_size is {self.proj_size}, expected 0 or less than hidden_size, {self.hidden_size}")
 
     def _layout(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
         """Name, shape and type of every buffer."""
@@ -137,7 +152,7 @@ class Int8LSTM(nn.Module):
         self._refuse_training(input, hx)
         with torch.no_grad():
             call = _call(self, input, hx, tokens)
-            packed = self._packed.of(self, *(tokens or ())) if call.rows.is_cpu else None
+            packed = self._packed.of(self, *(tokens or ())) if self._why_not_native() is None else None
             run_layer = _definition(self, tokens) if packed is None else packed.run
             rows, last = call.rows, []
             for k in range(self.num_layers):
@@ -156,16 +171,30 @@ class Int8LSTM(nn.Module):
         return Int8Stream(self, batch_size)
 
     def packed_layers(self) -> list | None:
-        """The native layers, packed at the first call and where weights have changed; None without the native module."""
+        """The native layers, packed at the first call and where weights have changed; None where the definition runs."""
         with torch.no_grad():
-            return self._packed.layers(self)
+            return self._packed.layers(self) if self._why_not_native() is None else None
+
+    def _why_not_native(self) -> str | None:
+        """Why the definition runs a call, or None. Raises BackendError where a backend was asked for that cannot."""
+        name, device = dispatch.requested_backend(), self.weight_ih_l0.device
+        if name in ("torch", "reference"):
+            return f"'{name}' is forced"
+        if name not in (None, "cpu"):
+            raise BackendError(f"backend '{name}' was asked for and has no int8 kernels; use 'cpu' or 'reference'")
+        reason = (
+            native.unavailable() if device.type == "cpu" else f"the weights are on {device}, and the kernels on the CPU"
+        )
+        if name == "cpu" and reason is not None:
+            raise BackendError(f"backend 'cpu' was asked for and cannot run an int8 LSTM: {reason}")
+        return reason
 
     def describe(self) -> str:
         """What runs a call, for `fastlstm.explain`."""
-        device, reason = self.weight_ih_l0.device, native.unavailable()
-        if device.type == "cpu" and reason is None:
+        reason = self._why_not_native()
+        if reason is None:
             return f"runs on cpu: int8, {native.load().int8_isa()}"
-        return f"runs on {device}: int8, in torch operations; {reason or 'the int8 kernels run on the CPU'}"
+        return f"runs on reference: int8, in torch operations; {reason}"
 
     def _refuse_training(self, input: Tensor | PackedSequence, hx: State | None) -> None:
         if not (self.training and torch.is_grad_enabled()):

@@ -26,14 +26,12 @@ class Int8Stream(Stream):
         self._dtype, self._device = torch.int8, weights[0].w_ih.q.device
         self._sizes = (batch_size, lstm.hidden_size, lstm.proj_size or lstm.hidden_size)
         self._input_size, self._side = lstm.input_size, 0
-        packed = lstm.packed_layers() if self._device.type == "cpu" else None
+        packed = lstm.packed_layers()
         self._native = packed is not None
         with torch.inference_mode(False), torch.no_grad():
             self._step_layers = packed or []
             self._layers = [] if packed else [_copied(own) for own in weights]
-            B, H, P = self._sizes
-            self._h = empty((1, lstm.num_layers, B, P), torch.float32, self._device).zero_()
-            self._c = empty((lstm.num_layers, B, H), torch.float32, self._device).zero_()
+            self._make_state(lstm.num_layers)
 
     def _step(self, x: Tensor) -> Tensor:
         B, H, P = self._sizes
@@ -43,23 +41,26 @@ class Int8Stream(Stream):
             out=out,
             h=self._h,
             c=self._c,
+            h_unprojected=self._h_unprojected,
             x=x,
             B=B,
             H=H,
             P=P,
+            side=self._side,
             threads=torch.get_num_threads(),
         )
         return out
 
     def _plain_step(self, x: Tensor) -> Tensor:
         """The same in torch operations, where the native module does not run."""
+        _, H, P = self._sizes
         for k, own in enumerate(self._layers):
-            z = int8.product(self._h[0, k], own.w_hh) + int8.input_gates(x, own)
+            z = int8.product(self._h[self._side, k, :, :P], own.w_hh) + int8.input_gates(x, own)
             i, f, g, o = activate(z)
-            self._c[k] = f * self._c[k] + i * g
-            x = o * torch.tanh(self._c[k])
+            c = f * self._c[k, :, :H] + i * g
+            x = o * torch.tanh(c)
             x = x if own.w_hr is None else int8.product(x, own.w_hr)
-            self._h[0, k] = x
+            self._c[k, :, :H], self._h[1 - self._side, k, :, :P] = c, x
         return x.clone()
 
 

@@ -14,7 +14,7 @@ from fastlstm.modules.convert import is_compiled_lstm, is_other_lstm, named
 from fastlstm.modules.int8_lstm import Int8LSTM
 from fastlstm.modules.lstm import LSTM, NNLSTM
 from fastlstm.ops.cell import Stack
-from fastlstm.ops.int8 import WIDEST, Int8Weights, Matrix
+from fastlstm.ops.int8 import Int8Weights, Matrix
 
 Model = TypeVar("Model", bound=nn.Module)
 _FLOAT = (TORCH_LSTM, LSTM, NNLSTM)
@@ -80,8 +80,6 @@ def _weights_of_float(name: str, module: nn.RNNBase) -> list[Int8Weights]:
             raise ValueError(
                 f"{full} is {w.dtype}, expected torch.float32; call model.float() before fastlstm.quantize"
             )
-        if w.shape[-1] > WIDEST:
-            raise ValueError(f"{full} has {w.shape[-1]} columns, expected at most {WIDEST}: their sum must fit 32 bits")
     quantised = [(Matrix.of(f"{name}.{own}" if name else own, w) if w.dim() == 2 else w) for own, w in flat]
     layers = [stack.layer(quantised, k) for k in range(stack.layers * stack.directions)]
     return [

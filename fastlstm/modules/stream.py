@@ -45,15 +45,19 @@ class Stream:
             torch.no_grad(),
         ):  # so that the state can be set in and outside of inference mode
             self._layers = [store(layer, lstm.bias, bool(lstm.proj_size), dtype) for layer in layers]
-            B, H, P = self._sizes
-            self._h = empty((2, lstm.num_layers, B, padded(P)), torch.float32, self.device).zero_()
-            self._c = empty((lstm.num_layers, B, padded(H)), torch.float32, self.device).zero_()
-            self._h_unprojected = empty((B, padded(H)), torch.float32, self.device)
+            self._make_state(lstm.num_layers)
         if self._native:
             self._step_layers = [
-                native.load().StepLayer(start=bias, w=w, w_hr=w_hr, I=P if k else lstm.input_size)
+                native.load().StepLayer(start=bias, w=w, w_hr=w_hr, I=self._sizes[2] if k else lstm.input_size)
                 for k, (w, bias, w_hr) in enumerate(self._layers)
             ]
+
+    def _make_state(self, layers: int) -> None:
+        """A state of zeros, as the kernel keeps it: two sides of h, rows padded to whole blocks."""
+        B, H, P = self._sizes
+        self._h = empty((2, layers, B, padded(P)), torch.float32, self.device).zero_()
+        self._c = empty((layers, B, padded(H)), torch.float32, self.device).zero_()
+        self._h_unprojected = empty((B, padded(H)), torch.float32, self.device)
 
     @property
     def batch_size(self) -> int:
@@ -82,7 +86,7 @@ class Stream:
         with torch.no_grad():
             values = x if self._native and x.dtype is torch.float32 and plain_check()(x) else _float32(x)
             out = self._step(values.contiguous()) if self._native else self._plain_step(values)
-            self._side = (self._side + 1) % len(self._h)
+            self._side = 1 - self._side
             return out.to(x.dtype)
 
     def _step(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import fastlstm
+from fastlstm import BackendError
 
 OPTIONS = [
     {},
@@ -229,10 +230,19 @@ def test_wrong_calls_say_what_was_expected() -> None:
         fastlstm.quantize(fastlstm.TokenLSTM(3, None, 5))(ids, reset=ids.bool())
 
 
-def test_decode_says_that_it_draws_from_the_float_model() -> None:
-    made, linear = fastlstm.quantize(fastlstm.TokenLSTM(7, None, 5)), nn.Linear(5, 7)
-    with pytest.raises(TypeError, match="model is a TokenLSTM with int8 weights, which decode does not draw from"):
-        fastlstm.decode(made, linear.weight, linear.bias, [0], 3)
+def test_sizes_are_checked() -> None:
+    with pytest.raises(ValueError, match="hidden_size is 0, expected an int from 1 to 132104"):
+        fastlstm.Int8LSTM(3, 0)
+    with pytest.raises(ValueError, match="input_size is 200000, expected an int from 1 to 132104"):
+        fastlstm.quantize(nn.LSTM(200_000, 1))
+    with pytest.raises(ValueError, match="proj_size is 5, expected 0 or less than hidden_size, 5"):
+        fastlstm.Int8LSTM(3, 5, proj_size=5)
+
+
+def test_no_sequences_give_no_rows() -> None:
+    made = fastlstm.quantize(nn.LSTM(3, 5, 2, bidirectional=True))
+    out, (h, c) = made(torch.zeros(4, 0, 3))
+    assert (out.shape, h.shape, c.shape) == ((4, 0, 10), (4, 0, 5), (4, 0, 5))
 
 
 def test_gradients_are_refused_in_training_and_not_kept_in_evaluation() -> None:
@@ -270,7 +280,18 @@ def test_changed_weights_show_in_the_next_call() -> None:
 
 def test_explain_says_what_runs() -> None:
     made = fastlstm.quantize(fastlstm.TokenLSTM(7, None, 5))
-    assert fastlstm.explain(made, torch.zeros(3, 2, dtype=torch.int64)).startswith("runs on cpu: int8, ")
+    ids = torch.zeros(3, 2, dtype=torch.int64)
+    assert fastlstm.explain(made, ids).startswith("runs on cpu: int8, ")
+    with fastlstm.backend("reference"):
+        assert fastlstm.explain(made, ids) == "runs on reference: int8, in torch operations; 'reference' is forced"
+        expected = made(ids)
+        assert fastlstm.last_plan() == "reference: int8, in torch operations"
+    torch.testing.assert_close(made(ids), expected, rtol=0, atol=0.02)
+    with (
+        fastlstm.backend("triton"),
+        pytest.raises(BackendError, match="backend 'triton' was asked for and has no int8"),
+    ):
+        made(ids)
 
 
 def test_a_compiled_model_runs_it() -> None:

@@ -25,10 +25,8 @@ class PackedInt8:
         self._table_key: object = None
         self._tables: list[Tensor] = []
 
-    def layers(self, lstm: nn.Module) -> list | None:
-        """The native layers, of each layer and direction; None where the native module does not run."""
-        if native.unavailable() is not None:
-            return None
+    def layers(self, lstm: nn.Module) -> list:
+        """The native layers, of each layer and direction."""
         key = content_key(lstm.buffers())
         if key is None or key != self._key:
             H, P = lstm.hidden_size, lstm.proj_size or lstm.hidden_size
@@ -36,15 +34,12 @@ class PackedInt8:
             self._key, self._table_key = key, None
         return self._layers
 
-    def of(self, lstm: nn.Module, V: int = 0, embedding: Tensor | None = None) -> PackedLayers | None:
-        """What runs the layers of a call; None where the native module does not run.
+    def of(self, lstm: nn.Module, V: int = 0, embedding: Tensor | None = None) -> PackedLayers:
+        """What runs the layers of a call.
 
         V: the number of ids where the call is one on ids, else 0; embedding: (V, I), None for one-hot ids.
         """
-        layers = self.layers(lstm)
-        if layers is None:
-            return None
-        return PackedLayers(lstm, layers, self._token_tables(lstm, V, embedding) if V else None)
+        return PackedLayers(lstm, self.layers(lstm), self._token_tables(lstm, V, embedding) if V else None)
 
     def _token_tables(self, lstm: nn.Module, V: int, embedding: Tensor | None) -> list[Tensor]:
         """For each direction of the first layer, every id's input side as blocks."""
@@ -102,12 +97,17 @@ def _plain(x: Tensor) -> Tensor:
 
 def _native_layer(own: Int8Weights, H: int, P: int) -> object:
     bias = own.w_hh.scale.new_zeros(4 * H) if own.bias is None else own.bias
+    return pack_layer(own.w_ih, own.w_hh, own.w_hr, bias[None], H, P)
+
+
+def pack_layer(w_ih: Matrix | None, w_hh: Matrix, w_hr: Matrix | None, start: Tensor, H: int, P: int) -> object:
+    """A native layer. start: (1, 4H) the bias, or (V, 4H) the table of a first layer on ids, whose w_ih may be None."""
     return native.load().Int8Layer(
-        ih=_packed(own.w_ih, gates=True),
-        hh=_packed(own.w_hh, gates=True),
-        hr=None if own.w_hr is None else _packed(own.w_hr, gates=False),
-        bias=_gates_in_blocks(bias[None]),
-        I=own.w_ih.q.shape[1],
+        ih=None if w_ih is None else _packed(w_ih, gates=True),
+        hh=_packed(w_hh, gates=True),
+        hr=None if w_hr is None else _packed(w_hr, gates=False),
+        start=_gates_in_blocks(start),
+        I=1 if w_ih is None else w_ih.q.shape[1],
         H=H,
         P=P,
     )

@@ -150,9 +150,9 @@ def test_native_layers_refuse_what_does_not_fit() -> None:
     )
     matrix = (words, scale, sums)
     with pytest.raises(
-        RuntimeError, match=r"Int8Layer: bias is float32 with shape \[3\] on cpu, expected 64 packed numbers"
+        RuntimeError, match=r"Int8Layer: start is float32 with shape \[3\] on cpu, expected 64 packed numbers"
     ):
-        library.Int8Layer(ih=matrix, hh=matrix, hr=None, bias=torch.zeros(3), I=3, H=5, P=5)
+        library.Int8Layer(ih=matrix, hh=matrix, hr=None, start=torch.zeros(3), I=3, H=5, P=5)
     values = {"h": torch.empty(4, 2, 5), "h_n": torch.empty(2, 5), "c_n": torch.empty(2, 5)}
     values |= {"x": torch.randn(4, 2, 3), "h0": torch.zeros(2, 5), "c0": torch.zeros(2, 5)}
     sizes = {"T": 4, "B": 2, "H": 5, "P": 5, "reverse": False, "threads": 1}
