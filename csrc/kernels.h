@@ -124,17 +124,49 @@ struct StepLayer {
   int64_t I;         // width of what the layer reads; 0 in the first layer of a token model
 };
 
-// One step of all layers. H_up and P_up are H and P rounded up to 16.
+// One step of all layers, each a StepLayer or an Int8Layer. H_up and P_up are H and P rounded up to 16.
+template <class Layer = StepLayer>
 struct StepArgs {
   float* out;            // (B, P)
   float* h;              // (2, L, B, P_up): side `side` is read, the other written
   float* c;              // (L, B, H_up), in place
   float* h_unprojected;  // (B, H_up) scratch with projection, or null
   const float* x;        // (B, I)
-  const StepLayer* layers;
+  const Layer* layers;
   int64_t L, B, H, P;
   int side;
   int threads;
+};
+
+// int8 weights in blocks of 64 columns (fastlstm/backends/cpu/int8.py packs them): of a layer a block holds 16 units,
+// their gates i, f, g, o; of a projection 64 columns. K_up is K rounded up to 64. What is past the last column or k is
+// zero.
+struct Int8Matrix {
+  const int8_t* w;            // (blocks, K_up / 4, 64, 4), or null: not there
+  const float* scale;         // (blocks, 64)
+  const int32_t* subtracted;  // (blocks, 64) 128 times the sum of each column
+};
+
+// One layer in one direction with int8 weights
+struct Int8Layer {
+  Int8Matrix ih;       // K = I; not read with ids
+  Int8Matrix hh;       // K = P
+  Int8Matrix hr;       // K = H, or not there
+  const float* start;  // (blocks, 64) the bias; in the first layer of a decoder the table, (V, blocks, 64)
+  int64_t I;           // width of what the layer reads
+};
+
+// Inference of one layer in one direction; Shape without reset and rounding
+struct Int8Forward {
+  float* h;    // (N, P)
+  float* h_n;  // (B, P)
+  float* c_n;  // (B, H)
+  const Int8Layer* layer;
+  const float* x;      // (N, I); null with ids
+  const float* table;  // (V, blocks, 64) the input side of the pre-activations of each id, with the bias; null with x
+  const int64_t* ids;  // (N,) rows of the table, checked by the caller
+  const float* h0;     // (B, P)
+  const float* c0;     // (B, H)
 };
 
 // out[id[n]] += rows[n] over all n in order; out (V, width) starts as given, rows (N, width). Each thread owns columns.
@@ -169,14 +201,16 @@ struct SamplingOptions {
   uint64_t seed, position;
 };
 
-// The sampling loop: feeds the rows of ids from `fed` to `known`, then draws T more; each is fed in turn but the last.
+// The sampling loop over layers that are StepLayer or Int8Layer: feeds the rows of ids from `fed` to `known`, then
+// draws T more; each is fed in turn but the last.
+template <class Layer = StepLayer>
 struct SampleArgs {
   int64_t* ids;      // (known + T, B) in: the first `known` rows, and -1 below; out: all; -2: nothing could be drawn
   float* log_probs;  // (T, B) log softmax of the scores at the drawn ids, or null
   float *h, *c;      // (L, B, P), (L, B, H), in place
   uint8_t* ended;    // (B,) in place: 1 = nothing (more) is drawn for this stream
   int32_t* states;   // (B,) in place: states of the automaton, or null
-  const StepLayer* layers;
+  const Layer* layers;
   const void* w_out;           // (V, P) packed with one gate
   const float* b_out;          // (V rounded up to 16,)
   const int32_t* transitions;  // (states, V): the state after each id, below 0 where the id is forbidden; or null
@@ -199,12 +233,12 @@ struct Kernels {
   void (*backward_f32)(const Shape&, const Backward<float>&);
   void (*backward_f64)(const Shape&, const Backward<double>&);
   void (*small_call_f32)(const SmallCall&);
-  void (*step_f32)(const StepArgs&);
-  void (*step_bf16)(const StepArgs&);
+  void (*step_f32)(const StepArgs<>&);
+  void (*step_bf16)(const StepArgs<>&);
   void (*pack_f32)(const Pack&);
   void (*pack_bf16)(const Pack&);
-  void (*sample_f32)(const SampleArgs&);
-  void (*sample_bf16)(const SampleArgs&);
+  void (*sample_f32)(const SampleArgs<>&);
+  void (*sample_bf16)(const SampleArgs<>&);
   void (*gumbel)(double* noise, int64_t n, uint64_t seed, uint64_t position, uint64_t stream);  // n: a multiple of 8
   void (*empty_workspaces)(int threads);
   void (*gemm_f32)(const Gemm<float>&);
@@ -224,12 +258,23 @@ struct BfloatKernels {
   void (*backward_mixed)(const Shape&, const Backward<float, uint16_t, float>&);
 };
 
+// The int8 kernels of one instruction set; all give the same bits.
+struct Int8Kernels {
+  const char* name;
+  void (*forward)(const Shape&, const Int8Forward&);
+  void (*step)(const StepArgs<Int8Layer>&);
+  void (*sample)(const SampleArgs<Int8Layer>&);
+  void (*empty_workspaces)(int threads);
+};
+
 extern const Kernels kernels_baseline;
+extern const Int8Kernels kernels_int8_baseline;
 #if defined(FASTLSTM_X86)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const BfloatKernels bfloat_kernels_avx512_bf16;
 extern const BfloatKernels bfloat_kernels_amx;
+extern const Int8Kernels kernels_int8_avx2, kernels_int8_avx_vnni, kernels_int8_avx512_vnni, kernels_int8_amx;
 #endif
 
 }  // namespace fastlstm::cpu

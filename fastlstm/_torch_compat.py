@@ -175,7 +175,7 @@ def has_memory(v: Tensor) -> bool:
 
 _CODES = {  # type: code and bits, as DLPack writes them
     **{torch.float32: (2, 32), torch.float64: (2, 64), torch.float16: (2, 16), torch.bfloat16: (4, 16)},
-    **{torch.int64: (0, 64), torch.int32: (0, 32), torch.uint8: (1, 8), torch.bool: (6, 8)},
+    **{torch.int64: (0, 64), torch.int32: (0, 32), torch.int8: (0, 8), torch.uint8: (1, 8), torch.bool: (6, 8)},
 }
 
 

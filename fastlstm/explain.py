@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm import backends, dispatch
 from fastlstm.backends.cpu import small_call
 from fastlstm.modules.call import Call, State, normalise
+from fastlstm.modules.int8_lstm import Int8LSTM
 from fastlstm.modules.lstm import LSTM
 from fastlstm.modules.route import FUSED_CPU, TORCH, first_spec, route
 from fastlstm.modules.token_lstm import TokenLSTM
@@ -39,12 +40,15 @@ def explain(
     """Say which route and backend would run a call of a module, what it would do, and what each other backend says of it.
 
     Args:
-        module: an LSTM or TokenLSTM; nothing runs. x, hx, reset, return_cell_states, return_gates: as its forward takes them.
+        module: an LSTM, TokenLSTM or Int8LSTM; nothing runs.
+        x, hx, reset, return_cell_states, return_gates: as its forward takes them.
 
     Raises:
         TypeError: for another module. What `module(x)` raises where x does not fit.
     """
     lstm = module.lstm if isinstance(module, TokenLSTM) else module
+    if isinstance(lstm, Int8LSTM):
+        return lstm.describe()
     if not isinstance(lstm, LSTM):
         raise TypeError(f"module is a {type(module).__name__}, expected fastlstm.LSTM or fastlstm.TokenLSTM")
     cells = getattr(module, "return_cell_states", False) if return_cell_states is None else return_cell_states

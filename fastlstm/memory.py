@@ -6,7 +6,7 @@ type, device, sizes, strides and storage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 import torch
@@ -93,6 +93,17 @@ def gpu_address(name: str, tensor: Tensor | None, index: int, dtype: torch.dtype
             f"cuda:{index} whose storage holds them; was its storage resized?"
         )
     return tensor.data_ptr()
+
+
+def content_key(tensors: Iterable[Tensor]) -> tuple | None:
+    """What changes where torch changes one of the tensors: address and version of each.
+
+    None where a tensor was made in inference mode and has no version. Changes through `.data` or numpy do not show.
+    """
+    tensors = list(tensors)
+    if any(v.is_inference() for v in tensors):
+        return None
+    return tuple((v.data_ptr(), v._version, v.shape, v.dtype) for v in tensors)
 
 
 def is_array(tensor: Tensor, dtype: torch.dtype, count: int) -> bool:

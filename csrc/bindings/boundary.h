@@ -29,19 +29,20 @@ struct Type {
 };
 inline constexpr Type kFloat32{dlpack::kFloat, 32, "float32"}, kFloat64{dlpack::kFloat, 64, "float64"},
     kBfloat16{dlpack::kBfloat, 16, "bfloat16"}, kInt64{dlpack::kInt, 64, "int64"}, kInt32{dlpack::kInt, 32, "int32"},
-    kUint8{dlpack::kUInt, 8, "uint8"}, kBool{dlpack::kBool, 8, "bool"};
+    kInt8{dlpack::kInt, 8, "int8"}, kUint8{dlpack::kUInt, 8, "uint8"}, kBool{dlpack::kBool, 8, "bool"};
 
 // That of a C++ type
 template <class T, class... Types>
 constexpr bool is_one_of = (std::is_same_v<T, Types> || ...);
 template <class T>
 constexpr Type find_type() {
-  static_assert(is_one_of<T, float, double, uint16_t, int64_t, int32_t, uint8_t, bool>);
+  static_assert(is_one_of<T, float, double, uint16_t, int64_t, int32_t, int8_t, uint8_t, bool>);
   if constexpr (std::is_same_v<T, float>) return kFloat32;
   if constexpr (std::is_same_v<T, double>) return kFloat64;
   if constexpr (std::is_same_v<T, uint16_t>) return kBfloat16;  // its bits
   if constexpr (std::is_same_v<T, int64_t>) return kInt64;
   if constexpr (std::is_same_v<T, int32_t>) return kInt32;
+  if constexpr (std::is_same_v<T, int8_t>) return kInt8;
   if constexpr (std::is_same_v<T, uint8_t>) return kUint8;
   return kBool;
 }

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 #if defined(FASTLSTM_X86)
@@ -21,11 +22,12 @@ using namespace fastlstm::cpu;
 
 namespace {
 
-// bfloat: null where the set does not multiply bfloat16
+// bfloat: null where the set does not multiply bfloat16. int8: the fastest that the set has.
 struct InstructionSet {
   const char* name;
   const Kernels* kernels;
   const BfloatKernels* bfloat;
+  const Int8Kernels* int8;
 };
 
 #if defined(FASTLSTM_X86)
@@ -36,11 +38,14 @@ struct Cpuid {
 
 bool has_avx512_bf16() { return Cpuid(7, 1).a >> 5 & 1; }
 
-// AMX with bfloat16: the processor has it, the operating system saves its registers, and lets this process use them.
+bool has_avx_vnni() { return Cpuid(7, 1).a >> 4 & 1; }
+
+// AMX with bfloat16 and int8: the processor has it, the operating system saves its registers, and lets this process use
+// them.
 bool has_amx() {
-  constexpr unsigned kBfloat16 = 1u << 22, kTile = 1u << 24, kState = 1u << 17 | 1u << 18, kSavesState = 1u << 27;
-  const unsigned features = Cpuid(7, 0).d;
-  if (!(features & kBfloat16) || !(features & kTile) || !(Cpuid(1, 0).c & kSavesState)) return false;
+  constexpr unsigned kBfloat16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr unsigned kState = 1u << 17 | 1u << 18, kSavesState = 1u << 27, kAll = kBfloat16 | kTile | kInt8;
+  if ((Cpuid(7, 0).d & kAll) != kAll || !(Cpuid(1, 0).c & kSavesState)) return false;
   unsigned low, high;
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   if ((low & kState) != kState) return false;
@@ -52,27 +57,65 @@ bool has_amx() {
 #endif
 }
 
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+}
+
 bool is_made_by_intel() {
   const Cpuid vendor(0, 0);
   return vendor.b == 0x756e6547 && vendor.d == 0x49656e69 && vendor.c == 0x6c65746e;  // "GenuineIntel"
 }
 #endif
 
+// The int8 kernels that this machine can run, the weakest first
+std::vector<const Int8Kernels*> find_int8() {
+  std::vector<const Int8Kernels*> found{&kernels_int8_baseline};
+#if defined(FASTLSTM_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    found.push_back(&kernels_int8_avx2);
+    if (has_avx_vnni()) found.push_back(&kernels_int8_avx_vnni);
+  }
+  if (has_avx512()) {
+    if (__builtin_cpu_supports("avx512vnni")) {
+      found.push_back(&kernels_int8_avx512_vnni);
+      if (has_amx()) found.push_back(&kernels_int8_amx);
+    }
+  }
+#endif
+  return found;
+}
+
+const std::vector<const Int8Kernels*>& available_int8() {
+  static const std::vector<const Int8Kernels*> found = find_int8();
+  return found;
+}
+
+// The first of these that this machine can run
+[[maybe_unused]] const Int8Kernels* int8_named(std::initializer_list<std::string_view> names) {
+  for (const std::string_view name : names)
+    for (const Int8Kernels* kernels : available_int8())
+      if (name == kernels->name) return kernels;
+  return &kernels_int8_baseline;
+}
+
 std::vector<InstructionSet> find_sets() {
-  std::vector<InstructionSet> sets{{kernels_baseline.name, &kernels_baseline, nullptr}};
+  std::vector<InstructionSet> sets{{kernels_baseline.name, &kernels_baseline, nullptr, &kernels_int8_baseline}};
 #if defined(FASTLSTM_X86)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    sets.push_back({kernels_avx2.name, &kernels_avx2, nullptr});
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw")) {
-    const InstructionSet avx512{kernels_avx512.name, &kernels_avx512, nullptr};
+    sets.push_back({kernels_avx2.name, &kernels_avx2, nullptr, int8_named({"int8_avx_vnni", "int8_avx2"})});
+  if (has_avx512()) {
+    const Int8Kernels* int8 = int8_named({"int8_avx512_vnni", "int8_avx_vnni", "int8_avx2"});
+    const InstructionSet avx512{kernels_avx512.name, &kernels_avx512, nullptr, int8};
     sets.push_back(avx512);
     if (has_avx512_bf16()) {
-      sets.push_back({bfloat_kernels_avx512_bf16.name, &kernels_avx512, &bfloat_kernels_avx512_bf16});
+      sets.push_back({bfloat_kernels_avx512_bf16.name, &kernels_avx512, &bfloat_kernels_avx512_bf16, int8});
       // On Intel's processors its dot products run at half the speed of float's: without AMX, float is the better way.
       if (is_made_by_intel()) std::swap(sets.back(), sets[sets.size() - 2]);
-      if (has_amx()) sets.push_back({bfloat_kernels_amx.name, &kernels_avx512, &bfloat_kernels_amx});
+      if (has_amx())
+        sets.push_back({bfloat_kernels_amx.name, &kernels_avx512, &bfloat_kernels_amx, available_int8().back()});
     }
   }
 #endif
@@ -104,6 +147,21 @@ void set_isa(const std::string& name) {
   throw py::value_error("instruction set '" + name + "' is not available on this machine");
 }
 
+std::vector<std::string> int8_isa_names() {
+  std::vector<std::string> names;
+  for (const Int8Kernels* kernels : available_int8()) names.emplace_back(kernels->name);
+  return names;
+}
+
+void set_int8_isa(const std::string& name) {
+  for (const Int8Kernels* kernels : available_int8())
+    if (name == kernels->name) {
+      current.int8 = kernels;
+      return;
+    }
+  throw py::value_error("int8 kernels '" + name + "' are not available on this machine");
+}
+
 // what: 0 sigmoid, 1 tanh; for the tests
 template <class R>
 void unary_of(Arguments& a, void (*kernel)(const R*, R*, int64_t, int)) {
@@ -123,6 +181,7 @@ void unary(Arguments& a) {
 
 const Kernels& kernels() { return *current.kernels; }
 const BfloatKernels* bfloat_kernels() { return current.bfloat; }
+const Int8Kernels& int8_kernels() { return *current.int8; }
 int usable_threads(int64_t threads) { return forked ? 1 : int(threads); }
 
 void bind_isa(py::module_& m) {
@@ -130,6 +189,9 @@ void bind_isa(py::module_& m) {
   m.def("isa_names", &isa_names, "Instruction sets that this machine can run, the weakest first.");
   m.def("isa", [] { return std::string(current.name); }, "The instruction set in use.");
   m.def("set_isa", &set_isa);
+  m.def("int8_isa_names", &int8_isa_names, "The int8 kernels that this machine can run, the weakest first.");
+  m.def("int8_isa", [] { return std::string(current.int8->name); }, "The int8 kernels in use; `set_isa` chooses them.");
+  m.def("set_int8_isa", &set_int8_isa, "Chooses int8 kernels alone, until the next `set_isa`; for the tests.");
   m.def(
       "multiplies_bfloat16", [] { return current.bfloat != nullptr; },
       "Whether the instruction set in use multiplies bfloat16.");

@@ -2,6 +2,7 @@
 // against the sizes of the call (arguments.h). The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
 
+#include "batch_sizes.h"
 #include "bindings.h"
 #include "entry_point.h"
 
@@ -15,19 +16,6 @@ struct Call {
   int64_t N;     // rows of all steps together
   int64_t part;  // h0, c0, h_n, c_n and their gradients may hold those of several layers and directions
 };
-
-// The checked batch sizes, and their sum
-const int64_t* batch_sizes_of(Arguments& a, int64_t T, int64_t B, int64_t& N) {
-  const int64_t* sizes = a.copied<int64_t>("batch_sizes", T);
-  N = 0;
-  for (int64_t t = 0; t < T; ++t) {
-    if (sizes[t] < 1 || sizes[t] > (t ? sizes[t - 1] : B) || (t == 0 && sizes[t] != B))
-      throw py::index_error("batch_sizes hold " + std::to_string(sizes[t]) + " at step " + std::to_string(t) +
-                            ", expected numbers that fall from B = " + std::to_string(B) + " to at least 1");
-    N += sizes[t];
-  }
-  return sizes;
-}
 
 Call call_of(Arguments& a) {
   Call call{{.T = a.size("T"),

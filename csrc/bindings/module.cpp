@@ -10,6 +10,7 @@ void bind_plan(py::module_& m);
 void bind_array_cache(py::module_& m);
 void bind_boundary(py::module_& m);
 void bind_gemm(py::module_& m);
+void bind_int8(py::module_& m);
 void bind_isa(py::module_& m);
 void bind_lstm(py::module_& m);
 void bind_sampling(py::module_& m);
@@ -30,6 +31,7 @@ PYBIND11_MODULE(_C, m) {
   bind_lstm(m);
   bind_gemm(m);
   bind_step(m);
+  bind_int8(m);
   bind_sampling(m);
   bind_small_call(m);
   bind_array_cache(m);

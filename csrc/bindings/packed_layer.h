@@ -25,3 +25,8 @@ struct PackedLayer {
 // The layers of a call, each checked against its sizes. V: ids of a token model, whose first layer has a table; else 0.
 std::vector<fastlstm::cpu::StepLayer> checked_layers(Arguments& a, const Objects<PackedLayer>& layers, int64_t H,
                                                      int64_t P, int64_t V, bool bfloat16);
+
+// The Int8Layers of a call ("layers"), each checked against its sizes. V: as above; kByTable: the first layer's input
+// side is given by the call.
+inline constexpr int64_t kByTable = -1;
+std::vector<fastlstm::cpu::Int8Layer> checked_int8_layers(Arguments& a, int64_t H, int64_t P, int64_t V);

@@ -27,16 +27,18 @@ const int64_t* stop_ends_of(Arguments& a, int64_t count, int64_t ids) {
   return ends;
 }
 
-void sample(Arguments& a) {
-  const bool bfloat16 = a.flag("bfloat16"), automaton = a.given("transitions");
-  const int64_t stop_count = a.size("stop_count");
-  const Objects<PackedLayer> given = a.objects<PackedLayer>("layers", "a list of StepLayer");
-  const int64_t known = a.size("known", 1), drawn = a.size("T"), fed = a.index("fed", known);
-  const int64_t L = int64_t(given.size()), B = a.size("B"), H = a.size("H", 1), P = a.size("P", 1), V = a.size("V", 1);
-  const std::vector<StepLayer> layers = checked_layers(a, given, H, P, V, bfloat16);
+// layers_of(a, H, P, V): the checked layers; type: of w_out
+template <class Layer, class LayersOf>
+void run_sampling(Arguments& a, boundary::Type type, LayersOf layers_of, void (*kernel)(const SampleArgs<Layer>&)) {
+  const bool automaton = a.given("transitions");
+  const int64_t stop_count = a.size("stop_count"), known = a.size("known", 1), drawn = a.size("T");
+  const int64_t fed = a.index("fed", known), B = a.size("B"), H = a.size("H", 1), P = a.size("P", 1),
+                V = a.size("V", 1);
+  const std::vector<Layer> layers = layers_of(a, H, P, V);
+  const int64_t L = int64_t(layers.size());
   const int64_t states = automaton ? a.rows_of<const int32_t>("transitions", V) : 0;
   const int64_t stop_ids = stop_count ? a.count_of<const int64_t>("stops") : 0;
-  const SampleArgs args{
+  const SampleArgs<Layer> args{
       .ids = a.array<int64_t>("ids", known + drawn, B),
       .log_probs = a.optional_array<float>("log_probs", drawn, B),
       .h = a.array<float>("h", a.product({L, B}), P),
@@ -44,7 +46,7 @@ void sample(Arguments& a) {
       .ended = a.array<uint8_t>("ended", B),
       .states = automaton ? a.array<int32_t>("states", B) : a.absent<int32_t>("states"),
       .layers = layers.data(),
-      .w_out = a.array("w_out", bfloat16 ? boundary::kBfloat16 : boundary::kFloat32, packed_numbers(1, 1, V, P)),
+      .w_out = a.array("w_out", type, packed_numbers(1, 1, V, P)),
       .b_out = a.array<const float>("b_out", round_up(V)),
       .transitions =
           automaton ? a.array<const int32_t>("transitions", states, V) : a.absent<const int32_t>("transitions"),
@@ -69,7 +71,21 @@ void sample(Arguments& a) {
     if (!args.ended[k % B] && uint64_t(args.ids[k]) >= uint64_t(V))  // of a stream that has ended they are -1
       throw py::index_error("ids hold " + std::to_string(args.ids[k]) + ", expected 0 to " + std::to_string(V - 1));
   py::gil_scoped_release release;
-  bfloat16 ? kernels().sample_bf16(args) : kernels().sample_f32(args);
+  kernel(args);
+}
+
+void sample(Arguments& a) {
+  const bool bfloat16 = a.flag("bfloat16");
+  const auto layers_of = [bfloat16](Arguments& arguments, int64_t H, int64_t P, int64_t V) {
+    const auto given = arguments.objects<PackedLayer>("layers", "a list of StepLayer");
+    return checked_layers(arguments, given, H, P, V, bfloat16);
+  };
+  run_sampling<StepLayer>(a, bfloat16 ? boundary::kBfloat16 : boundary::kFloat32, layers_of,
+                          bfloat16 ? kernels().sample_bf16 : kernels().sample_f32);
+}
+
+void int8_sample(Arguments& a) {
+  run_sampling<Int8Layer>(a, boundary::kFloat32, checked_int8_layers, int8_kernels().sample);
 }
 
 // The noise of one draw, for the tests
@@ -90,6 +106,7 @@ void bind_sampling(py::module_& m) {
       m, "sample",
       "Feeds and draws ids. Keywords: bfloat16 (else float weights), layers (a list of StepLayer), the other "
       "fields of SampleArgs and SamplingOptions in csrc/kernels.h.");
+  define<&int8_sample>(m, "int8_sample", "The same with int8 weights: layers is a list of Int8Layer, w_out float.");
   define<&gumbel>(m, "gumbel",
                   "The noise of one draw, for the tests. Keywords: noise (float64), n, seed, position, stream.");
 }

@@ -65,7 +65,7 @@ void lstm_step(Arguments& a) {
   bool projected = false;
   for (const StepLayer& layer : layers) projected |= layer.w_hr != nullptr;
   const int64_t rows = a.product({L, B});
-  const StepArgs args{
+  const StepArgs<> args{
       .out = a.array<float>("out", B, P),
       .h = a.array<float>("h", 2 * rows, round_up(P)),
       .c = a.array<float>("c", rows, round_up(H)),

@@ -23,8 +23,13 @@ static void backward(const Shape& shape, const fastlstm::cpu::Backward<R>& args)
 static void small_call(const SmallCall& args) { SmallCallPass(args).run(); }
 
 template <class W>
-static void sample(const SampleArgs& args) {
-  SamplingLoop<W>(args).run();
+static void step(const StepArgs<>& args) {
+  lstm_step<StepEngine<W>>(args);
+}
+
+template <class W>
+static void sample(const SampleArgs<>& args) {
+  SamplingLoop<StepEngine<W>, StepLayer>(args).run();
 }
 
 // The gradient of a token table. Each thread owns columns, so every sum runs in the order of the rows.
@@ -63,26 +68,13 @@ namespace fastlstm::cpu {
 #define FASTLSTM_JOIN2(a, b) a##b
 #define FASTLSTM_JOIN(a, b) FASTLSTM_JOIN2(a, b)
 extern const Kernels FASTLSTM_JOIN(kernels_, FASTLSTM_ISA) = {
-    ::FASTLSTM_ISA::kName,
-    ::FASTLSTM_ISA::forward<float>,
-    ::FASTLSTM_ISA::forward<double>,
-    ::FASTLSTM_ISA::backward<float>,
-    ::FASTLSTM_ISA::backward<double>,
-    ::FASTLSTM_ISA::small_call,
-    ::FASTLSTM_ISA::lstm_step<float>,
-    ::FASTLSTM_ISA::lstm_step<uint16_t>,
-    ::FASTLSTM_ISA::pack<float>,
-    ::FASTLSTM_ISA::pack<uint16_t>,
-    ::FASTLSTM_ISA::sample<float>,
-    ::FASTLSTM_ISA::sample<uint16_t>,
-    ::FASTLSTM_ISA::gumbel,
-    ::FASTLSTM_ISA::empty_workspaces,
-    ::FASTLSTM_ISA::gemm<float>,
-    ::FASTLSTM_ISA::gemm<double>,
-    ::FASTLSTM_ISA::sum_by_id<float>,
-    ::FASTLSTM_ISA::sum_by_id<double>,
-    ::FASTLSTM_ISA::unary<float>,
-    ::FASTLSTM_ISA::unary<double>,
+    ::FASTLSTM_ISA::kName,           ::FASTLSTM_ISA::forward<float>,   ::FASTLSTM_ISA::forward<double>,
+    ::FASTLSTM_ISA::backward<float>, ::FASTLSTM_ISA::backward<double>, ::FASTLSTM_ISA::small_call,
+    ::FASTLSTM_ISA::step<float>,     ::FASTLSTM_ISA::step<uint16_t>,   ::FASTLSTM_ISA::pack<float>,
+    ::FASTLSTM_ISA::pack<uint16_t>,  ::FASTLSTM_ISA::sample<float>,    ::FASTLSTM_ISA::sample<uint16_t>,
+    ::FASTLSTM_ISA::gumbel,          ::FASTLSTM_ISA::empty_workspaces, ::FASTLSTM_ISA::gemm<float>,
+    ::FASTLSTM_ISA::gemm<double>,    ::FASTLSTM_ISA::sum_by_id<float>, ::FASTLSTM_ISA::sum_by_id<double>,
+    ::FASTLSTM_ISA::unary<float>,    ::FASTLSTM_ISA::unary<double>,
 };
 
 }  // namespace fastlstm::cpu

@@ -38,11 +38,44 @@ struct StepState {
   float* h_unprojected(int64_t row) const { return h_unprojected_data + row * H; }
 };
 
+// Calls tile(row, n) for `rows` in pieces of up to kTile, of nearly the same size.
+template <class F>
+FASTLSTM_INLINE void step_tiles(Range rows, F&& tile) {
+  const int64_t count = rows.to - rows.from, pieces = (count + kTile - 1) / kTile;
+  for (int64_t i = 0; i < pieces; ++i) {
+    const Range piece = split(count, int(i), int(pieces));
+    tile(rows.from + piece.from, int(piece.to - piece.from));
+  }
+}
+
+// out[row][:] = start + v[row] @ w for `rows`; w in wide blocks, width: columns of out; a null start is zero.
+template <class W>
+void wide_product(const void* w, int64_t K, const float* v, int64_t v_row, const float* start, float* out,
+                  int64_t width, Range rows, ThreadRank thread, bool prefetch_weights) {
+  const Range blocks = thread.split((width + kWideBlock - 1) / kWideBlock);
+  for (int64_t block = blocks.from; block < blocks.to; ++block) {
+    const int64_t at = block * kWideBlock, columns = width - at < kWideBlock ? width - at : kWideBlock;
+    step_tiles(rows, [&](int64_t row, int n) {
+      float* to = out + row * width + at;
+      for (int r = 0; r < n; ++r)
+        start ? std::memcpy(to + r * width, start + at, size_t(columns) * sizeof(float))
+              : std::memset(to + r * width, 0, size_t(columns) * sizeof(float));
+      const W* block_weights = static_cast<const W*>(w) + at * K;
+      const float* rows_of_v = v + row * v_row;
+      columns == kWideBlock
+          ? product_block<W, true>(n, block_weights, columns, rows_of_v, v_row, K, to, width, prefetch_weights)
+          : product_block<W, false>(n, block_weights, columns, rows_of_v, v_row, K, to, width, prefetch_weights);
+    });
+  }
+}
+
 template <class W>
 class StepEngine {
   using V = Vec<float>;
 
  public:
+  static constexpr int64_t kWeightBytes = sizeof(W);
+
   // H, P: the sizes of the layers, not rounded up
   StepEngine(const StepLayer* layers, int64_t H, int64_t P, const StepState& state, Partition threads)
       : state(state),
@@ -76,7 +109,7 @@ class StepEngine {
     if (l > 0) x = state.h(side ^ 1, l - 1, 0), x_row = state.P;
     const Range blocks = thread.split(state.H / kUnitBlock);
     for (int64_t block = blocks.from; block < blocks.to; ++block)
-      tiles(rows, [&](int64_t row, int n) {
+      step_tiles(rows, [&](int64_t row, int n) {
         alignas(64) float z[kTile * kWideBlock];
         for (int r = 0; r < n; ++r) {
           const float* from = (l == 0 ? start(row + r) : layers_[l].start) + block * kWideBlock;
@@ -91,24 +124,10 @@ class StepEngine {
     sync();
   }
 
-  // out[row][:] = start + v[row] @ w for `rows`; w in wide blocks, width: columns of out; a null start is zero.
+  // See wide_product.
   void product(const void* w, int64_t K, const float* v, int64_t v_row, const float* start, float* out, int64_t width,
                Range rows, ThreadRank thread) {
-    const Range blocks = thread.split((width + kWideBlock - 1) / kWideBlock);
-    for (int64_t block = blocks.from; block < blocks.to; ++block) {
-      const int64_t at = block * kWideBlock, columns = width - at < kWideBlock ? width - at : kWideBlock;
-      tiles(rows, [&](int64_t row, int n) {
-        float* to = out + row * width + at;
-        for (int r = 0; r < n; ++r)
-          start ? std::memcpy(to + r * width, start + at, size_t(columns) * sizeof(float))
-                : std::memset(to + r * width, 0, size_t(columns) * sizeof(float));
-        const W* block_weights = static_cast<const W*>(w) + at * K;
-        const float* rows_of_v = v + row * v_row;
-        columns == kWideBlock
-            ? product_block<W, true>(n, block_weights, columns, rows_of_v, v_row, K, to, width, prefetch_weights_)
-            : product_block<W, false>(n, block_weights, columns, rows_of_v, v_row, K, to, width, prefetch_weights_);
-      });
-    }
+    wide_product<W>(w, K, v, v_row, start, out, width, rows, thread, prefetch_weights_);
   }
 
   const StepState state;
@@ -116,16 +135,6 @@ class StepEngine {
   Barrier barrier;
 
  private:
-  // Calls tile(row, n) for `rows` in pieces of up to kTile, of nearly the same size.
-  template <class F>
-  FASTLSTM_INLINE void tiles(Range rows, F&& tile) {
-    const int64_t count = rows.to - rows.from, pieces = (count + kTile - 1) / kTile;
-    for (int64_t i = 0; i < pieces; ++i) {
-      const Range piece = split(count, int(i), int(pieces));
-      tile(rows.from + piece.from, int(piece.to - piece.from));
-    }
-  }
-
   // One block of units of n rows: z += x @ W_ih^T + h @ W_hh^T, then the cell. x: the first row's.
   void cells(int64_t l, int side, int64_t block, int64_t row, int n, const float* x, int64_t x_row, float* z) {
     const StepLayer& layer = layers_[l];
@@ -148,14 +157,14 @@ class StepEngine {
 };
 
 // lstm_step: one step for B rows whose state the caller holds (fastlstm.LSTM.stream).
-template <class W>
-void lstm_step(const StepArgs& a) {
+template <class Engine, class Layer>
+void lstm_step(const StepArgs<Layer>& a) {
   const int64_t H = round_up_16(a.H), P = round_up_16(a.P);
   // A thread is worth its barriers from about 128 KiB of weights a layer on.
-  const int64_t useful = 4 * a.H * (a.P + a.layers[a.L - 1].I) * int64_t(sizeof(W)) >> 17;
+  const int64_t useful = 4 * a.H * (a.P + a.layers[a.L - 1].I) * Engine::kWeightBytes >> 17;
   const int64_t threads = useful < a.threads ? useful : a.threads;
   const Partition partition = threads > 1 ? Partition{int(threads), false} : Partition{1, true};
-  StepEngine<W> engine(a.layers, a.H, a.P, {a.h, a.c, a.h_unprojected, a.L, a.B, H, P}, partition);
+  Engine engine(a.layers, a.H, a.P, {a.h, a.c, a.h_unprojected, a.L, a.B, H, P}, partition);
   engine.run([&](int i) {
     const ThreadRank thread = engine.partition.unit_rank(i);
     for (int64_t l = 0; l < a.L; ++l)

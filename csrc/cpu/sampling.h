@@ -12,10 +12,13 @@ namespace FASTLSTM_ISA {
 
 using fastlstm::cpu::SampleArgs;
 
-template <class W>
+// Engine: StepEngine (lstm_step.h) or Int8Engine (int8_step.h)
+template <class Engine, class Layer>
 class SamplingLoop {
+  using Args = SampleArgs<Layer>;
+
  public:
-  explicit SamplingLoop(const SampleArgs& args)
+  explicit SamplingLoop(const Args& args)
       : a(args),
         order(active_streams()),
         n(int64_t(order.size())),
@@ -47,9 +50,9 @@ class SamplingLoop {
   // A partition by streams needs whole tiles for every thread and weights that each thread's cache holds (2 x 128
   // does). A partition by units costs a barrier a layer: a thread is worth it from some 30,000 products a step on.
   Partition make_partition() const {
-    const int64_t products = a.V * a.P + StepEngine<W>::weights(a.layers, a.L, a.H, a.P);
+    const int64_t products = a.V * a.P + Engine::weights(a.layers, a.L, a.H, a.P);
     const int64_t max_threads = a.threads < 1 ? 1 : a.threads;
-    if (n >= max_threads * kTile && products * int64_t(sizeof(W)) <= (2 << 20)) return {int(max_threads), true};
+    if (n >= max_threads * kTile && products * Engine::kWeightBytes <= (2 << 20)) return {int(max_threads), true};
     const int64_t useful = std::min({max_threads, products * n >> 15, c_row / kUnitBlock});
     return useful > 1 ? Partition{int(useful), false} : Partition{1, true};
   }
@@ -151,11 +154,11 @@ class SamplingLoop {
     }
   }
 
-  const SampleArgs& a;
+  const Args& a;
   std::vector<int64_t> order;  // slot → stream
   const int64_t n, h_row, c_row, s_row;
   Buffer<float> h_data, c_data, h_unprojected_data, s_data;
-  StepEngine<W> engine;
+  Engine engine;
   std::vector<Sampler> samplers;  // of each thread
 };
 

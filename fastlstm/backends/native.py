@@ -22,10 +22,15 @@ INTERFACE = 4  # `interface` of csrc/bindings/module.cpp; raise both where the k
 _NAMES = ("plan",)
 _CPU_NAMES = (
     *(
+        "Int8Layer",
         "StepLayer",
         "array",
         "empty_cache",
         "gemm",
+        "int8_forward",
+        "int8_isa",
+        "int8_sample",
+        "int8_step",
         "is_cut_off",
         "is_plain",
         "isa",

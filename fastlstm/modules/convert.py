@@ -34,7 +34,7 @@ def replace(model: Model, *, subclass: bool = False) -> Model:
     for name, module in model.named_modules():
         if type(module) in (TORCH_LSTM, *_OURS):
             module.__class__ = made
-        elif _is_other_lstm(module) or _is_compiled_lstm(module):
+        elif is_other_lstm(module) or is_compiled_lstm(module):
             left.append((name, module))
     _warn("replace left alone what is not exactly torch.nn.LSTM", left)
     return model
@@ -59,17 +59,21 @@ def restore(model: Model) -> Model:
 def _warn(what: str, left: list[tuple[str, nn.Module]]) -> None:
     """Name modules with their classes, at the line that called `replace` or `restore`."""
     if left:
-        named = [f"{name or 'the model'} ({type(m).__module__}.{type(m).__qualname__})" for name, m in left]
-        warnings.warn(f"fastlstm.{what}: {', '.join(named)}", stacklevel=3)
+        warnings.warn(f"fastlstm.{what}: {named(left)}", stacklevel=3)
 
 
-def _is_other_lstm(module: nn.Module) -> bool:
+def named(modules: list[tuple[str, nn.Module]]) -> str:
+    """Modules with their classes, for a warning."""
+    return ", ".join(f"{name or 'the model'} ({type(m).__module__}.{type(m).__qualname__})" for name, m in modules)
+
+
+def is_other_lstm(module: nn.Module) -> bool:
     """A subclass of nn.LSTM, or a quantised or quantisable LSTM of torch.ao."""
     cls = type(module)
     return isinstance(module, TORCH_LSTM) or (cls.__module__.startswith("torch.ao.nn.") and cls.__name__ == "LSTM")
 
 
-def _is_compiled_lstm(module: nn.Module) -> bool:
+def is_compiled_lstm(module: nn.Module) -> bool:
     """An LSTM of TorchScript, or a graph of TorchScript or torch.export in which only torch's lstm function is left of it."""
     if isinstance(module, fx.GraphModule):
         return any(node.op == "call_function" and "aten.lstm" in str(node.target) for node in module.graph.nodes)

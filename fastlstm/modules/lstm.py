@@ -164,7 +164,7 @@ class LSTM(nn.RNNBase):
         """torch.ao.quantization sets it on every module of a model, and converts those of exactly torch's classes."""
         warnings.warn(
             f"torch.ao.quantization leaves {type(self).__name__} modules of fastlstm in floating point; to quantise them too, "
-            "call fastlstm.restore(model) first",
+            "call fastlstm.restore(model) first, or fastlstm.quantize(model) instead",
             stacklevel=2,
         )
         self.__dict__["qconfig"] = value

@@ -45,15 +45,19 @@ class Stream:
             torch.no_grad(),
         ):  # so that the state can be set in and outside of inference mode
             self._layers = [store(layer, lstm.bias, bool(lstm.proj_size), dtype) for layer in layers]
-            B, H, P = self._sizes
-            self._h = empty((2, lstm.num_layers, B, padded(P)), torch.float32, self.device).zero_()
-            self._c = empty((lstm.num_layers, B, padded(H)), torch.float32, self.device).zero_()
-            self._h_unprojected = empty((B, padded(H)), torch.float32, self.device)
+            self._make_state(lstm.num_layers)
         if self._native:
             self._step_layers = [
-                native.load().StepLayer(start=bias, w=w, w_hr=w_hr, I=P if k else lstm.input_size)
+                native.load().StepLayer(start=bias, w=w, w_hr=w_hr, I=self._sizes[2] if k else lstm.input_size)
                 for k, (w, bias, w_hr) in enumerate(self._layers)
             ]
+
+    def _make_state(self, layers: int) -> None:
+        """A state of zeros, as the kernel keeps it: two sides of h, rows padded to whole blocks."""
+        B, H, P = self._sizes
+        self._h = empty((2, layers, B, padded(P)), torch.float32, self.device).zero_()
+        self._c = empty((layers, B, padded(H)), torch.float32, self.device).zero_()
+        self._h_unprojected = empty((B, padded(H)), torch.float32, self.device)
 
     @property
     def batch_size(self) -> int:
@@ -150,11 +154,16 @@ class Stream:
             self._h[self._side, :, :, :P], self._c[:, :, :H] = hx[0], hx[1]
 
 
-def _check(lstm: nn.RNNBase, batch_size: int, dtype: torch.dtype) -> None:
+def check_options(lstm: nn.Module, batch_size: int) -> None:
+    """Raise ValueError where a module cannot be streamed, or not with this number of sequences."""
     if lstm.bidirectional:
         raise ValueError("a bidirectional LSTM cannot be streamed: its backward direction begins at the last step")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}, expected a positive int")
+
+
+def _check(lstm: nn.RNNBase, batch_size: int, dtype: torch.dtype) -> None:
+    check_options(lstm, batch_size)
     check_weights(lstm, Stack.of(lstm), lstm._weights())
     check_whole(*zip(lstm._flat_weights_names, lstm._weights(), strict=True))
     if dtype not in _STORED:

@@ -13,6 +13,7 @@ from torch.nn.modules.rnn import LSTM as TORCH_LSTM
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.modules.call import State, Tokens, normalise
+from fastlstm.modules.int8_lstm import Int8LSTM
 from fastlstm.modules.layers import token_tables
 from fastlstm.modules.lstm import LSTM
 from fastlstm.modules.route import RUN, TORCH, route
@@ -94,6 +95,12 @@ class TokenLSTM(nn.Module):
         ids = input.data if isinstance(input, PackedSequence) else input
         if ids.dtype != torch.int64:
             raise TypeError(f"TokenLSTM: ids are {ids.dtype}, expected torch.int64; use ids.long()")
+        if isinstance(self.lstm, Int8LSTM):  # after fastlstm.quantize
+            if reset is not None or return_cell_states or return_gates:
+                raise ValueError(
+                    "an int8 TokenLSTM takes no reset mask and returns no cell states or gates; use the float model"
+                )
+            return self.lstm.run(input, hx, self.tokens)
         if type(self.lstm) is TORCH_LSTM:  # after fastlstm.restore
             return self._vectors_through(input, hx, reset, return_cell_states, return_gates)
         call = normalise(self.lstm, input, hx, reset, return_cell_states, return_gates, self.tokens)

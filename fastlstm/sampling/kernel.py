@@ -8,9 +8,10 @@ from torch import Tensor
 from fastlstm import dispatch
 from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends import native
+from fastlstm.backends.cpu.int8 import pack_layer
 from fastlstm.backends.packing import pack, padded
 from fastlstm.sampling.options import Options, Streams
-from fastlstm.sampling.weights import Weights
+from fastlstm.sampling.weights import Layer, Sizes, Weights
 
 
 def unsupported_reason(weights: Weights) -> str | None:
@@ -26,12 +27,11 @@ class NativeEngine:
     """Draws with csrc/cpu/sampling.h."""
 
     def __init__(self, weights: Weights) -> None:
-        self.weights, dtype, V = weights, weights.stored, weights.sizes.V
-        self._layers = []
-        for start, w_ih, w_hh, w_hr in weights.layers:
-            begin = pack(start.view(-1, 1), gates=4, count=start.numel() // w_hh.shape[0])
-            projection = None if w_hr is None else pack(w_hr, dtype=dtype)
-            self._layers.append((begin, pack(w_hh, w_ih, gates=4, dtype=dtype), projection))
+        self.weights, V = weights, weights.sizes.V
+        self._is_int8 = weights.stored is torch.int8
+        dtype = torch.float32 if self._is_int8 else weights.stored
+        make = _int8_layer if self._is_int8 else _float_layer
+        self._layers = [make(layer, weights.sizes, dtype) for layer in weights.layers]
         self._out = pack(weights.w_out, dtype=dtype)
         self._bias = torch.nn.functional.pad(weights.b_out, (0, padded(V) - V))
 
@@ -43,14 +43,12 @@ class NativeEngine:
         ends = torch.tensor([len(one) for one in options.stop], dtype=torch.int64, device="cpu").cumsum(0)
         follows = None if streams.states is None else options.follows
         extension = native.load()
-        layers = [
-            extension.StepLayer(start=start, w=w, w_hr=w_hr, I=P if k else 0)
-            for k, (start, w, w_hr) in enumerate(self._layers)
-        ]
-        extension.sample(
-            bfloat16=self.weights.stored is torch.bfloat16,
+        kind = {} if self._is_int8 else {"bfloat16": self.weights.stored is torch.bfloat16}
+        draw = extension.int8_sample if self._is_int8 else extension.sample
+        draw(
+            **kind,
             stop_count=len(options.stop),
-            layers=layers,
+            layers=self._layers,
             ids=ids,
             log_probs=log_probs,
             h=streams.h,
@@ -77,7 +75,25 @@ class NativeEngine:
             position=options.position + streams.steps,
             threads=torch.get_num_threads(),
         )
-        dispatch.record_plan(f"cpu: decode, {B} streams, {native.load().isa()}")
+        isa = extension.int8_isa() if self._is_int8 else extension.isa()
+        dispatch.record_plan(f"cpu: decode, {B} streams, {isa}")
+
+
+def _float_layer(layer: Layer, sizes: Sizes, dtype: torch.dtype) -> object:
+    """A layer with weights of a real type."""
+    start, w_ih, w_hh, w_hr = layer
+    return native.load().StepLayer(
+        start=pack(start.view(-1, 1), gates=4, count=start.numel() // w_hh.shape[0]),
+        w=pack(w_hh, w_ih, gates=4, dtype=dtype),
+        w_hr=None if w_hr is None else pack(w_hr, dtype=dtype),
+        I=0 if w_ih is None else sizes.P,
+    )
+
+
+def _int8_layer(layer: Layer, sizes: Sizes, dtype: torch.dtype) -> object:
+    """A layer with int8 weights; dtype: of the output layer."""
+    start, w_ih, w_hh, w_hr = layer
+    return pack_layer(w_ih, w_hh, w_hr, start.view(-1, 4 * sizes.H), sizes.H, sizes.P)
 
 
 dynamo_skip(__name__)

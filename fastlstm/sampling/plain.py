@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlstm import dispatch
+from fastlstm.ops import int8
+from fastlstm.ops.int8 import Matrix
 from fastlstm.sampling.options import FAILED, Options, Streams
 from fastlstm.sampling.weights import Layer, Weights
 
@@ -67,8 +69,12 @@ class TorchEngine:
     """Draws with torch operations, step by step, on the device and in the type of the weights."""
 
     def __init__(self, weights: Weights) -> None:
-        def kept(w: Tensor | None) -> Tensor | None:
-            return None if w is None else w.to(weights.stored).to(w.dtype, copy=True)
+        is_int8 = weights.stored is torch.int8
+
+        def kept(w: Tensor | Matrix | None) -> Tensor | Matrix | None:
+            if isinstance(w, Matrix):
+                return Matrix(w.q.clone(), w.scale.clone())
+            return None if w is None else w.to(w.dtype if is_int8 else weights.stored).to(w.dtype, copy=True)
 
         layers = [Layer(start.clone(), kept(a), kept(b), kept(r)) for start, a, b, r in weights.layers]
         self.weights = Weights(weights.sizes, layers, kept(weights.w_out), weights.b_out.clone(), weights.stored)
@@ -99,13 +105,19 @@ class TorchEngine:
         """Feed (B,) ids to the streams `live`, (B,): their state is updated; the last layer's h (B, P) is returned."""
         y = None
         for k, layer in enumerate(self.weights.layers):
-            start = layer.start[ids] if y is None else F.linear(y, layer.w_ih, layer.start)
-            i, f, g, o = (start + F.linear(streams.h[k, live], layer.w_hh)).chunk(4, 1)
+            start = layer.start[ids] if y is None else _linear(y, layer.w_ih, layer.start)
+            i, f, g, o = (start + _linear(streams.h[k, live], layer.w_hh)).chunk(4, 1)
             c = torch.sigmoid(f) * streams.c[k, live] + torch.sigmoid(i) * torch.tanh(g)
             y = torch.sigmoid(o) * torch.tanh(c)
-            y = y if layer.w_hr is None else F.linear(y, layer.w_hr)
+            y = y if layer.w_hr is None else _linear(y, layer.w_hr)
             streams.h[k, live], streams.c[k, live] = y, c
         return y
+
+
+def _linear(x: Tensor, w: Tensor | Matrix, bias: Tensor | None = None) -> Tensor:
+    if not isinstance(w, Matrix):
+        return F.linear(x, w, bias)
+    return int8.product(x, w) if bias is None else int8.product(x, w) + bias
 
 
 def _allowed(scores: Tensor, streams: Streams, options: Options, live: Tensor) -> Tensor:

@@ -52,9 +52,26 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     packing = {"out": blocks, "w_x": None, "w_h": w, "count": 1, "gates": 4, "units": 300, "I": 0, "P": 300}
     yield "pack", functools.partial(lib.pack, bfloat16=False, threads=2, **packing)
     yield from _engines(lib)
+    yield from _int8(lib)
     small, x = fastlstm.LSTM(I, 300, 2), torch.randn(1, 1, I)
     small(x)
     yield "small call", torch.no_grad()(functools.partial(small, x))
+
+
+def _int8(lib: object) -> Iterator[tuple[str, Callable[[], object]]]:
+    made = fastlstm.quantize(torch.nn.LSTM(I, 300, proj_size=67))
+    layers, sizes = made.packed_layers(), {"H": 300, "P": 67, "threads": 2}
+    for rows in (2, B):
+        state = {"h0": torch.zeros(rows, 67), "c0": torch.zeros(rows, 300)}
+        state |= {"h_n": torch.zeros(rows, 67), "c_n": torch.zeros(rows, 300)}
+        values = {"x": torch.randn(T, rows, I), "h": torch.zeros(T, rows, 67), "T": T, "B": rows, "reverse": False}
+        yield (
+            f"int8 forward of {rows} rows",
+            functools.partial(lib.int8_forward, layers=layers, **sizes, **state, **values),
+        )
+    state = {"h": torch.zeros(2, 1, 3, padded(67)), "c": torch.zeros(1, 3, padded(300)), "out": torch.zeros(3, 67)}
+    state |= {"x": torch.randn(3, I), "h_unprojected": torch.zeros(3, padded(300)), "B": 3, "side": 0}
+    yield "int8 step", functools.partial(lib.int8_step, layers=layers, **sizes, **state)
 
 
 def _engines(lib: object) -> Iterator[tuple[str, Callable[[], object]]]:

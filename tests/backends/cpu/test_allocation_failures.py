@@ -38,7 +38,7 @@ def test_each_failing_allocation_is_a_memory_error(tmp_path: Path) -> None:
     counts = {
         line.split(":")[0]: tuple(map(int, re.findall(r"\d+", line.split(":")[1]))) for line in done.stdout.splitlines()
     }
-    assert len(counts) == 10
+    assert len(counts) == 13
     for name, (failed, count) in counts.items():
         assert failed > 0 or name == "pack", name  # which needs no memory of its own
         assert failed >= count // 2 or name == "small call", (name, failed, count)  # which goes another way instead

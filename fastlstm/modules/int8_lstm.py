@@ -1,0 +1,306 @@
+"""Int8LSTM: an LSTM with int8 weights, for inference; `fastlstm.quantize` makes it of an LSTM.
+
+The arithmetic is that of fastlstm/ops/int8.py. On the CPU the native kernels run it (fastlstm/backends/cpu/int8.py), with
+weights packed at the first call and again where they were loaded or moved; elsewhere the definition itself runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastlstm import dispatch
+from fastlstm._torch_compat import describe_object, dynamo_skip
+from fastlstm.backends import native
+from fastlstm.backends.cpu.int8 import PackedInt8
+from fastlstm.dispatch import BackendError
+from fastlstm.memory import check_whole
+from fastlstm.modules import checks
+from fastlstm.modules.call import Call, Results, permuted, zero_state
+from fastlstm.modules.checks import State, Tokens
+from fastlstm.modules.int8_stream import Int8Stream
+from fastlstm.ops import int8
+from fastlstm.ops.cell import Stack
+from fastlstm.ops.int8 import WIDEST, Int8Weights, Matrix
+
+
+class Int8LSTM(nn.Module):
+    """Multi-layer LSTM with int8 weights and the results of torch.nn.LSTM, float32 in and out, without gradients.
+
+    state_dict keys, for each layer k and, with the suffix `_reverse`, each backward direction: `weight_ih_lk`,
+    `weight_hh_lk` and with projection `weight_hr_lk`, int8 in nn.LSTM's shapes; `weight_ih_lk_scale` and so on, float32, one
+    number a row (weight ≈ int8 · scale); `bias_lk` (4H,) float32, the sum of nn.LSTM's two. Memory: a quarter of float32, and
+    as much again for the packed copy that the kernels read.
+
+    Args:
+        input_size: I. hidden_size: H. num_layers: L. bias, batch_first, bidirectional: as in nn.LSTM.
+        proj_size: P < H, 0 for no projection. device: of the weights, which are zero until they are loaded.
+
+    Raises:
+        ValueError: where a size is not one.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        *,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.bidirectional, self.proj_size = bias, batch_first, bidirectional, proj_size
+        self._check_sizes()
+        with torch.inference_mode(False):  # tensors made in inference mode do not say when they change
+            for name, shape, dtype in self._layout():
+                self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
+        self._packed = PackedInt8()
+
+    def _check_sizes(self) -> None:
+        sizes = {"input_size": self.input_size, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
+        for name, value in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= WIDEST:
+                raise ValueError(
+                    f"{name} is {value!r}, expected an int from 1 to {WIDEST}: sums of products must fit 32 bits"
+                )
+        if not 0 <= self.proj_size < self.hidden_size:
+            raise ValueError(f"proj_size is {self.proj_size}, expected 0 or less than hidden_size, {self.hidden_size}")
+
+    def _layout(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+        """Name, shape and type of every buffer."""
+        stack, layout = Stack.of(self), []
+        for k, suffix in enumerate(self._suffixes()):
+            first = k * stack.per_direction
+            w_ih, w_hh, *rest = stack.weight_shapes[first : first + stack.per_direction]
+            matrices = {"weight_ih": w_ih, "weight_hh": w_hh} | ({"weight_hr": rest[-1]} if self.proj_size else {})
+            for name, shape in matrices.items():
+                layout.append((f"{name}_{suffix}", shape, torch.int8))
+                layout.append((f"{name}_{suffix}_scale", shape[:1], torch.float32))
+            if self.bias:
+                layout.append((f"bias_{suffix}", w_ih[:1], torch.float32))
+        return layout
+
+    def _suffixes(self) -> list[str]:
+        """The end of the names of each layer and direction."""
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        return [f"l{k}{direction}" for k in range(self.num_layers) for direction in directions]
+
+    def weights(self) -> list[Int8Weights]:
+        """The weights as they are now, of each layer and direction."""
+        return [
+            Int8Weights(
+                self._matrix(f"weight_ih_{suffix}"),
+                self._matrix(f"weight_hh_{suffix}"),
+                getattr(self, f"bias_{suffix}") if self.bias else None,
+                self._matrix(f"weight_hr_{suffix}") if self.proj_size else None,
+            )
+            for suffix in self._suffixes()
+        ]
+
+    def checked_weights(self) -> list[Int8Weights]:
+        """`weights`; raises RuntimeError where one was given another type or size since it was made."""
+        for name, shape, dtype in self._layout():
+            value = getattr(self, name)
+            if value.shape != shape or value.dtype != dtype:
+                raise RuntimeError(
+                    f"{name} is {describe_object(value)}, expected {dtype} with shape {list(shape)}; .half() and .double() do "
+                    "not apply to int8 modules: quantise the float32 model again"
+                )
+        check_whole(*((name, getattr(self, name)) for name, _, _ in self._layout()))
+        return self.weights()
+
+    def _matrix(self, name: str) -> Matrix:
+        return Matrix(getattr(self, name), getattr(self, f"{name}_scale"))
+
+    @torch.no_grad()
+    def set_weights(self, weights: list[Int8Weights]) -> None:
+        """Copy the weights of each layer and direction into this module."""
+        for suffix, own in zip(self._suffixes(), weights, strict=True):
+            for name, matrix in (("weight_ih", own.w_ih), ("weight_hh", own.w_hh), ("weight_hr", own.w_hr)):
+                if matrix is not None:
+                    getattr(self, f"{name}_{suffix}").copy_(matrix.q)
+                    getattr(self, f"{name}_{suffix}_scale").copy_(matrix.scale)
+            if own.bias is not None:
+                getattr(self, f"bias_{suffix}").copy_(own.bias)
+
+    def forward(self, input: Tensor | PackedSequence, hx: State | None = None):
+        """Run the layers.
+
+        Args:
+            input: float32 (T, B, I), (B, T, I) with batch_first, (T, I), or a PackedSequence.
+            hx: (h0, c0), each (layers · directions, B, ·), without B for unbatched input; None: zero.
+
+        Returns:
+            output, with H or P features a direction, and (h_n, c_n), as nn.LSTM does. They carry no gradients.
+
+        Raises:
+            RuntimeError: in training mode where gradients are asked for; ValueError, TypeError: where arguments do not fit.
+        """
+        return self.run(input, hx, None)
+
+    @dynamo_skip
+    def run(self, input: Tensor | PackedSequence, hx: State | None, tokens: Tokens | None):
+        """`forward`; with tokens, the input holds ids."""
+        self._refuse_training(input, hx)
+        with torch.no_grad():
+            call = _call(self, input, hx, tokens)
+            packed = self._packed.of(self, *(tokens or ())) if self._why_not_native() is None else None
+            run_layer = _definition(self, tokens) if packed is None else packed.run
+            rows, last = call.rows, []
+            for k in range(self.num_layers):
+                outputs = []
+                for d in range(call.stack.directions):
+                    n = k * call.stack.directions + d
+                    out, *state = run_layer(n, rows, call.hx[0][n], call.hx[1][n], call.batch_sizes, d == 1)
+                    outputs.append(out)
+                    last.append(state)
+                rows = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+            h_n, c_n = (torch.stack(states) for states in zip(*last, strict=True))
+            return call.returned(Results(rows, h_n, c_n, [], []))
+
+    def stream(self, batch_size: int = 1) -> Int8Stream:
+        """Step by step inference: `s = lstm.stream(B); h = s.step(x)`, as with LSTM.stream."""
+        return Int8Stream(self, batch_size)
+
+    def packed_layers(self) -> list | None:
+        """The native layers, packed at the first call and where weights have changed; None where the definition runs."""
+        with torch.no_grad():
+            return self._packed.layers(self) if self._why_not_native() is None else None
+
+    def _why_not_native(self) -> str | None:
+        """Why the definition runs a call, or None. Raises BackendError where a backend was asked for that cannot."""
+        name, device = dispatch.requested_backend(), self.weight_ih_l0.device
+        if name in ("torch", "reference"):
+            return f"'{name}' is forced"
+        if name not in (None, "cpu"):
+            raise BackendError(f"backend '{name}' was asked for and has no int8 kernels; use 'cpu' or 'reference'")
+        reason = (
+            native.unavailable() if device.type == "cpu" else f"the weights are on {device}, and the kernels on the CPU"
+        )
+        if name == "cpu" and reason is not None:
+            raise BackendError(f"backend 'cpu' was asked for and cannot run an int8 LSTM: {reason}")
+        return reason
+
+    def describe(self) -> str:
+        """What runs a call, for `fastlstm.explain`."""
+        reason = self._why_not_native()
+        if reason is None:
+            return f"runs on cpu: int8, {native.load().int8_isa()}"
+        return f"runs on reference: int8, in torch operations; {reason}"
+
+    def _refuse_training(self, input: Tensor | PackedSequence, hx: State | None) -> None:
+        if not (self.training and torch.is_grad_enabled()):
+            return
+        tensors = (input.data if isinstance(input, PackedSequence) else input, *(hx if checks.is_state(hx) else ()))
+        if any(isinstance(v, Tensor) and v.requires_grad for v in tensors):
+            raise RuntimeError(
+                "Int8LSTM has no gradients, and the module is in training mode with an input that requires them; call "
+                "model.eval() for inference, or train the float model and quantise it again"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, _, dtype in self._layout():
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.dtype != dtype:
+                raise TypeError(
+                    f"{prefix}{name} is {value.dtype}, expected {dtype}; a float state_dict is loaded into the float model, "
+                    "which fastlstm.quantize then turns into int8"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": PackedInt8()}  # packed again where it is first used
+
+    def extra_repr(self) -> str:
+        text = f"{self.input_size}, {self.hidden_size}"
+        options = {"num_layers": 1, "bias": True, "batch_first": False, "bidirectional": False, "proj_size": 0}
+        changed = [f"{name}={getattr(self, name)}" for name, usual in options.items() if getattr(self, name) != usual]
+        return ", ".join([text, *changed])
+
+
+def _call(lstm: Int8LSTM, input: Tensor | PackedSequence, hx: State | None, tokens: Tokens | None) -> Call:
+    """Check a call and bring it into the form in which layers run: time first, batched, in the order of the rows."""
+    packed = isinstance(input, PackedSequence)
+    data, batch_sizes, order, back = input if packed else (input, None, None, None)
+    stack, name = Stack.of(lstm, cached=True), "Int8LSTM" if tokens is None else "TokenLSTM"
+    if not isinstance(data, Tensor):
+        raise TypeError(f"input is a {type(data).__name__}, expected a tensor or a PackedSequence")
+    checks.check_memory(_Nameless, [], hx, input=data, batch_sizes=batch_sizes, sorted_indices=order)
+    batched = packed or checks.is_batched(data, tokens)
+    expected = torch.float32 if tokens is None else torch.int64
+    like = lstm.weight_ih_l0
+    if data.dtype != expected or data.device != like.device:
+        raise ValueError(
+            f"{name}: input is {data.dtype} on {data.device}, expected {expected} on {like.device}: int8 modules take "
+            "and give float32; cast the input, or move the module with .to(device)"
+        )
+    if tokens is None and (data.dim() != (2 if packed else 2 + batched) or data.shape[-1] != stack.input_size):
+        raise ValueError(f"{name}: input has shape {list(data.shape)}, expected {stack.input_size} features last")
+    if packed:
+        rows, B = data, checks.packed_sequences(data.cpu() if tokens else data.detach().cpu(), batch_sizes)
+        if B == 0:
+            raise ValueError(
+                f"{name}: batch_sizes do not fall from the number of sequences to the last step, or do not sum to the "
+                f"{data.shape[0]} rows; make the sequence with torch.nn.utils.rnn.pack_padded_sequence"
+            )
+        checks.check_order_devices(data, sorted_indices=order)
+    else:
+        rows = data if batched else data.unsqueeze(1)
+        rows = rows.transpose(0, 1) if batched and lstm.batch_first else rows
+        B = rows.shape[1]
+        if rows.shape[0] == 0:
+            raise ValueError(f"{name}: input has no steps, expected at least one")
+    if hx is None:
+        hx = zero_state(stack, B, torch.empty(0, dtype=torch.float32, device=like.device))
+    else:
+        hx = _state(stack, hx, batched, B, like.device)
+        if order is not None:
+            checks.check_order(order, batch_sizes)
+            hx = permuted(hx, order)
+    how = {"batch_first": lstm.batch_first, "batched": batched, "sorted_indices": order, "unsorted_indices": back}
+    return Call(stack, rows, tokens, batch_sizes, hx, [], **how)
+
+
+class _Nameless:
+    """For check_memory, where there are no weights to name."""
+
+    _flat_weights_names: tuple[str, ...] = ()
+
+
+def _state(stack: Stack, hx: State, batched: bool, B: int, device: torch.device) -> State:
+    if not checks.is_state(hx):
+        raise TypeError(f"hx is a {type(hx).__name__}, expected a pair of tensors (h0, c0)")
+    hx = checks.with_batch(hx, batched)
+    for name, value, shape in zip(("h0", "c0"), hx, stack.state_shapes(B), strict=True):
+        if value.shape != shape or value.dtype != torch.float32 or value.device != device:
+            raise ValueError(
+                f"{name} is {describe_object(value)}, expected float32 with shape {list(shape)} on {device}"
+            )
+    return hx
+
+
+def _definition(lstm: Int8LSTM, tokens: Tokens | None):
+    """Runs a layer by the definition."""
+    weights = lstm.checked_weights()
+    dispatch.record_plan("reference: int8, in torch operations")
+
+    def run(n: int, rows: Tensor, h0: Tensor, c0: Tensor, batch_sizes: Tensor | None, reverse: bool):
+        own = weights[n]
+        if rows.dtype is torch.int64:
+            x_gates = int8.token_table(tokens.V, tokens.embedding, own)[rows]
+        else:
+            x_gates = int8.input_gates(rows.reshape(-1, rows.shape[-1]), own).reshape(*rows.shape[:-1], -1)
+        return int8.layer(x_gates, own, h0, c0, batch_sizes, reverse)
+
+    return run
+
+
+dynamo_skip(__name__)

@@ -1,0 +1,301 @@
+"""fastlstm.quantize: which modules become int8, what an int8 module gives, keeps, and refuses."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
+
+import fastlstm
+from fastlstm import BackendError
+
+OPTIONS = [
+    {},
+    {"num_layers": 2, "bidirectional": True},
+    {"proj_size": 5, "num_layers": 2, "bidirectional": True},
+    {"batch_first": True, "bias": False},
+]
+
+
+class Tagger(nn.Module):
+    """An LSTM between other layers, one of them with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm, self.head = nn.Embedding(11, 8), nn.LSTM(8, 33), nn.Linear(33, 11)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(self.embed(ids))[0])
+
+
+def _quietly(model: nn.Module, **options: object) -> nn.Module:
+    """torch's own dynamic quantisation, which warns that it is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(model, **options)
+
+
+def test_a_copy_is_quantised_and_the_model_stays() -> None:
+    model = Tagger().eval()
+    before = copy.deepcopy(model.state_dict())
+    made = fastlstm.quantize(model)
+    assert type(model.lstm) is nn.LSTM
+    assert type(made) is Tagger
+    assert type(made.lstm) is fastlstm.Int8LSTM
+    assert not made.lstm.training
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    ids = torch.randint(0, 11, (9, 4))
+    torch.testing.assert_close(made(ids), model(ids), rtol=0, atol=0.02)
+    assert made.head.weight is not model.head.weight
+
+
+def test_a_module_used_twice_stays_one_and_tied_weights_stay_tied() -> None:
+    lstm = nn.LSTM(4, 4)
+    made = fastlstm.quantize(nn.Sequential(lstm, lstm))
+    assert made[0] is made[1]
+    model = nn.ModuleDict({"tokens": fastlstm.TokenLSTM(7, 6, 6), "head": nn.Linear(6, 7)})
+    model["head"].weight = model["tokens"].embedding.weight
+    made = fastlstm.quantize(model)
+    assert made["head"].weight is made["tokens"].embedding.weight
+    assert made["head"].weight is not model["head"].weight
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("cls", [nn.LSTM, fastlstm.LSTM, fastlstm.NNLSTM])
+def test_results_have_the_form_of_the_float_module_s_and_are_near(cls: type, options: dict) -> None:
+    torch.manual_seed(0)
+    lstm = cls(9, 33, **options).eval()
+    made = fastlstm.quantize(lstm)
+    x, sequences = torch.randn(7, 3, 9), [torch.randn(n, 9) for n in (2, 6, 1)]
+    inputs = [x, x[:, 0], pack_sequence(sequences, enforce_sorted=False), x.transpose(0, 1)[:, ::2]]
+    for value in inputs:
+        with torch.no_grad():
+            expected, got = lstm(value), made(value)
+            again = made(value, got[1])
+            torch.testing.assert_close(again, lstm(value, got[1]), rtol=0, atol=0.02)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0.02)
+
+
+def test_unsorted_packing_gives_each_sequence_its_own_result() -> None:
+    made = fastlstm.quantize(nn.LSTM(3, 5))
+    x, lengths = torch.randn(6, 3, 3), [2, 6, 4]
+    out, (h, c) = made(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    out, _ = nn.utils.rnn.pad_packed_sequence(out)
+    for b, n in enumerate(lengths):
+        alone, (h_alone, c_alone) = made(x[:n, b])
+        torch.testing.assert_close((out[:n, b], h[:, b], c[:, b]), (alone, h_alone, c_alone), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("embedding", [6, None])
+def test_ids_give_what_their_vectors_give(embedding: int | None) -> None:
+    torch.manual_seed(0)
+    tokens = fastlstm.TokenLSTM(11, embedding, 20, 2, bidirectional=True).eval()
+    made = fastlstm.quantize(tokens)
+    assert type(made) is fastlstm.TokenLSTM
+    ids = torch.randint(0, 11, (5, 3))
+    vectors = nn.functional.one_hot(ids, 11).float() if embedding is None else made.embedding(ids)
+    torch.testing.assert_close(made(ids), made.lstm(vectors), rtol=0, atol=2e-6)
+    torch.testing.assert_close(made(ids), tokens(ids), rtol=0, atol=0.02)
+    with torch.no_grad():
+        made.lstm.bias_l0.add_(1)
+        if embedding:
+            made.embedding.weight.mul_(2)
+            vectors = made.embedding(ids)
+    torch.testing.assert_close(made(ids), made.lstm(vectors), rtol=0, atol=2e-6)
+    packed = pack_sequence([ids[:4, 0], ids[:2, 1]])
+    torch.testing.assert_close(made(packed)[0].data[0], made(ids[:4, :1])[0][0, 0], rtol=0, atol=1)
+    with pytest.raises(IndexError, match="ids hold 11, expected 0 to 10"):
+        made(ids.clone().fill_(11))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_state_dict_safetensors_pickle_and_deepcopy(options: dict, tmp_path) -> None:
+    made, x = fastlstm.quantize(nn.LSTM(9, 17, **options)), torch.randn(4, 2, 9)
+    expected = made(x)
+    fresh = {**options, "num_layers": options.get("num_layers", 1)}
+
+    def new() -> fastlstm.Int8LSTM:
+        return fastlstm.Int8LSTM(9, 17, **fresh)
+
+    loaded = new()
+    loaded(x)  # packed before the weights are loaded
+    loaded.load_state_dict(made.state_dict())
+    saved = new()
+    save_model(made, str(tmp_path / "model.safetensors"))
+    load_model(saved, str(tmp_path / "model.safetensors"))
+    buffer = io.BytesIO()
+    torch.save(made.state_dict(), buffer)
+    buffer.seek(0)
+    stored = new()
+    stored.load_state_dict(torch.load(buffer, weights_only=True))
+    for other in (loaded, saved, stored, pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
+        torch.testing.assert_close(other(x), expected, rtol=0, atol=0)
+
+
+def test_state_dict_has_the_documented_names_and_types() -> None:
+    state = fastlstm.quantize(nn.LSTM(3, 5, bidirectional=True, proj_size=2)).state_dict()
+    expected = {}
+    for suffix in ("l0", "l0_reverse"):
+        for name, shape in (("weight_ih", (20, 3)), ("weight_hh", (20, 2)), ("weight_hr", (2, 5))):
+            expected |= {f"{name}_{suffix}": (shape, torch.int8), f"{name}_{suffix}_scale": (shape[:1], torch.float32)}
+        expected[f"bias_{suffix}"] = ((20,), torch.float32)
+    assert {name: (tuple(v.shape), v.dtype) for name, v in state.items()} == expected
+
+
+def test_weights_are_within_half_a_step_and_biases_are_summed() -> None:
+    lstm = nn.LSTM(9, 17)
+    made = fastlstm.quantize(lstm)
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        w, q, scale = getattr(lstm, name), getattr(made, name), getattr(made, f"{name}_scale")
+        assert int(q.min()) >= -127
+        torch.testing.assert_close(scale, w.detach().abs().amax(1) / 127, rtol=0, atol=0)
+        assert bool(((q * scale[:, None] - w).abs() <= scale[:, None] * 0.5001).all())
+    torch.testing.assert_close(made.bias_l0, (lstm.bias_ih_l0 + lstm.bias_hh_l0).detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_the_integers_of_torch_s_dynamic_lstm_stay(per_row: bool) -> None:
+    lstm = nn.LSTM(9, 17, 2, bidirectional=True)
+    kinds = {nn.LSTM: torch.ao.quantization.per_channel_dynamic_qconfig} if per_row else {nn.LSTM}
+    dynamic = _quietly(nn.Sequential(lstm), qconfig_spec=kinds)
+    made = fastlstm.quantize(dynamic)
+    weights = dynamic[0].get_weight()
+    for name, w in weights.items():
+        assert torch.equal(getattr(made[0], name), w.int_repr())
+        scale = getattr(made[0], f"{name}_scale")
+        torch.testing.assert_close(getattr(made[0], name) * scale[:, None], w.dequantize(), rtol=1e-6, atol=0)
+    x = torch.randn(5, 3, 9)
+    torch.testing.assert_close(made[0](x), lstm(x), rtol=0, atol=0.03)
+
+
+def test_a_dynamic_lstm_of_float16_is_refused() -> None:
+    dynamic = _quietly(nn.Sequential(nn.LSTM(3, 5)), qconfig_spec={nn.LSTM}, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"0 is a dynamic LSTM of torch.float16, expected torch.qint8"):
+        fastlstm.quantize(dynamic)
+
+
+def test_other_lstms_are_left_and_named() -> None:
+    class Own(nn.LSTM):
+        pass
+
+    with pytest.warns(UserWarning, match=r"quantize left as they are: 0 \(.*Own\)"):
+        made = fastlstm.quantize(nn.Sequential(Own(3, 5)))
+    assert type(made[0]) is Own
+
+
+def test_what_cannot_be_quantised_says_why() -> None:
+    with pytest.raises(
+        ValueError, match=r"^weight_ih_l0 is torch.float64, expected torch.float32; call model.float\(\)"
+    ):
+        fastlstm.quantize(nn.LSTM(3, 5).double())
+    lstm = nn.LSTM(3, 5)
+    lstm.weight_hh_l0.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"^0\.weight_hh_l0 holds NaN or infinity, expected finite weights"):
+        fastlstm.quantize(nn.Sequential(lstm))
+    with pytest.raises(ValueError, match="the model uses return_gates, which an int8 LSTM does not have"):
+        fastlstm.quantize(fastlstm.LSTM(3, 5, return_gates=True))
+
+
+def test_wrong_calls_say_what_was_expected() -> None:
+    made = fastlstm.quantize(nn.LSTM(3, 5))
+    with pytest.raises(ValueError, match=r"input is torch.float64 on cpu, expected torch.float32 on cpu"):
+        made(torch.randn(4, 2, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"input has shape \[4, 2, 7\], expected 3 features last"):
+        made(torch.randn(4, 2, 7))
+    with pytest.raises(
+        ValueError, match=r"h0 is float32 with shape \[1, 9, 5\] on cpu, expected float32 with shape \[1, 2, 5\]"
+    ):
+        made(torch.randn(4, 2, 3), (torch.zeros(1, 9, 5), torch.zeros(1, 2, 5)))
+    with pytest.raises(TypeError, match="hx is a Tensor, expected a pair of tensors"):
+        made(torch.randn(4, 2, 3), torch.zeros(1, 2, 5))
+    with pytest.raises(ValueError, match="input has no steps"):
+        made(torch.randn(0, 2, 3))
+    with pytest.raises(
+        TypeError, match=r"weight_ih_l0 is torch.float32, expected torch.int8; a float state_dict is loaded"
+    ):
+        made.load_state_dict(nn.LSTM(3, 5).state_dict())
+    with pytest.raises(
+        RuntimeError, match=r"weight_ih_l0_scale is float16 with shape \[20\] on cpu, expected torch.float32"
+    ):
+        copy.deepcopy(made).half()(torch.randn(4, 2, 3))
+    ids = torch.zeros(4, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="an int8 TokenLSTM takes no reset mask"):
+        fastlstm.quantize(fastlstm.TokenLSTM(3, None, 5))(ids, reset=ids.bool())
+
+
+def test_sizes_are_checked() -> None:
+    with pytest.raises(ValueError, match="hidden_size is 0, expected an int from 1 to 132104"):
+        fastlstm.Int8LSTM(3, 0)
+    with pytest.raises(ValueError, match="input_size is 200000, expected an int from 1 to 132104"):
+        fastlstm.quantize(nn.LSTM(200_000, 1))
+    with pytest.raises(ValueError, match="proj_size is 5, expected 0 or less than hidden_size, 5"):
+        fastlstm.Int8LSTM(3, 5, proj_size=5)
+
+
+def test_no_sequences_give_no_rows() -> None:
+    made = fastlstm.quantize(nn.LSTM(3, 5, 2, bidirectional=True))
+    out, (h, c) = made(torch.zeros(4, 0, 3))
+    assert (out.shape, h.shape, c.shape) == ((4, 0, 10), (4, 0, 5), (4, 0, 5))
+
+
+def test_gradients_are_refused_in_training_and_not_kept_in_evaluation() -> None:
+    made, x = fastlstm.quantize(nn.LSTM(3, 5)), torch.randn(4, 2, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="Int8LSTM has no gradients, and the module is in training mode"):
+        made(x)
+    assert not made.eval()(x)[0].requires_grad
+    with torch.no_grad():
+        made.train()(x)
+
+
+def test_rows_that_are_not_finite_give_nan_and_leave_others_alone() -> None:
+    made, x = fastlstm.quantize(nn.LSTM(3, 5)), torch.randn(6, 3, 3)
+    clean, _ = made(x)
+    x[2, 0, 1], x[3, 1, 2] = torch.nan, torch.inf
+    out, (h, c) = made(x)
+    assert bool(out[2:, 0].isnan().all())
+    assert bool(out[3:, 1].isnan().all())
+    assert bool(h[0, :2].isnan().all())
+    assert bool(c[0, :2].isnan().all())
+    torch.testing.assert_close(out[:, 2], clean[:, 2], rtol=0, atol=0)
+    torch.testing.assert_close(out[:2, 0], clean[:2, 0], rtol=0, atol=0)
+
+
+def test_changed_weights_show_in_the_next_call() -> None:
+    made, x = fastlstm.quantize(nn.LSTM(3, 5)), torch.randn(4, 2, 3)
+    before = made(x)[0]
+    made.weight_hh_l0.neg_()
+    assert not torch.equal(made(x)[0], before)
+    made.weight_hh_l0.neg_()
+    assert torch.equal(made(x)[0], before)
+    with torch.inference_mode():
+        assert torch.equal(fastlstm.quantize(nn.LSTM(3, 5))(x)[0][0].isfinite(), torch.ones(2, 5, dtype=torch.bool))
+
+
+def test_explain_says_what_runs() -> None:
+    made = fastlstm.quantize(fastlstm.TokenLSTM(7, None, 5))
+    ids = torch.zeros(3, 2, dtype=torch.int64)
+    assert fastlstm.explain(made, ids).startswith("runs on cpu: int8, ")
+    with fastlstm.backend("reference"):
+        assert fastlstm.explain(made, ids) == "runs on reference: int8, in torch operations; 'reference' is forced"
+        expected = made(ids)
+        assert fastlstm.last_plan() == "reference: int8, in torch operations"
+    torch.testing.assert_close(made(ids), expected, rtol=0, atol=0.02)
+    with (
+        fastlstm.backend("triton"),
+        pytest.raises(BackendError, match="backend 'triton' was asked for and has no int8"),
+    ):
+        made(ids)
+
+
+def test_a_compiled_model_runs_it() -> None:
+    model = Tagger().eval()
+    made, ids = fastlstm.quantize(model), torch.randint(0, 11, (5, 2))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(made, backend="eager")(ids), made(ids), rtol=0, atol=0)
