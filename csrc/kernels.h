@@ -28,7 +28,7 @@ struct Forward {
   // outputs
   S* h;      // (N, P)
   R* c;      // (N, H) or null
-  S* gates;  // (N, 4H) activated gates or null; may be the same memory as x_gates
+  S* gates;  // (N, 4H) activated gates or null; may be the same memory as x_gates where S is R
   S* h_n;    // (B, P)
   R* c_n;    // (B, H)
   // inputs
@@ -252,6 +252,7 @@ struct Kernels {
 // The kernels of one instruction set that multiplies bfloat16. mixed: weights and their gradients are float.
 struct BfloatKernels {
   const char* name;
+  void (*empty_workspaces)(int threads);
   void (*forward)(const Shape&, const Forward<float, uint16_t>&);
   void (*forward_mixed)(const Shape&, const Forward<float, uint16_t, float>&);
   void (*backward)(const Shape&, const Backward<float, uint16_t>&);

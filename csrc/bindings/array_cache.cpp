@@ -125,8 +125,7 @@ void bind_array_cache(py::module_& m) {
       [](int64_t threads) {
         allocator().clear();
         const int usable = usable_threads(threads < 1 ? 1 : threads);
-        kernels().empty_workspaces(usable);
-        int8_kernels().empty_workspaces(usable);
+        empty_workspaces(usable);
       },
       py::arg("threads"), "Frees the arrays in the cache and the scratch memory of so many threads.");
   m.def(

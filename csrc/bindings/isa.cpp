@@ -40,12 +40,13 @@ bool has_avx512_bf16() { return Cpuid(7, 1).a >> 5 & 1; }
 
 bool has_avx_vnni() { return Cpuid(7, 1).a >> 4 & 1; }
 
-// AMX with bfloat16 and int8: the processor has it, the operating system saves its registers, and lets this process use
+// AMX with these products: the processor has it, the operating system saves its registers, and lets this process use
 // them.
-bool has_amx() {
-  constexpr unsigned kBfloat16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
-  constexpr unsigned kState = 1u << 17 | 1u << 18, kSavesState = 1u << 27, kAll = kBfloat16 | kTile | kInt8;
-  if ((Cpuid(7, 0).d & kAll) != kAll || !(Cpuid(1, 0).c & kSavesState)) return false;
+constexpr unsigned kAmxBfloat16 = 1u << 22, kAmxInt8 = 1u << 25;
+bool has_amx(unsigned products) {
+  constexpr unsigned kTile = 1u << 24, kState = 1u << 17 | 1u << 18, kSavesState = 1u << 27;
+  const unsigned all = kTile | products;
+  if ((Cpuid(7, 0).d & all) != all || !(Cpuid(1, 0).c & kSavesState)) return false;
   unsigned low, high;
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   if ((low & kState) != kState) return false;
@@ -75,14 +76,16 @@ std::vector<const Int8Kernels*> find_int8() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     found.push_back(&kernels_int8_avx2);
+#if defined(FASTLSTM_NEW_X86)
     if (has_avx_vnni()) found.push_back(&kernels_int8_avx_vnni);
+#endif
   }
-  if (has_avx512()) {
-    if (__builtin_cpu_supports("avx512vnni")) {
-      found.push_back(&kernels_int8_avx512_vnni);
-      if (has_amx()) found.push_back(&kernels_int8_amx);
-    }
+#if defined(FASTLSTM_NEW_X86)
+  if (has_avx512() && __builtin_cpu_supports("avx512vnni")) {
+    found.push_back(&kernels_int8_avx512_vnni);
+    if (has_amx(kAmxInt8)) found.push_back(&kernels_int8_amx);
   }
+#endif
 #endif
   return found;
 }
@@ -110,13 +113,15 @@ std::vector<InstructionSet> find_sets() {
     const Int8Kernels* int8 = int8_named({"int8_avx512_vnni", "int8_avx_vnni", "int8_avx2"});
     const InstructionSet avx512{kernels_avx512.name, &kernels_avx512, nullptr, int8};
     sets.push_back(avx512);
+#if defined(FASTLSTM_NEW_X86)
     if (has_avx512_bf16()) {
       sets.push_back({bfloat_kernels_avx512_bf16.name, &kernels_avx512, &bfloat_kernels_avx512_bf16, int8});
       // On Intel's processors its dot products run at half the speed of float's: without AMX, float is the better way.
       if (is_made_by_intel()) std::swap(sets.back(), sets[sets.size() - 2]);
-      if (has_amx())
+      if (has_amx(kAmxBfloat16))
         sets.push_back({bfloat_kernels_amx.name, &kernels_avx512, &bfloat_kernels_amx, available_int8().back()});
     }
+#endif
   }
 #endif
   return sets;
@@ -182,6 +187,13 @@ void unary(Arguments& a) {
 const Kernels& kernels() { return *current.kernels; }
 const BfloatKernels* bfloat_kernels() { return current.bfloat; }
 const Int8Kernels& int8_kernels() { return *current.int8; }
+void empty_workspaces(int threads) {
+  for (const InstructionSet& set : available()) {
+    set.kernels->empty_workspaces(threads);
+    if (set.bfloat) set.bfloat->empty_workspaces(threads);
+  }
+  for (const Int8Kernels* int8 : available_int8()) int8->empty_workspaces(threads);
+}
 int usable_threads(int64_t threads) { return forked ? 1 : int(threads); }
 
 void bind_isa(py::module_& m) {

@@ -80,6 +80,7 @@ class Tiles {
       config.bytes_of_row[i] = 64;
       config.rows[i] = uint8_t(i < 6 ? rows : 16);
     }
+    __asm__ volatile("" ::: "memory");  // GCC 12 lets _tile_loadconfig read 8 bytes of the 64
     _tile_loadconfig(&config);
     rows_of_thread() = rows;
   }

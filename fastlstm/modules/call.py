@@ -16,9 +16,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import dispatch
 from fastlstm._torch_compat import has_own_functions, is_plain_but_autocast, is_plain_eager, is_transformed
+from fastlstm.memory import plain_check
 from fastlstm.modules import checks
 from fastlstm.modules.checks import State, Tokens, is_state
-from fastlstm.ops.autocast import autocast_type, casts
+from fastlstm.ops.autocast import autocast_type, autocasts, casts
 from fastlstm.ops.cell import Stack
 from fastlstm.ops.reference import HALF_TYPES
 
@@ -70,9 +71,9 @@ class Call(NamedTuple):
 
     stack: sizes; rows: (T, B, I), or packed (N, I); with tokens the ids, (T, B) or (N,); batch_sizes: (T,), None when
     dense; hx: (h0, c0), each (layers · directions, B, ·); weights: torch's flat list; reset: (T, B) or (N,), or None.
-    before_autocast: rows, hx and weights as they were given. fits: `is_plain_eager`, and all tensors fit plainly
-    (modules/checks.py), so that the fused route may take the call; under autocast its weights stay float32. own_functions:
-    a weight is of a class that answers torch's functions itself. starts_at_zero: no state was given.
+    before_autocast: rows, hx and weights as they were given. fits: nothing observes torch's operations, and all tensors fit
+    plainly (modules/checks.py), so that the fused route may take the call; under autocast to bfloat16 its weights may still
+    be float32. own_functions: a weight is of a class that answers torch's functions itself. starts_at_zero: no state was given.
     """
 
     stack: Stack
@@ -238,6 +239,7 @@ def permuted(hx: State, permutation: Tensor | None) -> State:
 
 
 def _needs_layers(stack: Stack, masks: Masks, recompute: bool) -> bool:
+    """`Call.needs_layers`, before there is a Call."""
     drops = masks.unknown_to_torch or (masks.dropout and stack.layers > 1)
     return bool(drops or (recompute and torch.is_grad_enabled()))
 
@@ -249,15 +251,22 @@ def _autocast_rows(
 
     That is under CPU autocast to bfloat16 on the fused route. Ids stay as they are.
     """
-    like, dtype = weights[1] if tokens else rows, torch.bfloat16
-    if not (like.is_cpu and like.dtype in (torch.float32, dtype) and autocast_type(like) == dtype):
+    like, dtype, is_plain = weights[1] if tokens else rows, torch.bfloat16, plain_check()
+    if not (like.is_cpu and autocasts(like) and is_plain_but_autocast() and _becomes(like, dtype)):
         return None
-    if not is_plain_but_autocast() or dispatch.requested_backend() not in (None, "cpu"):
+    if dispatch.requested_backend() not in (None, "cpu") or not (hx is None or is_state(hx)):
         return None
+    states = () if hx is None else tuple(hx)
+    if not all(is_plain(v) for v in (rows, *states)) or not all(v.is_cpu and _becomes(v, dtype) for v in states):
+        return None  # before anything is read: a storage may be too short
     rows = rows if tokens else rows.to(dtype)
-    if hx is not None and is_state(hx):
-        hx = hx[0].to(dtype), hx[1].to(dtype)
+    hx = None if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
     return (rows, hx) if checks.fits_plainly(stack, rows, tokens, B, False, hx, weights, dtype) else None
+
+
+def _becomes(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether autocast gives a real tensor this type."""
+    return value.dtype.is_floating_point and autocast_type(value) == dtype
 
 
 def _autocast(rows: Tensor, hx: State, weights: list[Tensor]) -> tuple[Tensor, State, list[Tensor]]:

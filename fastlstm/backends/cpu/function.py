@@ -91,7 +91,8 @@ def _direction(
 ) -> tuple:
     """Layer and direction number k: h, c and gates; these two are None unless kept. states: h_n, c_n, h0, c0 of all."""
     H, dtype, real = call.stack.hidden_size, call.dtype, call.real
-    w_ih, w_hh, bias, w_hr = own.w_ih, own.w_hh, _as(real, own.bias), own.w_hr
+    biases = own._replace(b_ih=_as(real, own.b_ih), b_hh=_as(real, own.b_hh))
+    w_ih, w_hh, bias, w_hr = own.w_ih, own.w_hh, biases.bias, own.w_hr
     ids = call.V > 0 and k < call.stack.directions
     if ids:
         w_ih, bias = native_table(_as(real, embedding), w_ih.to(real), bias), None

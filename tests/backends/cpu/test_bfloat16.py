@@ -5,7 +5,9 @@ A machine without AVX512-BF16 and AMX skips all of it, naming what is not there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,6 +60,19 @@ def test_short_table(case: cases.Case, threads: None) -> None:
 @pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
 @pytest.mark.parametrize(
     ("I", "H", "options"),
+    [(33, 70, {}), (7, 129, {"proj_size": 40}), (16, 65, {"bidirectional": True, "bias": False})],
+    ids=str,
+)
+def test_several_shared_chunks_by_the_rule_of_accuracy(
+    I: int, H: int, options: dict, ragged: bool, threads: None
+) -> None:
+    """Few rows and many steps: threads share the rows, and meet between chunks of 1,024 rows."""
+    _check_accuracy(I, H, options, 300, 9, ragged)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
+@pytest.mark.parametrize(
+    ("I", "H", "options"),
     [
         (7, 19, {}),
         (129, 33, {"bias": False}),
@@ -69,9 +84,13 @@ def test_short_table(case: cases.Case, threads: None) -> None:
     ids=str,
 )
 def test_many_rows_by_the_rule_of_accuracy(I: int, H: int, options: dict, ragged: bool, threads: None) -> None:
-    """Chunks of several steps, with sums of each thread or shared; beside nn.LSTM in bfloat16."""
+    """Chunks of several steps, with sums of each thread."""
+    _check_accuracy(I, H, options, 45, 27, ragged)
+
+
+def _check_accuracy(I: int, H: int, options: dict, T: int, B: int, ragged: bool) -> None:
+    """Output, states and all gradients beside nn.LSTM in bfloat16."""
     torch.manual_seed(5)
-    T, B = 45, 27
     ours = fastlstm.LSTM(I, H, dtype=B16, **options)
     x, lengths = torch.randn(T, B, I).to(B16), torch.linspace(T, 1, B).long()
 
@@ -123,6 +142,82 @@ def test_autocast_rounds_the_weights_inside_the_kernels(options: dict, threads: 
     assert all(v.dtype == torch.float32 for v in mixed[3:])
     for a, b in zip(mixed, plain, strict=True):
         assert torch.equal(a.to(b.dtype), b)
+
+
+@pytest.mark.parametrize("embedding", [None, 5])
+def test_autocast_on_token_ids_rounds_the_recurrent_weights_inside_the_kernels(embedding: int | None) -> None:
+    """The table of the first layer stays float32, so bits differ from those of a rounded module."""
+    torch.manual_seed(11)
+    ids, module = torch.randint(9, (12, 7)), fastlstm.TokenLSTM(9, embedding, 19)
+    mixed, exact = _gradients(module, ids, autocast=True), _gradients(module, ids)
+    assert mixed[0].dtype == B16
+    for a, b in zip(mixed, exact, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.05 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("frozen", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
+def test_autocast_with_a_frozen_weight_changes_no_other_gradient(frozen: str) -> None:
+    lstm, x, grads = fastlstm.LSTM(5, 19), torch.randn(12, 7, 5), []
+    for _ in range(2):
+        lstm.zero_grad()
+        with torch.autocast("cpu", B16):
+            lstm(x)[0].square().sum().backward()
+        grads.append({name: p.grad for name, p in lstm.named_parameters()})
+        lstm.get_parameter(frozen).requires_grad_(False)
+    assert grads[1].pop(frozen) is None
+    for name, grad in grads[1].items():  # other rows of the product may be summed in another order
+        torch.testing.assert_close(grad, grads[0][name], rtol=1e-4, atol=1e-5 * float(grad.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.complex64], ids=str)
+def test_autocast_refuses_states_of_other_types_as_nn_lstm_does(dtype: torch.dtype) -> None:
+    hx = tuple(torch.zeros(1, 2, 4, dtype=dtype) for _ in range(2))
+    for lstm in (torch.nn.LSTM(3, 4), fastlstm.LSTM(3, 4)):
+        with torch.autocast("cpu", B16), pytest.raises(RuntimeError):
+            lstm(torch.randn(5, 2, 3), hx)
+
+
+@pytest.mark.parametrize("which", ["x", "h0", "c0"])
+def test_autocast_reads_no_storage_that_is_too_short(which: str) -> None:
+    values = {"x": torch.randn(50, 30, 64), "h0": torch.zeros(1, 30, 10), "c0": torch.zeros(1, 30, 10)}
+    values[which].untyped_storage().resize_(64)
+    with torch.autocast("cpu", B16), pytest.raises(RuntimeError, match="its storage has 64 bytes"):
+        fastlstm.LSTM(64, 10)(values["x"], (values["h0"], values["c0"]))
+
+
+def test_autocast_notices_a_weight_that_changed_before_backward() -> None:
+    lstm = fastlstm.LSTM(3, 4)
+    with torch.autocast("cpu", B16):
+        out, _ = lstm(torch.randn(5, 2, 3))
+    with torch.no_grad():
+        lstm.weight_hh_l0.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_autocast_of_another_device_casts_nothing_here() -> None:
+    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3).to(B16)
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        with pytest.raises((RuntimeError, ValueError)):
+            lstm(x)
+    finally:
+        torch.set_autocast_enabled("cuda", before)
+
+
+def test_empty_cache_frees_scratch_memory_of_every_set() -> None:
+    """Besides the arrays that are kept between steps."""
+    lstm, x = fastlstm.LSTM(700, 700, dtype=B16), torch.randn(9, 7, 700).to(B16)
+    lstm(x)[0].sum().backward()
+    arrays, before = native.load().cached_bytes(), _resident()
+    fastlstm.empty_cache()
+    assert before - _resident() > arrays + (8 << 20)  # the sums of both weight gradients alone take 16 MB
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_autocast_with_a_state_biases_and_second_derivatives() -> None:
