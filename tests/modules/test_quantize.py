@@ -278,6 +278,25 @@ def test_changed_weights_show_in_the_next_call() -> None:
         assert torch.equal(fastlstm.quantize(nn.LSTM(3, 5))(x)[0][0].isfinite(), torch.ones(2, 5, dtype=torch.bool))
 
 
+def test_buffers_that_are_replaced_show_in_the_next_call() -> None:
+    made, x = fastlstm.quantize(nn.LSTM(3, 5)), torch.randn(4, 2, 3)
+    scale = made.weight_hh_l0_scale.clone()
+    for n in range(20):
+        made.weight_hh_l0_scale = scale * (1 + n / 4)  # its memory may be that of the one before
+        torch.testing.assert_close(made(x), copy.deepcopy(made)(x), rtol=0, atol=0)
+    assert all(type(v) is torch.Tensor for v in made.state_dict().values())
+    assert copy.deepcopy(made)._packed._key is None
+    assert pickle.loads(pickle.dumps(made))._packed._key is None
+
+
+def test_embeddings_that_are_replaced_show_in_the_next_call() -> None:
+    made, ids = fastlstm.quantize(fastlstm.TokenLSTM(7, 6, 5).eval()), torch.randint(0, 7, (4, 2))
+    weight = made.embedding.weight.detach().clone()
+    for n in range(20):
+        made.embedding.weight = nn.Parameter(weight * (1 + n / 4))
+        torch.testing.assert_close(made(ids), copy.deepcopy(made)(ids), rtol=0, atol=0)
+
+
 def test_explain_says_what_runs() -> None:
     made = fastlstm.quantize(fastlstm.TokenLSTM(7, None, 5))
     ids = torch.zeros(3, 2, dtype=torch.int64)
