@@ -281,11 +281,13 @@ def test_changed_weights_show_in_the_next_call() -> None:
 
 
 def test_buffers_that_are_replaced_show_in_the_next_call() -> None:
-    made, x = fastlstm.quantize(nn.LSTM(3, 5)), torch.randn(4, 2, 3)
+    made, x = fastlstm.quantize(nn.LSTM(3, 33)), torch.randn(4, 2, 3)
     scale = made.weight_hh_l0_scale.clone()
     for n in range(20):
-        made.weight_hh_l0_scale = scale * (1 + n / 4)  # its memory may be that of the one before
-        torch.testing.assert_close(made(x), copy.deepcopy(made)(x), rtol=0, atol=0)
+        made.weight_hh_l0_scale = None  # so that the next has its memory
+        made.weight_hh_l0_scale = scale * (1 + n / 4)
+        got = made(x)
+        torch.testing.assert_close(got, copy.deepcopy(made)(x), rtol=0, atol=0)
     assert all(type(v) is torch.Tensor for v in made.state_dict().values())
     assert copy.deepcopy(made)._packed._key is None
     assert pickle.loads(pickle.dumps(made))._packed._key is None
@@ -295,8 +297,10 @@ def test_embeddings_that_are_replaced_show_in_the_next_call() -> None:
     made, ids = fastlstm.quantize(fastlstm.TokenLSTM(7, 6, 5).eval()), torch.randint(0, 7, (4, 2))
     weight = made.embedding.weight.detach().clone()
     for n in range(20):
+        made.embedding.weight = None  # so that the next has its memory
         made.embedding.weight = nn.Parameter(weight * (1 + n / 4))
-        torch.testing.assert_close(made(ids), copy.deepcopy(made)(ids), rtol=0, atol=0)
+        got = made(ids)
+        torch.testing.assert_close(got, copy.deepcopy(made)(ids), rtol=0, atol=0)
 
 
 def test_an_embedding_that_does_not_fit_is_refused() -> None:
