@@ -98,6 +98,15 @@ def in_functorch() -> bool:
     return _C._are_functorch_transforms_active()
 
 
+def is_fake(*values: object) -> bool:
+    """True where a value is a fake tensor, or FakeTensorMode is active. The usual call asks only for types."""
+    if all(type(v) in _PLAIN for v in values) and not _C._len_torch_dispatch_stack():
+        return False
+    from torch._guards import detect_fake_mode
+
+    return detect_fake_mode(list(values)) is not None
+
+
 def forward_gradients_are_on() -> bool:
     """True inside torch.autograd.forward_ad."""
     return _forward_gradients()

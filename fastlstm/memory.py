@@ -95,15 +95,30 @@ def gpu_address(name: str, tensor: Tensor | None, index: int, dtype: torch.dtype
     return tensor.data_ptr()
 
 
-def content_key(tensors: Iterable[Tensor]) -> tuple | None:
-    """What changes where torch changes one of the tensors: address and version of each.
+class ContentKey:
+    """Tensors as they were, to tell whether torch changed one since.
 
-    None where a tensor was made in inference mode and has no version. Changes through `.data` or numpy do not show.
+    It holds the tensors and their memory, so that no new tensor has the address of one. Changes through `.data` or numpy do
+    not show. A tensor that was made in inference mode has no version, and a key with one never holds.
     """
-    tensors = list(tensors)
-    if any(v.is_inference() for v in tensors):
-        return None
-    return tuple((v.data_ptr(), v._version, v.shape, v.dtype) for v in tensors)
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._tensors = list(tensors)
+        self._known = not any(v.is_inference() for v in self._tensors)
+        self._memory = [v.detach() for v in self._tensors]  # of a tensor whose memory is exchanged by `.data = `
+        self._state = _state_of(self._tensors) if self._known else None
+
+    def holds(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether these are the same tensors, unchanged."""
+        tensors = list(tensors)
+        if not self._known or len(tensors) != len(self._tensors):
+            return False
+        same = all(v is own for v, own in zip(tensors, self._tensors, strict=True))
+        return same and _state_of(tensors) == self._state
+
+
+def _state_of(tensors: list[Tensor]) -> list[tuple]:
+    return [(v.data_ptr(), v._version, v.shape, v.stride(), v.dtype) for v in tensors]
 
 
 def is_array(tensor: Tensor, dtype: torch.dtype, count: int) -> bool:

@@ -6,6 +6,9 @@ weights packed at the first call and again where they were loaded or moved; else
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import dispatch
-from fastlstm._torch_compat import describe_object, dynamo_skip
+from fastlstm._torch_compat import describe_object, dynamo_skip, in_functorch, is_exporting_to_onnx, is_fake
 from fastlstm.backends import native
 from fastlstm.backends.cpu.int8 import PackedInt8
 from fastlstm.dispatch import BackendError
@@ -25,6 +28,20 @@ from fastlstm.modules.int8_stream import Int8Stream
 from fastlstm.ops import int8
 from fastlstm.ops.cell import Stack
 from fastlstm.ops.int8 import WIDEST, Int8Weights, Matrix
+from fastlstm.ops.validation import ids_in_range
+
+_warming: ContextVar[bool] = ContextVar("fastlstm_int8_warming", default=False)
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def while_warming_up() -> Iterator[None]:
+    """Within it, an Int8LSTM runs whatever backend is forced, in training too: `warm_up` is about the other modules."""
+    token = _warming.set(True)
+    try:
+        yield
+    finally:
+        _warming.reset(token)
 
 
 class Int8LSTM(nn.Module):
@@ -42,6 +59,8 @@ class Int8LSTM(nn.Module):
     Raises:
         ValueError: where a size is not one.
     """
+
+    dropout, mode = 0.0, "LSTM"  # which code written for nn.LSTM reads
 
     def __init__(
         self,
@@ -131,25 +150,41 @@ class Int8LSTM(nn.Module):
             if own.bias is not None:
                 getattr(self, f"bias_{suffix}").copy_(own.bias)
 
-    def forward(self, input: Tensor | PackedSequence, hx: State | None = None):
+    def flatten_parameters(self) -> None:
+        """Nothing, as nn.LSTM's on a CPU."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        reset: Tensor | PackedSequence | None = None,
+        return_cell_states: bool = False,
+        return_gates: bool = False,
+    ):
         """Run the layers.
 
         Args:
             input: float32 (T, B, I), (B, T, I) with batch_first, (T, I), or a PackedSequence.
             hx: (h0, c0), each (layers · directions, B, ·), without B for unbatched input; None: zero.
+            reset, return_cell_states, return_gates: of fastlstm.LSTM; refused.
 
         Returns:
             output, with H or P features a direction, and (h_n, c_n), as nn.LSTM does. They carry no gradients.
 
         Raises:
-            RuntimeError: in training mode where gradients are asked for; ValueError, TypeError: where arguments do not fit.
+            RuntimeError: in training mode where gradients are asked for, and where it is traced, exported or transformed;
+            ValueError, TypeError: where arguments do not fit.
         """
+        if reset is not None or return_cell_states or return_gates:
+            raise ValueError("Int8LSTM takes no reset mask and returns no cell states or gates; use the float model")
         return self.run(input, hx, None)
 
     @dynamo_skip
     def run(self, input: Tensor | PackedSequence, hx: State | None, tokens: Tokens | None):
         """`forward`; with tokens, the input holds ids."""
-        self._refuse_training(input, hx)
+        _refuse_tracing(self, input)
+        self._refuse_training(input, hx, tokens)
         with torch.no_grad():
             call = _call(self, input, hx, tokens)
             packed = self._packed.of(self, *(tokens or ())) if self._why_not_native() is None else None
@@ -177,7 +212,7 @@ class Int8LSTM(nn.Module):
 
     def _why_not_native(self) -> str | None:
         """Why the definition runs a call, or None. Raises BackendError where a backend was asked for that cannot."""
-        name, device = dispatch.requested_backend(), self.weight_ih_l0.device
+        name, device = None if _warming.get() else dispatch.requested_backend(), self.weight_ih_l0.device
         if name in ("torch", "reference"):
             return f"'{name}' is forced"
         if name not in (None, "cpu"):
@@ -196,24 +231,27 @@ class Int8LSTM(nn.Module):
             return f"runs on cpu: int8, {native.load().int8_isa()}"
         return f"runs on reference: int8, in torch operations; {reason}"
 
-    def _refuse_training(self, input: Tensor | PackedSequence, hx: State | None) -> None:
-        if not (self.training and torch.is_grad_enabled()):
+    def _refuse_training(self, input: Tensor | PackedSequence, hx: State | None, tokens: Tokens | None) -> None:
+        if not (self.training and torch.is_grad_enabled()) or _warming.get():
             return
-        tensors = (input.data if isinstance(input, PackedSequence) else input, *(hx if checks.is_state(hx) else ()))
-        if any(isinstance(v, Tensor) and v.requires_grad for v in tensors):
+        data, states = input.data if isinstance(input, PackedSequence) else input, hx if checks.is_state(hx) else ()
+        if any(isinstance(v, Tensor) and v.requires_grad for v in (data, *states, tokens and tokens.embedding)):
+            what = "an input" if tokens is None else "an embedding or a state"
             raise RuntimeError(
-                "Int8LSTM has no gradients, and the module is in training mode with an input that requires them; call "
+                f"Int8LSTM has no gradients, and the module is in training mode with {what} that requires them; call "
                 "model.eval() for inference, or train the float model and quantise it again"
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        errors: list[str] = args[-1]
         for name, _, dtype in self._layout():
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor) and value.dtype != dtype:
-                raise TypeError(
+                errors.append(
                     f"{prefix}{name} is {value.dtype}, expected {dtype}; a float state_dict is loaded into the float model, "
                     "which fastlstm.quantize then turns into int8"
                 )
+                state_dict = {**state_dict, prefix + name: getattr(self, name)}  # torch would round it to integers
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -224,6 +262,20 @@ class Int8LSTM(nn.Module):
         options = {"num_layers": 1, "bias": True, "batch_first": False, "bidirectional": False, "proj_size": 0}
         changed = [f"{name}={getattr(self, name)}" for name, usual in options.items() if getattr(self, name) != usual]
         return ", ".join([text, *changed])
+
+
+def _refuse_tracing(lstm: Int8LSTM, input: Tensor | PackedSequence) -> None:
+    """Raise RuntimeError under what records, exports or transforms a model instead of running it on numbers."""
+    data = input.data if isinstance(input, PackedSequence) else input
+    if torch.jit.is_tracing() or is_exporting_to_onnx():
+        what = "be traced or exported (torch.jit.trace, torch.onnx.export)"
+    elif in_functorch():
+        what = "run inside torch.func (grad, vmap, jvp)"
+    elif is_fake(data, lstm.weight_ih_l0):
+        what = "run on fake tensors, which have no numbers (FakeTensorMode, torch.export)"
+    else:
+        return
+    raise RuntimeError(f"Int8LSTM cannot {what}; call it on plain tensors, or use the float model there")
 
 
 def _call(lstm: Int8LSTM, input: Tensor | PackedSequence, hx: State | None, tokens: Tokens | None) -> Call:
@@ -237,6 +289,11 @@ def _call(lstm: Int8LSTM, input: Tensor | PackedSequence, hx: State | None, toke
     batched = packed or checks.is_batched(data, tokens)
     expected = torch.float32 if tokens is None else torch.int64
     like = lstm.weight_ih_l0
+    if tokens is not None:
+        int8.check_embedding(*tokens, lstm.weights()[0])
+        check_whole(("embedding.weight", tokens.embedding))
+    elif data.dtype in _HALVES and torch.is_autocast_enabled(data.device.type):
+        data, hx = data.float(), _as_float(hx)
     if data.dtype != expected or data.device != like.device:
         raise ValueError(
             f"{name}: input is {data.dtype} on {data.device}, expected {expected} on {like.device}: int8 modules take "
@@ -269,6 +326,11 @@ def _call(lstm: Int8LSTM, input: Tensor | PackedSequence, hx: State | None, toke
     return Call(stack, rows, tokens, batch_sizes, hx, [], **how)
 
 
+def _as_float(hx: State | None) -> State | None:
+    """A state in float32, as autocast has it; what is no state is left for `_state` to refuse."""
+    return tuple(v.float() if v.dtype in _HALVES else v for v in hx) if checks.is_state(hx) else hx
+
+
 class _Nameless:
     """For check_memory, where there are no weights to name."""
 
@@ -295,7 +357,8 @@ def _definition(lstm: Int8LSTM, tokens: Tokens | None):
     def run(n: int, rows: Tensor, h0: Tensor, c0: Tensor, batch_sizes: Tensor | None, reverse: bool):
         own = weights[n]
         if rows.dtype is torch.int64:
-            x_gates = int8.token_table(tokens.V, tokens.embedding, own)[rows]
+            ids_in_range(rows, tokens.V)
+            x_gates = int8.token_gates(rows, *tokens, own)
         else:
             x_gates = int8.input_gates(rows.reshape(-1, rows.shape[-1]), own).reshape(*rows.shape[:-1], -1)
         return int8.layer(x_gates, own, h0, c0, batch_sizes, reverse)

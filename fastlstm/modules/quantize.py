@@ -25,8 +25,8 @@ def quantize(model: Model) -> Model:
 
     Every torch.nn.LSTM, fastlstm.LSTM and torch.ao.nn.quantized.dynamic.LSTM of the model, and the one inside each
     fastlstm.TokenLSTM, is a fastlstm.Int8LSTM in the copy. Weights are rounded to 8 bits with one scale a row; torch.ao's are
-    int8 already and stay the same numbers. The rest of the model is copied by copy.deepcopy. Subclasses of nn.LSTM and
-    LSTMs inside TorchScript are copied as they are, and a warning names them.
+    int8 already and stay the same numbers. The rest of the model is copied by copy.deepcopy. Subclasses of these (an LSTM
+    with parametrisations is one) and LSTMs inside TorchScript are copied as they are, and a warning names them.
 
     Args:
         model: a model, or an LSTM itself, in float32.
@@ -35,17 +35,21 @@ def quantize(model: Model) -> Model:
         The copy, in the mode of the model. It is for inference: its LSTMs give no gradients.
 
     Raises:
-        ValueError: where a weight is not float32 or not finite, or an option is on that an Int8LSTM does not have.
+        ValueError: where a weight is not float32, not finite or made by a hook of torch.nn.utils, or an option is on that an
+            Int8LSTM does not have.
     """
     made: dict[int, object] = {}  # what deepcopy has copied already, by id
-    left = []
+    left, is_int8 = [], False
     for name, module in model.named_modules():
         if type(module) in _FLOAT:
             made[id(module)] = _quantized(name or "the model", module, _weights_of_float(name, module))
         elif _is_dynamic(module):
             made[id(module)] = _quantized(name or "the model", module, _weights_of_dynamic(name, module))
-        elif is_other_lstm(module) or is_compiled_lstm(module):
+        elif isinstance(module, LSTM) or is_other_lstm(module) or is_compiled_lstm(module):
             left.append((name, module))
+        is_int8 = is_int8 or isinstance(module, Int8LSTM)
+    if not (made or left or is_int8):
+        warnings.warn("fastlstm.quantize found no LSTM in the model; the copy is the same model", stacklevel=2)
     if left:
         warnings.warn(f"fastlstm.quantize left as they are: {named(left)}", stacklevel=2)
     return copy.deepcopy(model, made)
@@ -73,6 +77,12 @@ def _quantized(name: str, module: nn.Module, weights: list[Int8Weights]) -> Int8
 @torch.no_grad()
 def _weights_of_float(name: str, module: nn.RNNBase) -> list[Int8Weights]:
     stack = Stack.of(module)
+    for own in module._flat_weights_names:
+        if own not in module._parameters:
+            raise ValueError(
+                f"{name + '.' if name else ''}{own} is made at each call by a hook, expected a parameter; call "
+                "remove_weight_norm, remove_spectral_norm or prune.remove of torch.nn.utils before fastlstm.quantize"
+            )
     flat = [(own, getattr(module, own).detach()) for own in module._flat_weights_names]
     for own, w in flat:
         full = f"{name}.{own}" if name else own

@@ -61,7 +61,11 @@ class TokenLSTM(nn.Module):
         return f"{self.num_embeddings}, one-hot" if self.embedding_dim is None else f"{self.num_embeddings}"
 
     def tables(self, weights: list[Tensor]) -> list[Tensor]:
-        """One (V, 4H) table a direction: every id's share of the first layer's gates, bias included."""
+        """One (V, 4H) table a direction: every id's share of the first layer's gates, bias included. Not of an int8 model."""
+        if isinstance(self.lstm, Int8LSTM):
+            raise ValueError(
+                "tables() is of float weights, and this TokenLSTM has int8 ones; call it on the float model"
+            )
         stack = Stack.of(self.lstm, cached=not torch.compiler.is_compiling())
         return token_tables(stack, weights, self.tokens.embedding)
 

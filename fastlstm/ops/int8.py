@@ -16,8 +16,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from fastlstm._torch_compat import describe_object
 from fastlstm.ops.reference import activate, by_step, steps
 
 SMALLEST = 2.0**-100  # of 127 / max|row| and max|row| / 127, neither overflows nor loses bits above it
@@ -49,7 +51,9 @@ class Int8Weights(NamedTuple):
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 numbers shaped as x (N, K), and the scale of each row, (N, 1) float32."""
+    """Return int8 numbers shaped as x (N, K), and the scale of each row, (N, 1) float32; x: float32, else TypeError."""
+    if x.dtype != torch.float32:
+        raise TypeError(f"rows to quantise are {x.dtype}, expected torch.float32; cast them with .float()")
     largest = x.abs().amax(-1, keepdim=True)
     finite, zero = largest.isfinite(), largest < SMALLEST
     scale = torch.where(finite, largest / 127, torch.nan).masked_fill(zero, 0)
@@ -69,11 +73,43 @@ def input_gates(x: Tensor, weights: Int8Weights) -> Tensor:
     return gates if weights.bias is None else gates + weights.bias
 
 
+def check_embedding(tokens: int, embedding: Tensor | None, weights: Int8Weights) -> None:
+    """Raise ValueError where an embedding is not that of so many ids, or not what these weights take."""
+    w = weights.w_ih.q
+    if embedding is None:
+        if w.shape[1] != tokens:
+            raise ValueError(
+                f"num_embeddings is {tokens}, expected {w.shape[1]}, the columns of weight_ih_l0 for one-hot ids"
+            )
+    elif embedding.dtype != torch.float32 or embedding.shape != (tokens, w.shape[1]) or embedding.device != w.device:
+        raise ValueError(
+            f"embedding.weight is {describe_object(embedding)}, expected float32 with shape {[tokens, w.shape[1]]} on "
+            f"{w.device}; an int8 TokenLSTM keeps its embedding in float32"
+        )
+
+
 def token_table(tokens: int, embedding: Tensor | None, weights: Int8Weights) -> Tensor:
     """`input_gates` of every id's vector: (V, 4H). embedding: (V, I), None for one-hot ids."""
+    check_embedding(tokens, embedding, weights)
+    return input_gates(embedding, weights) if embedding is not None else _one_hot_gates(weights.w_ih.q.t(), weights)
+
+
+def token_gates(ids: Tensor, tokens: int, embedding: Tensor | None, weights: Int8Weights) -> Tensor:
+    """The rows of `token_table` at these ids, (..., 4H), without the others where the ids are fewer."""
+    if ids.numel() >= tokens:
+        return F.embedding(ids, token_table(tokens, embedding, weights))
+    check_embedding(tokens, embedding, weights)
     if embedding is None:
-        embedding = torch.eye(tokens, dtype=torch.float32, device=weights.w_ih.q.device)
-    return input_gates(embedding, weights)
+        return _one_hot_gates(weights.w_ih.q.t()[ids], weights)
+    rows = F.embedding(ids.reshape(-1), embedding)
+    return input_gates(rows, weights).reshape(*ids.shape, -1)
+
+
+def _one_hot_gates(columns: Tensor, weights: Int8Weights) -> Tensor:
+    """`input_gates` of one-hot rows, given the column of W_ih that each reads, (..., 4H) int8: a product of one number."""
+    q, scale = quantise_rows(weights.w_ih.scale.new_ones(1, 1))
+    gates = scale[0] * (q.float()[0] * columns.float()) * weights.w_ih.scale
+    return gates if weights.bias is None else gates + weights.bias
 
 
 def layer(

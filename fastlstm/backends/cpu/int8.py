@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastlstm import dispatch
 from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends import native
-from fastlstm.memory import content_key, empty
+from fastlstm.memory import ContentKey, empty
 from fastlstm.ops import int8
 from fastlstm.ops.int8 import Int8Weights, Matrix
 
@@ -20,18 +20,18 @@ class PackedInt8:
     """The weights of an Int8LSTM (below `lstm`) as the kernels read them, packed again where they have changed."""
 
     def __init__(self) -> None:
-        self._key: object = None
+        self._key: ContentKey | None = None
         self._layers: list = []
-        self._table_key: object = None
+        self._table_key: ContentKey | None = None
         self._tables: list[Tensor] = []
 
     def layers(self, lstm: nn.Module) -> list:
         """The native layers, of each layer and direction."""
-        key = content_key(lstm.buffers())
-        if key is None or key != self._key:
+        buffers = list(lstm.buffers())
+        if self._key is None or not self._key.holds(buffers):
             H, P = lstm.hidden_size, lstm.proj_size or lstm.hidden_size
             self._layers = [_native_layer(own, H, P) for own in lstm.checked_weights()]
-            self._key, self._table_key = key, None
+            self._key, self._table_key = ContentKey(buffers), None
         return self._layers
 
     def of(self, lstm: nn.Module, V: int = 0, embedding: Tensor | None = None) -> PackedLayers:
@@ -43,12 +43,12 @@ class PackedInt8:
 
     def _token_tables(self, lstm: nn.Module, V: int, embedding: Tensor | None) -> list[Tensor]:
         """For each direction of the first layer, every id's input side as blocks."""
-        key = content_key([*lstm.buffers(), *([] if embedding is None else [embedding])])
-        if key is None or key != self._table_key:
+        sources = [*lstm.buffers(), *([] if embedding is None else [embedding])]
+        if self._table_key is None or not self._table_key.holds(sources):
             vectors = None if embedding is None else _plain(embedding)
             weights = lstm.weights()[: 2 if lstm.bidirectional else 1]
             self._tables = [_gates_in_blocks(int8.token_table(V, vectors, own)) for own in weights]
-            self._table_key = key
+            self._table_key = ContentKey(sources)
         return self._tables
 
 

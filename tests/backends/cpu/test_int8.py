@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import fastlstm
 from fastlstm.backends import native
@@ -104,6 +104,37 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
     out, (h, c) = made(x, hx)
     alone, (h_alone, c_alone) = made(x[:, 36:].contiguous(), (hx[0][:, 36:], hx[1][:, 36:]))
     torch.testing.assert_close((out[:, 36:], h[:, 36:], c[:, 36:]), (alone, h_alone, c_alone), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("P", [0, 17])
+def test_packed_sequences_are_those_that_run_alone(P: int) -> None:
+    """Several chunks of steps, more sequences than a tile has rows, and threads."""
+    made, _, hx = _made(1, 37, 5, 65, P, bidirectional=True)
+    sequences = [torch.randn(n, 5) for n in (300, *range(72, 0, -2))]
+    packed, runs = pack_sequence(sequences), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        runs.append(made(packed, hx))
+    torch.testing.assert_close(runs[0][0].data, runs[1][0].data, rtol=0, atol=0)
+    padded, _ = pad_packed_sequence(runs[1][0])
+    for b, x in enumerate(sequences):
+        alone, (h, c) = made(x[:, None], (hx[0][:, b : b + 1].contiguous(), hx[1][:, b : b + 1].contiguous()))
+        torch.testing.assert_close(padded[: len(x), b], alone[:, 0], rtol=0, atol=0)
+        torch.testing.assert_close((runs[1][1][0][:, b], runs[1][1][1][:, b]), (h[:, 0], c[:, 0]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_one_hot_table_is_that_of_the_identity(bias: bool) -> None:
+    made = fastlstm.quantize(nn.LSTM(13, 33, bias=bias))
+    own = made.weights()[0]
+    expected = int8.input_gates(torch.eye(13), own)
+    assert torch.equal(int8.token_table(13, None, own), expected)
+    ids = torch.tensor([[3, 12], [0, 3]])
+    assert torch.equal(int8.token_gates(ids, 13, None, own), expected[ids])
+    vectors = torch.randn(13, 13)
+    assert torch.equal(int8.token_gates(ids, 13, vectors, own), int8.token_table(13, vectors, own)[ids])
+    with pytest.raises(TypeError, match=r"rows to quantise are torch\.float64, expected torch\.float32"):
+        int8.quantise_rows(vectors.double())
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
