@@ -100,22 +100,10 @@ void int8_forward(Arguments& a) {
 void int8_step(Arguments& a) {
   const int64_t B = a.size("B", 1), H = a.size("H", 1), P = a.size("P", 1);
   const std::vector<Int8Layer> layers = checked_int8_layers(a, H, P, 0);
+  const int64_t rows = a.product({int64_t(layers.size()), B});
+  a.product({rows + B, 9 * (H + P + layers[0].I) + 1024});  // more than any scratch memory
   const bool projected = layers[0].hr.w != nullptr;
-  const int64_t L = int64_t(layers.size()), rows = a.product({L, B});
-  a.product({rows + B, 9 * (H + P + layers[0].I) + 1024});
-  const StepArgs<Int8Layer> args{
-      .out = a.array<float>("out", B, P),
-      .h = a.array<float>("h", 2 * rows, round_up(P)),
-      .c = a.array<float>("c", rows, round_up(H)),
-      .h_unprojected = projected ? a.array<float>("h_unprojected", B, round_up(H)) : a.absent<float>("h_unprojected"),
-      .x = a.array<const float>("x", B, layers[0].I),
-      .layers = layers.data(),
-      .L = L,
-      .B = B,
-      .H = H,
-      .P = P,
-      .side = int(a.index("side", 2)),
-      .threads = usable_threads(a.size("threads", 1))};
+  const StepArgs<Int8Layer> args = step_arguments(a, layers, B, H, P, projected, usable_threads(a.size("threads", 1)));
   a.finish();
   py::gil_scoped_release release;
   int8_kernels().step(args);

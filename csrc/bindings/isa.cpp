@@ -31,6 +31,13 @@ struct InstructionSet {
 };
 
 #if defined(FASTLSTM_X86)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+}
+#endif
+
+#if defined(FASTLSTM_NEW_X86)  // the compiler knows the instructions
 struct Cpuid {
   unsigned a = 0, b = 0, c = 0, d = 0;
   Cpuid(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d); }
@@ -56,11 +63,6 @@ bool has_amx(unsigned products) {
 #else
   return false;
 #endif
-}
-
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
 }
 
 bool is_made_by_intel() {

@@ -22,6 +22,26 @@ struct PackedLayer {
   py::object held[3];
 };
 
+// The arguments of a step of all layers, which were checked. projected: they have projections.
+template <class Layer>
+fastlstm::cpu::StepArgs<Layer> step_arguments(Arguments& a, const std::vector<Layer>& layers, int64_t B, int64_t H,
+                                              int64_t P, bool projected, int threads) {
+  const int64_t L = int64_t(layers.size()), rows = a.product({L, B});
+  return {
+      .out = a.array<float>("out", B, P),
+      .h = a.array<float>("h", 2 * rows, round_up(P)),
+      .c = a.array<float>("c", rows, round_up(H)),
+      .h_unprojected = projected ? a.array<float>("h_unprojected", B, round_up(H)) : a.absent<float>("h_unprojected"),
+      .x = a.array<const float>("x", B, layers[0].I),
+      .layers = layers.data(),
+      .L = L,
+      .B = B,
+      .H = H,
+      .P = P,
+      .side = int(a.index("side", 2)),
+      .threads = threads};
+}
+
 // The layers of a call, each checked against its sizes. V: ids of a token model, whose first layer has a table; else 0.
 std::vector<fastlstm::cpu::StepLayer> checked_layers(Arguments& a, const Objects<PackedLayer>& layers, int64_t H,
                                                      int64_t P, int64_t V, bool bfloat16);

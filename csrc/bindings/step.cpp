@@ -60,24 +60,11 @@ void pack(Arguments& a) {
 void lstm_step(Arguments& a) {
   const bool bfloat16 = a.flag("bfloat16");
   const Objects<PackedLayer> given = a.objects<PackedLayer>("layers", "a list of StepLayer");
-  const int64_t L = int64_t(given.size()), B = a.size("B", 1), H = a.size("H", 1), P = a.size("P", 1);
+  const int64_t B = a.size("B", 1), H = a.size("H", 1), P = a.size("P", 1);
   const std::vector<StepLayer> layers = checked_layers(a, given, H, P, 0, bfloat16);
   bool projected = false;
   for (const StepLayer& layer : layers) projected |= layer.w_hr != nullptr;
-  const int64_t rows = a.product({L, B});
-  const StepArgs<> args{
-      .out = a.array<float>("out", B, P),
-      .h = a.array<float>("h", 2 * rows, round_up(P)),
-      .c = a.array<float>("c", rows, round_up(H)),
-      .h_unprojected = projected ? a.array<float>("h_unprojected", B, round_up(H)) : a.absent<float>("h_unprojected"),
-      .x = a.array<const float>("x", B, layers[0].I),
-      .layers = layers.data(),
-      .L = L,
-      .B = B,
-      .H = H,
-      .P = P,
-      .side = int(a.index("side", 2)),
-      .threads = usable_threads(a.size("threads", 1))};
+  const StepArgs<> args = step_arguments(a, layers, B, H, P, projected, usable_threads(a.size("threads", 1)));
   a.finish();
   py::gil_scoped_release release;
   bfloat16 ? kernels().step_bf16(args) : kernels().step_f32(args);

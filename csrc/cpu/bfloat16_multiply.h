@@ -3,20 +3,17 @@
 #pragma once
 #include "bfloat16_panels.h"
 #include "panel.h"
+#if defined(FASTLSTM_TILES)
+#include "tiles.h"
+#endif
 
 namespace FASTLSTM_ISA {
 
 #if defined(FASTLSTM_TILES)
 
-// Tiles 0 ... 3 are sums of up to 16 rows x 16 columns, 4 and 5 left sides of as many rows x 32 k, 6 and 7 squares of a
-// panel. All left sides of one configuration have the same number of rows.
-class Tiles {
+// Products by tiles of 16 rows x 32 k and squares of a panel.
+class Tiles : public TileScope {
  public:
-  Tiles() { rows_of_thread() = 0; }  // whatever was configured before is not ours
-  ~Tiles() { _tile_release(); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-
   static constexpr int most_rows = 16;
 
   // z[m * z_row + u] = sum over k of a[m * a_row + k] * panel[k][u] for m < rows, u < 32; with `add`, added to z: then
@@ -24,7 +21,7 @@ class Tiles {
   template <bool add>
   static FASTLSTM_INLINE void panel(int64_t rows, const bfloat16* a, int64_t a_row, const bfloat16* panel,
                                     int64_t blocks, float* z, int64_t z_row) {
-    const Pieces pieces(rows);
+    const TilePieces pieces(rows);
     int64_t i = 0;
     for (; i + 1 < pieces.count; i += 2) {
       const int64_t m = pieces.first(i), n = pieces.first(i + 1);
@@ -37,7 +34,7 @@ class Tiles {
   // The same for four panels, `panel_size` apart: z[panel * z_panel + m * 32 + u].
   static FASTLSTM_INLINE void panels4(int64_t rows, const bfloat16* a, int64_t a_row, const bfloat16* panel,
                                       int64_t panel_size, int64_t blocks, float* z, int64_t z_panel) {
-    const Pieces pieces(rows);
+    const TilePieces pieces(rows);
     int64_t i = 0;
     for (; i + 1 < pieces.count; i += 2) {
       const int64_t m = pieces.first(i), n = pieces.first(i + 1);
@@ -55,36 +52,6 @@ class Tiles {
  private:
   static constexpr int64_t kWord = sizeof(float), kHalf = sizeof(bfloat16), kSquareRow = 64;
 
-  static int& rows_of_thread() {
-    static thread_local int rows = 0;
-    return rows;
-  }
-
-  // Rows in pieces of one size of up to 16; the last begins earlier where they do not divide evenly.
-  struct Pieces {
-    int64_t rows, count, size;
-    explicit Pieces(int64_t n) : rows(n), count((n + 15) / 16), size(count ? (n + count - 1) / count : 0) {
-      if (size && rows_of_thread() != size) configure(int(size));
-    }
-    int64_t first(int64_t i) const { return i + 1 < count ? i * size : rows - size; }
-  };
-
-  static void configure(int rows) {
-    struct {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes_of_row[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    static_assert(sizeof(config) == 64);
-    for (int i = 0; i < 8; ++i) {
-      config.bytes_of_row[i] = 64;
-      config.rows[i] = uint8_t(i < 6 ? rows : 16);
-    }
-    __asm__ volatile("" ::: "memory");  // GCC 12 lets _tile_loadconfig read 8 bytes of the 64
-    _tile_loadconfig(&config);
-    rows_of_thread() = rows;
-  }
-
   // Two pieces of rows, one panel
   template <bool add>
   static FASTLSTM_INLINE void square(const bfloat16* a0, const bfloat16* a1, int64_t a_row, const bfloat16* panel,
@@ -95,7 +62,7 @@ class Tiles {
       _tile_loadd(2, z1, z_row * kWord);
       _tile_loadd(3, z1 + 16, z_row * kWord);
     } else {
-      zero();
+      zero_sums();
     }
     for (int64_t k = 0; k < blocks; ++k, a0 += 32, a1 += 32, panel += kPanelBlock) {
       _tile_loadd(4, a0, a_row * kHalf);
@@ -116,7 +83,7 @@ class Tiles {
   // One piece of rows, two panels
   static FASTLSTM_INLINE void two_panels(const bfloat16* a, int64_t a_row, const bfloat16* panel0,
                                          const bfloat16* panel1, int64_t blocks, float* z0, float* z1, int64_t z_row) {
-    zero();
+    zero_sums();
     for (int64_t k = 0; k < blocks; ++k, a += 32, panel0 += kPanelBlock, panel1 += kPanelBlock) {
       _tile_loadd(4, a, a_row * kHalf);
       _tile_loadd(6, panel0, kSquareRow);
@@ -138,7 +105,7 @@ class Tiles {
   template <bool add>
   static FASTLSTM_INLINE void split(const bfloat16* a, int64_t a_row, const bfloat16* panel, int64_t blocks, float* z,
                                     int64_t z_row, int64_t rows) {
-    zero();
+    zero_sums();
     if constexpr (add) {
       _tile_loadd(0, z, z_row * kWord);
       _tile_loadd(1, z + 16, z_row * kWord);
@@ -172,13 +139,6 @@ class Tiles {
     for (int64_t m = 0; m < rows; ++m)
       for (int u = 0; u < 32; u += 16)
         (Vec<float>::load(z + m * z_row + u) + Vec<float>::load(odd + m * 32 + u)).store(z + m * z_row + u);
-  }
-
-  static FASTLSTM_INLINE void zero() {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
   }
 };
 using Multiply = Tiles;

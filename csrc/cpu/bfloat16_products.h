@@ -100,7 +100,6 @@ template <class W>
 struct BfloatProducts {
   using Real = float;
   using Stored = bfloat16;
-  using Weight = W;
   using Forward = fastlstm::cpu::Forward<float, bfloat16, W>;
   using Backward = fastlstm::cpu::Backward<float, bfloat16, W>;
   using InputSide = BfloatInputSide<W>;
@@ -125,7 +124,6 @@ struct BfloatProducts {
   static FASTLSTM_INLINE void store_some(Vec<float> v, bfloat16* p, int64_t n) {
     whole ? store_bfloat16(v, p) : store_bfloat16(v, p, n);
   }
-  static FASTLSTM_INLINE Vec<float> load(const bfloat16* p) { return load_bfloat16(p); }
   static FASTLSTM_INLINE void store(Vec<float> v, bfloat16* p) { store_bfloat16(v, p); }
   static FASTLSTM_INLINE void store_gate(Vec<float> v, bfloat16* p, bool) { store_bfloat16(v, p); }
   static FASTLSTM_INLINE Vec<float> stored(Vec<float> h, Rounding) { return h; }  // rounded as it is stored

@@ -70,7 +70,6 @@ class TransposedProduct {
       std::memset(sums(which.from), 0, size_t((which.to - which.from) * rows_ * kPanelColumns) * sizeof(float));
   }
   float* sums(int64_t panel) const { return sums_.get() + panel * rows_ * kPanelColumns; }
-  int64_t rows() const { return rows_; }
 
  private:
   static int64_t panel_size(int64_t depth) { return blocks_of(depth) * kPanelBlock; }

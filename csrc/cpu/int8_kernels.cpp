@@ -1,5 +1,6 @@
 // Compiled once per instruction set that multiplies int8 in its own way (CMakeLists.txt; FASTLSTM_TILES for AMX).
 #include "../kernels.h"
+#include "instance.h"
 #include "int8_lstm.h"
 #include "int8_step.h"
 #include "sampling.h"
@@ -10,20 +11,11 @@ static void int8_step(const fastlstm::cpu::StepArgs<Int8Layer>& args) { lstm_ste
 
 static void int8_sample(const SampleArgs<Int8Layer>& args) { SamplingLoop<Int8Engine, Int8Layer>(args).run(); }
 
-// Gives back the scratch memory that up to `threads` threads keep.
-static void empty_workspaces(int threads) {
-  parallel_for(threads, threads, [](int64_t) { Workspace::clear(); });
-}
-
-static constexpr auto kName = FASTLSTM_ISA_NAME;
-
 }  // namespace FASTLSTM_ISA
 
 namespace fastlstm::cpu {
 
-#define FASTLSTM_JOIN2(a, b) a##b
-#define FASTLSTM_JOIN(a, b) FASTLSTM_JOIN2(a, b)
-extern const Int8Kernels FASTLSTM_JOIN(kernels_, FASTLSTM_ISA) = {
+extern const Int8Kernels FASTLSTM_TABLE(kernels_) = {
     ::FASTLSTM_ISA::kName,       ::FASTLSTM_ISA::int8_forward,     ::FASTLSTM_ISA::int8_step,
     ::FASTLSTM_ISA::int8_sample, ::FASTLSTM_ISA::empty_workspaces,
 };

@@ -10,6 +10,9 @@
 // amx          tdpbssd on tiles of up to 16 rows x 16 columns x 64 k; one or two rows as avx512_vnni
 #pragma once
 #include "int8_rows.h"
+#if defined(FASTLSTM_TILES)
+#include "tiles.h"
+#endif
 
 namespace FASTLSTM_ISA {
 
@@ -161,25 +164,17 @@ class Int8Dots {
 
 #if defined(FASTLSTM_TILES)
 
-// Tiles 0 ... 3 are sums of up to 16 rows x 16 columns, 4 and 5 left sides of as many rows x 64 k, 6 and 7 weights.
 class Int8Product {
  public:
-  // The tiles of this thread, for as long as it lives
-  struct Scope {
-    Scope() { rows_of_thread() = 0; }  // whatever was configured before is not ours
-    ~Scope() { _tile_release(); }
-    Scope(const Scope&) = delete;
-    Scope& operator=(const Scope&) = delete;
-  };
+  using Scope = TileScope;
 
   // See Int8Dots; up to kInt8Rows rows.
   static void block(int64_t rows, const int8_t* a, int64_t a_row, const int8_t* w, int64_t depth,
                     const int32_t* subtracted, int32_t* z) {
     if (rows < kFewest) return Int8Dots::block(rows, a, a_row, w, depth, subtracted, z);
-    const int64_t pieces = (rows + 15) / 16, size = (rows + pieces - 1) / pieces;
-    if (rows_of_thread() != size) configure(int(size));
-    const int64_t second = rows - size;  // overlaps the first piece where the rows are odd
-    if (pieces == 1) return one_piece(a, a_row, w, depth, z);
+    const TilePieces pieces(rows);
+    if (pieces.count == 1) return one_piece(a, a_row, w, depth, z);
+    const int64_t second = pieces.first(1);
     for (int g = 0; g < 4; g += 2)
       two_pieces(a, a + second * a_row, a_row, w + 64 * g, depth, z + 16 * g, z + second * kInt8Columns + 16 * g);
   }
@@ -187,36 +182,9 @@ class Int8Product {
  private:
   static constexpr int64_t kFewest = 3, kWordRow = 4 * kInt8Columns, kSumRow = kInt8Columns * int64_t(sizeof(int32_t));
 
-  static int& rows_of_thread() {
-    static thread_local int rows = 0;
-    return rows;
-  }
-
-  static void configure(int rows) {
-    struct {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes_of_row[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    static_assert(sizeof(config) == 64);
-    for (int i = 0; i < 8; ++i) {
-      config.bytes_of_row[i] = 64;
-      config.rows[i] = uint8_t(i < 6 ? rows : 16);
-    }
-    _tile_loadconfig(&config);
-    rows_of_thread() = rows;
-  }
-
-  static void zero() {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-
   // Up to 16 rows, all columns
   static void one_piece(const int8_t* a, int64_t a_row, const int8_t* w, int64_t depth, int32_t* z) {
-    zero();
+    zero_sums();
     for (int64_t k = 0; k < depth; k += kInt8Depth, w += kInt8Depth * kInt8Columns) {
       _tile_loadd(4, a + k, a_row);
       _tile_loadd(6, w, kWordRow);
@@ -237,7 +205,7 @@ class Int8Product {
   // Two pieces of rows, 32 columns
   static void two_pieces(const int8_t* a0, const int8_t* a1, int64_t a_row, const int8_t* w, int64_t depth, int32_t* z0,
                          int32_t* z1) {
-    zero();
+    zero_sums();
     for (int64_t k = 0; k < depth; k += kInt8Depth, w += kInt8Depth * kInt8Columns) {
       _tile_loadd(4, a0 + k, a_row);
       _tile_loadd(6, w, kWordRow);

@@ -2,6 +2,7 @@
 #include "../kernels.h"
 
 #include "gemm.h"
+#include "instance.h"
 #include "lstm_backward.h"
 #include "lstm_forward.h"
 #include "lstm_small_call.h"
@@ -54,20 +55,11 @@ static void unary(const R* x, R* y, int64_t n, int what) {
   }
 }
 
-// Gives back the scratch memory that up to `threads` threads keep.
-static void empty_workspaces(int threads) {
-  parallel_for(threads, threads, [](int64_t) { Workspace::clear(); });
-}
-
-static constexpr auto kName = FASTLSTM_ISA_NAME;
-
 }  // namespace FASTLSTM_ISA
 
 namespace fastlstm::cpu {
 
-#define FASTLSTM_JOIN2(a, b) a##b
-#define FASTLSTM_JOIN(a, b) FASTLSTM_JOIN2(a, b)
-extern const Kernels FASTLSTM_JOIN(kernels_, FASTLSTM_ISA) = {
+extern const Kernels FASTLSTM_TABLE(kernels_) = {
     ::FASTLSTM_ISA::kName,           ::FASTLSTM_ISA::forward<float>,   ::FASTLSTM_ISA::forward<double>,
     ::FASTLSTM_ISA::backward<float>, ::FASTLSTM_ISA::backward<double>, ::FASTLSTM_ISA::small_call,
     ::FASTLSTM_ISA::step<float>,     ::FASTLSTM_ISA::step<uint16_t>,   ::FASTLSTM_ISA::pack<float>,

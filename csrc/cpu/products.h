@@ -11,7 +11,6 @@ template <class R>
 struct RealProducts {
   using Real = R;    // of the cell
   using Stored = R;  // of rows in memory
-  using Weight = R;
   using Forward = fastlstm::cpu::Forward<R>;
   using Backward = fastlstm::cpu::Backward<R>;
   using InputSide = FASTLSTM_ISA::InputSide<R>;
@@ -38,7 +37,6 @@ struct RealProducts {
   static FASTLSTM_INLINE void store_some(Vec<R> v, R* p, int64_t n) {
     v.template store_some<whole>(p, n);
   }
-  static FASTLSTM_INLINE Vec<R> load(const R* p) { return Vec<R>::load(p); }
   static FASTLSTM_INLINE void store(Vec<R> v, R* p) { v.store(p); }
   static FASTLSTM_INLINE void store_gate(Vec<R> v, R* p, bool nontemporal) {
     nontemporal ? v.store_nontemporal(p) : v.store(p);
