@@ -159,7 +159,7 @@ def normalise(
     if packed:
         if ordinary:
             orders = {"sorted_indices": order, "unsorted_indices": back}
-            checks.check_memory(lstm, [], hx, data=data, batch_sizes=batch_sizes, **orders)
+            checks.check_given(hx, data=data, batch_sizes=batch_sizes, **orders)
             checks.check_order_devices(data, **orders)
         rows, B = data, checks.packed_sequences(data, batch_sizes) if eager else 0
         hx = None if hx is None else _packed_state(lstm, stack, hx, batch_sizes, order, tokens)

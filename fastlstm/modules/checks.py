@@ -108,8 +108,15 @@ def _embedding_fits(stack: Stack, tokens: Tokens, dtype: torch.dtype) -> bool:
 @dynamo_skip
 def check_memory(lstm: nn.RNNBase, weights: list[Tensor], hx: State | None, **others: Tensor | None) -> None:
     """Raise where a tensor of a call is larger than its storage. others: by name."""
+    check_given(hx, **others)
+    check_whole(*zip(lstm._flat_weights_names, weights, strict=False))
+
+
+@dynamo_skip
+def check_given(hx: State | None, **others: Tensor | None) -> None:
+    """`check_memory` of what a call was given, without weights."""
     states = zip(("h0", "c0"), hx, strict=True) if is_state(hx) else ()
-    check_whole(*others.items(), *states, *zip(lstm._flat_weights_names, weights, strict=False))
+    check_whole(*others.items(), *states)
 
 
 def is_batched(data: Tensor, tokens: Tokens | None) -> bool:

@@ -285,7 +285,7 @@ def _call(lstm: Int8LSTM, input: Tensor | PackedSequence, hx: State | None, toke
     stack, name = Stack.of(lstm, cached=True), "Int8LSTM" if tokens is None else "TokenLSTM"
     if not isinstance(data, Tensor):
         raise TypeError(f"input is a {type(data).__name__}, expected a tensor or a PackedSequence")
-    checks.check_memory(_Nameless, [], hx, input=data, batch_sizes=batch_sizes, sorted_indices=order)
+    checks.check_given(hx, input=data, batch_sizes=batch_sizes, sorted_indices=order)
     batched = packed or checks.is_batched(data, tokens)
     expected = torch.float32 if tokens is None else torch.int64
     like = lstm.weight_ih_l0
@@ -316,7 +316,7 @@ def _call(lstm: Int8LSTM, input: Tensor | PackedSequence, hx: State | None, toke
         if rows.shape[0] == 0:
             raise ValueError(f"{name}: input has no steps, expected at least one")
     if hx is None:
-        hx = zero_state(stack, B, torch.empty(0, dtype=torch.float32, device=like.device))
+        hx = zero_state(stack, B, like, torch.float32)
     else:
         hx = _state(stack, hx, batched, B, like.device)
         if order is not None:
@@ -329,12 +329,6 @@ def _call(lstm: Int8LSTM, input: Tensor | PackedSequence, hx: State | None, toke
 def _as_float(hx: State | None) -> State | None:
     """A state in float32, as autocast has it; what is no state is left for `_state` to refuse."""
     return tuple(v.float() if v.dtype in _HALVES else v for v in hx) if checks.is_state(hx) else hx
-
-
-class _Nameless:
-    """For check_memory, where there are no weights to name."""
-
-    _flat_weights_names: tuple[str, ...] = ()
 
 
 def _state(stack: Stack, hx: State, batched: bool, B: int, device: torch.device) -> State:

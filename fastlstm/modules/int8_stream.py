@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from fastlstm._torch_compat import dynamo_skip
 from fastlstm.backends import native
-from fastlstm.memory import empty
 from fastlstm.modules.stream import Stream, check_options
 from fastlstm.ops import int8
 from fastlstm.ops.int8 import Int8Weights, Matrix
@@ -34,22 +33,7 @@ class Int8Stream(Stream):
             self._make_state(lstm.num_layers)
 
     def _step(self, x: Tensor) -> Tensor:
-        B, H, P = self._sizes
-        out = empty((B, P), torch.float32)
-        native.load().int8_step(
-            layers=self._step_layers,
-            out=out,
-            h=self._h,
-            c=self._c,
-            h_unprojected=self._h_unprojected,
-            x=x,
-            B=B,
-            H=H,
-            P=P,
-            side=self._side,
-            threads=torch.get_num_threads(),
-        )
-        return out
+        return self._native_step(native.load().int8_step, x)
 
     def _plain_step(self, x: Tensor) -> Tensor:
         """The same in torch operations, where the native module does not run."""

@@ -6,6 +6,8 @@ Weights are read once a step and that is all the work, so they are laid out in t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,10 +92,14 @@ class Stream:
             return out.to(x.dtype)
 
     def _step(self, x: Tensor) -> Tensor:
+        return self._native_step(native.load().lstm_step, x, bfloat16=self.dtype is torch.bfloat16)
+
+    def _native_step(self, step: Callable[..., None], x: Tensor, **options: object) -> Tensor:
+        """A step by a native function, which takes `options` besides what all of them take."""
         B, H, P = self._sizes
         out = empty((B, P), torch.float32)
-        native.load().lstm_step(
-            bfloat16=self.dtype is torch.bfloat16,
+        step(
+            **options,
             layers=self._step_layers,
             out=out,
             h=self._h,

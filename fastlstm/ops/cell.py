@@ -41,6 +41,12 @@ class LayerWeights(NamedTuple):
         """The sum of both biases, (4H,); their gradients are two tensors, as nn.LSTM's, so hooks may change one in place."""
         return None if self.b_ih is None else self.b_ih.sub(self.b_hh, alpha=-1)  # add would hand one gradient to both
 
+    def bias_in(self, dtype: torch.dtype) -> Tensor | None:
+        """The sum of both biases, each widened to a type before."""
+        if self.b_ih is None or self.b_ih.dtype == dtype:
+            return self.bias
+        return self._replace(b_ih=self.b_ih.to(dtype), b_hh=self.b_hh.to(dtype)).bias
+
 
 class Stack(NamedTuple):
     """The sizes of a module: L layers, D directions, I input features, H units, P features of h a direction.

@@ -43,8 +43,8 @@ class Cpu(Backend):
     def forward(self, inputs: OpInputs) -> tuple[Tensor, ...]:
         dtype, H, save = inputs.w_hh.dtype, inputs.H, inputs.save
         real, stored = real_type(dtype), native_type(dtype)
-        ids, (x, w_x, w_hh, w_hr, h0) = inputs.ids, _as(stored, inputs.x, inputs.w_x, *inputs[4:7])
-        bias, c0 = _as(real, inputs.bias, inputs.c0)
+        ids, (x, w_x, w_hh, w_hr, h0) = inputs.ids, in_type(stored, inputs.x, inputs.w_x, *inputs[4:7])
+        bias, c0 = in_type(real, inputs.bias, inputs.c0)
         lead = tuple(inputs.lead)
         h = empty((*lead, h0.shape[1]), stored)
         c = empty((*lead, H) if save else (0,), real)
@@ -68,14 +68,14 @@ class Cpu(Backend):
             w_x=w_x if ids is None else None,
             I=0 if x is None else x.shape[-1],
         )
-        h, gates, h_n = _as(dtype, h, gates, h_n)
+        h, gates, h_n = in_type(dtype, h, gates, h_n)
         return h, c, gates, h_n, c_n
 
     def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
         dtype = inputs.w_hh.dtype
         d_gates = empty((*inputs.lead, inputs.w_hh.shape[0]), native_type(dtype))
         dh_proj, dh0, dc0 = _backward(inputs, saved, grads, d_gates, {})
-        return *_as(dtype, d_gates, dh_proj, dh0), dc0
+        return *in_type(dtype, d_gates, dh_proj, dh0), dc0
 
     def gradients(
         self, needs_grad: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads
@@ -84,7 +84,7 @@ class Cpu(Backend):
         dtype = inputs.w_hh.dtype
         real, stored = real_type(dtype), native_type(dtype)
         want_x, _, want_w, want_bias, want_hh, want_hr = needs_grad
-        ids, (x, w_x, w_hh, w_hr, h0, h) = inputs.ids, _as(stored, inputs.x, inputs.w_x, *inputs[4:7], saved.h)
+        ids, (x, w_x, w_hh, w_hr, h0, h) = inputs.ids, in_type(stored, inputs.x, inputs.w_x, *inputs[4:7], saved.h)
         dx, dw_hh, dw_hr = made = [
             empty(v.shape, stored) if want else None for want, v in ((want_x, x), (want_hh, w_hh), (want_hr, w_hr))
         ]
@@ -97,7 +97,7 @@ class Cpu(Backend):
             **{"I": w_x.shape[1] if ids is None else 0, "V": 0 if ids is None else w_x.shape[0]},
         }
         _, dh0, dc0 = _backward(inputs, saved, grads, None, products)
-        dx, dw_hh, dw_hr, dw_x, dbias, dh0 = _as(dtype, *made, dw_x, dbias, dh0)
+        dx, dw_hh, dw_hr, dw_x, dbias, dh0 = in_type(dtype, *made, dw_x, dbias, dh0)
         return dx, None, dw_x, dbias, dw_hh, dw_hr, dh0, dc0
 
 
@@ -131,7 +131,7 @@ def is_native(dtype: torch.dtype) -> bool:
     return native.unavailable() is None and native_type(dtype) == dtype
 
 
-def _as(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+def in_type(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
     """Tensors in a type; None stays."""
     return [v if v is None or v.dtype == dtype else v.to(dtype) for v in tensors]
 
@@ -160,8 +160,8 @@ def _backward(
     real, stored, h0 = real_type(inputs.w_hh.dtype), native_type(inputs.w_hh.dtype), inputs.h0
     if gates.numel() == 0 and c.numel() > 0:
         gates = recompute_gates(inputs, h)
-    dh, dh_n, gates, w_hh, w_hr = _as(stored, grads[0], grads[2], gates, inputs.w_hh, inputs.w_hr)
-    dc, dc_n, c, c0 = _as(real, grads[1], grads[3], c, inputs.c0)
+    dh, dh_n, gates, w_hh, w_hr = in_type(stored, grads[0], grads[2], gates, inputs.w_hh, inputs.w_hr)
+    dc, dc_n, c, c0 = in_type(real, grads[1], grads[3], c, inputs.c0)
     dh_proj = None if w_hr is None or d_gates is None else empty(h.shape, stored)
     dh0, dc0 = empty(h0.shape, stored), empty(c0.shape, real)
     native.load().lstm_backward(

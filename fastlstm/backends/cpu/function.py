@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastlstm._torch_compat import SingleLevelFunction, dynamo_skip, is_recorded
 from fastlstm.backends import native
-from fastlstm.backends.cpu.backend import real_type
+from fastlstm.backends.cpu.backend import in_type, real_type
 from fastlstm.memory import check_saved, empty, plain_check
 from fastlstm.ops.cell import LayerWeights, Stack
 from fastlstm.ops.token_table import native_gradients, native_table
@@ -91,11 +91,10 @@ def _direction(
 ) -> tuple:
     """Layer and direction number k: h, c and gates; these two are None unless kept. states: h_n, c_n, h0, c0 of all."""
     H, dtype, real = call.stack.hidden_size, call.dtype, call.real
-    biases = own._replace(b_ih=_as(real, own.b_ih), b_hh=_as(real, own.b_hh))
-    w_ih, w_hh, bias, w_hr = own.w_ih, own.w_hh, biases.bias, own.w_hr
+    w_ih, w_hh, bias, w_hr = own.w_ih, own.w_hh, own.bias_in(real), own.w_hr
     ids = call.V > 0 and k < call.stack.directions
     if ids:
-        w_ih, bias = native_table(_as(real, embedding), w_ih.to(real), bias), None
+        w_ih, bias = native_table(*in_type(real, embedding, w_ih), bias), None
     rows = x.shape if ids else x.shape[:-1]
     is_output = call.stack.directions == 1 and k == call.stack.layers - 1  # the user's, who may resize it
     h = (empty if is_output or not keep else _cached_array)((*rows, call.stack.P), dtype)
@@ -264,19 +263,15 @@ class _Backward:
             V=call.V if ids else 0,
         )
         if ids:
-            table = (_as(call.real, self.embedding), w_ih.to(call.real), of_table)
-            d_embedding, d_in, dbias = (_as(w_ih.dtype, v) for v in native_gradients(d_in, *table))
+            embedding, real_w = in_type(call.real, self.embedding, w_ih)
+            d_embedding, d_in, dbias = in_type(w_ih.dtype, *native_gradients(d_in, embedding, real_w, of_table))
             self.d_embedding = d_embedding if self.d_embedding is None else self.d_embedding.add_(d_embedding)
-        dbias = _as(w_hh.dtype, dbias)
+        (dbias,) = in_type(w_hh.dtype, dbias)
         made = [d_in, dw_hh, *((dbias, None if dbias is None else dbias.clone()) if call.stack.bias else ())]
         if call.stack.proj_size:
             made.append(dw_hr)
         self.d_weights[first : first + call.stack.per_direction] = made
         return dx
-
-
-def _as(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
-    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _through_ops(call: FusedCall, needs_grad: tuple[bool, ...], grads: tuple, inputs: tuple) -> list[Tensor | None]:
