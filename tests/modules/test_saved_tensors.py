@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import fastlstm
+from tests import isas
 
 ROUTES = ["fused", "op"]
 
@@ -109,6 +110,16 @@ def test_hooks_that_return_something_else_are_an_error(kind: str, token: bool, p
                 torch.testing.assert_close(_grads(module), expected, rtol=1e-5, atol=1e-6)
         which += 1
     assert failed >= count // 3
+
+
+@pytest.mark.parametrize("isa", isas.FLOAT)
+def test_a_weight_of_another_type_is_named_on_every_instruction_set(isa: str) -> None:
+    """Not taken for float32 beside bfloat16, which some sets refuse."""
+    module = _module()
+    with isas.use(isa):
+        loss = _loss(module, _input(False, False), "fused", lambda v: v, torch.Tensor.double)
+        with pytest.raises(RuntimeError, match="float64.*expected float32"):
+            loss.backward()
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -47,8 +47,8 @@ class FusedCall(NamedTuple):
 
     def types(self, weight: Tensor) -> dict[str, object]:
         """The keywords of a native call that say of which types its arrays are; weight: one of them."""
-        mixed = self.dtype != weight.dtype
-        return {"double": self.dtype == torch.float64, "bfloat16": 2 if mixed else int(self.dtype == torch.bfloat16)}
+        stored = self.dtype == torch.bfloat16
+        return {"double": self.dtype == torch.float64, "bfloat16": stored * (2 if weight.dtype == torch.float32 else 1)}
 
 
 FIRST_WEIGHT = 4  # inputs of the Function before the weights: source, h0, c0, embedding
