@@ -19,9 +19,10 @@ H, B = 1024, 48  # from here on torch's own path was measured faster for dense f
 
 @pytest.fixture(autouse=True)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the rule takes for the machine's instruction set: AVX-512 unless a test says otherwise."""
-    name = getattr(request, "param", "avx512")
-    monkeypatch.setattr(dispatch, "native", SimpleNamespace(load=lambda: SimpleNamespace(isa=lambda: name)))
+    """What the rule takes for the machine's instruction set: AVX-512 on AMD unless a test says otherwise."""
+    name, intel = getattr(request, "param", ("avx512", False))
+    module = SimpleNamespace(isa=lambda: name, is_intel=lambda: intel)
+    monkeypatch.setattr(dispatch, "native", SimpleNamespace(load=lambda: module))
 
 
 def _backend_of_call(lstm: fastlstm.LSTM, x: torch.Tensor, **options) -> str:
@@ -40,8 +41,8 @@ def test_large_calls_go_to_torch_from_the_measured_sizes(grad: bool) -> None:
         assert fastlstm.last_plan().split(":")[0] == expected
 
 
-@pytest.mark.parametrize("isa", ["avx2", "baseline"], indirect=True)
-def test_only_avx512_goes_to_torch(isa: None) -> None:
+@pytest.mark.parametrize("isa", [("avx2", False), ("baseline", False), ("avx512", True), ("amx", True)], indirect=True)
+def test_only_avx512_on_amd_goes_to_torch(isa: None) -> None:
     assert _backend_of_call(fastlstm.LSTM(3, H), torch.randn(2, B, 3)) == "cpu"
 
 

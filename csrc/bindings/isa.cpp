@@ -64,12 +64,16 @@ bool has_amx(unsigned products) {
   return false;
 #endif
 }
-
-bool is_made_by_intel() {
-  const Cpuid vendor(0, 0);
-  return vendor.b == 0x756e6547 && vendor.d == 0x49656e69 && vendor.c == 0x6c65746e;  // "GenuineIntel"
-}
 #endif
+
+bool is_intel() {
+#if defined(FASTLSTM_X86)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
 
 // The int8 kernels that this machine can run, the weakest first
 std::vector<const Int8Kernels*> find_int8() {
@@ -119,7 +123,7 @@ std::vector<InstructionSet> find_sets() {
     if (has_avx512_bf16()) {
       sets.push_back({bfloat_kernels_avx512_bf16.name, &kernels_avx512, &bfloat_kernels_avx512_bf16, int8});
       // On Intel's processors its dot products run at half the speed of float's: without AMX, float is the better way.
-      if (is_made_by_intel()) std::swap(sets.back(), sets[sets.size() - 2]);
+      if (is_intel()) std::swap(sets.back(), sets[sets.size() - 2]);
       if (has_amx(kAmxBfloat16))
         sets.push_back({bfloat_kernels_amx.name, &kernels_avx512, &bfloat_kernels_amx, available_int8().back()});
     }
@@ -206,6 +210,7 @@ void bind_isa(py::module_& m) {
   m.def("int8_isa_names", &int8_isa_names, "The int8 kernels that this machine can run, the weakest first.");
   m.def("int8_isa", [] { return std::string(current.int8->name); }, "The int8 kernels in use; `set_isa` chooses them.");
   m.def("set_int8_isa", &set_int8_isa, "Chooses int8 kernels alone, until the next `set_isa`; for the tests.");
+  m.def("is_intel", &is_intel, "Whether the processor is one of Intel's.");
   m.def(
       "multiplies_bfloat16", [] { return current.bfloat != nullptr; },
       "Whether the instruction set in use multiplies bfloat16.");

@@ -110,6 +110,7 @@ struct BfloatProducts {
   static constexpr int units = kPanelColumns, rows_per_block = Multiply::most_rows;
   static constexpr int64_t tile_rows = 64;
   static constexpr bool real = false;
+  static constexpr int blocks_at_once(int64_t) { return 1; }
 
   static int64_t row_stride(int64_t width) { return padded_depth(width) + 32; }
   static void clear_row(bfloat16* row, int64_t width) {
@@ -149,7 +150,7 @@ struct BfloatProducts {
     }
 
     template <class Before>
-    FASTLSTM_INLINE void product(int rows, const bfloat16* a, int64_t stride, int64_t block, float* z, bool,
+    FASTLSTM_INLINE void product(int rows, const bfloat16* a, int64_t stride, int64_t block, int, float* z, bool,
                                  Before before) const {
       before(0, rows);
       Multiply::panel<false>(rows, a, stride, panel(block), blocks_of(K_), z, kPanelColumns);

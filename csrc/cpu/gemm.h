@@ -1,8 +1,8 @@
 // The large matrix products beside the recurrence: input projection, its gradient, weight gradients.
 //
-// C tiles of kMaxRows x Panel::units stay in registers while k runs; a piece of B (kDepth x units) is packed so that it
-// stays in the first-level cache, a block of A in the second. Torch's BLAS keeps to AVX2 on some processors: on a Zen 5
-// it runs at 96 GFLOP/s a core where this runs at 110 (AVX2) and 215 (AVX-512).
+// C tiles of kPieceRows rows and kTilePanels panels stay in registers while k runs; a piece of B (kDepth deep) is
+// packed so that it stays in the first- or second-level cache, a block of A in the second. Torch's BLAS keeps to AVX2
+// on some processors: on a Zen 5 it runs at 96 GFLOP/s a core where this runs at 110 (AVX2) and 215 (AVX-512).
 //
 // Threads split C into rectangles, without barriers. Every sum over k has one fixed order, whatever the split.
 #pragma once
@@ -16,7 +16,7 @@ using fastlstm::cpu::Gemm;
 
 template <class R>
 class GemmBlock {
-  static constexpr int units = Panel<R>::units, width = Vec<R>::width, vectors = Panel<R>::vectors, rows = kMaxRows;
+  static constexpr int units = Panel<R>::units, width = Vec<R>::width, vectors = Panel<R>::vectors, rows = kPieceRows;
   static constexpr int64_t kBlockColumns = 16 * units;  // of B, packed together
 
  public:
@@ -44,7 +44,7 @@ class GemmBlock {
 
   // For callers that pack A as well: `pack_columns` packs a block of kBlockRows rows of A that is read by columns
   // (rows are adjacent in memory), `block` multiplies it.
-  static constexpr int64_t kBlockRows = 16 * rows;  // kept in the second-level cache
+  static constexpr int64_t kBlockRows = 16 * kMaxRows;  // kept in the second-level cache
   static void pack_columns(const R* from, int64_t stride, int64_t n, int64_t depth, R* to) {
     const int64_t whole = n / rows * rows;
     for (int64_t k = 0; k < depth; ++k) {  // along memory; each tile of A is written along memory too
@@ -59,10 +59,10 @@ class GemmBlock {
   // c (m, N) = a block of A times the panels, or added to it
   static void block(const R* a, int64_t m, int64_t depth, const R* panels_of_b, int64_t N, R* c, int64_t ldc,
                     bool add) {
-    for (int64_t j = 0; j < N; j += units)
+    for (int64_t j = 0; j < N; j += kTileColumns)
       for (int64_t r = 0; r < m; r += rows)
         packed_tile(a + r * depth, panels_of_b + j * depth, depth, c + r * ldc + j, ldc,
-                    int(m - r < rows ? m - r : rows), N - j < units ? N - j : units, add);
+                    int(m - r < rows ? m - r : rows), N - j < kTileColumns ? N - j : kTileColumns, add);
   }
 
   // The product for the rectangle [m.from, m.to) x [n.from, n.to) of C.
@@ -78,6 +78,8 @@ class GemmBlock {
   }
 
  private:
+  static constexpr int64_t kTileColumns = kTilePanels * units;
+
   static R* row_of_c(const Gemm<R>& g, int64_t m) { return g.c + (g.c_at ? g.c_at[m] : m) * g.c_row; }
   static const R* row_of_a(const Gemm<R>& g, int64_t m) { return g.a + (g.a_at ? g.a_at[m] : m) * g.a_row; }
 
@@ -105,10 +107,12 @@ class GemmBlock {
         c[r] = row_of_c(g, row);
         from[r] = direct ? row_of_a(g, row) + k : a + r * depth;
       }
-      for (int64_t j = n.from; j < n.to; j += units) {
-        const int64_t count = n.to - j < units ? n.to - j : units;
+      for (int64_t j = n.from; j < n.to; j += kTileColumns) {
+        const int64_t count = n.to - j < kTileColumns ? n.to - j : kTileColumns;
         R* panel = b + (j - n.from) * depth;
-        if (fill && i == m.from) pack_b(g, j, count, k, depth, panel);
+        if (fill && i == m.from)
+          for (int64_t u = 0; u < count; u += units)
+            pack_b(g, j + u, count - u < units ? count - u : units, k, depth, panel + u * depth);
         for (int64_t r = 0; r < block.to - i; r += rows) {
           const int real = int(block.to - i - r < rows ? block.to - i - r : rows);
           direct ? some_tile<false>(from + r, panel, depth, c + r, j, real, count, add)
@@ -152,59 +156,70 @@ class GemmBlock {
   template <bool packed>
   static FASTLSTM_INLINE void some_tile(const R* const* a, const R* b, int64_t depth, R* const* c, int64_t j,
                                         int m_count, int64_t n_count, bool add) {
-    const bool whole = (m_count == rows) && (n_count == units);
-    whole ? tile<packed, true>(a, b, depth, c, j, m_count, n_count, add)
-          : tile<packed, false>(a, b, depth, c, j, m_count, n_count, add);
+    if (m_count == rows && n_count == kTileColumns)
+      tile<packed, true, kTilePanels>(a, b, depth, c, j, m_count, n_count, add);
+    else if (n_count > units)
+      tile<packed, false, kTilePanels>(a, b, depth, c, j, m_count, n_count, add);
+    else if (m_count == rows && n_count == units)
+      tile<packed, true, 1>(a, b, depth, c, j, m_count, n_count, add);
+    else
+      tile<packed, false, 1>(a, b, depth, c, j, m_count, n_count, add);
   }
 
-  // One tile of C, whose rows begin at c[m] + j. packed: A is a[0][k][rows]; else a[m][k]. whole: no row or column of
-  // the tile is past the last.
-  template <bool packed, bool whole>
+  // One tile of C, whose rows begin at c[m] + j, of `panels` panels of B. packed: A is a[0][k][rows]; else a[m][k].
+  // whole: no row or column of the tile is past the last.
+  template <bool packed, bool whole, int panels>
   static __attribute__((noinline)) void tile(const R* const* a, const R* b, int64_t depth, R* const* c, int64_t j,
                                              int m_count, int64_t n_count, bool add) {
+    constexpr int all = panels * vectors, line = 64 / int(sizeof(R));
     // Rows of C are far apart and often not in a cache: they are fetched while k runs.
 #pragma GCC unroll 16
     for (int m = 0; m < rows; ++m) {
-      __builtin_prefetch(c[m] + j, 1, 3);
-      __builtin_prefetch(c[m] + j + (whole ? units : n_count) - 1, 1, 3);
+#pragma GCC unroll 16
+      for (int n = 0; n < panels * units; n += line)
+        if (whole || n < n_count) __builtin_prefetch(c[m] + j + n, 1, 3);
+      __builtin_prefetch(c[m] + j + (whole ? panels * units : n_count) - 1, 1, 3);
     }
     const R* from[rows];
 #pragma GCC unroll 16
     for (int m = 0; m < rows; ++m) from[m] = a[packed ? 0 : m];
-    typename Vec<R>::Raw sum[rows][vectors];
+    typename Vec<R>::Raw sum[rows][all];
 #pragma GCC unroll 16
     for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 16
-      for (int n = 0; n < vectors; ++n) sum[m][n] = typename Vec<R>::Raw{};
+      for (int n = 0; n < all; ++n) sum[m][n] = typename Vec<R>::Raw{};
 #pragma GCC unroll 4
     for (int64_t k = 0; k < depth; ++k) {
-      typename Vec<R>::Raw w[vectors];
+      typename Vec<R>::Raw w[all];
 #pragma GCC unroll 16
-      for (int n = 0; n < vectors; ++n) w[n] = Vec<R>::load(b + k * units + n * width).v;
+      for (int n = 0; n < all; ++n)
+        w[n] = Vec<R>::load(b + n / vectors * depth * units + k * units + n % vectors * width).v;
 #pragma GCC unroll 16
       for (int m = 0; m < rows; ++m) {
         const auto x = Vec<R>(packed ? from[0][k * rows + m] : from[m][k]).v;
 #pragma GCC unroll 16
-        for (int n = 0; n < vectors; ++n) sum[m][n] += x * w[n];
+        for (int n = 0; n < all; ++n) sum[m][n] += x * w[n];
       }
     }
     if constexpr (whole) {
 #pragma GCC unroll 16
       for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 16
-        for (int n = 0; n < vectors; ++n) {
+        for (int n = 0; n < all; ++n) {
           R* to = c[m] + j + n * width;
           (add ? Vec<R>::load(to) + Vec<R>(sum[m][n]) : Vec<R>(sum[m][n])).store(to);
         }
       return;
     }
-    alignas(64) R edge[rows * units];
+    constexpr int64_t columns = panels * units;
+    alignas(64) R edge[rows * columns];
 #pragma GCC unroll 16
     for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 16
-      for (int n = 0; n < vectors; ++n) Vec<R>(sum[m][n]).store(edge + m * units + n * width);
+      for (int n = 0; n < all; ++n) Vec<R>(sum[m][n]).store(edge + m * columns + n * width);
     for (int m = 0; m < m_count; ++m)
-      for (int64_t u = 0; u < n_count; ++u) c[m][j + u] = add ? c[m][j + u] + edge[m * units + u] : edge[m * units + u];
+      for (int64_t u = 0; u < n_count; ++u)
+        c[m][j + u] = add ? c[m][j + u] + edge[m * columns + u] : edge[m * columns + u];
   }
 };
 

@@ -44,7 +44,7 @@ class BackwardPass {
         weights(s, schedule, args.products, private_chunks ? 0 : max_rows, 0),
         shared(args.d_gates || private_chunks ? 0 : max_rows, s.H, s.P, args.products),
         partial(size_t(partition.threads)),
-        prefetch_weights(w.bytes() / partition.unit_threads() > kL2Weights) {
+        prefetch_weights(gains_by_prefetch(w.bytes() / partition.unit_threads())) {
     const size_t rows = size_t(schedule.rows()) * sizeof(S);
     advise_hugepages(a.d_gates, rows * size_t(4 * s.H));
     advise_hugepages(a.dh_proj, rows * size_t(s.P));
@@ -157,33 +157,30 @@ class BackwardPass {
   }
 
   void step(int64_t t, int64_t k, Range rows, const ThreadSlice& slice, ChunkRows<S> out) {
-    alignas(64) R z[4 * M::tile_rows * units];
-    for (int64_t j = slice.blocks.from; j < slice.blocks.to; ++j)
-      for_pieces(rows.from, rows.to, M::tile_rows, [&](int64_t b, int n) {
-        const auto before = [&](int m, int count) FASTLSTM_INLINE_LAMBDA {
-          for (int e = m; e < m + count; ++e) prefetch_cell(t, b + e, j * units, out);
-        };
-        w.product(n, carried(k, b), stride, j, z, prefetch_weights, before);
-        if ((j + 1) * units <= s.P)
-          for (int m = 0; m < n; ++m) add_dh<true>(t, k, b + m, j * units, z + m * units, out);
-        else
-          for (int m = 0; m < n; ++m) add_dh<false>(t, k, b + m, j * units, z + m * units, out);
-      });
+    const auto prefetch_dh = [&](int64_t j, int64_t b, int n) FASTLSTM_INLINE_LAMBDA {
+      for (int e = 0; e < n; ++e) prefetch_cell(t, b + e, j * units, out);
+    };
+    const auto dh_of = [&](int64_t j, int64_t b, int n, const R* z) FASTLSTM_INLINE_LAMBDA {
+      if ((j + 1) * units <= s.P)
+        for (int m = 0; m < n; ++m) add_dh<true>(t, k, b + m, j * units, z + m * units, out);
+      else
+        for (int m = 0; m < n; ++m) add_dh<false>(t, k, b + m, j * units, z + m * units, out);
+    };
+    for_products<M>(w, slice.blocks, rows, carried(k, 0), stride, prefetch_weights, prefetch_dh, dh_of);
     if (!a.w_hr) return;
     sync();
-    for (int64_t j = slice.proj_blocks.from; j < slice.proj_blocks.to; ++j)
-      for_pieces(rows.from, rows.to, M::tile_rows, [&](int64_t b, int n) {
-        const auto before = [&](int m, int count) FASTLSTM_INLINE_LAMBDA {
-          for (int e = m; e < m + count; ++e) prefetch_cell_backward(t, b + e, j * units, out);
-        };
-        proj.product(n, dh_data.get() + b * dh_stride, dh_stride, j, z, false, before);
-        const bool whole = (j + 1) * units <= s.H;
-        for (int m = 0; m < n; ++m)
-          for (int u = 0; u < units && j * units + u < s.H; u += width) {
-            const Vec<R> dh = Vec<R>::load(z + m * units + u);
-            whole ? cell<true>(t, k, b + m, j * units + u, dh, out) : cell<false>(t, k, b + m, j * units + u, dh, out);
-          }
-      });
+    const auto prefetch = [&](int64_t j, int64_t b, int n) FASTLSTM_INLINE_LAMBDA {
+      for (int e = 0; e < n; ++e) prefetch_cell_backward(t, b + e, j * units, out);
+    };
+    const auto cells = [&](int64_t j, int64_t b, int n, const R* z) FASTLSTM_INLINE_LAMBDA {
+      const bool whole = (j + 1) * units <= s.H;
+      for (int m = 0; m < n; ++m)
+        for (int u = 0; u < units && j * units + u < s.H; u += width) {
+          const Vec<R> dh = Vec<R>::load(z + m * units + u);
+          whole ? cell<true>(t, k, b + m, j * units + u, dh, out) : cell<false>(t, k, b + m, j * units + u, dh, out);
+        }
+    };
+    for_products<M>(proj, slice.proj_blocks, rows, dh_data.get(), dh_stride, false, prefetch, cells);
   }
 
   // Prefetches what `add_dh` reads and writes, while the product runs: otherwise a core stalls a third of the time.
@@ -264,15 +261,13 @@ class BackwardPass {
     const int64_t next_active = s.reverse && t + 1 < s.T ? schedule.active(t + 1) : 0;
     if (s.reverse ? rows.to <= next_active : t != 0) return;
     if (s.reverse && rows.from < next_active) rows.from = next_active;
-    alignas(64) R z[4 * M::tile_rows * units];
-    for (int64_t j = blocks.from; j < blocks.to; ++j)
-      for_pieces(rows.from, rows.to, M::tile_rows, [&](int64_t b, int n) {
-        w.product(n, carried(k + 1, b), stride, j, z, prefetch_weights, kNoPrefetch);
-        for (int m = 0; m < n; ++m)
-          for (int u = 0; u < units && j * units + u < s.P; u += width)
-            M::template store_some<false>(Vec<R>::load(z + m * units + u), a.dh0 + (b + m) * s.P + j * units + u,
-                                          s.P - j * units - u);
-      });
+    const auto store = [&](int64_t j, int64_t b, int n, const R* z) {
+      for (int m = 0; m < n; ++m)
+        for (int u = 0; u < units && j * units + u < s.P; u += width)
+          M::template store_some<false>(Vec<R>::load(z + m * units + u), a.dh0 + (b + m) * s.P + j * units + u,
+                                        s.P - j * units - u);
+    };
+    for_products<M>(w, blocks, rows, carried(k + 1, 0), stride, prefetch_weights, kNoPrefetchOfBlocks, store);
   }
 
   const Shape& s;

@@ -43,7 +43,7 @@ class ForwardPass {
         chunk_rows(partition.by_rows ? private_chunk_rows<R>(s.H) : shared_chunk_rows<R>(s.H)),
         max_rows(std::min(schedule.rows(), chunk_rows + s.B)),
         shared_x_gates(a.x && !x_gates_in_gates && !partition.by_rows ? input.output_size(max_rows) : 0),
-        prefetch_weights(w.bytes() / partition.unit_threads() > kL2Weights) {
+        prefetch_weights(gains_by_prefetch(w.bytes() / partition.unit_threads())) {
     const size_t rows = size_t(schedule.rows());
     advise_hugepages(a.h, rows * size_t(s.P) * sizeof(S));
     advise_hugepages(a.c, rows * size_t(s.H) * sizeof(R));
@@ -268,19 +268,17 @@ class ForwardPass {
 
   // h = (o tanh c) @ W_hr^T
   void project(int64_t t, int64_t k, Range rows, Range blocks) {
-    alignas(64) R z[4 * M::tile_rows * units];
     sync();
-    for (int64_t j = blocks.from; j < blocks.to; ++j)
-      for_pieces(rows.from, rows.to, M::tile_rows, [&](int64_t b, int n) {
-        proj.product(n, unprojected_data.get() + b * unprojected_stride, unprojected_stride, j, z, false, kNoPrefetch);
-        for (int m = 0; m < n; ++m)
-          for (int u = 0; u < units && j * units + u < s.P; u += width) {
-            const int64_t column = j * units + u;
-            const Vec<R> h = M::stored(Vec<R>::load(z + m * units + u), s.rounding);
-            M::template store_some<false>(h, a.h + schedule.row(t, b + m) * s.P + column, s.P - column);
-            M::template store_some<false>(h, carried(k + 1, b + m) + column, s.P - column);
-          }
-      });
+    const auto store = [&](int64_t j, int64_t b, int n, const R* z) {
+      for (int m = 0; m < n; ++m)
+        for (int u = 0; u < units && j * units + u < s.P; u += width) {
+          const int64_t column = j * units + u;
+          const Vec<R> h = M::stored(Vec<R>::load(z + m * units + u), s.rounding);
+          M::template store_some<false>(h, a.h + schedule.row(t, b + m) * s.P + column, s.P - column);
+          M::template store_some<false>(h, carried(k + 1, b + m) + column, s.P - column);
+        }
+    };
+    for_products<M>(proj, blocks, rows, unprojected_data.get(), unprojected_stride, false, kNoPrefetchOfBlocks, store);
   }
 
   const Shape& s;

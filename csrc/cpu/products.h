@@ -20,6 +20,8 @@ struct RealProducts {
   static constexpr int units = Panel<R>::units, rows_per_block = kMaxRows;
   static constexpr int64_t tile_rows = kTileRows;
   static constexpr bool real = true;
+  // Blocks that so many rows are multiplied with side by side
+  static constexpr int blocks_at_once(int64_t rows) { return rows > kPieceRows ? kTilePanels : 1; }
 
   // A thread holds one while it multiplies.
   struct Scope {};
@@ -57,13 +59,18 @@ struct RealProducts {
     // The same of w (K, columns)
     void pack_columns(int64_t block, const R* w) { at(block, 0).pack_panel(block, w, 1, panels_.columns); }
 
-    // z[m][:] = a[m] @ panel for the rows of a tile; rows of a are `stride` apart, those of z `units`.
+    // z[i * rows * units + m * units + :] = a[m] @ panel of block + i for the rows of a tile and `blocks` blocks of one
+    // matrix; rows of a are `stride` apart.
     template <class Before>
-    FASTLSTM_INLINE void product(int rows, const R* a, int64_t stride, int64_t block, R* z, bool prefetch_weights,
-                                 Before before) const {
-      tile_product_deep<R>(rows, a, stride, panel(block), panels_.K, z, prefetch_weights, before);
+    FASTLSTM_INLINE void product(int rows, const R* a, int64_t stride, int64_t block, int blocks, R* z,
+                                 bool prefetch_weights, Before before) const {
+      if (blocks == 1)
+        tile_product_deep<R>(rows, a, stride, panel(block), panels_.K, z, prefetch_weights, before);
+      else
+        tile_product<R, kTilePanels>(rows, a, stride, panel(block), panels_.panel_size(), panels_.K, z, rows * units,
+                                     prefetch_weights, before);
     }
-    // The same of four matrices: z[matrix * rows * units + m * units + :]
+    // The same of one block of four matrices: z[matrix * rows * units + m * units + :]
     template <class Before>
     FASTLSTM_INLINE void product4(int rows, const R* a, int64_t stride, int64_t block, R* z, bool prefetch_weights,
                                   Before before) const {
@@ -83,5 +90,25 @@ struct RealProducts {
     Buffer<R> data_;
   };
 };
+
+// Rows of `a`, `stride` apart, times the blocks of columns of one matrix. use(j, b, n, z): gets z[m][:], row b + m
+// times block j, for m < n. before(j, b, n): called while the product runs; prefetches what `use` needs.
+template <class M, class Before, class Use>
+FASTLSTM_INLINE void for_products(const typename M::Panels& w, Range blocks, Range rows, const typename M::Stored* a,
+                                  int64_t stride, bool prefetch_weights, Before before, Use use) {
+  alignas(64) typename M::Real z[4 * M::tile_rows * M::units];
+  const int at_once = M::blocks_at_once(rows.to - rows.from);
+  for_pieces(blocks.from, blocks.to, at_once, [&](int64_t j, int count) {
+    for_pieces(rows.from, rows.to, M::tile_rows, [&](int64_t b, int n) {
+      const auto before_rows = [&](int m, int more) FASTLSTM_INLINE_LAMBDA {
+        for (int i = 0; i < count; ++i) before(j + i, b + m, more);
+      };
+      w.product(n, a + b * stride, stride, j, count, z, prefetch_weights, before_rows);
+      for (int i = 0; i < count; ++i) use(j + i, b, n, z + i * n * M::units);
+    });
+  });
+}
+
+constexpr auto kNoPrefetchOfBlocks = [](int64_t, int64_t, int) {};
 
 }  // namespace FASTLSTM_ISA

@@ -22,10 +22,19 @@ inline int64_t round_up_16(int64_t n) { return (n + 15) / 16 * 16; }
 // A register of weights, stored as float or as the 16 bits of a bfloat16
 FASTLSTM_INLINE Vec<float> load_as_float(const float* p) { return Vec<float>::load(p); }
 FASTLSTM_INLINE Vec<float> load_as_float(const uint16_t* p) {
+  // GCC's __builtin_convertvector would take four shuffles to widen half a register
+#if FASTLSTM_VECTOR_BYTES == 64
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return Vec<float>(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
+#elif FASTLSTM_VECTOR_BYTES == 32
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return Vec<float>(_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
+#else
   typedef uint16_t Half __attribute__((vector_size(FASTLSTM_VECTOR_BYTES / 2)));
   Half half;
   std::memcpy(&half, p, sizeof(half));
   return Vec<float>((Vec<float>::Raw)(__builtin_convertvector(half, Vec<float>::Int) << 16));
+#endif
 }
 
 // Rows of a tile, and the registers of columns that a tile of so many rows takes at once.

@@ -32,6 +32,7 @@ _CPU_NAMES = (
         "int8_sample",
         "int8_step",
         "is_cut_off",
+        "is_intel",
         "is_plain",
         "isa",
         "isa_names",
