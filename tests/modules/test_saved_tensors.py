@@ -118,7 +118,7 @@ def test_a_weight_of_another_type_is_named_on_every_instruction_set(isa: str) ->
     module = _module()
     with isas.use(isa):
         loss = _loss(module, _input(False, False), "fused", lambda v: v, torch.Tensor.double)
-        with pytest.raises(RuntimeError, match="float64.*expected float32"):
+        with pytest.raises(RuntimeError, match=r"float64.*expected float32"):
             loss.backward()
 
 
