@@ -23,7 +23,7 @@ TESTS = (
     *("tests/backends/cpu/test_boundary.py", "tests/backends/cpu/test_arguments.py"),
     *("tests/backends/cpu/test_small_call.py", "tests/backends/cpu/test_backend.py"),
     *("tests/modules/test_stream.py", "tests/modules/test_saved_tensors.py", "tests/sampling/test_kernel.py"),
-    "tests/fuzz/test_calls.py",
+    *("tests/backends/cpu/test_bfloat16.py", "tests/backends/cpu/test_int8.py", "tests/fuzz/test_calls.py"),
 )
 COPIED = ("fastlstm", "tests", "csrc", "benchmarks", "tools", "pyproject.toml")
 

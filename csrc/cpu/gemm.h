@@ -133,13 +133,10 @@ class GemmBlock {
   // to[k][n], columns past the last zero
   static void pack_b(const Gemm<R>& g, int64_t j, int64_t n, int64_t k0, int depth, R* to) {
     const R* from = g.b + k0 * g.b_row + j * g.b_column;
+    if (g.b_row == 1) return pack_transposed(from, g.b_column, n, depth, units, to);
     if (n < units) std::memset(to, 0, size_t(depth * units) * sizeof(R));
     if (g.b_column == 1 && n == units) {
       for (int64_t k = 0; k < depth; ++k) std::memcpy(to + k * units, from + k * g.b_row, units * sizeof(R));
-    } else if (g.b_row == 1) {
-      for (int64_t k = 0; k < depth; k += 16)
-        for (int64_t u = 0; u < n; ++u)
-          for (int64_t e = k; e < k + 16 && e < depth; ++e) to[e * units + u] = from[u * g.b_column + e];
     } else {
       for (int64_t k = 0; k < depth; ++k)
         for (int64_t u = 0; u < n; ++u) to[k * units + u] = from[k * g.b_row + u * g.b_column];

@@ -4,7 +4,7 @@
 // panels ("groups") as sums in registers: 6 x 16 floats with AVX2, 6 x 64 with AVX-512. With few rows there are too few
 // independent sums to hide the latency of a multiply-add, so more panels run side by side.
 #pragma once
-#include "simd.h"
+#include "transpose.h"
 
 namespace FASTLSTM_ISA {
 
@@ -140,7 +140,8 @@ FASTLSTM_INLINE void for_pieces(int64_t from, int64_t to, int64_t most, Body bod
 
 // Rows whose sums for one panel (four gates) lie in the cache together: reading a panel once serves them all.
 constexpr int kTileRows = 48;
-// Depth of a piece of a panel that stays in the first-level cache while the rows of a tile pass over it.
+// Depth of a piece of a panel that stays in the first-level cache while the rows of a tile pass over it. (The two
+// panels of an AVX-512 tile take all of that cache; pieces of half the depth are not faster.)
 template <class R>
 constexpr int64_t kDepth = (FASTLSTM_VECTOR_BYTES == 64 ? 24576 : 16384) / (Panel<R>::units * int64_t(sizeof(R)));
 
@@ -231,14 +232,7 @@ struct Packed {
     constexpr int units = Panel<R>::units;
     R* panel = data + block * panel_size();
     const int64_t u0 = block * units, n = columns - u0 < units ? columns - u0 : units;
-    if (column_stride == 1) {  // transposing: read rows of w, which are contiguous in k
-      for (int64_t k0 = 0; k0 < K; k0 += 16) {
-        const int64_t k1 = k0 + 16 < K ? k0 + 16 : K;
-        for (int64_t u = 0; u < units; ++u)
-          for (int64_t k = k0; k < k1; ++k) panel[k * units + u] = u < n ? w[(u0 + u) * row_stride + k] : R(0);
-      }
-      return;
-    }
+    if (column_stride == 1) return pack_transposed(w + u0 * row_stride, row_stride, n, K, units, panel);
     for (int64_t k = 0; k < K; ++k)
       for (int64_t u = 0; u < units; ++u)
         panel[k * units + u] = u < n ? w[k * column_stride + (u0 + u) * row_stride] : R(0);

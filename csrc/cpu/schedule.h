@@ -58,7 +58,8 @@ struct Schedule {
   }
 };
 
-// A partition by rows needs enough rows for every thread to amortise reading all weights in each step.
+// A partition by rows needs enough rows for every thread to amortise reading all weights in each step; half as many if
+// the weights stay in a thread's second-level cache.
 inline Partition make_partition(const Shape& s, int64_t rows_per_block, int64_t weight_bytes, int64_t unit_blocks) {
   const int64_t flops = 8 * s.B * s.H * s.P;  // of one step
   int64_t threads = s.threads < 1 ? 1 : s.threads;
@@ -66,7 +67,7 @@ inline Partition make_partition(const Shape& s, int64_t rows_per_block, int64_t 
   const int64_t few = weight_bytes > (1 << 20) ? 4 * rows_per_block : rows_per_block;
   if (threads == 1) return {1, true};
   if (s.B >= threads * few || unit_blocks < threads) return {int(threads < s.B ? threads : s.B > 0 ? s.B : 1), true};
-  if (s.B >= threads * rows_per_block / 2 && flops < 2000000) return {int(threads), true};
+  if (s.B >= threads * rows_per_block / 2 && weight_bytes <= (512 << 10)) return {int(threads), true};
   return {int(threads < unit_blocks ? threads : unit_blocks), false};
 }
 

@@ -7,8 +7,8 @@
 // whatever the number of rows: the result of a row does not depend on the other rows.
 #pragma once
 #include "../kernels.h"
-#include "simd.h"
 #include "threading.h"
+#include "transpose.h"
 #include "workspace.h"
 
 namespace FASTLSTM_ISA {
@@ -129,20 +129,18 @@ inline void store_weight(uint16_t* to, float w) {
   *to = w != w ? uint16_t(0x7fc0) : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-inline void store_weights(float* to, const float (&w)[4]) { std::memcpy(to, w, sizeof(w)); }
-inline void store_weights(uint16_t* to, const float (&w)[4]) {
+inline void store_weights(float* to, Four<float> w) { std::memcpy(to, &w, sizeof(w)); }
+inline void store_weights(uint16_t* to, Four<float> w) {
   for (int i = 0; i < 4; ++i) store_weight(to + i, w[i]);
 }
 
-// Transposes the rows of w (lanes, width) into to[k][columns], 16 k at a time, so that the written lines stay in the
-// cache, and 4 x 4 weights at a time in registers (half the time of one weight after another). Lanes from `real` on are
-// zero.
+// to[k * columns + u] = w[u * width + k] as W for u < real; zero for real <= u < lanes. pack_transposed is the same
+// without a change of type.
 template <class W>
 void pack_rows(W* to, int64_t columns, const float* w, int64_t width, int64_t lanes, int64_t real) {
-  typedef float Four __attribute__((vector_size(16)));
   if (width == 1) {  // the rows of a token table, packed as so many matrices of one column
     int64_t i = 0;
-    for (; i + 4 <= real; i += 4) store_weights(to + i, {w[i], w[i + 1], w[i + 2], w[i + 3]});
+    for (; i + 4 <= real; i += 4) store_weights(to + i, Four<float>{w[i], w[i + 1], w[i + 2], w[i + 3]});
     for (; i < lanes; ++i) store_weight(to + i, i < real ? w[i] : 0.0f);
     return;
   }
@@ -151,12 +149,9 @@ void pack_rows(W* to, int64_t columns, const float* w, int64_t width, int64_t la
     for (int64_t j = 0; j < lanes; j += 4) {
       int64_t k = k0;
       for (; k + 4 <= k1 && j + 4 <= real; k += 4) {
-        Four row[4];
-        for (int i = 0; i < 4; ++i) std::memcpy(&row[i], w + (j + i) * width + k, sizeof(Four));
-        for (int i = 0; i < 4; ++i) {
-          const float column[4] = {row[0][i], row[1][i], row[2][i], row[3][i]};
-          store_weights(to + (k + i) * columns + j, column);
-        }
+        Four<float> column[4];
+        transpose_4(w + j * width + k, width, column);
+        for (int i = 0; i < 4; ++i) store_weights(to + (k + i) * columns + j, column[i]);
       }
       for (; k < k1; ++k)
         for (int64_t i = j; i < j + 4; ++i) store_weight(to + k * columns + i, i < real ? w[i * width + k] : 0.0f);
