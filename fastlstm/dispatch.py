@@ -171,16 +171,18 @@ def choose(spec: Spec) -> str:
 def torch_is_faster(spec: Spec) -> bool:
     """Where torch's own path was measured faster for dense input on a CPU: large weights, many rows, AVX-512 on AMD.
 
-    benchmarks/results/cpu-avx512-large.csv (an EPYC): forced, forward at H 512 and 1024 runs at 0.87 to 0.96 of nn.LSTM's
-    speed, training steps at H 1024 at 0.96 to 1.02, at H 512 above 1. On an Intel Xeon (cpu-avx512-xeon.csv), and with
-    AVX2 (cpu-avx2-xeon.csv, cpu-avx2-epyc.csv), nothing is slower by more than these runs differ.
+    benchmarks/results/cpu-avx512-large.csv (an EPYC, with tiles of 12 x 32): forced, forward at H 512 and 1024 runs at 0.87
+    to 0.96 of nn.LSTM's speed, training steps at H 1024 at 0.96 to 1.02, at H 512 above 1. On an Intel Xeon
+    (cpu-avx512-xeon.csv), and with AVX2 (cpu-avx2-xeon.csv, cpu-avx2-epyc.csv), nothing is slower by more than these runs
+    differ.
     """
     if spec.packed or spec.token or spec.reset or spec.projected or spec.dtype != torch.float32:
         return False
-    large = (1024 if spec.training else 512) <= spec.H and spec.B >= 48
+    least = 1024 if spec.training else 512
+    if spec.B < 48 or least > spec.H:
+        return False
     module = native.load()
-    has_avx512 = module.isa() in ("avx512", "avx512_bf16", "amx")  # the same kernels in float32
-    return large and has_avx512 and not module.is_intel()
+    return module.isa() in ("avx512", "avx512_bf16", "amx") and not module.is_intel()  # the same kernels in float32
 
 
 def prefers_torch(spec: Spec) -> bool:

@@ -11,29 +11,38 @@ from fastlstm.backends import native
 from tests import isas
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
-T, B, I, H = 45, 26, 7, 19  # 1170 rows: five chunks for each of two threads
+T, B, I, H = MANY_ROWS = 45, 26, 7, 19  # 1170 rows: five chunks for each of two threads
 VARIANTS = {
     "dense": {},
     "no bias": {"bias": False},
     "both directions": {"bidirectional": True, "num_layers": 2},
     "projection": {"proj_size": 5},
+    "projection over two panels": {"proj_size": 40},
     "wide projection, both directions": {"proj_size": 17, "bidirectional": True},
 }
 
 
-def _module(variant: str, ids: int | None, dtype: torch.dtype) -> torch.nn.Module:
+def _module(variant: str, ids: int | None, dtype: torch.dtype, I: int, H: int) -> torch.nn.Module:
     torch.manual_seed(11)
     if ids is not None:
         return fastlstm.TokenLSTM(ids, None, H, dtype=dtype, **VARIANTS[variant])
     return fastlstm.LSTM(I, H, dtype=dtype, **VARIANTS[variant])
 
 
-def _results(backend: str, variant: str, ids: int | None, ragged: bool, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _results(
+    backend: str,
+    variant: str,
+    ids: int | None,
+    ragged: bool,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int, int] = MANY_ROWS,
+) -> dict[str, torch.Tensor]:
     """Output, final states and all gradients, in float64."""
-    module = _module(variant, ids, torch.float32).to(dtype)
+    T, B, I, H = sizes
+    module = _module(variant, ids, torch.float32, I, H).to(dtype)
     torch.manual_seed(12)
     x = torch.randn(T, B, I).to(dtype).requires_grad_() if ids is None else torch.randint(ids, (T, B))
-    lengths = torch.linspace(T, 3, B).long() if ragged else torch.full((B,), T)
+    lengths = torch.linspace(T, min(3, T - 1), B).long() if ragged else torch.full((B,), T)
     lengths[-1] = 1 if ragged else T
     inputs = pack_padded_sequence(x, lengths) if ragged else x
     lstm = getattr(module, "lstm", module)
@@ -66,14 +75,35 @@ def threads(request: pytest.FixtureRequest):
 @pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
 @pytest.mark.parametrize(  # a table as large as the text is shared, a small one is not
     ("variant", "ids"),
-    [(variant, ids) for variant in VARIANTS for ids in (None, 9, 700) if ids is None or "projection" not in variant],
+    [
+        (variant, ids)
+        for variant in VARIANTS
+        for ids in (None, 9, 700)
+        if "two panels" not in variant and (ids is None or "projection" not in variant)
+    ],
 )
 def test_results_and_gradients_by_the_rule_of_accuracy(
     variant: str, ids: int | None, ragged: bool, isa: None, threads: None
 ) -> None:
-    truth = _results("reference", variant, ids, ragged, torch.float64)
-    baseline = _results("reference", variant, ids, ragged, torch.float32)
-    actual = _results("cpu", variant, ids, ragged, torch.float32)
+    _check(variant, ids, ragged, MANY_ROWS)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
+@pytest.mark.parametrize("variant", ["dense", "projection over two panels"])
+@pytest.mark.parametrize(
+    "sizes", [(3, 13, 33, 65), (3, 50, 3, 65), (2, 97, 35, 97)], ids=lambda v: "-".join(map(str, v))
+)
+def test_several_tiles_of_rows_and_panels(
+    sizes: tuple[int, int, int, int], variant: str, ragged: bool, isa: None, threads: None
+) -> None:
+    """More rows than a tile takes (48), an odd number of panels (of 32 columns at most), and edges of both."""
+    _check(variant, None, ragged, sizes)
+
+
+def _check(variant: str, ids: int | None, ragged: bool, sizes: tuple[int, int, int, int]) -> None:
+    truth = _results("reference", variant, ids, ragged, torch.float64, sizes)
+    baseline = _results("reference", variant, ids, ragged, torch.float32, sizes)
+    actual = _results("cpu", variant, ids, ragged, torch.float32, sizes)
     for name, true in truth.items():
         allowed = max(2 * (baseline[name] - true).norm(), 4 * torch.finfo(torch.float32).eps * true.norm())
         assert (actual[name] - true).norm() <= allowed, name
