@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import fastlstm
 from fastlstm import BackendError
+from tests.modules.tagger import Tagger
 
 OPTIONS = [
     {},
@@ -21,17 +22,6 @@ OPTIONS = [
     {"proj_size": 5, "num_layers": 2, "bidirectional": True},
     {"batch_first": True, "bias": False},
 ]
-
-
-class Tagger(nn.Module):
-    """An LSTM between other layers, one of them with a weight of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.lstm, self.head = nn.Embedding(11, 8), nn.LSTM(8, 33), nn.Linear(33, 11)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.head(self.lstm(self.embed(ids))[0])
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

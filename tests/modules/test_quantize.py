@@ -11,17 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import fastlstm
-
-
-class Tagger(nn.Module):
-    """An LSTM between other layers, one of them with a weight of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.lstm, self.head = nn.Embedding(11, 8), nn.LSTM(8, 33), nn.Linear(33, 11)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.head(self.lstm(self.embed(ids))[0])
+from tests.modules.tagger import Tagger
 
 
 def _quietly(model: nn.Module, **options: object) -> nn.Module:
