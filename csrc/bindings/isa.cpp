@@ -67,7 +67,7 @@ bool has_amx(unsigned products) {
 #endif
 
 bool is_intel() {
-#if defined(FASTLSTM_X86)
+#if defined(__x86_64__)
   __builtin_cpu_init();
   return __builtin_cpu_is("intel");
 #else

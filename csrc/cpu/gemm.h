@@ -133,7 +133,7 @@ class GemmBlock {
   // to[k][n], columns past the last zero
   static void pack_b(const Gemm<R>& g, int64_t j, int64_t n, int64_t k0, int depth, R* to) {
     const R* from = g.b + k0 * g.b_row + j * g.b_column;
-    if (g.b_row == 1) return pack_transposed(from, g.b_column, n, depth, units, to);
+    if (g.b_row == 1) return transpose_rows(from, g.b_column, n, depth, units, to);
     if (n < units) std::memset(to, 0, size_t(depth * units) * sizeof(R));
     if (g.b_column == 1 && n == units) {
       for (int64_t k = 0; k < depth; ++k) std::memcpy(to + k * units, from + k * g.b_row, units * sizeof(R));
@@ -243,7 +243,7 @@ inline GemmSplit split_gemm(int64_t M, int64_t N, int64_t K, int64_t threads, in
 
 template <class R>
 void gemm(const Gemm<R>& g) {
-  constexpr int units = Panel<R>::units;
+  constexpr int units = kTilePanels * Panel<R>::units;
   const bool alone = g.threads < 2 || omp_in_parallel() || g.M * g.N * g.K < (1 << 18);
   const GemmSplit grid = split_gemm(g.M, g.N, g.K, alone ? 1 : g.threads, kMaxRows, units);
   auto piece = [](int64_t n, int64_t unit, int64_t i, int64_t parts) {

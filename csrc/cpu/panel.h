@@ -40,7 +40,7 @@ FASTLSTM_INLINE void prefetch_units_for_write(R* p) {
 constexpr int groups(int MR) { return MR * 8 <= kMaxSums ? 4 : MR * 4 <= kMaxSums ? 2 : 1; }
 
 // z[g * z_group + m * units + :] (+)= sum_k a[m * lda + g * a_group + k] * b[g * b_group + k][:]   for g < NG, m < MR
-// same_rows: a_group is 0, so that a number of `a` is loaded once for all groups.
+// same_rows: a_group is 0; a number of `a` is then loaded once for all groups whose weights fit into registers.
 template <class R, int MR, int NG, bool same_rows>
 __attribute__((noinline)) void product(const R* a, int64_t lda, int64_t a_group, const R* b, int64_t b_group, int64_t K,
                                        R* z, int64_t z_group, bool accumulate) {
@@ -102,8 +102,10 @@ enum class Groups { kOne, kTile, kSameRows, kOwnRows };
 
 template <class R, int rows>
 constexpr Product<R> product_of(Groups how) {
-  if constexpr (rows <= kPieceRows)
-    if (how == Groups::kTile) return product<R, rows, kTilePanels, kTilePanels != 1>;
+  if (how == Groups::kTile) {
+    if constexpr (rows <= kPieceRows) return product<R, rows, kTilePanels, kTilePanels != 1>;
+    return nullptr;  // a tile has no more rows
+  }
   if constexpr (groups(rows) > 1) {
     if (how == Groups::kSameRows) return product<R, rows, groups(rows), true>;
     if (how == Groups::kOwnRows) return product<R, rows, groups(rows), false>;
@@ -141,7 +143,7 @@ FASTLSTM_INLINE void for_pieces(int64_t from, int64_t to, int64_t most, Body bod
 // Rows whose sums for one panel (four gates) lie in the cache together: reading a panel once serves them all.
 constexpr int kTileRows = 48;
 // Depth of a piece of a panel that stays in the first-level cache while the rows of a tile pass over it. (The two
-// panels of an AVX-512 tile take all of that cache; pieces of half the depth are not faster.)
+// panels of an AVX-512 tile take 48 KB, as much as that cache has at best; on a Xeon half the depth is not faster.)
 template <class R>
 constexpr int64_t kDepth = (FASTLSTM_VECTOR_BYTES == 64 ? 24576 : 16384) / (Panel<R>::units * int64_t(sizeof(R)));
 
@@ -151,7 +153,8 @@ constexpr int64_t kDepth = (FASTLSTM_VECTOR_BYTES == 64 ? 24576 : 16384) / (Pane
 constexpr int64_t kL2Weights = int64_t(6) << 20;
 inline bool gains_by_prefetch(int64_t weight_bytes) {
 #if defined(__x86_64__)
-  // Intel's processors fetch ahead well themselves, and are slowed down: a Xeon by 5 to 20 % at H = 1024.
+  // Intel's processors fetch ahead well themselves, and are slowed down: a Xeon at H = 1024 by 5 to 20 % with AVX-512,
+  // by 0 to 19 % with AVX2.
   static const bool intel = __builtin_cpu_is("intel");
   if (intel) return false;
 #endif
@@ -170,7 +173,7 @@ FASTLSTM_INLINE void tile_product(int rows, const R* a, int64_t lda, const R* pa
   constexpr int units = Panel<R>::units, piece = NG == 1 ? kMaxRows : kPieceRows;
   constexpr Groups how = NG == 1 ? Groups::kOne : Groups::kTile;
   for_pieces(0, K, rows <= piece ? K : kDepth<R>, [&](int64_t k, int count) {
-    const R* next = panels + (k + count) * units;
+    const R* next = panels + (k + count) * units + (k + count == K ? (NG - 1) * panel_size : 0);
     const int64_t ahead = prefetch_weights && rows > piece ? int64_t(count) * units : 0;
     for_pieces(0, rows, piece, [&](int64_t m, int n) {
       constexpr int64_t line = 64 / int64_t(sizeof(R));
@@ -232,7 +235,7 @@ struct Packed {
     constexpr int units = Panel<R>::units;
     R* panel = data + block * panel_size();
     const int64_t u0 = block * units, n = columns - u0 < units ? columns - u0 : units;
-    if (column_stride == 1) return pack_transposed(w + u0 * row_stride, row_stride, n, K, units, panel);
+    if (column_stride == 1) return transpose_rows(w + u0 * row_stride, row_stride, n, K, units, panel);
     for (int64_t k = 0; k < K; ++k)
       for (int64_t u = 0; u < units; ++u)
         panel[k * units + u] = u < n ? w[k * column_stride + (u0 + u) * row_stride] : R(0);

@@ -60,7 +60,7 @@ struct RealProducts {
     void pack_columns(int64_t block, const R* w) { at(block, 0).pack_panel(block, w, 1, panels_.columns); }
 
     // z[i * rows * units + m * units + :] = a[m] @ panel of block + i for the rows of a tile and `blocks` blocks of one
-    // matrix; rows of a are `stride` apart.
+    // matrix, 1 or kTilePanels; rows of a are `stride` apart.
     template <class Before>
     FASTLSTM_INLINE void product(int rows, const R* a, int64_t stride, int64_t block, int blocks, R* z,
                                  bool prefetch_weights, Before before) const {
@@ -96,7 +96,7 @@ struct RealProducts {
 template <class M, class Before, class Use>
 FASTLSTM_INLINE void for_products(const typename M::Panels& w, Range blocks, Range rows, const typename M::Stored* a,
                                   int64_t stride, bool prefetch_weights, Before before, Use use) {
-  alignas(64) typename M::Real z[4 * M::tile_rows * M::units];
+  alignas(64) typename M::Real z[4 * M::tile_rows * M::units];  // the blocks at once; few rows: quarters of sums
   const int at_once = M::blocks_at_once(rows.to - rows.from);
   for_pieces(blocks.from, blocks.to, at_once, [&](int64_t j, int count) {
     for_pieces(rows.from, rows.to, M::tile_rows, [&](int64_t b, int n) {

@@ -134,8 +134,7 @@ inline void store_weights(uint16_t* to, Four<float> w) {
   for (int i = 0; i < 4; ++i) store_weight(to + i, w[i]);
 }
 
-// to[k * columns + u] = w[u * width + k] as W for u < real; zero for real <= u < lanes. pack_transposed is the same
-// without a change of type.
+// to[k * columns + u] = w[u * width + k] as W for u < real; zero for real <= u < lanes.
 template <class W>
 void pack_rows(W* to, int64_t columns, const float* w, int64_t width, int64_t lanes, int64_t real) {
   if (width == 1) {  // the rows of a token table, packed as so many matrices of one column
@@ -144,19 +143,8 @@ void pack_rows(W* to, int64_t columns, const float* w, int64_t width, int64_t la
     for (; i < lanes; ++i) store_weight(to + i, i < real ? w[i] : 0.0f);
     return;
   }
-  for (int64_t k0 = 0; k0 < width; k0 += 16) {
-    const int64_t k1 = k0 + 16 < width ? k0 + 16 : width;
-    for (int64_t j = 0; j < lanes; j += 4) {
-      int64_t k = k0;
-      for (; k + 4 <= k1 && j + 4 <= real; k += 4) {
-        Four<float> column[4];
-        transpose_4(w + j * width + k, width, column);
-        for (int i = 0; i < 4; ++i) store_weights(to + (k + i) * columns + j, column[i]);
-      }
-      for (; k < k1; ++k)
-        for (int64_t i = j; i < j + 4; ++i) store_weight(to + k * columns + i, i < real ? w[i * width + k] : 0.0f);
-    }
-  }
+  for_transposed(w, width, real, width, lanes,
+                 [&](int64_t k, int64_t u, Four<float> v) { store_weights(to + k * columns + u, v); });
 }
 
 // Block `block` of matrix number `matrix`
