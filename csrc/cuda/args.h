@@ -46,8 +46,9 @@ struct ForwardArgs {
   const int64_t* ids;   // (N,) rows of the table
   const void* absent;   // (4H,) NaN, type: the row of an id outside the table
   int64_t V;
-  const void* w_hh;  // (4H, H) type
-  const void* h0;    // (B, H) type
+  const void* w_hh;   // (4H, H) type
+  const void* h0;     // (B, H) type
+  const void* zeros;  // (H,) type, with resets in `lean`: the state after one
   // `per_step` only
   const void* hw;       // (B, 4H) float or type: h_prev @ w_hh^T
   void* h_unprojected;  // (B, H) type: o * tanh(c), in place of h and h_n, for a projection; else null
@@ -80,6 +81,7 @@ struct BackwardArgs {
   // units in 16 bytes, the order in which a span of the products reads them
   void* exchange;
   int exchange_width;  // units, a multiple of n
+  float* bias;         // `lean`: (row_blocks, 4H) or null: to each, the sums of d_gates over its sequences are added
   float* partial;  // (end - begin, partial_words) filled with kNotWritten: partial sums of dh; null with one gate split
   int* status;
 };

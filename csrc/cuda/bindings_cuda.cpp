@@ -50,7 +50,7 @@ void bind_args(py::module_& m) {
   pointer(f, "h_n", &ForwardArgs::h_n), pointer(f, "c_n", &ForwardArgs::c_n),
       pointer(f, "x_gates", &ForwardArgs::x_gates);
   pointer(f, "table", &ForwardArgs::table), pointer(f, "ids", &ForwardArgs::ids);
-  pointer(f, "absent", &ForwardArgs::absent);
+  pointer(f, "absent", &ForwardArgs::absent), pointer(f, "zeros", &ForwardArgs::zeros);
   pointer(f, "w_hh", &ForwardArgs::w_hh), pointer(f, "h0", &ForwardArgs::h0), pointer(f, "hw", &ForwardArgs::hw);
   pointer(f, "h_unprojected", &ForwardArgs::h_unprojected), pointer(f, "exchange", &ForwardArgs::exchange);
   pointer(f, "status", &ForwardArgs::status);
@@ -65,7 +65,8 @@ void bind_args(py::module_& m) {
   pointer(b, "c0", &BackwardArgs::c0), pointer(b, "w_hh_t", &BackwardArgs::w_hh_t),
       pointer(b, "dh_unprojected", &BackwardArgs::dh_unprojected);
   pointer(b, "dh_proj", &BackwardArgs::dh_proj), pointer(b, "exchange", &BackwardArgs::exchange);
-  pointer(b, "partial", &BackwardArgs::partial), pointer(b, "status", &BackwardArgs::status);
+  pointer(b, "bias", &BackwardArgs::bias), pointer(b, "partial", &BackwardArgs::partial),
+      pointer(b, "status", &BackwardArgs::status);
   b.def_readwrite("P", &BackwardArgs::P).def_readwrite("exchange_width", &BackwardArgs::exchange_width);
 }
 
@@ -129,6 +130,8 @@ void bind_cuda(py::module_& parent) {
   m.def("single_block_backward", sequence_launch("single_block_backward", single_block_backward));
   m.def("cooperative_forward", cooperative_launch("cooperative_forward", cooperative_forward));
   m.def("cooperative_backward", cooperative_launch("cooperative_backward", cooperative_backward));
+  m.def("lean_forward", cooperative_launch("lean_forward", lean_forward));
+  m.def("lean_backward", cooperative_launch("lean_backward", lean_backward));
 }
 
 #if defined(FASTLSTM_HOSTSIM)

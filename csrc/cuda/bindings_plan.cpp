@@ -110,9 +110,9 @@ void bind_choice(py::module_& m) {
 }
 
 int kernel_number(const std::string& name) {
-  for (const Kernel kernel : {Kernel::per_step, Kernel::single_block, Kernel::cooperative})
+  for (const Kernel kernel : {Kernel::per_step, Kernel::single_block, Kernel::cooperative, Kernel::lean})
     if (name == name_of(kernel)) return int(kernel);
-  throw py::value_error("kernel is '" + name + "', expected per_step, single_block or cooperative");
+  throw py::value_error("kernel is '" + name + "', expected per_step, single_block, cooperative or lean");
 }
 
 }  // namespace
@@ -134,7 +134,7 @@ void bind_plan(py::module_& parent) {
       [](const Gpu& gpu, int type, int H, int B, bool backward) {
         return tilings(gpu, {Type(type), H, B, backward, false});
       },
-      "Every tiling of single_block or cooperative that fits, as a Choice, the cheapest first.");
+      "Every tiling of single_block, cooperative or lean that fits, as a Choice, the cheapest first.");
   m.def(
       "fit",
       [](const Gpu& gpu, int type, int H, int B, bool backward, const std::string& kernel, const Tiling& t) {

@@ -32,14 +32,6 @@ struct ThreadCoords {
 // Whether a set of a lane's two sequences of a tile (bit j: 2q + j) has that of a row.
 __device__ __forceinline__ bool has(int which, int row) { return which >> (row & 1) & 1; }
 
-template <class T>
-__device__ __forceinline__ uint32_t bits_of(T x) {
-  if constexpr (sizeof(T) == 4)
-    return __builtin_bit_cast(uint32_t, x);
-  else
-    return x.bits;
-}
-
 // Four words of numbers, the first `count` of them; zero beyond. wide: 16-byte access is possible. The narrow path is
 // not unrolled: its loads in flight would take the registers that W_hh needs.
 template <class T>

@@ -43,6 +43,8 @@ __device__ inline unsigned char* shared_memory() { return static_cast<unsigned c
 __device__ inline uint32_t shared_address(const void* where) { return ::hostsim::shared_address(where); }
 
 __device__ inline void recompute(int&) {}
+template <class P>
+__device__ inline void compute_here(P*&) {}
 
 // Vector accesses: one instruction of 8 or 16 bytes, aligned to its size.
 template <class V>
@@ -110,6 +112,11 @@ __device__ __forceinline__ uint32_t shared_address(const void* where) {
 // Makes a value look new, so that what follows from it is computed where it is used instead of being kept in registers
 // through a loop.
 __device__ __forceinline__ void recompute(int& value) { asm volatile("" : "+r"(value)); }
+// The opposite: has a pointer computed before what follows, although it is used later.
+template <class P>
+__device__ __forceinline__ void compute_here(P*& pointer) {
+  asm volatile("" : "+l"(pointer));
+}
 
 template <class V>
 __device__ __forceinline__ V load_vector(const void* from) {

@@ -14,14 +14,6 @@ __global__ void __launch_bounds__(32 * max_warps(false), 1)
   BackwardRun<T, GridExchange>(p, thread, GridExchange(p.layout, thread, p.args.status)).run();
 }
 
-int mark_not_written(const BackwardArgs& p, int64_t row_bytes, int64_t first, int64_t rows, void* stream) {
-  char* from = static_cast<char*>(p.exchange) + first * row_bytes;
-  if (const int code = fill_bytes(from, 0xff, size_t(rows * row_bytes), stream)) return code;
-  if (p.t.gate_splits == 1) return 0;
-  const size_t words = size_t(p.s.end - p.s.begin) * size_t(partial_words(p.t, p.s.B));
-  return fill_bytes(p.partial, 0xff, 4 * words, stream);
-}
-
 }  // namespace
 
 int cooperative_backward(Type type, const BackwardArgs& p, int64_t first, int64_t rows, void* stream) {

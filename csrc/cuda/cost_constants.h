@@ -19,6 +19,9 @@
   X(slot_clocks, 0.374, "issue slots", "clocks that an instruction of a warp of the same scheduler adds") \
   X(barrier_clocks, 1380, "barriers", "clocks of a block barrier") \
   X(partial_clocks, 147, "partial sums", "clocks of adding the sums of one more warp to a tile") \
+  X(gather_clocks, 1290, "gathers", "clocks from a store to where all blocks have loaded the words of all others") \
+  X(gather_kib_clocks, 14, "gathered bytes", "clocks that a KiB of those words adds") \
+  X(pass_clocks, 600, "passes", "clocks of products, sums, cells and send of a pass, the next gather not begun") \
   X(grid_wait_us, 0.591, "hand-over", "microseconds from a store to where another block can load it") \
   X(launch_us, 8, "launch", "microseconds of a matrix product or kernel launched from Python, through torch or pybind11")
 // clang-format on

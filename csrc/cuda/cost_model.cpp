@@ -60,6 +60,9 @@ Prediction predict(const Gpu& gpu, Type type, const StepWork& w) {
              c.slot_clocks * w.issue_slots * us,
              c.barrier_clocks * w.barriers * us,
              c.partial_clocks * w.partial_sums * us,
+             c.gather_clocks * w.gathers * us,
+             c.gather_kib_clocks * w.gathered_kib * us,
+             c.pass_clocks * w.passes * us,
              c.grid_wait_us * w.grid_waits,
              c.launch_us * w.launches,
              w.hbm_bytes / gpu.hbm_gbs * 1e-3};

@@ -9,6 +9,9 @@
 //   + issue slots                                   what the warps of its scheduler issue
 //   + partial sums + barriers + hand-over           synchronisation of warps and blocks
 //
+// `lean` counts otherwise: gathers + gathered bytes + passes.
+//
+//
 // Launches are added, and no step is faster than its activations pass through HBM. Each part is a count of `StepWork`
 // times one constant of cost_constants.h, so that measured steps give the constants by linear least squares.
 #pragma once
@@ -54,6 +57,9 @@ struct Gpu {
   X(issue_slots, "instructions of all warps that share one of the four schedulers") \
   X(partial_sums, "warp: sums of other warps that it adds up") \
   X(barriers, "waits for all warps of the block") \
+  X(gathers, "lean: waits for the words of all blocks, one after the other") \
+  X(gathered_kib, "lean: KiB that a block loads in them") \
+  X(passes, "lean: passes that do not hide behind a gather") \
   X(grid_waits, "chip: hand-overs from block to block") \
   X(launches, "chip: kernels launched") \
   X(hbm_bytes, "chip: activations in and out")
@@ -67,7 +73,7 @@ struct StepWork {
 
 struct Prediction {
   enum Part { kL2, kShared, kProducts, kChain };    // the first three overlap; from kChain on, parts add up
-  static constexpr int kCosts = 14, kHbm = kCosts;  // parts in the order of FASTLSTM_COST, then HBM
+  static constexpr int kCosts = 17, kHbm = kCosts;  // parts in the order of FASTLSTM_COST, then HBM
   double us = 0;
   std::array<double, kCosts + 1> parts{};  // microseconds
 

@@ -22,6 +22,18 @@ int with_type(Type type, F f) {
   }
 }
 
+// The same for the types that tensor cores multiply; kInvalidValue for float.
+constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
+template <class F>
+int with_tensor_core_type(Type type, F f) {
+  return with_type(type, [&](auto sample) {
+    if constexpr (std::is_same<decltype(sample), float>::value)
+      return kInvalidValue;
+    else
+      return f(sample);
+  });
+}
+
 template <class T, int Pieces, bool Whole>
 constexpr int kRegisterSpans = register_spans(std::is_same<T, float>::value, Pieces, Whole);
 
@@ -29,6 +41,16 @@ constexpr int kRegisterSpans = register_spans(std::is_same<T, float>::value, Pie
 template <class... Pointers>
 bool all_aligned(Pointers... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) | ...) & 15) == 0;
+}
+
+// Fills what the blocks of a backward launch exchange with kNotWritten: `rows` rows from `first` on, partial sums of
+// dh.
+inline int mark_not_written(const BackwardArgs& p, int64_t row_bytes, int64_t first, int64_t rows, void* stream) {
+  char* from = static_cast<char*>(p.exchange) + first * row_bytes;
+  if (const int code = fill_bytes(from, 0xff, size_t(rows * row_bytes), stream)) return code;
+  if (p.t.gate_splits == 1) return 0;
+  const size_t words = size_t(p.s.end - p.s.begin) * size_t(partial_words(p.t, p.s.B));
+  return fill_bytes(p.partial, 0xff, 4 * words, stream);
 }
 
 // Launches a recurrent kernel; wide: 16-byte access works everywhere.

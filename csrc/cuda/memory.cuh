@@ -15,6 +15,7 @@ constexpr uint64_t kTimeoutNs = uint64_t(kTimeoutMs) * 1'000'000;  // ns
 
 // kNotWritten is the largest word. A maximum over all loads makes the compiler issue all of them before it uses one.
 __device__ __forceinline__ uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+__device__ __forceinline__ uint32_t largest(uint32_t v) { return v; }
 __device__ __forceinline__ uint32_t largest(const uint2& v) { return larger(v.x, v.y); }
 // MUTATE: largest-of-four
 __device__ __forceinline__ uint32_t largest(const uint4& v) { return larger(larger(v.x, v.y), larger(v.z, v.w)); }
@@ -24,16 +25,26 @@ __device__ __forceinline__ bool not_written(const V& v) {
   return largest(v) == kNotWritten;
 }
 template <class V, int N>
-__device__ __forceinline__ bool any_not_written(const V (&v)[N]) {
+__device__ __forceinline__ uint32_t largest_of(const V (&v)[N]) {
   uint32_t most = 0;
 #pragma unroll
   // MUTATE: test-every-load
   for (int i = 0; i < N; ++i) most = larger(most, largest(v[i]));
-  return most == kNotWritten;
+  return most;
+}
+template <class V, int N>
+__device__ __forceinline__ bool any_not_written(const V (&v)[N]) {
+  return largest_of(v) == kNotWritten;
 }
 
 template <class V>
 __device__ __forceinline__ V load_relaxed(const uint32_t* from);
+template <>
+__device__ __forceinline__ uint32_t load_relaxed(const uint32_t* from) {
+  uint32_t v;
+  PTX("ld.relaxed.gpu.global.b32 %0, [%1];", (OUT_R(v)), (IN_L(from)));
+  return v;
+}
 template <>
 __device__ __forceinline__ uint2 load_relaxed(const uint32_t* from) {
   uint2 v;

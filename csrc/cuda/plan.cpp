@@ -4,11 +4,16 @@
 #include <cstdio>
 #include <tuple>
 
+#include "lean_layout.h"
+
 namespace fastlstm::cuda {
 namespace {
 
 int pieces_of(const Problem& p) { return p.backward ? kBackwardPieces : kForwardPieces; }
 int units_of_group(const Problem& p) { return p.backward ? 16 : 8; }
+
+constexpr int kMostPasses = 16;        // of a block of `lean`
+constexpr double kReloadClocks = 300;  // a load from L2 of words that are there
 
 // Instructions of a warp, read from machine code: a cell of 8 units and 8 sequences, and what every step has once.
 constexpr double kCellInstructions = 300, kStepInstructions = 200;
@@ -111,9 +116,58 @@ StepWork recurrent_work(const Problem& p, Kernel kernel, const Tiling& t, const 
   return w;
 }
 
+// What a step of `lean` waits for and does. A pass whose words have come takes pass_clocks and a load from L2; with
+// several passes in a block, all but the first hide behind the hand-over of the one before as long as there is time.
+StepWork lean_work(const Gpu& gpu, const Problem& p, const Tiling& t) {
+  const Cost& c = gpu.cost;
+  const double size = bytes_of(p.type), passes = t.row_tiles / t.phase, rows = 8.0 * t.phase;
+  const double numbers = p.backward ? 4.0 * p.H / t.gate_splits : p.H;
+  const double parts = t.gate_splits > 1 ? 4.0 * 16 * t.gate_splits : 0;  // bytes of a sequence's partial sums
+  const double spans = lean_spans(t, p.H, int(size), p.backward), words = lean_words(p.backward);
+  // beyond a pass of one tile and 64 words of W_hh: products, and what is read from shared memory
+  const double products = spans * t.groups * words / 64 * t.phase;
+  StepWork w;
+  w.blocks = double(t.unit_blocks) * t.row_blocks;
+  w.gathers = t.gate_splits > 1 ? 2 : 1;
+  w.gathered_kib = passes * rows * (numbers * size + parts) / 1024;
+  const double one = (p.backward ? 1.4 : 1) + 0.15 * std::max(0.0, products - 1) + (t.gate_splits > 1 ? 0.5 : 0);
+  const double pass = c.pass_clocks * one, again = pass + kReloadClocks * w.gathers;
+  const double hidden = std::min((passes - 1) * again, c.gather_clocks * w.gathers);
+  w.passes = c.pass_clocks > 0 ? (pass + (passes - 1) * again - hidden) / c.pass_clocks : passes;
+  w.hbm_bytes = activations(p);
+  return w;
+}
+
+int64_t lean_bytes(const Problem& p, const Tiling& t) {
+  const int spans = lean_spans(t, p.H, bytes_of(p.type), p.backward);
+  return p.backward ? lean_backward_bytes(spans, t.gate_splits, t.row_tiles)
+                    : lean_forward_bytes(spans, t.groups, t.phase, t.row_tiles);
+}
+
+// f(tiling) for every one of `lean`.
+template <class F>
+void for_lean_tilings(const Problem& p, F f) {
+  const int row_tiles_of_call = divide_up(std::max(p.B, 1), 8);
+  const auto offer = [&](int units, int groups, int tiles, int splits) {
+    for (int passes = 1; passes <= kMostPasses; passes *= 2) {
+      const int row_tiles = tiles * std::min(passes, divide_up(row_tiles_of_call, tiles));
+      f(Tiling{divide_up(p.H, units * groups) * splits, divide_up(row_tiles_of_call, row_tiles), groups, kLeanWarps,
+               row_tiles, tiles, splits});
+      if (row_tiles >= row_tiles_of_call) break;
+    }
+  };
+  for (const int groups : {1, 2, 4})
+    for (const int tiles : {1, 2})
+      if (p.backward && tiles == 1)
+        offer(16, groups, 1, groups);
+      else if (!p.backward && tiles * 8 < p.B + 8)
+        offer(8, groups, tiles, 1);
+}
+
 // f(kernel, tiling) for everything worth a look.
 template <class F>
 void for_tilings(const Problem& p, F f) {
+  for_lean_tilings(p, [&](const Tiling& t) { f(Kernel::lean, t); });
   const int units = units_of_group(p), row_tiles_of_call = divide_up(std::max(p.B, 1), 8);
   const auto offer = [&](const Tiling& t) { f(t.unit_blocks == 1 ? Kernel::single_block : Kernel::cooperative, t); };
   for (int groups = 1; groups <= max_warps(true); ++groups) {
@@ -140,6 +194,27 @@ std::string unfit_type(const Gpu& gpu, const Problem& p) {
   return "";
 }
 
+std::string unfit_lean(const Gpu& gpu, const Problem& p, const Tiling& t) {
+  if (p.type == Type::f32) return "float32 products do not run on tensor cores";
+  if (gpu.capability < 80)
+    return text("lean needs compute capability 8.0, this is %d.%d", gpu.capability / 10, gpu.capability % 10);
+  if (p.H * bytes_of(p.type) % 16) return text("H %d is not a multiple of %d", p.H, 16 / bytes_of(p.type));
+  const int spans = lean_spans(t, p.H, bytes_of(p.type), p.backward);
+  if (t.k_splits != kLeanWarps || spans == 0)
+    return text("there is no kernel of %d groups, %d tiles and %d parts of the gates for H %d", t.groups, t.phase,
+                t.gate_splits, p.H);
+  if (t.unit_blocks != divide_up(p.H, units_of_group(p) * t.groups) * t.gate_splits || t.row_tiles % t.phase ||
+      t.row_tiles < 1 || t.row_blocks * t.row_tiles * 8 < p.B)
+    return text("%d x %d blocks do not cover H %d and B %d", t.unit_blocks, t.row_blocks, p.H, p.B);
+  if (t.unit_blocks * t.row_blocks > gpu.sms)
+    return text("%d blocks that wait for each other need as many multiprocessors, there are %d",
+                t.unit_blocks * t.row_blocks, gpu.sms);
+  if (lean_bytes(p, t) > gpu.shared_bytes)
+    return text("%.1f KiB of shared memory, a block gets %.0f", kib(double(lean_bytes(p, t))),
+                kib(double(gpu.shared_bytes)));
+  return "";
+}
+
 // No tiling was even looked at.
 std::string none_offered(const Problem& p, int only) {
   return only == int(Kernel::single_block) ? text("%d units do not fit one block of %d warps", p.H, max_warps(true))
@@ -151,7 +226,7 @@ std::string why_chosen(const Gpu& gpu, const Problem& p, const Choice& c) {
   if (c.kernel == Kernel::single_block)
     return text("W_hh (%.0f KiB) fits one block: %.0f KiB of registers, %.0f KiB of shared memory", kib(weights),
                 kib(c.register_weights), kib(c.shared_weights));
-  if (c.kernel == Kernel::cooperative)
+  if (c.kernel == Kernel::cooperative || c.kernel == Kernel::lean)
     return text("W_hh (%.0f KiB) fits %d of %d multiprocessors: %.0f KiB of registers, %.0f KiB of shared memory each",
                 kib(weights), c.blocks, gpu.sms, kib(c.register_weights), kib(c.shared_weights));
   if (p.projected) return "a projection stands between two steps";
@@ -164,13 +239,15 @@ std::string why_chosen(const Gpu& gpu, const Problem& p, const Choice& c) {
 }  // namespace
 
 const char* name_of(Kernel kernel) {
-  return kernel == Kernel::per_step ? "per_step" : kernel == Kernel::single_block ? "single_block" : "cooperative";
+  constexpr const char* kNames[] = {"per_step", "single_block", "cooperative", "lean"};
+  return kNames[int(kernel)];
 }
 
 std::string unfit(const Gpu& gpu, const Problem& p, Kernel kernel, const Tiling& t) {
   if (kernel == Kernel::per_step) return "";
   if (p.projected) return "a projection goes through per_step";
   if (const std::string wrong = unfit_type(gpu, p); !wrong.empty()) return wrong;
+  if (kernel == Kernel::lean) return unfit_lean(gpu, p, t);
   const int units = units_of_group(p), span_units = 16 / bytes_of(p.type), columns = units * t.groups;
   const int warps = max_warps(kernel == Kernel::single_block);
   if (t.groups < 1 || t.k_splits < 1 || t.groups * t.k_splits > warps)
@@ -196,7 +273,9 @@ std::string unfit(const Gpu& gpu, const Problem& p, Kernel kernel, const Tiling&
 namespace {
 
 StepWork work_of(const Gpu& gpu, const Problem& p, Kernel kernel, const Tiling& t) {
-  return kernel == Kernel::per_step ? per_step_work(gpu, p) : recurrent_work(p, kernel, t, layout_of(p, kernel, t));
+  if (kernel == Kernel::per_step) return per_step_work(gpu, p);
+  if (kernel == Kernel::lean) return lean_work(gpu, p, t);
+  return recurrent_work(p, kernel, t, layout_of(p, kernel, t));
 }
 
 }  // namespace
@@ -205,7 +284,14 @@ Choice describe(const Gpu& gpu, const Problem& p, Kernel kernel, const Tiling& t
   Choice c{};
   c.kernel = kernel;
   c.t = t;
-  if (kernel != Kernel::per_step) {
+  if (kernel == Kernel::lean) {
+    const int spans = lean_spans(t, p.H, bytes_of(p.type), p.backward);
+    c.blocks = t.unit_blocks * t.row_blocks;
+    c.threads = kLeanThreads;
+    c.shared_bytes = lean_bytes(p, t);
+    c.shared_weights = lean_rest_bytes(spans, t.groups, p.backward);
+    c.register_weights = 4.0 * spans * t.groups * lean_words(p.backward) * kLeanThreads - c.shared_weights;
+  } else if (kernel != Kernel::per_step) {
     const Layout l = layout_of(p, kernel, t);
     const int in_registers = std::min(spans_in_registers(p, kernel), l.spans_per_warp);
     c.blocks = t.unit_blocks * t.row_blocks;

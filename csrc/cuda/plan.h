@@ -9,7 +9,7 @@
 
 namespace fastlstm::cuda {
 
-enum class Kernel : int { per_step = 0, single_block = 1, cooperative = 2 };
+enum class Kernel : int { per_step = 0, single_block = 1, cooperative = 2, lean = 3 };
 
 struct Problem {
   Type type;
@@ -33,7 +33,7 @@ struct Choice {
 std::string unfit(const Gpu& gpu, const Problem& problem, Kernel kernel, const Tiling& t);
 // What running it would mean. Only for a tiling that fits.
 Choice describe(const Gpu& gpu, const Problem& problem, Kernel kernel, const Tiling& t);
-// Every tiling of `single_block` or `cooperative` that fits, the cheapest first.
+// Every tiling of `single_block`, `cooperative` or `lean` that fits, the cheapest first.
 std::vector<Choice> tilings(const Gpu& gpu, const Problem& problem);
 // The cheapest by the cost model; of two equally good, the one with fewer rounds through L2. only: a Kernel as int, or
 // -1 for any; no fitting one: `why` says so and blocks is -1.

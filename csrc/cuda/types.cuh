@@ -53,6 +53,23 @@ __device__ __forceinline__ bfloat_t from_float<bfloat_t>(float x) {
 #endif
 }
 
+// The bits of a number, in the low half of the word for half types.
+template <class T>
+__device__ __forceinline__ uint32_t bits_of(T x) {
+  if constexpr (sizeof(T) == 4)
+    return __builtin_bit_cast(uint32_t, x);
+  else
+    return x.bits;
+}
+
+template <class T>
+__device__ __forceinline__ T from_bits(uint32_t bits) {
+  if constexpr (sizeof(T) == 4)
+    return __builtin_bit_cast(T, bits);
+  else
+    return {uint16_t(bits)};
+}
+
 // For float: the library's functions, within 2 units in the last place. tanhf is right at ±inf and passes NaN on.
 struct Precise {
   static __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }

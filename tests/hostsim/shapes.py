@@ -34,6 +34,8 @@ class Shape:
 
     def tiling(self, H: int, B: int, backward: bool) -> tuple[int, ...]:
         """The Tiling nearest to the wish that covers H units and B sequences on SMS multiprocessors."""
+        if self.kernel == "lean":
+            return self._lean(H, B, backward)
         units, of_call = (16 if backward else 8), max(1, -(-B // 8))
         groups = -(-H // units) if self.kernel == "single_block" else self.groups
         parts = self.gate_splits if backward and self.kernel == "cooperative" else 1
@@ -50,6 +52,13 @@ class Shape:
         blocks = -(-H // (units * groups)) * parts
         return blocks, -(-of_call // row_tiles), groups, splits, row_tiles, phase, parts
 
+    def _lean(self, H: int, B: int, backward: bool) -> tuple[int, ...]:
+        """Of `lean`, whose row tiles are whole passes of `phase` tiles; the device has as many multiprocessors as that takes."""
+        phase, groups, parts = (1, self.gate_splits, self.gate_splits) if backward else (self.phase, self.groups, 1)
+        row_tiles = phase * max(1, self.row_tiles // phase)
+        blocks = -(-H // ((16 if backward else 8) * groups)) * parts
+        return blocks, max(1, -(-B // (8 * row_tiles))), groups, 8, row_tiles, phase, parts
+
 
 SINGLE_BLOCK = (
     Shape("single_block"),
@@ -65,6 +74,13 @@ COOPERATIVE = (
     Shape("cooperative", groups=2, k_splits=1, gate_splits=4),
     Shape("cooperative", groups=2, gate_splits=2),  # a warp goes from one column set to the next
     Shape("cooperative", k_splits=4),  # four warps share out a tile's cells
+)
+LEAN = (
+    Shape("lean"),
+    Shape("lean", groups=2, row_tiles=2, phase=2, gate_splits=4),
+    Shape("lean", groups=2, row_tiles=3, gate_splits=4),  # three passes
+    Shape("lean", row_tiles=4),
+    Shape("lean", groups=2, row_tiles=4, phase=2),  # two passes of two tiles
 )
 PER_STEP = Shape("per_step")
 
@@ -88,8 +104,9 @@ def settings(shape: Shape, case: Case, math: str, seed: int, **other):
             "forward": shape.tiling(case.H, case.B, False),
             "backward": shape.tiling(case.H, case.B, True),
         }
+    sms = max([SMS, *(t[0] * t[1] for t in forced.values())]) if shape.kernel == "lean" else SMS
     return hostsim.settings(
-        kernel=shape.kernel, sms=SMS, shared_kib=227, seed=seed, tf32=math == TF32, **forced, **other
+        kernel=shape.kernel, sms=sms, shared_kib=227, seed=seed, tf32=math == TF32, **forced, **other
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastlstm.memory import is_aligned
 from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, Grads, OpInputs, Saved
 from fastlstm.ops.recompute import recompute_gates
 from fastlstm.ops.reference import cell_type
@@ -133,7 +134,11 @@ def forward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs) -> tuple[Tensor, ..
         args.gates = rt.use("gates", written, "out" if x is None else "state", dtype, N * 4 * H)
         args.h_n = rt.use("h_n", h_n, "state" if per_step else "out", dtype, B * P)
         args.c_n = rt.use("c_n", c_n, "state", cell, B * H)
+        if plan.forward.kernel == "lean":  # loads 16 bytes at a time from these; names keep them until all is launched
+            w_hh, h0 = _aligned(w_hh), _aligned(h0)
         args.w_hh, args.h0 = rt.use("w_hh", w_hh, "in", dtype, 4 * H * P), rt.use("h0", h0, "in", dtype, B * P)
+        zeros = w_hh.new_zeros(H) if plan.forward.kernel == "lean" and reset is not None else None
+        args.zeros = rt.use("zeros", zeros, "in", dtype, H)
         run = _FORWARD[plan.forward.kernel](rt, plan, args, steps, w_hh, w_hr, h, h_n)
         if x is None:
             args.V = w_x.shape[0]
@@ -219,11 +224,38 @@ def _cooperative_forward(
     return run
 
 
-_FORWARD = {"per_step": _per_step_forward, "single_block": _single_block_forward, "cooperative": _cooperative_forward}
+def _lean_forward(rt: Runtime, plan: LaunchPlan, args: Any, steps: StepRows, w_hh, w_hr, h: Tensor, h_n) -> Callable:
+    """A fill with kNotWritten, and one cooperative launch whose blocks exchange h itself."""
+    args.t = plan.forward.t
+
+    def run(begin: int, end: int) -> None:
+        args.begin, args.end = begin, end
+        rows = steps.rows(begin, end)
+        rt.lib.lean_forward(plan.code(h.dtype), args, rows.start, rows.stop - rows.start, rt.stream)
+
+    return run
 
 
-def backward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
-    """Run the backward recurrence as `plan` says; returns as `fastlstm.ops.reference.backward`."""
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy whose memory begins at a multiple of 16 bytes."""
+    return tensor if is_aligned(tensor, 16) else tensor.clone()
+
+
+_FORWARD = {
+    "per_step": _per_step_forward,
+    "single_block": _single_block_forward,
+    "cooperative": _cooperative_forward,
+    "lean": _lean_forward,
+}
+
+
+def backward(
+    rt: Runtime, plan: LaunchPlan, inputs: OpInputs, saved: Saved, grads: Grads, bias: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Run the backward recurrence as `plan` says; returns as `fastlstm.ops.reference.backward`.
+
+    bias: (row_blocks, 4H) float32 zeros, to which `lean` adds the sums of d_gates over the sequences of each row block.
+    """
     w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs[4:]
     h, c, gates = saved
     dh, dc, dh_n, dc_n = grads
@@ -245,6 +277,7 @@ def backward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs, saved: Saved, grad
         # W_hhᵀ: the recurrent kernels load a column of W_hh 16 bytes at a time
         w_hh_t = None if plan.backward.kernel == "per_step" else w_hh.t().contiguous()
         args.w_hh_t = rt.use("w_hh_t", w_hh_t, "in", dtype, 4 * H * P)
+        args.bias = rt.use("bias", bias, "state", torch.float32, 0 if bias is None else bias.numel())
         args.d_gates = rt.use("d_gates", d_gates, "out", dtype, N * 4 * H)
         args.dh_state = rt.use("dh_state", dh_state, "state", state_type, B * P)
         args.dc_state = rt.use("dc_state", dc_state, "state", cell, B * H)
@@ -289,6 +322,7 @@ def _single_block_backward(rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh
 
 
 def _cooperative_backward(rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_proj, dh_state) -> None:
+    """One cooperative launch, or several where partial sums would take too much memory; of `lean` too."""
     args.t = tiling = plan.backward.t
     width = _width(args.H, d_gates.element_size())
     exchange = d_gates.new_empty(d_gates.shape[0], 4 * width)  # gates of a few units side by side, not d_gates's order
@@ -298,14 +332,16 @@ def _cooperative_backward(rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_
     most = min(steps.T, max(1, _PARTIAL_BYTES // (4 * per_step))) if per_step else steps.T
     partial = d_gates.new_empty(most * per_step, dtype=torch.float32) if per_step else None
     args.partial = rt.use("partial", partial, "out", torch.float32, most * per_step)
+    launch = getattr(rt.lib, f"{plan.backward.kernel}_backward")
     for end in range(steps.T, 0, -most):
         args.begin, args.end = max(0, end - most), end
         rows = steps.rows(args.begin, end)
-        rt.lib.cooperative_backward(plan.code(d_gates.dtype), args, rows.start, rows.stop - rows.start, rt.stream)
+        launch(plan.code(d_gates.dtype), args, rows.start, rows.stop - rows.start, rt.stream)
 
 
 _BACKWARD = {
     "per_step": _per_step_backward,
     "single_block": _single_block_backward,
     "cooperative": _cooperative_backward,
+    "lean": _cooperative_backward,
 }

@@ -1,0 +1,61 @@
+// The shapes of the lean kernels (lean_forward.cuh, lean_backward.cuh): which template instances there are, and what a
+// block of each keeps in shared memory. For the planner and the kernels, as layout.h for the general ones.
+//
+// A block has 8 warps, which share out the spans of the summed dimension: warp w takes spans w, w + 8, … It runs its
+// sequences in passes over a few tiles of 8. Of a Tiling: groups, k_splits (8), row_tiles (tiles of all passes), phase
+// (tiles of a pass), gate_splits.
+#pragma once
+#include "layout.h"
+
+namespace fastlstm::cuda {
+
+constexpr int kLeanWarps = 8, kLeanThreads = 32 * kLeanWarps;
+constexpr int kLeanRegisters = 128;  // words of W_hh that a lane keeps in registers
+
+// Of one span and group, a lane has so many words of W_hh; and so many spans stay in registers.
+FASTLSTM_BOTH constexpr int lean_words(bool backward) { return backward ? 8 : 16; }
+FASTLSTM_BOTH constexpr int lean_register_spans(int spans, int groups, bool backward) {
+  const int most = kLeanRegisters / (lean_words(backward) * groups);
+  return spans < most ? spans : most;
+}
+FASTLSTM_BOTH constexpr int lean_rest_bytes(int spans, int groups, bool backward) {
+  return (spans - lean_register_spans(spans, groups, backward)) * groups * lean_words(backward) * 4 * kLeanThreads;
+}
+
+// X(spans of a warp, groups of 8 units, tiles of a pass). Of a group and tile, each has twice the spans of the one
+// before: the first that covers a sum has at least half of its spans in it for every warp.
+#define FASTLSTM_LEAN_FORWARD(X) \
+  X(1, 1, 1)                     \
+  X(2, 1, 1) X(4, 1, 1) X(8, 1, 1) X(1, 2, 1) X(2, 2, 1) X(4, 2, 1) X(8, 2, 1) X(1, 2, 2) X(2, 2, 2) X(4, 2, 2)
+
+// Shared memory of a forward block, in bytes: the rest of W_hh, sums of all warps for two passes, c.
+FASTLSTM_BOTH constexpr int lean_forward_bytes(int spans, int groups, int tiles, int row_tiles) {
+  return lean_rest_bytes(spans, groups, false) + 2 * kLeanWarps * 8 * tiles * (8 * groups + 1) * 16 +
+         8 * row_tiles * 8 * groups * 4;
+}
+
+// X(spans of a warp, gate splits). A block has 16 columns for each split, and passes of one tile.
+#define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(4, 1) X(8, 1) X(16, 1) X(1, 4) X(2, 4) X(4, 4) X(8, 4)
+
+// Shared memory of a backward block: the rest of W_hh, sums of all warps for two passes, dh, dc and c.
+FASTLSTM_BOTH constexpr int lean_backward_bytes(int spans, int splits, int row_tiles) {
+  return lean_rest_bytes(spans, splits, true) + 2 * kLeanWarps * 8 * (16 * splits + 4) * 4 + row_tiles * 3 * 128 * 4;
+}
+
+// The spans of a warp of the instance that covers a sum; 0: none does. Forward the sum is over H numbers, backward over
+// four gates of the units of one slice.
+inline int lean_spans(const Tiling& t, int H, int type_bytes, bool backward) {
+  const int slice = 16 * divide_up(H, 16 * t.gate_splits);  // units
+  const int spans = divide_up((backward ? 4 * slice : H) * type_bytes, 64), needed = divide_up(spans, kLeanWarps);
+#define FASTLSTM_TRY(Spans, Groups, Tiles) \
+  if (!backward && t.groups == Groups && t.phase == Tiles && needed <= Spans) return Spans;
+  FASTLSTM_LEAN_FORWARD(FASTLSTM_TRY)
+#undef FASTLSTM_TRY
+#define FASTLSTM_TRY(Spans, Splits) \
+  if (backward && t.groups == Splits && t.gate_splits == Splits && t.phase == 1 && needed <= Spans) return Spans;
+  FASTLSTM_LEAN_BACKWARD(FASTLSTM_TRY)
+#undef FASTLSTM_TRY
+  return 0;
+}
+
+}  // namespace fastlstm::cuda
