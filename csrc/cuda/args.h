@@ -49,6 +49,10 @@ struct ForwardArgs {
   const void* w_hh;   // (4H, H) type
   const void* h0;     // (B, H) type
   const void* zeros;  // (H,) type, with resets in `lean`: the state after one
+  // a layer above another in one launch of `lean`, in place of x_gates, table and ids
+  const void* below;  // (N, H) type: h of the layer below, which the same launch writes; else null
+  const void* w_ih;   // (4H, H) type
+  const void* bias;   // (4H,) type or null
   // `per_step` only
   const void* hw;       // (B, 4H) float or type: h_prev @ w_hh^T
   void* h_unprojected;  // (B, H) type: o * tanh(c), in place of h and h_n, for a projection; else null
@@ -56,6 +60,13 @@ struct ForwardArgs {
   void* exchange;      // (N, exchange_width) type, filled with kNotWritten: h as blocks publish it; may be h itself
   int exchange_width;  // a multiple of 16 bytes
   int* status;         // one word that the host can read: a Status
+};
+
+// Layers or directions that one launch of `lean` runs side by side, all with the same sizes and Tiling.
+constexpr int kMostLayers = 12;  // a kernel's parameters have 4 KiB
+struct LayersArgs {
+  ForwardArgs layers[kMostLayers];
+  int count, blocks;  // layers; blocks of each
 };
 
 struct BackwardArgs {

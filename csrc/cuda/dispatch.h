@@ -43,6 +43,12 @@ bool all_aligned(Pointers... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) | ...) & 15) == 0;
 }
 
+// Fills h of a launch of `lean`, which its blocks exchange, with kNotWritten: `rows` rows from `first` on.
+inline int mark_not_written(const ForwardArgs& p, int type_bytes, int64_t first, int64_t rows, void* stream) {
+  const int64_t row_bytes = int64_t(p.s.H) * type_bytes;
+  return fill_bytes(static_cast<char*>(p.h) + first * row_bytes, 0xff, size_t(rows * row_bytes), stream);
+}
+
 // Fills what the blocks of a backward launch exchange with kNotWritten: `rows` rows from `first` on, partial sums of
 // dh.
 inline int mark_not_written(const BackwardArgs& p, int64_t row_bytes, int64_t first, int64_t rows, void* stream) {

@@ -10,7 +10,7 @@ namespace {
 template <class T, int Spans, int Groups, int Tiles, bool Dense>
 __global__ void __launch_bounds__(kLeanThreads, 1) lean_forward_kernel(const __grid_constant__ ForwardArgs p) {
 #if FASTLSTM_ARCH == 0 || FASTLSTM_ARCH >= 800
-  LeanForward<T, Spans, Groups, Tiles, Dense>(p).run();
+  LeanForward<T, Spans, Groups, Tiles, Dense, false>(p, int(blockIdx.x)).run();
 #endif
 }
 
@@ -21,7 +21,7 @@ int launch_shape(const ForwardArgs& p, void* stream) {
   const auto kernel =
       dense ? lean_forward_kernel<T, Spans, Groups, Tiles, true> : lean_forward_kernel<T, Spans, Groups, Tiles, false>;
   const LaunchShape shape{uint32_t(p.t.unit_blocks * p.t.row_blocks), kLeanThreads,
-                          size_t(lean_forward_bytes(Spans, Groups, Tiles, p.t.row_tiles)), true};
+                          size_t(lean_forward_bytes(Spans, Groups, Tiles, p.t.row_tiles, false)), true};
   return launch("lean_forward", kernel, shape, stream, p);
 }
 
@@ -30,10 +30,7 @@ int launch_shape(const ForwardArgs& p, void* stream) {
 int lean_forward(Type type, const ForwardArgs& p, int64_t first, int64_t rows, void* stream) {
   return with_tensor_core_type(type, [&](auto sample) {
     using T = decltype(sample);
-    const int64_t row_bytes = int64_t(p.s.H) * int(sizeof(T));
-    if (const int code =
-            fill_bytes(static_cast<char*>(p.h) + first * row_bytes, 0xff, size_t(rows * row_bytes), stream))
-      return code;
+    if (const int code = mark_not_written(p, sizeof(T), first, rows, stream)) return code;
     const int chosen = lean_spans(p.t, p.s.H, sizeof(T), false);
 #define FASTLSTM_TRY(Spans, Groups, Tiles)                           \
   if (chosen == Spans && p.t.groups == Groups && p.t.phase == Tiles) \

@@ -8,21 +8,25 @@
 // one cell, unit fastest. It sends h first: gates, c and the input side of the pass after the next follow while h is on
 // its way. Bound: the hand-over through L2, then the instructions between barrier and send.
 //
-// Dense: T x B rows of x_gates, no resets. Otherwise packed rows, resets and ids too.
+// Dense: T x B rows of x_gates, no resets. Otherwise packed rows, resets and ids too. Below: instead of x_gates, the input
+// is h of the layer below, which other blocks of this launch send: W_ih is on the chip too, its products with the layer
+// below come first, while h of this layer is on its way, and the bias is added to the sums.
 #pragma once
 #include "input.cuh"
 #include "lean_block.cuh"
 
 namespace fastlstm::cuda {
 
-template <class T, int Spans, int Groups, int Tiles, bool Dense>
+template <class T, int Spans, int Groups, int Tiles, bool Dense, bool Below>
 struct LeanForward {
   static constexpr int kUnits = 8 * Groups, kRows = 8 * Tiles, kCells = kUnits * kRows;
-  static constexpr int kKept = lean_register_spans(Spans, Groups, false);
+  static constexpr int kAll = Spans * (1 + Below);  // spans of W_hh, then those of W_ih
+  static constexpr int kKept = lean_register_spans(kAll, Groups, false);
   static constexpr int kStride = kLeanWarps * kSpan<T>;                    // numbers between two spans of a warp
   static constexpr int kChains = Spans > 1 && Groups* Tiles == 1 ? 2 : 1;  // of products that wait for each other
   static_assert(kCells <= kLeanThreads, "one cell a thread");
   const ForwardArgs& p;
+  const int block;  // among those of the layer
   const int H, lane, warp;
   const int first_unit, begin_row, end_row;  // of the block: its first unit and sequence, and where the latter end
   const int first_number;                    // of the sum: the lane's first
@@ -32,13 +36,14 @@ struct LeanForward {
   bool timed_out = false;
   uint4 weights[kKept][Groups][4];
 
-  __device__ __forceinline__ explicit LeanForward(const ForwardArgs& args)
+  __device__ __forceinline__ LeanForward(const ForwardArgs& args, int block_of_layer)
       : p(args),
+        block(block_of_layer),
         H(args.s.H),
         lane(int(threadIdx.x) % 32),
         warp(int(threadIdx.x) / 32),
-        first_unit(int(blockIdx.x) % args.t.unit_blocks * kUnits),
-        begin_row(int(blockIdx.x) / args.t.unit_blocks * args.t.row_tiles * 8),
+        first_unit(block % args.t.unit_blocks * kUnits),
+        begin_row(block / args.t.unit_blocks * args.t.row_tiles * 8),
         end_row(min_of(begin_row + args.t.row_tiles * 8, args.s.B)),
         first_number(warp * kSpan<T> + lane % 4 * 4 * kPerWord<T>),
         spans(divide_up(H - first_number, kStride)),
@@ -54,7 +59,7 @@ struct LeanForward {
            int(threadIdx.x);
   }
   __device__ __forceinline__ float4* sums(int parity, int from) const {
-    return reinterpret_cast<float4*>(shared_memory() + lean_rest_bytes(Spans, Groups, false)) +
+    return reinterpret_cast<float4*>(shared_memory() + lean_rest_bytes(kAll, Groups, false)) +
            (parity * kLeanWarps + from) * kRows * (kUnits + 1);
   }
   __device__ __forceinline__ float* carried_c(int row) const {
@@ -63,20 +68,20 @@ struct LeanForward {
 
   // The lane's pieces of a span for a group: rows i, f, g, o of unit lane / 4, as mma takes them.
   __device__ __forceinline__ void load_span(uint4 (&w)[4], int span, int group) const {
-    const int row = first_unit + 8 * group + lane / 4, k = first_number + span * kStride;
+    const int row = first_unit + 8 * group + lane / 4, k = first_number + span % Spans * kStride;
+    const T* matrix = static_cast<const T*>(span < Spans ? p.w_hh : p.w_ih);
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) {
       w[gate] = uint4{0, 0, 0, 0};
       // MUTATE: lean-weights-tail
-      if (row < H && k < H)
-        w[gate] = load_vector<uint4>(static_cast<const T*>(p.w_hh) + (int64_t(gate) * H + row) * H + k);
+      if (row < H && k < H) w[gate] = load_vector<uint4>(matrix + (int64_t(gate) * H + row) * H + k);
       w[gate] = operand<T>(w[gate]);
     }
     ForwardProduct<T>::arrange(w);
   }
   __device__ __forceinline__ void load_weights() {
 #pragma unroll 1
-    for (int s = kKept; s < Spans; ++s)
+    for (int s = kKept; s < kAll; ++s)
 #pragma unroll
       for (int g = 0; g < Groups; ++g) {
         uint4 w[4];
@@ -96,7 +101,7 @@ struct LeanForward {
 
   // The input side of the thread's cell, as bits.
   __device__ __forceinline__ void fetch(uint32_t (&x)[4], const StepRows& rows, int pass_row) const {
-    if (!live(rows, pass_row)) return;
+    if (Below || !live(rows, pass_row)) return;
     const int row = rows.first + pass_row + sequence;
     const T* from = (Dense ? static_cast<const T*>(p.x_gates) + int64_t(row) * (4 * H) : input_row<T>(p, row)) + unit;
 #pragma unroll
@@ -120,25 +125,36 @@ struct LeanForward {
     return reinterpret_cast<const uint32_t*>(from + first_number);
   }
 
-  // The products of the lane's warp with h, into shared memory.
-  __device__ __forceinline__ void multiply(const uint4 (&h)[Tiles][Spans], int parity) const {
-    float d[kChains][Tiles][Groups][2][4] = {};
+  struct Sums {
+    float d[kChains][Tiles][Groups][2][4];
+  };
+  // Adds the warp's products with rows of h; from the span `First` of the weights on.
+  template <int First>
+  __device__ __forceinline__ void multiply(Sums& sum, const uint4 (&h)[Tiles][Spans]) const {
 #pragma unroll
-    for (int s = 0; s < Spans; ++s)
+    for (int i = 0; i < Spans; ++i)
 #pragma unroll
       for (int g = 0; g < Groups; ++g) {
+        constexpr int kLast = kKept - 1;
+        const int s = First + i;
         uint4 w[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          w[i] = s < kKept ? weights[s < kKept ? s : 0][g][i] : load_vector<uint4>(rest(s, g) + i * kLeanThreads);
+        for (int j = 0; j < 4; ++j)
+          w[j] = s < kKept ? weights[s < kKept ? s : kLast][g][j] : load_vector<uint4>(rest(s, g) + j * kLeanThreads);
 #pragma unroll
-        for (int t = 0; t < Tiles; ++t)
+        for (int t = 0; t < Tiles; ++t) {
+          const uint4 x = operand<T>(h[t][i]);
 #pragma unroll
           for (int pair = 0; pair < 2; ++pair) {
-            mma<T>(d[0][t][g][pair], w[2 * pair], h[t][s].x, h[t][s].y);
-            mma<T>(d[kChains - 1][t][g][pair], w[2 * pair + 1], h[t][s].z, h[t][s].w);
+            mma<T>(sum.d[0][t][g][pair], w[2 * pair], x.x, x.y);
+            mma<T>(sum.d[kChains - 1][t][g][pair], w[2 * pair + 1], x.z, x.w);
           }
+        }
       }
+  }
+
+  // Puts the warp's sums where the threads of the cells find them.
+  __device__ __forceinline__ void put(const Sums& sum, int parity) const {
 #pragma unroll
     for (int t = 0; t < Tiles; ++t)
 #pragma unroll
@@ -148,8 +164,8 @@ struct LeanForward {
           float z[4];
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            z[i] = d[0][t][g][i / 2][2 * (i % 2) + j];
-            if (kChains == 2) z[i] += d[kChains - 1][t][g][i / 2][2 * (i % 2) + j];
+            z[i] = sum.d[0][t][g][i / 2][2 * (i % 2) + j];
+            if (kChains == 2) z[i] += sum.d[kChains - 1][t][g][i / 2][2 * (i % 2) + j];
           }
           // MUTATE: lean-sums-row
           sums(parity, warp)[(8 * t + 2 * (lane % 4) + j) * (kUnits + 1) + 8 * g + lane / 4] = {z[0], z[1], z[2], z[3]};
@@ -177,18 +193,30 @@ struct LeanForward {
   // A pass of step k. x: the input side of its cells.
   __device__ __forceinline__ void pass(const NearRows<Dense>& rows, int k, int pass_row, int parity,
                                        const uint32_t (&x)[4]) {
+    Sums sum = {};
     uint4 h[Tiles][Spans];
     const uint32_t* from[Tiles];
     bool waits[Tiles];
+    if constexpr (Below) {
 #pragma unroll
-    for (int t = 0; t < Tiles; ++t) from[t] = state(rows, k, min_of(pass_row + 8 * t + lane / 4, p.s.B - 1), waits[t]);
-    await_words<Tiles, Spans, kStride / kPerWord<T>>(h, from, waits, spans, timed_out, p.status);
+      for (int t = 0; t < Tiles; ++t) {
+        const int b = min_of(pass_row + 8 * t + lane / 4, p.s.B - 1);
+        waits[t] = Dense || b < rows.at(0).count;
+        const T* row = static_cast<const T*>(p.below) + int64_t(rows.at(0).first + (waits[t] ? b : 0)) * H;
+        from[t] = reinterpret_cast<const uint32_t*>(row + first_number);
+      }
+      // MUTATE: lean-layer-below
+      await_words<Tiles, Spans, kStride / kPerWord<T>>(h, from, waits, spans, timed_out, p.status);
+      __syncwarp();
+      multiply<Spans>(sum, h);
+    }
 #pragma unroll
     for (int t = 0; t < Tiles; ++t)
-#pragma unroll
-      for (int s = 0; s < Spans; ++s) h[t][s] = operand<T>(h[t][s]);
+      from[t] = state(rows, k, min_of(pass_row + 8 * t + lane / 4, p.s.B - 1), waits[t]);
+    await_words<Tiles, Spans, kStride / kPerWord<T>>(h, from, waits, spans, timed_out, p.status);
     __syncwarp();
-    multiply(h, parity);
+    multiply<0>(sum, h);
+    put(sum, parity);
     const bool alive = live(rows.at(0), pass_row);
     const int row = rows.at(0).first + pass_row + sequence;
     T* to = static_cast<T*>(p.h) + int64_t(row) * H + unit;
@@ -238,6 +266,9 @@ struct LeanForward {
     };
     fetch_next(x[0], p.s.begin);
     fetch_next(x[1], p.s.begin);
+    if (Below && p.bias && has_cell)
+#pragma unroll
+      for (int g = 0; g < 4; ++g) x[0][g] = x[1][g] = bits_of(static_cast<const T*>(p.bias)[g * H + unit]);
     int parity = 0;
 #pragma unroll 1
     for (int k = p.s.begin; k < p.s.end; ++k) {

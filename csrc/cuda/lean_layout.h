@@ -22,20 +22,33 @@ FASTLSTM_BOTH constexpr int lean_rest_bytes(int spans, int groups, bool backward
   return (spans - lean_register_spans(spans, groups, backward)) * groups * lean_words(backward) * 4 * kLeanThreads;
 }
 
-// X(spans of a warp, groups of 8 units, tiles of a pass). Of a group and tile, each has twice the spans of the one
-// before: the first that covers a sum has at least half of its spans in it for every warp.
-#define FASTLSTM_LEAN_FORWARD(X) \
-  X(1, 1, 1)                     \
-  X(2, 1, 1) X(4, 1, 1) X(8, 1, 1) X(1, 2, 1) X(2, 2, 1) X(4, 2, 1) X(8, 2, 1) X(1, 2, 2) X(2, 2, 2) X(4, 2, 2)
+// X(spans of a warp, groups of 8 units, tiles of a pass). Of a group and tile, each has twice the spans of the one before:
+// the first that covers a sum has at least half of its spans in it for every warp. FASTLSTM_LEAN_FEW: a few of them, for
+// tests that are compiled often.
+#if defined(FASTLSTM_LEAN_FEW)
+#define FASTLSTM_LEAN_FORWARD(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 2)
+#define FASTLSTM_LEAN_LAYERS(X) X(1, 1, 1) X(1, 2, 2)
+#else
+#define FASTLSTM_LEAN_FORWARD(X)                                    \
+  X(1, 1, 1) X(2, 1, 1) X(4, 1, 1) X(8, 1, 1) X(1, 2, 1) X(2, 2, 1) \
+  X(4, 2, 1) X(8, 2, 1) X(1, 2, 2) X(2, 2, 2) X(4, 2, 2)
+// The same of launches of several layers or directions.
+#define FASTLSTM_LEAN_LAYERS(X) X(1, 1, 1) X(2, 1, 1) X(4, 1, 1) X(1, 2, 1) X(2, 2, 1) X(4, 2, 1) X(1, 2, 2) X(2, 2, 2)
+#endif
 
-// Shared memory of a forward block, in bytes: the rest of W_hh, sums of all warps for two passes, c.
-FASTLSTM_BOTH constexpr int lean_forward_bytes(int spans, int groups, int tiles, int row_tiles) {
-  return lean_rest_bytes(spans, groups, false) + 2 * kLeanWarps * 8 * tiles * (8 * groups + 1) * 16 +
+// Shared memory of a forward block, in bytes: the rest of W_hh (and W_ih of a layer above another), sums of all warps for
+// two passes, c.
+FASTLSTM_BOTH constexpr int lean_forward_bytes(int spans, int groups, int tiles, int row_tiles, bool below) {
+  return lean_rest_bytes(below ? 2 * spans : spans, groups, false) + 2 * kLeanWarps * 8 * tiles * (8 * groups + 1) * 16 +
          8 * row_tiles * 8 * groups * 4;
 }
 
 // X(spans of a warp, gate splits). A block has 16 columns for each split, and passes of one tile.
+#if defined(FASTLSTM_LEAN_FEW)
+#define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(1, 4)
+#else
 #define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(4, 1) X(8, 1) X(16, 1) X(1, 4) X(2, 4) X(4, 4) X(8, 4)
+#endif
 
 // Shared memory of a backward block: the rest of W_hh, sums of all warps for two passes, dh, dc and c.
 FASTLSTM_BOTH constexpr int lean_backward_bytes(int spans, int splits, int row_tiles) {

@@ -123,25 +123,25 @@ StepWork lean_work(const Gpu& gpu, const Problem& p, const Tiling& t) {
   const double size = bytes_of(p.type), passes = t.row_tiles / t.phase, rows = 8.0 * t.phase;
   const double numbers = p.backward ? 4.0 * p.H / t.gate_splits : p.H;
   const double parts = t.gate_splits > 1 ? 4.0 * 16 * t.gate_splits : 0;  // bytes of a sequence's partial sums
-  const double spans = lean_spans(t, p.H, int(size), p.backward), words = lean_words(p.backward);
+  const double spans = lean_spans(t, p.H, int(size), p.backward) * (p.chained ? 2 : 1), words = lean_words(p.backward);
   // beyond a pass of one tile and 64 words of W_hh: products, and what is read from shared memory
   const double products = spans * t.groups * words / 64 * t.phase;
   StepWork w;
-  w.blocks = double(t.unit_blocks) * t.row_blocks;
+  w.blocks = double(t.unit_blocks) * t.row_blocks * p.layers;
   w.gathers = t.gate_splits > 1 ? 2 : 1;
   w.gathered_kib = passes * rows * (numbers * size + parts) / 1024;
   const double one = (p.backward ? 1.4 : 1) + 0.15 * std::max(0.0, products - 1) + (t.gate_splits > 1 ? 0.5 : 0);
   const double pass = c.pass_clocks * one, again = pass + kReloadClocks * w.gathers;
   const double hidden = std::min((passes - 1) * again, c.gather_clocks * w.gathers);
   w.passes = c.pass_clocks > 0 ? (pass + (passes - 1) * again - hidden) / c.pass_clocks : passes;
-  w.hbm_bytes = activations(p);
+  w.hbm_bytes = activations(p) * p.layers;
   return w;
 }
 
 int64_t lean_bytes(const Problem& p, const Tiling& t) {
   const int spans = lean_spans(t, p.H, bytes_of(p.type), p.backward);
   return p.backward ? lean_backward_bytes(spans, t.gate_splits, t.row_tiles)
-                    : lean_forward_bytes(spans, t.groups, t.phase, t.row_tiles);
+                    : lean_forward_bytes(spans, t.groups, t.phase, t.row_tiles, p.chained);
 }
 
 // f(tiling) for every one of `lean`.
@@ -194,6 +194,14 @@ std::string unfit_type(const Gpu& gpu, const Problem& p) {
   return "";
 }
 
+bool runs_layers(int spans, const Tiling& t) {
+#define FASTLSTM_TRY(Spans, Groups, Tiles) \
+  if (spans == Spans && t.groups == Groups && t.phase == Tiles) return true;
+  FASTLSTM_LEAN_LAYERS(FASTLSTM_TRY)
+#undef FASTLSTM_TRY
+  return false;
+}
+
 std::string unfit_lean(const Gpu& gpu, const Problem& p, const Tiling& t) {
   if (p.type == Type::f32) return "float32 products do not run on tensor cores";
   if (gpu.capability < 80)
@@ -206,9 +214,11 @@ std::string unfit_lean(const Gpu& gpu, const Problem& p, const Tiling& t) {
   if (t.unit_blocks != divide_up(p.H, units_of_group(p) * t.groups) * t.gate_splits || t.row_tiles % t.phase ||
       t.row_tiles < 1 || t.row_blocks * t.row_tiles * 8 < p.B)
     return text("%d x %d blocks do not cover H %d and B %d", t.unit_blocks, t.row_blocks, p.H, p.B);
-  if (t.unit_blocks * t.row_blocks > gpu.sms)
+  if (p.layers > 1 && !runs_layers(spans, t))
+    return text("there is no kernel of %d groups and %d tiles for several layers of H %d", t.groups, t.phase, p.H);
+  if (p.layers * t.unit_blocks * t.row_blocks > gpu.sms)
     return text("%d blocks that wait for each other need as many multiprocessors, there are %d",
-                t.unit_blocks * t.row_blocks, gpu.sms);
+                p.layers * t.unit_blocks * t.row_blocks, gpu.sms);
   if (lean_bytes(p, t) > gpu.shared_bytes)
     return text("%.1f KiB of shared memory, a block gets %.0f", kib(double(lean_bytes(p, t))),
                 kib(double(gpu.shared_bytes)));
@@ -285,8 +295,8 @@ Choice describe(const Gpu& gpu, const Problem& p, Kernel kernel, const Tiling& t
   c.kernel = kernel;
   c.t = t;
   if (kernel == Kernel::lean) {
-    const int spans = lean_spans(t, p.H, bytes_of(p.type), p.backward);
-    c.blocks = t.unit_blocks * t.row_blocks;
+    const int spans = lean_spans(t, p.H, bytes_of(p.type), p.backward) * (p.chained ? 2 : 1);
+    c.blocks = t.unit_blocks * t.row_blocks * p.layers;
     c.threads = kLeanThreads;
     c.shared_bytes = lean_bytes(p, t);
     c.shared_weights = lean_rest_bytes(spans, t.groups, p.backward);
@@ -306,6 +316,21 @@ Choice describe(const Gpu& gpu, const Problem& p, Kernel kernel, const Tiling& t
   c.bound = part_name(predicted.bound());
   c.why = why_chosen(gpu, p, c);
   return c;
+}
+
+Choice plan_layers(const Gpu& gpu, const Problem& p) {
+  Choice best{};
+  best.blocks = -1;
+  for_lean_tilings(p, [&](const Tiling& t) {
+    const std::string wrong = unfit(gpu, p, Kernel::lean, t);
+    if (wrong.empty()) {
+      const Choice c = describe(gpu, p, Kernel::lean, t);
+      if (best.blocks < 0 || c.us < best.us) best = c;
+    } else if (best.blocks < 0) {
+      best.why = wrong;
+    }
+  });
+  return best;
 }
 
 std::vector<Choice> tilings(const Gpu& gpu, const Problem& p) {

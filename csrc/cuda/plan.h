@@ -15,6 +15,8 @@ struct Problem {
   Type type;
   int H, B;
   bool backward, projected;
+  int layers = 1;       // layers or directions in one launch
+  bool chained = false;  // each is above the one before it
 };
 
 struct Choice {
@@ -38,6 +40,9 @@ std::vector<Choice> tilings(const Gpu& gpu, const Problem& problem);
 // The cheapest by the cost model; of two equally good, the one with fewer rounds through L2. only: a Kernel as int, or
 // -1 for any; no fitting one: `why` says so and blocks is -1.
 Choice plan(const Gpu& gpu, const Problem& problem, int only);
+
+// The cheapest tiling of `lean` for problem.layers layers in one launch; blocks is -1 where none fits.
+Choice plan_layers(const Gpu& gpu, const Problem& problem);
 
 const char* name_of(Kernel kernel);
 

@@ -27,6 +27,7 @@ from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 from tests.hostsim import build
 from tests.hostsim.report import with_source
 
+FEW = ("-DFASTLSTM_LEAN_FEW",)
 TILING = ("unit_blocks", "row_blocks", "groups", "k_splits", "row_tiles", "phase", "gate_splits")
 
 
@@ -45,7 +46,7 @@ class Settings:
     capability: int = 90
     shared_kib: int = 99  # of a block
     seed: int = 0
-    flags: tuple[str, ...] = ()  # further compiler flags
+    flags: tuple[str, ...] = FEW  # further compiler flags; by default not all instances of `lean` are there
     csrc: Path = build.CSRC  # where the kernels' sources lie (a mutated copy, in tests)
     only: tuple[str, ...] = ()  # kernel files to take from there; empty: all
     tf32: bool = False
@@ -68,7 +69,7 @@ def settings(**changes) -> Iterator[None]:
 
 
 @lru_cache(maxsize=64)
-def library(flags: tuple[str, ...] = (), csrc: Path = build.CSRC, only: tuple[str, ...] = ()) -> ModuleType:
+def library(flags: tuple[str, ...] = FEW, csrc: Path = build.CSRC, only: tuple[str, ...] = ()) -> ModuleType:
     """The simulation with the kernels in a csrc folder; flags: further compiler flags; only: stems, empty for all."""
     cuda = build.CSRC / "cuda"
     bindings = [cuda / name for name in ("bindings_cuda.cpp", "bindings_plan.cpp", "plan.cpp", "cost_model.cpp")]

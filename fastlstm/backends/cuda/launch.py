@@ -113,62 +113,123 @@ def input_side(x: Tensor, w_x: Tensor, bias: Tensor | None) -> Tensor:
     return x @ w_x.t() if bias is None else torch.addmm(bias, x, w_x.t())
 
 
+class ForwardLayer:
+    """One layer in one direction on its way to a launch: its outputs, its argument block, and what must live until then.
+
+    Args:
+        rt, kernel, inputs, steps: what runs it. h: where h is to be written, (N, P), or None for new memory.
+        below: its input is h of the layer below in the same launch, which x is the memory of.
+    """
+
+    def __init__(
+        self,
+        rt: Runtime,
+        kernel: str,
+        inputs: OpInputs,
+        steps: StepRows,
+        *,
+        h: Tensor | None = None,
+        below: bool = False,
+    ):
+        w_hh, h0, save = inputs.w_hh, inputs.h0, inputs.save
+        H, P, B, dtype, cell = inputs.H, w_hh.shape[1], steps.B, w_hh.dtype, cell_type(w_hh.dtype)
+        self.rt, self.inputs, self.steps, self.N = rt, inputs, steps, steps.starts[-1]
+        N = self.N
+        self.h = w_hh.new_empty(N, P) if h is None else h
+        self.c = w_hh.new_empty((N, H) if save else (0,), dtype=cell)
+        in_place = save == SAVE_ALL and inputs.x is not None and not below  # gates take the place of the input side
+        whole = save == SAVE_ALL and not in_place
+        self.gates = w_hh.new_empty((N, 4 * H) if whole else (0,))
+        per_step = kernel == "per_step"  # reads h_n as the state; the others only write it
+        self.h_n, self.c_n = h0.clone() if per_step or not N else torch.empty_like(h0), inputs.c0.clone()
+        self.needs_input_side = bool(N) and inputs.x is not None and not below and not in_place
+        self.args = args = rt.lib.ForwardArgs()
+        self.kept: list[Tensor] = []  # that the launch reads
+        if not N:
+            return
+        if in_place:
+            self.gates = input_side(inputs.x.reshape(N, -1), inputs.w_x, inputs.bias)
+        if kernel == "lean":  # loads 16 bytes at a time
+            w_hh, h0 = self._keep(aligned(w_hh)), self._keep(aligned(h0))
+        _sequence(rt, args, steps, H, inputs.offsets, inputs.reset)
+        args.h = rt.use("h", self.h, "state" if h is not None else "out", dtype, N * P)
+        args.c = rt.use("c", self.c if save else None, "out", cell, N * H)
+        written = self.gates if save == SAVE_ALL else None
+        args.gates = rt.use("gates", written, "state" if in_place else "out", dtype, N * 4 * H)
+        args.h_n = rt.use("h_n", self.h_n, "state" if per_step else "out", dtype, B * P)
+        args.c_n = rt.use("c_n", self.c_n, "state", cell, B * H)
+        args.w_hh, args.h0 = rt.use("w_hh", w_hh, "in", dtype, 4 * H * P), rt.use("h0", h0, "in", dtype, B * P)
+        zeros = self._keep(w_hh.new_zeros(H)) if kernel == "lean" and inputs.reset is not None else None
+        args.zeros = rt.use("zeros", zeros, "in", dtype, H)
+        if below:
+            self._use_layer_below()
+        elif inputs.x is None:
+            self._use_table()
+        elif in_place:
+            args.x_gates = args.gates
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self.kept.append(tensor)
+        return tensor
+
+    def _use_layer_below(self) -> None:
+        rt, inputs, H, dtype = self.rt, self.inputs, self.inputs.H, self.h.dtype
+        self.args.below = rt.use("below", inputs.x, "state", dtype, self.N * H)
+        self.args.w_ih = rt.use("w_ih", self._keep(aligned(inputs.w_x)), "in", dtype, 4 * H * H)
+        self.args.bias = rt.use("bias", inputs.bias, "in", dtype, 4 * H)
+
+    def _use_table(self) -> None:
+        rt, table, args = self.rt, self.inputs.w_x, self.args
+        args.V, width = table.shape
+        args.table = rt.use("table", table, "in", table.dtype, args.V * width)
+        args.ids = rt.use("ids", self.inputs.ids, "in", torch.int64, self.N)
+        args.absent = rt.use("absent", self._keep(table.new_full((width,), float("nan"))), "in", table.dtype, width)
+
+    def input_side(self, begin: int, end: int) -> Tensor:
+        """Multiply the input of steps begin … end - 1, which the caller keeps until they are launched."""
+        rows, w_x = self.steps.rows(begin, end), self.inputs.w_x
+        x_gates = input_side(self.inputs.x.reshape(self.N, -1)[rows], w_x, self.inputs.bias)
+        row_bytes = w_x.shape[0] * x_gates.element_size()
+        # the address that row 0 of all N would have; modulo 2^64, as the kernel's address arithmetic
+        address = self.rt.use("x_gates", x_gates, "in", w_x.dtype, (rows.stop - rows.start) * w_x.shape[0])
+        self.args.x_gates = (address - rows.start * row_bytes) % 2**64
+        return x_gates
+
+    def results(self) -> tuple[Tensor, ...]:
+        """h, c, gates, h_n, c_n, as the op returns them."""
+        lead, H, save = self.inputs.lead, self.inputs.H, self.inputs.save
+        gates = self.gates.view(*lead, 4 * H) if save == SAVE_ALL else self.gates
+        h, c = self.h.view(*lead, self.h.shape[1]), self.c.view(*lead, H) if save else self.c
+        return h, c, gates, self.h_n, self.c_n
+
+
+def input_chunks(layer: ForwardLayer, least: int | None = None) -> Iterator[tuple[int, int]]:
+    """Ranges of at least `least` steps in which an input side that is not saved is made: it stays small."""
+    steps, w_x = layer.steps, layer.inputs.w_x
+    row_bytes = w_x.shape[0] * w_x.element_size()
+    return steps.chunks(max(1, _CHUNK_BYTES // row_bytes, (_CHUNK_STEPS if least is None else least) * steps.B))
+
+
 def forward(rt: Runtime, plan: LaunchPlan, inputs: OpInputs) -> tuple[Tensor, ...]:
     """Run one layer in one direction as `plan` says; returns as `fastlstm.ops.reference.forward`."""
-    x, ids, w_x, bias, w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs
-    H, P, dtype, cell = inputs.H, w_hh.shape[1], w_hh.dtype, cell_type(w_hh.dtype)
-    source, lead = inputs.rows, inputs.lead
-    steps = StepRows.of(source, h0.shape[0], batch_sizes, reverse)
-    B, N = steps.B, steps.starts[-1]
-    h, c = w_hh.new_empty(N, P), w_hh.new_empty((N, H) if save else (0,), dtype=cell)
-    gates = w_hh.new_empty((N, 4 * H) if save == SAVE_ALL and x is None else (0,))
-    per_step = plan.forward.kernel == "per_step"  # reads h_n as the state; the others only write it
-    h_n, c_n = h0.clone() if per_step or not N else torch.empty_like(h0), c0.clone()
-    if N:
-        if save == SAVE_ALL and x is not None:  # gates take the place of the input side
-            gates = input_side(x.reshape(N, -1), w_x, bias)
-        args = _sequence(rt, rt.lib.ForwardArgs(), steps, H, offsets, reset)
-        args.h = rt.use("h", h, "out", dtype, N * P)
-        args.c = rt.use("c", c if save else None, "out", cell, N * H)
-        written = gates if save == SAVE_ALL else None
-        args.gates = rt.use("gates", written, "out" if x is None else "state", dtype, N * 4 * H)
-        args.h_n = rt.use("h_n", h_n, "state" if per_step else "out", dtype, B * P)
-        args.c_n = rt.use("c_n", c_n, "state", cell, B * H)
-        if plan.forward.kernel == "lean":  # loads 16 bytes at a time from these; names keep them until all is launched
-            w_hh, h0 = _aligned(w_hh), _aligned(h0)
-        args.w_hh, args.h0 = rt.use("w_hh", w_hh, "in", dtype, 4 * H * P), rt.use("h0", h0, "in", dtype, B * P)
-        zeros = w_hh.new_zeros(H) if plan.forward.kernel == "lean" and reset is not None else None
-        args.zeros = rt.use("zeros", zeros, "in", dtype, H)
-        run = _FORWARD[plan.forward.kernel](rt, plan, args, steps, w_hh, w_hr, h, h_n)
-        if x is None:
-            args.V = w_x.shape[0]
-            args.table = rt.use("table", w_x, "in", dtype, args.V * 4 * H)
-            args.ids = rt.use("ids", ids, "in", torch.int64, N)
-            absent = w_x.new_full((4 * H,), float("nan"))  # a name keeps it until all steps are launched
-            args.absent = rt.use("absent", absent, "in", dtype, 4 * H)
-            run(0, steps.T)
-        elif save == SAVE_ALL:
-            args.x_gates = args.gates
-            run(0, steps.T)
+    kernel = plan.forward.kernel
+    steps = StepRows.of(inputs.rows, inputs.h0.shape[0], inputs.batch_sizes, inputs.reverse)
+    layer = ForwardLayer(rt, kernel, inputs, steps)
+    if layer.N:
+        run = _FORWARD[kernel](rt, plan, layer.args, steps, inputs.w_hh, inputs.w_hr, layer.h, layer.h_n)
+        if layer.needs_input_side:
+            for begin, end in input_chunks(layer, 1 if kernel == "per_step" else None):
+                x_gates = layer.input_side(begin, end)  # a name keeps it until it is launched
+                run(begin, end)
+                del x_gates
         else:
-            least = 1 if per_step else _CHUNK_STEPS
-            _in_chunks(rt, args, steps, x.reshape(N, -1), w_x, bias, run, least)
-    kept = gates.view(*lead, 4 * H) if save == SAVE_ALL else gates
-    return h.view(*lead, P), c.view(*lead, H) if save else c, kept, h_n, c_n
+            run(0, steps.T)
+    return layer.results()
 
 
-def _in_chunks(
-    rt: Runtime, args: Any, steps: StepRows, x: Tensor, w_x: Tensor, bias: Tensor | None, run: Callable, least: int
-) -> None:
-    """Input side and recurrence in ranges of at least `least` steps: x_gates is not saved, so it stays small."""
-    row_bytes = w_x.shape[0] * x.element_size()
-    for begin, end in steps.chunks(max(1, _CHUNK_BYTES // row_bytes, least * steps.B)):
-        rows = steps.rows(begin, end)
-        x_gates = input_side(x[rows], w_x, bias)
-        # the address that row 0 of all N would have; modulo 2^64, as the kernel's address arithmetic
-        address = rt.use("x_gates", x_gates, "in", w_x.dtype, (rows.stop - rows.start) * w_x.shape[0])
-        args.x_gates = (address - rows.start * row_bytes) % 2**64
-        run(begin, end)
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy whose memory begins at a multiple of 16 bytes."""
+    return tensor if is_aligned(tensor, 16) else tensor.clone()
 
 
 def _per_step_forward(
@@ -234,11 +295,6 @@ def _lean_forward(rt: Runtime, plan: LaunchPlan, args: Any, steps: StepRows, w_h
         rt.lib.lean_forward(plan.code(h.dtype), args, rows.start, rows.stop - rows.start, rt.stream)
 
     return run
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy whose memory begins at a multiple of 16 bytes."""
-    return tensor if is_aligned(tensor, 16) else tensor.clone()
 
 
 _FORWARD = {

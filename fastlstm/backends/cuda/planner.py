@@ -78,3 +78,9 @@ def sentence(choice: Any, device: Device) -> str:
     parts = f", gates in {t.gate_splits} parts" if t.gate_splits > 1 else ""
     size = f"{choice.blocks} blocks of {choice.threads} threads and {choice.shared_bytes / 1024:.1f} KiB"
     return f"{choice.kernel}: {size} ({t.unit_blocks} over units x {t.row_blocks} over rows; {tiles}{parts}); {how}"
+
+
+def layers(lib: Any, device: Device, code: int, *, H: int, B: int, count: int, chained: bool) -> Any | None:
+    """The planner's choice for `count` layers or directions in one launch of `lean`, or None where none fits."""
+    choice = lib.choose_layers(gpu(lib, device), code, H, B, count, chained)
+    return None if choice.blocks < 0 else choice
