@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
@@ -35,7 +35,9 @@ from fastlstm.backends.base import Backend, BackendError, UnfitError, forced_ker
 from fastlstm.ops.arguments import SAVE_ALL, Grads, OpInputs, Saved, Spec
 
 requested_name: ContextVar[str | None] = ContextVar("fastlstm_backend", default=None)
-last_call: ContextVar[tuple[Backend, Spec] | str] = ContextVar("fastlstm_last_plan", default="nothing has run yet")
+last_call: ContextVar[tuple[Backend, Spec] | tuple[Backend, Spec, int, bool] | str] = ContextVar(
+    "fastlstm_last_plan", default="nothing has run yet"
+)
 
 
 def _requestable() -> tuple[str, ...]:
@@ -95,7 +97,10 @@ def requested_backend() -> str | None:
 def last_plan() -> str:
     """Return one line on what the last call in this context ran, beginning with the backend's name."""
     last = last_call.get()
-    return last if isinstance(last, str) else last[0].describe(last[1])
+    if isinstance(last, str):
+        return last
+    backend, *call = last
+    return backend.describe(*call) if len(call) == 1 else backend.describe_layers(*call)
 
 
 def record_plan(text: str) -> None:
@@ -236,6 +241,32 @@ def _run(spec: Spec, method: str, *args: object) -> tuple | None:
 def forward(inputs: OpInputs) -> tuple[Tensor, ...]:
     """Run the op's forward on the chosen backend; returns as `fastlstm.ops.reference.forward`."""
     return _run(inputs.spec(), "forward", inputs)
+
+
+def layers_together(spec: Spec, most: int, chained: bool) -> int:
+    """Return how many of `most` layers (chained) or directions one launch runs; 1 where each is a launch of its own.
+
+    A backend that was not asked for by name must have passed `fastlstm doctor --verify` with such launches too.
+    """
+    name = choose(spec)
+    count = backends.load(name).layers_together(spec, most, chained)
+    if count > 1 and requested_backend() is None:
+        verify = _verify_module()
+        if not verify.all_passed(spec.device, spec, name, ("lean_layers",)):
+            return 1
+    return count
+
+
+def forward_layers(layers: Sequence[OpInputs], chained: bool) -> list[tuple[Tensor, ...]] | None:
+    """Run layers or directions in one launch; of each what `forward` returns. None where the launch was refused."""
+    spec = layers[0].spec()
+    chosen = backends.load(choose(spec))
+    try:
+        results = chosen.forward_layers(layers, chained)
+    except UnfitError:
+        return None
+    last_call.set((chosen, spec, len(layers), chained))
+    return results
 
 
 def backward(inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:

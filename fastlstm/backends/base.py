@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -83,6 +83,24 @@ class Backend:
 
     def forward(self, inputs: OpInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Run one layer in one direction; returns as `fastlstm.ops.reference.forward`."""
+        raise NotImplementedError
+
+    def layers_together(self, spec: Spec, most: int, chained: bool) -> int:
+        """How many of `most` layers (chained: each above the one before) or directions one launch takes; 1: no more.
+
+        spec: the call of the first of them; all have its sizes, but for the input.
+        """
+        return 1
+
+    def describe_layers(self, spec: Spec, count: int, chained: bool) -> str:
+        """One line on a launch of so many layers or directions, beginning with the backend's name."""
+        raise NotImplementedError
+
+    def forward_layers(self, layers: Sequence[OpInputs], chained: bool) -> list[tuple[Tensor, ...]]:
+        """Run as many layers or directions as `layers_together` said; of each what `forward` returns.
+
+        Chained: x of each but the first is memory in which h of the one before is to be written.
+        """
         raise NotImplementedError
 
     def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ call, so a seed reproduces them and torch.utils.checkpoint repeats them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -21,7 +22,7 @@ from fastlstm.ops import offsets
 from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, SAVE_NOTHING, OpInputs
 from fastlstm.ops.autocast import own_types
 from fastlstm.ops.cell import Stack
-from fastlstm.ops.lstm import run_forward
+from fastlstm.ops.lstm import run_forward, run_together
 from fastlstm.ops.reference import cell_type
 from fastlstm.ops.token_table import token_table
 
@@ -60,30 +61,37 @@ def run_layers(call: Call) -> Results:
         tables = token_tables(stack, call.weights, call.tokens.embedding) if call.tokens else None
         h0, c0 = call.hx[0].unbind(0), call.hx[1].to(cell_type(call.hx[0].dtype)).unbind(0)
         last, cells, gates = [], [], []
+        prepared: dict[int, tuple[OpInputs, tuple[Tensor, ...]]] = {}  # what one launch has run already
+
+        def inputs_of(k: int, x: Tensor) -> OpInputs:
+            layer, d = divmod(k, directions)
+            own, on_ids = stack.layer(call.weights, k), tables is not None and layer == 0
+            return OpInputs(
+                x=None if on_ids else x,
+                ids=x if on_ids else None,
+                w_x=tables[d] if on_ids else own.w_ih,
+                bias=None if on_ids else own.bias,
+                w_hh=F.dropout(own.w_hh, masks.weight_drop, training=True) if masks.weight_drop else own.w_hh,
+                w_hr=own.w_hr,
+                h0=h0[k],
+                c0=c0[k],
+                batch_sizes=call.batch_sizes,
+                offsets=starts,
+                reset=resets[d],
+                reverse=d == 1,
+                save=save,
+            )
+
         for layer in range(stack.layers):
             if tables is None or layer:
                 rows = _locked_dropout(masks.locked_dropout if layer else masks.input_dropout, rows, call, starts)
+            first = layer * directions
+            if first not in prepared:
+                prepared = _together(call, layer, rows, inputs_of)
             outputs = []
-            for d in range(directions):
-                k = layer * directions + d
-                own = stack.layer(call.weights, k)
-                on_ids = tables is not None and layer == 0
-                inputs = OpInputs(
-                    x=None if on_ids else rows,
-                    ids=rows if on_ids else None,
-                    w_x=tables[d] if on_ids else own.w_ih,
-                    bias=None if on_ids else own.bias,
-                    w_hh=F.dropout(own.w_hh, masks.weight_drop, training=True) if masks.weight_drop else own.w_hh,
-                    w_hr=own.w_hr,
-                    h0=h0[k],
-                    c0=c0[k],
-                    batch_sizes=call.batch_sizes,
-                    offsets=starts,
-                    reset=resets[d],
-                    reverse=d == 1,
-                    save=save,
-                )
-                outputs.append(run_forward(inputs))
+            for k in range(first, first + directions):
+                inputs, ready = prepared.get(k) or (inputs_of(k, rows), None)
+                outputs.append(run_forward(inputs if inputs.x is None else inputs._replace(x=rows), ready))
             h, c, g, h_n, c_n = zip(*outputs, strict=True)
             last += zip(h_n, c_n, strict=True)
             out, c, g = (v[0] if directions == 1 else torch.cat(v, -1) for v in (h, c, g))
@@ -98,6 +106,33 @@ def run_layers(call: Call) -> Results:
         if directions == 1 and save != SAVE_NOTHING and out.is_cpu:  # the op keeps h; cuDNN keeps its output too
             out = out.clone() if stack.output_may_change(out.dtype, call.batch_sizes is not None) else out
         return Results(out, h_n, c_n, cells, gates)
+
+
+def _together(
+    call: Call, layer: int, rows: Tensor, inputs_of: Callable[[int, Tensor], OpInputs]
+) -> dict[int, tuple[OpInputs, tuple[Tensor, ...]]]:
+    """Layers from this one on, or both its directions, in one launch: of each the op's arguments and results.
+
+    Nothing where they run one by one: no backend has such a launch, or something is dropped between layers.
+    """
+    stack, masks = call.stack, call.masks
+    chained, most = stack.directions == 1, stack.directions
+    if chained:
+        most = 1 if masks.dropout or masks.locked_dropout else stack.layers - layer
+    if most < 2 or stack.proj_size or torch.compiler.is_compiling():
+        return {}
+    first = layer * stack.directions
+    inputs = [inputs_of(first, rows)]
+    spec = inputs[0].spec()
+    count = dispatch.layers_together(spec, most, chained)
+    if count > 1:
+        for k in range(first + 1, first + count):
+            x = inputs[0].w_hh.new_empty(*inputs[0].lead, stack.hidden_size) if chained else rows
+            inputs.append(inputs_of(k, x))
+        results = run_together(inputs, chained)
+        if results is not None:
+            return {first + i: pair for i, pair in enumerate(zip(inputs, results, strict=True))}
+    return {}
 
 
 def token_tables(stack: Stack, weights: list[Tensor], embedding: Tensor | None) -> list[Tensor]:

@@ -6,7 +6,7 @@ that the simulation finds is raised as a `Fault`. Importing this module register
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,6 +19,7 @@ from torch import Tensor
 from fastlstm.backends import cost_model, load, native
 from fastlstm.backends.base import Backend, BackendError, register
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import layers as cuda_layers
 from fastlstm.backends.cuda import planner as cuda_planner
 from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.backends.cuda.launch import LaunchPlan
@@ -50,6 +51,7 @@ class Settings:
     csrc: Path = build.CSRC  # where the kernels' sources lie (a mutated copy, in tests)
     only: tuple[str, ...] = ()  # kernel files to take from there; empty: all
     tf32: bool = False
+    layers: bool = False  # several layers, or both directions, in one launch where that fits
     half_products: bool = False  # products of half types come in their own type, as from an old torch
 
 
@@ -179,6 +181,22 @@ class HostSimulation(Backend):
         native_plan = None if native.module_unavailable() else native.load().plan  # the same planner, ready built
         lib = native_plan or _library().plan
         return f"hostsim: {cuda_planner.sentence(choose(spec, lib).forward, _device(lib))}"
+
+    def layers_together(self, spec: Spec, most: int, chained: bool) -> int:
+        return most if _settings.layers and self._layers(spec, most, chained) is not None else 1
+
+    def describe_layers(self, spec: Spec, count: int, chained: bool) -> str:
+        return f"hostsim: {cuda_planner.sentence(self._layers(spec, count, chained), _device(_library().plan))}"
+
+    def _layers(self, spec: Spec, count: int, chained: bool):
+        lib = _library().plan
+        code = LaunchPlan(None, None, _settings.tf32).code(spec.dtype)
+        return cuda_planner.layers(lib, _device(lib), code, H=spec.H, B=spec.B, count=count, chained=chained)
+
+    def forward_layers(self, layers: Sequence[OpInputs], chained: bool) -> list[tuple[Tensor, ...]]:
+        plan = LaunchPlan(self._layers(layers[0].spec(), len(layers), chained), None, _settings.tf32)
+        with Simulated(_library()) as rt:
+            return cuda_layers.forward(rt, plan, layers, chained)
 
     def forward(self, inputs: OpInputs) -> tuple[Tensor, ...]:
         with Simulated(_library()) as rt:

@@ -9,7 +9,7 @@ kernel runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from types import ModuleType
@@ -20,7 +20,7 @@ from torch import Tensor
 from fastlstm._torch_compat import current_cuda_stream, dynamo_skip
 from fastlstm.backends import blocklist, cost_model, native
 from fastlstm.backends.base import Backend, UnfitError, forced_kernels, register
-from fastlstm.backends.cuda import launch, planner, status
+from fastlstm.backends.cuda import launch, layers, planner, status
 from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.backends.cuda.status import KERNELS
 from fastlstm.backends.device import (
@@ -35,7 +35,7 @@ from fastlstm.memory import gpu_address
 from fastlstm.ops import weight_gradients
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 
-NAME = "cuda"
+NAME, LAYERS = "cuda", "lean_layers"  # LAYERS: the kernel `lean` with several layers in one launch
 
 
 @register(NAME)
@@ -70,6 +70,29 @@ class Cuda(Backend):
     def check(self, device: torch.device) -> None:
         status.check(device)
 
+    def layers_together(self, spec: Spec, most: int, chained: bool) -> int:
+        if spec.projected or self.unsupported_call(spec) or self.unavailable(spec.device):
+            return 1
+        return _together(spec, most, chained)[0]
+
+    def describe_layers(self, spec: Spec, count: int, chained: bool) -> str:
+        """One line: how many layers in one launch, and as `describe`."""
+        choice = _together(spec, count, chained)[1].forward
+        what = f"{count} layers" if chained else f"{count} directions"
+        return f"cuda: {what} in one launch, {planner.sentence(choice, _gpu(_index(spec.device)))}"
+
+    def forward_layers(self, inputs: Sequence[OpInputs], chained: bool) -> list[tuple[Tensor, ...]]:
+        spec = inputs[0].spec()
+        index, (count, chosen) = _index(spec.device), _together(spec, len(inputs), chained)
+        if count != len(inputs):
+            raise UnfitError(f"{len(inputs)} layers in one launch were asked for, {count} fit")
+        with _on(index, spec.dtype, LAYERS, math_of(spec.dtype)) as gpu:
+            try:
+                return layers.forward(gpu, chosen, inputs, chained)
+            except _lib().RefusedLaunchError as error:
+                blocklist.block(NAME, index, LAYERS, MATHS, f"the GPU refused its launch ({error}); is it shared?")
+                raise UnfitError(f"the GPU refused the launch of {count} layers: {error}") from error
+
     def forward(self, inputs: OpInputs) -> tuple[Tensor, ...]:
         return _run(self, inputs.spec(), 0, lambda gpu, chosen: launch.forward(gpu, chosen, inputs))
 
@@ -81,6 +104,31 @@ class Cuda(Backend):
     ) -> tuple[Tensor | None, ...]:
         d_gates, dh_proj, dh0, dc0 = self.backward(inputs, saved, grads)
         return *weight_gradients.of_weights(needs_grad, d_gates, dh_proj, inputs, saved), dh0, dc0
+
+
+def _together(spec: Spec, most: int, chained: bool) -> tuple[int, LaunchPlan | None]:
+    """How many of `most` layers or directions one launch takes, and its plan; 1 and None where each is better by itself."""
+    only, index, math = forced_kernels.get().get(NAME, ""), _index(spec.device), math_of(spec.dtype)
+    if only not in ("", LAYERS):
+        return 1, None
+    without = blocklist.blocked(NAME, index, _gpu(index).name, math, by_name=bool(only))
+    if LAYERS in without or "lean" in without or (spec.training and spec.N >= 2**31):
+        return 1, None
+    tf32 = math == "tf32" and _gpu(index).tf32 > 0
+    return _cached_together(index, spec.dtype, tf32, spec.H, spec.B, most, chained)
+
+
+@lru_cache(maxsize=4096)
+def _cached_together(
+    index: int, dtype: torch.dtype, tf32: bool, H: int, B: int, most: int, chained: bool
+) -> tuple[int, LaunchPlan | None]:
+    lib, gpu, code = native.load().plan, _gpu(index), LaunchPlan(None, None, tf32).code(dtype)
+    alone = planner.choices(lib, gpu, code, H=H, B=B)[0]
+    for count in range(min(most, _lib().most_layers), 1, -1):
+        choice = planner.layers(lib, gpu, code, H=H, B=B, count=count, chained=chained)
+        if choice is not None and choice.us < count * alone.us:
+            return count, LaunchPlan(choice, None, tf32)
+    return 1, None
 
 
 def not_built() -> str | None:
@@ -143,6 +191,7 @@ def _gpu(index: int) -> cost_model.Device:
 
 def _choose(spec: Spec) -> LaunchPlan:
     index, math, only = _index(spec.device), math_of(spec.dtype), forced_kernels.get().get(NAME, "")
+    only = "lean" if only == LAYERS else only  # one layer by itself
     without = blocklist.blocked(NAME, index, _gpu(index).name, math, by_name=bool(only))
     tf32 = math == "tf32" and _gpu(index).tf32 > 0
     try:

@@ -14,9 +14,10 @@ from typing import Any
 
 from fastlstm.backends import cost_model
 from fastlstm.backends.cost_model import Device
-from fastlstm.backends.cuda.status import KERNELS
 
-__all__ = ["choices", "gpu", "sentence", "tilings"]
+__all__ = ["choices", "gpu", "layers", "sentence", "tilings"]
+
+KERNELS = ("per_step", "single_block", "cooperative", "lean")  # of one layer
 
 
 def gpu(lib: Any, device: Device) -> Any:
