@@ -10,6 +10,7 @@ from fastlstm import backends, dispatch
 from fastlstm.backends.cpu import small_call
 from fastlstm.modules.call import Call, State, normalise
 from fastlstm.modules.int8_lstm import Int8LSTM
+from fastlstm.modules.layers import layers_in_one
 from fastlstm.modules.lstm import LSTM
 from fastlstm.modules.route import FUSED_CPU, TORCH, first_spec, route
 from fastlstm.modules.token_lstm import TokenLSTM
@@ -63,6 +64,9 @@ def explain(
     else:
         chosen = "cpu" if chosen_route == FUSED_CPU else dispatch.choose(spec)
         plan = backends.load(chosen).describe(spec)
+        count, chained = layers_in_one(call, spec)
+        if count > 1:
+            plan = backends.load(chosen).describe_layers(spec, count, chained)
     if chosen_route == FUSED_CPU and _few_rows(type(module), call):
         plan, chosen_route = small_call.PLAN, f"{chosen_route}, few rows"
     lines = [f"runs on {chosen} ({how}): {plan.removeprefix(f'{chosen}: ')}", f"route: {chosen_route}"]

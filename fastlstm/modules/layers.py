@@ -19,7 +19,7 @@ from fastlstm import dispatch
 from fastlstm._torch_compat import torch_lstm
 from fastlstm.modules.call import Call, Results
 from fastlstm.ops import offsets
-from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, SAVE_NOTHING, OpInputs
+from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, SAVE_NOTHING, OpInputs, Spec
 from fastlstm.ops.autocast import own_types
 from fastlstm.ops.cell import Stack
 from fastlstm.ops.lstm import run_forward, run_together
@@ -61,7 +61,7 @@ def run_layers(call: Call) -> Results:
         tables = token_tables(stack, call.weights, call.tokens.embedding) if call.tokens else None
         h0, c0 = call.hx[0].unbind(0), call.hx[1].to(cell_type(call.hx[0].dtype)).unbind(0)
         last, cells, gates = [], [], []
-        prepared: dict[int, tuple[OpInputs, tuple[Tensor, ...]]] = {}  # what one launch has run already
+        prepared: dict[int, tuple[OpInputs, tuple[Tensor, ...] | None]] = {}  # what one launch has run already
 
         def inputs_of(k: int, x: Tensor) -> OpInputs:
             layer, d = divmod(k, directions)
@@ -108,31 +108,42 @@ def run_layers(call: Call) -> Results:
         return Results(out, h_n, c_n, cells, gates)
 
 
-def _together(
-    call: Call, layer: int, rows: Tensor, inputs_of: Callable[[int, Tensor], OpInputs]
-) -> dict[int, tuple[OpInputs, tuple[Tensor, ...]]]:
-    """Layers from this one on, or both its directions, in one launch: of each the op's arguments and results.
-
-    Nothing where they run one by one: no backend has such a launch, or something is dropped between layers.
-    """
+def _most_in_one(call: Call, layer: int) -> tuple[int, bool]:
+    """How many layers from this one on, or directions of it, may go into one launch; and whether they are layers."""
     stack, masks = call.stack, call.masks
     chained, most = stack.directions == 1, stack.directions
     if chained:
         most = 1 if masks.dropout or masks.locked_dropout else stack.layers - layer
-    if most < 2 or stack.proj_size or torch.compiler.is_compiling():
+    return (1 if stack.proj_size or torch.compiler.is_compiling() else most), chained
+
+
+def layers_in_one(call: Call, spec: Spec, layer: int = 0) -> tuple[int, bool]:
+    """How many layers from one on, or directions of it, one launch runs; and whether they are layers.
+
+    spec: the op's call of that layer.
+    """
+    most, chained = _most_in_one(call, layer)
+    return (1 if most < 2 else dispatch.layers_together(spec, most, chained)), chained
+
+
+def _together(
+    call: Call, layer: int, rows: Tensor, inputs_of: Callable[[int, Tensor], OpInputs]
+) -> dict[int, tuple[OpInputs, tuple[Tensor, ...] | None]]:
+    """Layers from this one on, or both its directions, in one launch: of each the op's arguments and results.
+
+    No results where they run one by one: no backend has such a launch, or something is dropped between layers.
+    """
+    stack = call.stack
+    if _most_in_one(call, layer)[0] < 2:
         return {}
     first = layer * stack.directions
     inputs = [inputs_of(first, rows)]
-    spec = inputs[0].spec()
-    count = dispatch.layers_together(spec, most, chained)
-    if count > 1:
-        for k in range(first + 1, first + count):
-            x = inputs[0].w_hh.new_empty(*inputs[0].lead, stack.hidden_size) if chained else rows
-            inputs.append(inputs_of(k, x))
-        results = run_together(inputs, chained)
-        if results is not None:
-            return {first + i: pair for i, pair in enumerate(zip(inputs, results, strict=True))}
-    return {}
+    count, chained = layers_in_one(call, inputs[0].spec(), layer)
+    for k in range(first + 1, first + count):
+        x = inputs[0].w_hh.new_empty(*inputs[0].lead, stack.hidden_size) if chained else rows
+        inputs.append(inputs_of(k, x))
+    results = run_together(inputs, chained) if count > 1 else None
+    return {first + i: (own, results and results[i]) for i, own in enumerate(inputs)}
 
 
 def token_tables(stack: Stack, weights: list[Tensor], embedding: Tensor | None) -> list[Tensor]:

@@ -212,7 +212,7 @@ def baseline(case: Case, dtype: torch.dtype, seed: int = 0, cells: bool = True) 
     x_gates.retain_grad()
     dh_proj = torch.zeros(*x_gates.shape[:-1], case.P, dtype=dtype, device="cpu")
     if cells or case.reset or case.projection:
-        h, c, h_n, c_n, steps = _loop(case, inputs, x_gates)
+        h, c, h_n, c_n, steps = loop(case, inputs, x_gates)
         _backward([h, c, h_n, c_n], [dh, dc if cells else torch.zeros_like(dc), dh_n, dc_n])
         dh_proj = torch.cat([steps[t].grad for t in sorted(steps)]).reshape_as(h) if steps else dh_proj
     else:
@@ -249,7 +249,7 @@ def _collect(inputs: Inputs, h, c, h_n, c_n, d_gates, dh_proj) -> dict[str, Tens
     return {name: None if v is None else v.detach() for name, v in values.items()}
 
 
-def _loop(case: Case, inputs: Inputs, x_gates: Tensor) -> tuple:
+def loop(case: Case, inputs: Inputs, x_gates: Tensor) -> tuple:
     """nn.LSTM's own arithmetic, everything in one type, as a loop of torch operations that can reset the state."""
     inputs_by_row = inputs.x if inputs.ids is None else inputs.ids
     x_gates = reference.by_step(x_gates.reshape(case.N, 4 * case.H), inputs_by_row, inputs.batch_sizes)

@@ -15,11 +15,12 @@ from fastlstm.backends import blocklist
 from fastlstm.backends.base import Backend
 from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.ops.arguments import Spec
-from fastlstm.testing import accuracy
+from fastlstm.testing import accuracy, layers
 from fastlstm.testing.cases import FULL, SHORT, Case
 from fastlstm.verify.stages import Started
 
 MATHS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LAYERS = "lean_layers"  # a kernel of several layers in one launch, checked as such
 DRAWS = 3  # an error above what is allowed counts when that many draws of a case all have one
 
 
@@ -147,7 +148,10 @@ def outcome_of(backend: Backend, case_run: CaseRun, device: torch.device) -> Out
     labels = (backend.name, case_run.kernel, case_run.math, case_run.case.id)
     try:
         with backend.force(case_run.kernel), tf32(case_run.math == "tf32"):
-            reason = backend.unsupported_reason(_spec(case_run.case, MATHS[case_run.math], case_run.save, device))
+            spec = _spec(case_run.case, MATHS[case_run.math], case_run.save, device)
+            reason = backend.unsupported_reason(spec)
+            if reason is None and case_run.kernel == LAYERS and _together(backend, spec) < 2:
+                reason = "no launch of several layers fits"
             if reason is not None:
                 return Outcome(*labels, Verdict.SKIPPED, reason)
             wrong, ratios = _compare(backend, case_run, device)
@@ -208,7 +212,8 @@ def _compare(backend: Backend, case_run: CaseRun, device: torch.device) -> tuple
     """
     ratios, wrong, options = [], "", {"save": case_run.save, "device": device, "tf32": case_run.math == "tf32"}
     for draw in range(DRAWS):
-        errors = accuracy.errors(backend, case_run.case, MATHS[case_run.math], seed=1000 * draw, **options)
+        of = _layer_errors if case_run.kernel == LAYERS else accuracy.errors
+        errors = of(backend, case_run.case, MATHS[case_run.math], seed=1000 * draw, **options)
         backend.check(device)
         name, (measured, allowed) = max(errors.items(), key=lambda item: _ratio(*item[1]))
         ratios.append(_ratio(measured, allowed))
@@ -218,6 +223,20 @@ def _compare(backend: Backend, case_run: CaseRun, device: torch.device) -> tuple
         if ratios[-1] == float("inf"):  # NaN, say: no matter of luck
             break
     return wrong, tuple(ratios)
+
+
+def _together(backend: Backend, spec: Spec) -> int:
+    """How many layers one launch takes, up to three; at least that many directions it takes too."""
+    return backend.layers_together(spec, 3, chained=True)
+
+
+def _layer_errors(backend: Backend, case: Case, dtype: torch.dtype, *, save: int, device: torch.device, **how) -> dict:
+    """The errors of a launch of layers and of one of both directions, forward; backward is that of one layer."""
+    count = _together(backend, _spec(case, dtype, save, device))
+    of = {"save": save, "device": device, **how}
+    found = layers.errors(backend, case, dtype, count=count, chained=True, **of)
+    sides = layers.errors(backend, case, dtype, count=2, chained=False, **of)
+    return {**found, **{f"directions {name}": error for name, error in sides.items()}}
 
 
 def _ratio(measured: float, allowed: float) -> float:

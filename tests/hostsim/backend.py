@@ -186,7 +186,8 @@ class HostSimulation(Backend):
         return most if _settings.layers and self._layers(spec, most, chained) is not None else 1
 
     def describe_layers(self, spec: Spec, count: int, chained: bool) -> str:
-        return f"hostsim: {cuda_planner.sentence(self._layers(spec, count, chained), _device(_library().plan))}"
+        what = f"{count} {'layers' if chained else 'directions'} in one launch"
+        return f"hostsim: {what}, {cuda_planner.sentence(self._layers(spec, count, chained), _device(_library().plan))}"
 
     def _layers(self, spec: Spec, count: int, chained: bool):
         lib = _library().plan
