@@ -26,7 +26,7 @@ BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda", "reference": "cpu"}
 # Backends with a choice of kernels, and the order of the kernels' columns
 _GPU_BACKENDS = ("cuda", "triton")
-_ORDER = ("per_step", "single_block", "cooperative", "streamed")
+_ORDER = ("per_step", "single_block", "cooperative", "lean", "streamed")
 
 # What differs from a dense training call of T 64, B 16, I and H 128
 FEATURES: dict[str, dict[str, object]] = {

@@ -20,7 +20,7 @@ from fastlstm.ops import reference
 from fastlstm.testing.accuracy import TF32_EPS
 from fastlstm.testing.cases import Case, Inputs, make, make_grads, rounded
 
-KERNELS = ("cooperative", "single_block", "per_step")
+KERNELS = ("lean", "cooperative", "single_block", "per_step")
 FORWARD, BACKWARD = ("h", "c", "gates", "h_n", "c_n"), ("d_gates", "dh_proj", "dh0", "dc0")  # what the op returns
 
 
@@ -41,14 +41,17 @@ CASES = (
     _case("large", 12, 16, 32, 512),
     _case("wide", 6, 33, 16, 256, reverse=True, reset=True),
     _case("long", 300, 8, 8, 128),
+    _case("packed ids resets", 9, 70, 0, 128, V=11, ids=True, reset=True, lengths=_ragged(9, 70)),
+    _case("parts", 5, 64, 16, 1024),
     _case("projected", 5, 9, 8, 48, 20),
 )
 
 
 def items(executor: GpuExecutor) -> list[Item]:
     executor.start()
-    maths = ("bf16", "f32") if executor.rehearsal else ("bf16", "f16", "tf32", "f32")
-    return [Item(f"{kernel} {math}", (kernel, math), f"{kernel} {math}") for kernel in KERNELS for math in maths]
+    maths = ("bf16", "tf32", "f32") if executor.rehearsal else ("bf16", "f16", "tf32", "f32")
+    pairs = [(kernel, math) for kernel in KERNELS for math in maths if (kernel, math) != ("lean", "f32")]
+    return [Item(f"{kernel} {math}", (kernel, math), f"{kernel} {math}") for kernel, math in pairs]
 
 
 def cases(executor: GpuExecutor) -> tuple[Case, ...]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from fastlstm.backends import native
+from fastlstm.backends import load, native
 from fastlstm.backends.base import forced_kernels
 from fastlstm.backends.cuda import backend as cuda
 from fastlstm.backends.cuda import launch as cuda_launch
@@ -107,6 +107,10 @@ class GpuExecutor:
         """From now on module calls use this kernel, backward of them too; "" lets the planner choose."""
         forced_kernels.set({cuda.NAME: kernel})
 
+    def only(self, kernel: str) -> Any:
+        """A context in which module calls use this kernel, backward of them too."""
+        return load(cuda.NAME).force(kernel)
+
     def math(self, math: str) -> Any:
         """A context in which float32 is multiplied as `math` says."""
         return correctness.tf32(math == "tf32")
@@ -127,15 +131,22 @@ class GpuExecutor:
         )
 
     def tilings(self, math: str, H: int, B: int, backward: bool) -> list:
-        """Every choice of single_block and cooperative that fits, the cheapest by the cost model first."""
+        """Every choice of single_block, cooperative and lean that fits, the cheapest by the cost model first."""
         return cuda_planner.tilings(self.lib, self.planner_device, CODES[math], H=H, B=B, backward=backward)
 
     def avoid_failed_kernels(self, math: str, H: int, B: int, projected: bool = False) -> str:
-        """Use `per_step` for module calls whose kernel was lost or timed out with this math; returns what is forced."""
-        kernels = [(c.kernel, bool(back)) for back, c in enumerate(self.choose(math, H, B, projected=projected))]
-        bad = any(("right", f"{k} {math}") in self.lost or (k, math, back) in self.timed_out for k, back in kernels)
-        self.force_kernel("per_step" if bad else "")
-        return "per_step" if bad else ""
+        """Use another kernel for module calls whose kernel was lost or timed out with this math; returns what is forced."""
+        for only in ("", "cooperative", "per_step"):
+            with suppress(ValueError):  # it does not fit
+                kernels = [c.kernel for c in self.choose(math, H, B, only=only, projected=projected)]
+                if only == "per_step" or not any(self.failed(k, math, bool(back)) for back, k in enumerate(kernels)):
+                    self.force_kernel(only)
+                    return only
+        raise AssertionError("per_step runs every call")
+
+    def failed(self, kernel: str, math: str, backward: bool) -> bool:
+        """Whether a kernel took its process with it or timed out with this math."""
+        return ("right", f"{kernel} {math}") in self.lost or (kernel, math, backward) in self.timed_out
 
     def losses(self, key: str) -> int:
         """How often this stage lost its process with a key."""
@@ -255,6 +266,9 @@ class SimulatedExecutor(GpuExecutor):
 
     def force_kernel(self, kernel: str) -> None:
         self.hostsim._settings = replace(self.hostsim._settings, kernel=kernel or None)
+
+    def only(self, kernel: str) -> Any:
+        return self.hostsim.settings(kernel=kernel)
 
     @contextmanager
     def math(self, math: str) -> Iterator[None]:

@@ -1,8 +1,13 @@
-"""fastlstm.LSTM as a user calls it beside nn.LSTM: in turns in one process, eager and replayed from a CUDA graph."""
+"""fastlstm.LSTM as a user calls it beside nn.LSTM: in turns in one process, eager and replayed from a CUDA graph.
+
+The planner's kernel is `cuda` in a row's seconds. Of `lean` and `cooperative`, the one that it did not pick is timed with
+them under its own name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import product
 
 import torch
@@ -20,6 +25,7 @@ from benchmarks.gpu_day.layers import (
     make_torch_lstm,
     relative_difference,
 )
+from benchmarks.gpu_day.measure import TimedCall
 
 T = 128
 SIZES = (
@@ -86,14 +92,25 @@ def _mode_rows(executor: GpuExecutor, config: LayerConfig, torch_lstm, lstm, mod
         with fastlstm.backend(executor.backend):
             return plain()
 
+    def only(kernel: str) -> TimedCall:
+        def call() -> list[torch.Tensor]:
+            with executor.only(kernel):
+                return forced_call()
+
+        return call
+
     runs = {"torch": call_of(torch_lstm, x, mode), "cuda": forced_call}
-    off = relative_difference(runs["cuda"](), runs["torch"]())
+    expected = runs["torch"]()
+    off = relative_difference(runs["cuda"](), expected)
     plan = fastlstm.dispatch.last_plan()
     if not plan.startswith(executor.backend):
         raise RuntimeError(f"{executor.backend} was asked for and this ran: {plan}")
     columns = {**config.columns, "training": mode == "training", "off": off, "plan": plan[:160], "forced": forced}
     choices = executor.choose(config.math, config.H, config.B, projected=config.layout == "projected")
     columns["kernels"] = [forced or choice.kernel for choice in choices]  # of forward and backward
+    others = {} if forced else {kernel: only(kernel) for kernel in _others(executor, config, columns["kernels"])}
+    columns["off_others"] = {kernel: relative_difference(call(), expected) for kernel, call in others.items()}
+    runs |= others
     columns["algorithm"] = cudnn_algorithm(config, mode == "training")
     seconds, repeats = measure.in_turns(executor, runs)
     yield {**columns, "graph": False, "seconds": seconds, "repeats": repeats, **_status(executor, config, off)}
@@ -104,11 +121,25 @@ def _mode_rows(executor: GpuExecutor, config: LayerConfig, torch_lstm, lstm, mod
     yield {**columns, "graph": True, "seconds": seconds, "repeats": repeats | errors, **_status(executor, config, off)}
 
 
+def _others(executor: GpuExecutor, config: LayerConfig, picked: list[str]) -> list[str]:
+    """Of `lean` and `cooperative` those that were not picked, can run the call, and have not failed."""
+    kernels = []
+    for kernel in ("lean", "cooperative"):
+        if kernel in picked or any(executor.failed(kernel, config.math, back) for back in (False, True)):
+            continue
+        with suppress(ValueError):  # it does not fit
+            executor.choose(config.math, config.H, config.B, only=kernel, projected=config.layout == "projected")
+            kernels.append(kernel)
+    return kernels
+
+
 def _status(executor: GpuExecutor, config: LayerConfig, off: float) -> dict:
     """The status word, and whether the results are wrong; what timed out is not used again."""
     status = executor.take_status()
     if status:
         choices = executor.choose(config.math, config.H, config.B, projected=config.layout == "projected")
-        executor.timed_out |= {(choice.kernel, config.math, bool(back)) for back, choice in enumerate(choices)}
+        kernels = {choice.kernel for choice in choices}
+        kernels |= set(_others(executor, config, list(kernels)))
+        executor.timed_out |= {(kernel, config.math, back) for kernel in kernels for back in (False, True)}
     # differences grow from layer to layer and through backward
     return {"status": status, "wrong": bool(status) or not off <= 3 * ALLOWED[config.math]}

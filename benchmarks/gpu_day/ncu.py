@@ -1,4 +1,4 @@
-"""Nsight Compute on four launches: why warps wait, and at which instructions.
+"""Nsight Compute on six launches: why warps wait, and at which instructions.
 
 The details page goes to ncu.txt, each instruction with its samples to ncu-….csv.gz (`sass.py` reads it), some numbers into
 rows.
@@ -19,7 +19,7 @@ from benchmarks.gpu_day import program, sass
 from benchmarks.gpu_day.child import Item
 from benchmarks.gpu_day.executor import GpuExecutor
 
-LAUNCHES = (("cooperative", 1024, 16), ("cooperative", 256, 16))  # bfloat16, forward and backward each
+LAUNCHES = (("lean", 1024, 16), ("cooperative", 1024, 16), ("lean", 512, 64))  # bfloat16, forward and backward each
 T = 64
 SECONDS, READ = 60, 25  # of a profile, of reading a page from its report
 KEPT = (

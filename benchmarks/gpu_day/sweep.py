@@ -1,5 +1,7 @@
 """Tilings of the recurrent kernels, one by one: microseconds of a step of the launch alone, beside what was predicted.
 
+Of every call first the tilings of `lean`, in an item of their own, then those of `cooperative` and `single_block`.
+
 Every result is compared with the definition's. A row holds all that a fit of the cost model needs: the tiling, the model's
 counters of its work, the prediction, the time (slope between two lengths, so that launch and loading of W_hh cancel), and
 the rest (`fixed_us`).
@@ -20,7 +22,7 @@ from benchmarks.gpu_day.layers import relative_difference
 from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.ops import reference
 
-BEST, SPREAD = 14, 22  # of the cost model's cheapest, and of the others
+BEST, MOST, MOST_LEAN = 10, 24, 12  # of the cost model's cheapest, of these and others, and of `lean`
 SHORT, LONG = 32, 160
 SLOW = 20e-3  # seconds of a launch of SHORT steps after which a tiling is left
 FEW = 3e-3  # seconds above which it is timed once
@@ -45,15 +47,23 @@ def items(executor: GpuExecutor, *maths: str) -> list[Item]:
     sizes = (*IMPORTANT, *rest) if maths == ("bf16",) else IMPORTANT[:6]
     if executor.rehearsal:
         sizes = ((24, 3),)
-    directions = [(math, H, B, back) for (H, B), math, back in product(sizes, maths, (False, True))]
+    calls = [
+        (math, H, B, back, lean)
+        for (H, B), math, back, lean in product(sizes, maths, (False, True), (True, False))
+        if not (lean and math == "f32")
+    ]
     return [
-        Item(f"{m} H{H} B{B} {'backward' if back else 'forward'}", (m, H, B, back), f"{m} {back}")
-        for m, H, B, back in directions
+        Item(
+            f"{m} H{H} B{B} {'backward' if back else 'forward'}{' lean' * lean}",
+            (m, H, B, back, lean),
+            f"{m} {back}{' lean' * lean}",
+        )
+        for m, H, B, back, lean in calls
     ]
 
 
 def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
-    math, H, B, back = item.values
+    math, H, B, back, lean = item.values
     if executor.losses(item.key) > 1:
         yield {"item": item.what, "skipped": "two processes were lost with this type and direction"}
         return
@@ -61,7 +71,7 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
         planned = executor.choose(math, H, B)
         layer = prepare(executor, math, H, B)
         expected = _expected(executor, layer, back)
-        for choice, planner in _selected(executor, math, H, B, back, planned[back]):
+        for choice, planner in _selected(executor, math, H, B, back, lean, planned[back]):
             if (choice.kernel, math, back) in executor.timed_out:
                 continue
             if executor.out_of_time():
@@ -78,15 +88,21 @@ def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
             yield {**columns, **row, **choice_columns(choice)}
 
 
-def _selected(executor: GpuExecutor, math: str, H: int, B: int, back: bool, planned: Any) -> list[tuple[Any, bool]]:
-    """The planner's pick, the cheapest by the cost model, and some of all the others, each with whether it is the pick."""
-    fits = executor.tilings(math, H, B, back)
-    best, rest = (2, 1) if executor.rehearsal else (BEST, SPREAD)
-    others = fits[best:]
-    chosen = fits[:best] + others[:: max(1, len(others) // rest)][:rest]
+def _selected(
+    executor: GpuExecutor, math: str, H: int, B: int, back: bool, lean: bool, planned: Any
+) -> list[tuple[Any, bool]]:
+    """The planner's pick, the cheapest by the cost model, and some of all the others, each with whether it is the pick.
+
+    lean: tilings of `lean` alone, else of the other kernels.
+    """
+    fits = [c for c in executor.tilings(math, H, B, back) if (c.kernel == "lean") == lean]
+    best, most = (2, 3) if executor.rehearsal else (MOST_LEAN if lean else BEST, MOST_LEAN if lean else MOST)
+    others, rest = fits[best:], most - best
+    chosen = fits[:best] + (others[:: max(1, len(others) // rest)][:rest] if rest else [])
     planned_tiling = choice_columns(planned)["tiling"]
-    chosen = [c for c in chosen if choice_columns(c)["tiling"] != planned_tiling]
-    return [*([(planned, True)] if planned.kernel != "per_step" else []), *((c, False) for c in chosen)]
+    chosen = [c for c in chosen if (c.kernel, choice_columns(c)["tiling"]) != (planned.kernel, planned_tiling)]
+    is_here = planned.kernel != "per_step" and (planned.kernel == "lean") == lean
+    return [*([(planned, True)] if is_here else []), *((c, False) for c in chosen)]
 
 
 def prepare(executor: GpuExecutor, math: str, H: int, B: int) -> LayerTensors:

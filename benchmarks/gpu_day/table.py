@@ -68,14 +68,14 @@ def module(rows: list[dict]) -> Iterator[str]:
     timed = [row for row in _of(rows, "module") if "seconds" in row]
     if not timed:
         return
-    yield "---- module: ms (times as fast as nn.LSTM), eager then graph; inference | training; the kernel if not cooperative"
+    yield "---- module: ms (times as fast as nn.LSTM), eager then graph; inference | training; the kernel if not lean"
     for key in dict.fromkeys((r["math"], r["layout"], r["L"], r["H"], r["B"]) for r in timed):
         calls = [r for r in timed if (r["math"], r["layout"], r["L"], r["H"], r["B"]) == key]
         parts = [
             " ".join(_pair(r["seconds"], 1e3) for r in calls if r["training"] == training) for training in (False, True)
         ]
         bad = " WRONG" if any(r["wrong"] for r in calls) else ""
-        kernels = {r["plan"].split(":")[1].strip() for r in calls if r["plan"].count(":") > 1} - {"cooperative"}
+        kernels = {r["plan"].split(":")[1].strip() for r in calls if r["plan"].count(":") > 1} - {"lean"}
         layout = "" if key[1] == "dense" else f" {key[1][:8]}"
         yield f"  {key[0]} {key[2]}x{key[3]} B{key[4]}{layout}: {parts[0]} | {parts[1]} {' '.join(sorted(kernels))}{bad}".rstrip()
 
@@ -122,6 +122,10 @@ def _picks(tilings: list[dict]) -> str:
     if best is not planner:
         tiling = "x".join(str(best["tiling"].get(k)) for k in ("groups", "k_splits", "row_tiles", "gate_splits"))
         words += f" < {best['us']:.3g} {best['kernel'][:4]} {tiling}"
+    for kernel in ("lean", "cooperative"):
+        of_kernel = [r["us"] for r in correct if r["kernel"] == kernel]
+        if of_kernel and kernel not in (best["kernel"], planner and planner["kernel"]):
+            words += f" [{kernel[:4]} {min(of_kernel):.3g}]"
     return words + (f" {len(tilings) - len(correct)} WRONG" if len(correct) < len(tilings) else "")
 
 

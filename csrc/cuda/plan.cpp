@@ -118,6 +118,7 @@ StepWork recurrent_work(const Problem& p, Kernel kernel, const Tiling& t, const 
 
 // What a step of `lean` waits for and does. A pass whose words have come takes pass_clocks and a load from L2; with
 // several passes in a block, all but the first hide behind the hand-over of the one before as long as there is time.
+// No pass is shorter than its products at the peak rate of the tensor cores.
 StepWork lean_work(const Gpu& gpu, const Problem& p, const Tiling& t) {
   const Cost& c = gpu.cost;
   const double size = bytes_of(p.type), passes = t.row_tiles / t.phase, rows = 8.0 * t.phase;
@@ -131,7 +132,9 @@ StepWork lean_work(const Gpu& gpu, const Problem& p, const Tiling& t) {
   w.gathers = t.gate_splits > 1 ? 2 : 1;
   w.gathered_kib = passes * rows * (numbers * size + parts) / 1024;
   const double one = (p.backward ? 1.4 : 1) + 0.15 * std::max(0.0, products - 1) + (t.gate_splits > 1 ? 0.5 : 0);
-  const double pass = c.pass_clocks * one, again = pass + kReloadClocks * w.gathers;
+  const double multiplied = spans * t.groups * words * kLeanThreads * (4 / size) * rows;
+  const double at_peak = multiplied / std::max(1e-9, p.type == Type::tf32 ? gpu.tf32 : gpu.half);
+  const double pass = std::max(c.pass_clocks * one, at_peak), again = pass + kReloadClocks * w.gathers;
   const double hidden = std::min((passes - 1) * again, c.gather_clocks * w.gathers);
   w.passes = c.pass_clocks > 0 ? (pass + (passes - 1) * again - hidden) / c.pass_clocks : passes;
   w.hbm_bytes = activations(p) * p.layers;

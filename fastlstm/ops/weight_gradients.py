@@ -21,30 +21,44 @@ from fastlstm.ops.recompute import before_projection, h_previous
 
 
 def of_weights(
-    needs_grad: tuple[bool, ...], d_gates: Tensor, dh_proj: Tensor, inputs: OpInputs, saved: Saved
+    needs_grad: tuple[bool, ...],
+    d_gates: Tensor,
+    dh_proj: Tensor,
+    inputs: OpInputs,
+    saved: Saved,
+    dbias: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Return dx, None (ids), dw_x, dbias, dw_hh, dw_hr, where wanted; `inputs` are those of `lstm_forward`.
 
     On a GPU float32 is multiplied as cuDNN's LSTM would: as TF32 where its switch allows that. Autocast has no say: a
     gradient has the type of what it is of, also where backward runs inside autocast and forward did not.
+
+    dbias: the sum of d_gates over all rows, where a kernel has made it already.
     """
     with products_of(d_gates), own_types(d_gates):
-        return _of_weights(needs_grad, d_gates, dh_proj, inputs, saved)
+        return _of_weights(needs_grad, d_gates, dh_proj, inputs, saved, dbias)
 
 
 def _of_weights(
-    needs_grad: tuple[bool, ...], d_gates: Tensor, dh_proj: Tensor, inputs: OpInputs, saved: Saved
+    needs_grad: tuple[bool, ...],
+    d_gates: Tensor,
+    dh_proj: Tensor,
+    inputs: OpInputs,
+    saved: Saved,
+    dbias: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     x, ids, w_x, w_hh = inputs.x, inputs.ids, inputs.w_x, inputs.w_hh
     rows = d_gates.reshape(math.prod(d_gates.shape[:-1]), d_gates.shape[-1])  # Size.numel() would fix a dynamic shape
-    dx = dw_x = dbias = dw_hh = dw_hr = None
+    dx = dw_x = dw_hh = dw_hr = None
     if needs_grad[0]:
         dx = matmul(rows, w_x).view(x.shape)
     if needs_grad[2] and ids is None:
         dw_x = matmul(rows.t(), x.reshape(rows.shape[0], x.shape[-1]))
     elif needs_grad[2]:
         dw_x = torch.ops.fastlstm.sum_by_id(rows, ids.reshape(rows.shape[0]), w_x.shape[0])
-    if needs_grad[3]:
+    if not needs_grad[3]:
+        dbias = None
+    elif dbias is None:
         dbias = rows.sum(0)
     if needs_grad[4]:
         dw_hh = _recurrent(d_gates, inputs, saved.h)

@@ -42,7 +42,7 @@ MADE_UP = (
     {"stage": "right", "kernel": "single_block", "math": "bf16", "case": "odd", "backward": False, "fine": True, "worst": "nan"},
     *(
         {"stage": "module", "math": "bf16", "layout": "dense", "L": 1, "H": 512, "B": 16, "T": 128, "training": False,
-         "graph": graph, "seconds": seconds, "wrong": False, "plan": "cuda: cooperative: 128 blocks"}
+         "graph": graph, "seconds": seconds, "wrong": False, "plan": "cuda: lean: 128 blocks"}
         for graph, seconds in ((False, {"torch": 2e-3, "cuda": 1e-3}), (True, {"torch": 2e-3}))
     ),
     {"stage": "cudnn", "math": "f16", "layout": "dense", "L": 1, "H": 512, "B": 16, "mode": "training", "graph": True,
@@ -52,6 +52,8 @@ MADE_UP = (
          "predicted_us": 1.5, "kernel": "cooperative", "tiling": TILING}
         for us, wrong, planner in ((2.0, False, True), (1.75, False, False), (0.5, True, False))
     ),
+    {"stage": "sweep", "math": "bf16", "H": 512, "B": 16, "backward": False, "us": 2.25, "wrong": False, "planner": False,
+     "predicted_us": 1.0, "kernel": "lean", "tiling": TILING},
     {"stage": "characters", "L": 2, "H": 128, "B": 50, "math": "tf32", "autocast": "none", "graph": False,
      "characters_per_second": {"torch": 1e6, "cuda": 2e6}},
     {"stage": "kernelbench", "problem": 35, "math": "tf32", "graph": False, "ms": {"torch": 27.0, "cuda": 9.0},

@@ -144,6 +144,40 @@ def test_the_sanitizer_ignores_rows_of_an_earlier_run(tmp_path):
     assert sanitizer.items(executor.GpuExecutor({**order, "begin": 6.0})) == []
 
 
+def test_the_sanitizer_runs_the_kernels_whose_blocks_wait_where_nothing_was_wrong(tmp_path):
+    path = tmp_path / "raw.jsonl"
+    path.write_text(json.dumps({"t": 5.0, "stage": "right", "kernel": "lean", "math": "bf16", "fine": True}) + "\n")
+    order = {"rehearse": False, "out": str(tmp_path), "until": 1e12, "lost": [], "stage": "sanitizer"}
+    items = sanitizer.items(executor.GpuExecutor(order))
+    assert [item.values[0] for item in items] == ["lean", "cooperative"]
+    assert {item.values[2] for item in items} <= {case.id for case in correctness.CASES}
+
+
+def test_each_call_of_the_sweep_times_lean_and_the_other_kernels_apart():
+    """A process that is lost with `lean` takes nothing of the others with it."""
+    simulation = rehearsal(stage="sweep")
+    items = sweep.items(simulation, "bf16", "f32")
+    assert [item.values[4] for item in items if item.values[0] == "bf16"] == [True, False] * 2
+    assert not any(item.values[4] for item in items if item.values[0] == "f32")
+    assert len({item.key for item in items}) == len(items)
+    for item in items:
+        math, H, B, back, lean = item.values
+        planned = simulation.choose(math, H, B)[back]
+        selected = sweep._selected(simulation, math, H, B, back, lean, planned)
+        assert {(choice.kernel == "lean") for choice, _ in selected} == {lean}
+        assert sum(pick for _, pick in selected) == ((planned.kernel == "lean") == lean)
+
+
+def test_the_smoke_test_runs_lean_in_every_type_that_it_takes():
+    simulation = rehearsal()
+    assert [item.what for item in correctness.items(simulation)][:2] == ["lean bf16", "lean tf32"]
+    for kernel, math in (("lean", "bf16"), ("lean", "tf32")):
+        rows = list(correctness.check_kernel(simulation, kernel, math, correctness.cases(simulation)))
+        assert all(row["fine"] for row in rows if "fine" in row)
+        assert {row["case"] for row in rows if "fine" in row} == {"dense", "packed reverse", "resets ids"}
+        assert {row["backward"] for row in rows if "fine" in row} == {False, True}
+
+
 def test_the_sanitizer_selects_wrong_cases_and_kernels_that_lost_their_process():
     assert sanitizer.wrong(list(MADE_UP)) == [("single_block", "f32", ""), ("single_block", "bf16", "odd")]
     assert sanitizer.report_lines(sanitizer.CANNED)[1] == "========= Invalid __global__ read of size 16 bytes"
@@ -168,7 +202,7 @@ def test_names_that_the_executor_takes_from_the_backend_and_torch_exist():
     for name in ("not_built", "_wrong_device", "_gpu", "_on", "NAME"):
         assert hasattr(cuda, name)
     assert list(inspect.signature(cuda_launch.forward).parameters) == ["rt", "plan", "inputs"]
-    assert list(inspect.signature(cuda_launch.backward).parameters) == ["rt", "plan", "inputs", "saved", "grads"]
+    assert list(inspect.signature(cuda_launch.backward).parameters) == ["rt", "plan", "inputs", "saved", "grads", "bias"]
     assert list(inspect.signature(torch.cuda.CUDAGraph.capture_begin).parameters)[:3] == [
         "self",
         "pool",
@@ -179,7 +213,11 @@ def test_names_that_the_executor_takes_from_the_backend_and_torch_exist():
 
 @pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
 def test_a_kernel_that_lost_its_process_is_not_used_by_module_calls():
-    simulation = rehearsal(lost=[["right", "single_block bf16"]])
+    simulation = rehearsal(lost=[["right", "lean bf16"]])
     simulation.start()
-    assert simulation.avoid_failed_kernels("bf16", 24, 3) == "per_step"
+    assert simulation.choose("bf16", 24, 3)[0].kernel == "lean"
+    assert simulation.avoid_failed_kernels("bf16", 24, 3) == "cooperative"
     assert simulation.avoid_failed_kernels("f32", 24, 3) == ""
+    simulation.timed_out.add(("cooperative", "bf16", True))
+    assert simulation.avoid_failed_kernels("bf16", 24, 3) == "per_step"
+    simulation.force_kernel("")

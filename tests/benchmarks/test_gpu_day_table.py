@@ -30,7 +30,7 @@ def test_the_table_shows_every_stage_of_a_made_up_run(tmp_path):
         "single_block bf16  WRONG 1 of 2, nan: odd backward",
         "  bf16 1x512 B16: 1 (2.00) - |\n",
         "f16           H512   dense     B16 5.25",
-        "  bf16 H512 B16: 2 (1.5) < 1.75 coop 2x8x1x1 1 WRONG | -\n",
+        "  bf16 H512 B16: 2 (1.5) < 1.75 coop 2x8x1x1 [lean 2.25] 1 WRONG | -\n",
         "  bf16 H256 B64: forward 3.50 (3.25) backward 9.00 (per_step) input 0.50 others 0.75\n",
         "graph: 0 of 1 replays equal; not: ['bf16 512 packed training']",
         "  2x128 B50 tf32: 2.000 (2.00)\n",

@@ -214,7 +214,7 @@ def test_resets_masks_and_states_need_no_batch_sizes_on_the_gpu():
 
 
 @pytest.mark.parametrize("save", [1, 2])
-@pytest.mark.parametrize("kernel", ["per_step", "single_block", "cooperative"])
+@pytest.mark.parametrize("kernel", ["per_step", "single_block", "cooperative", "lean"])
 @pytest.mark.parametrize("ids", [False, True])
 def test_a_packed_call_of_the_cuda_backend_takes_nothing_from_the_cpu(kernel, save, ids):
     """One packed call with resets, its launches left out."""
@@ -223,7 +223,7 @@ def test_a_packed_call_of_the_cuda_backend_takes_nothing_from_the_cpu(kernel, sa
     for name in (
         "per_step_forward",
         "per_step_backward",
-        *(f"{k}_{d}" for k in ("single_block", "cooperative") for d in DIRECTIONS),
+        *(f"{k}_{d}" for k in ("single_block", "cooperative", "lean") for d in DIRECTIONS),
     ):
         setattr(lib, name, lambda *args: None)
     rt = SimpleNamespace(

@@ -1,10 +1,10 @@
 """The CUDA backend: the kernels of csrc/cuda on an NVIDIA GPU, where fastlstm._C was built with nvcc.
 
-Three kernels, chosen by the planner (csrc/cuda/plan.h): *single_block* (W_hh in one block), *cooperative* (W_hh spread
-over the chip), *per_step* (a cuBLAS product and one fused kernel per step). Launches go to the current stream of the
-tensors' device. Memory is allocated through torch only and the host never waits, so a CUDA graph can capture a call (after
-one call outside it). Kernels that `blocklist` names are not planned. Where a GPU refuses a cooperative launch, another
-kernel runs.
+Four kernels, chosen by the planner (csrc/cuda/plan.h): *single_block* (W_hh in one block), *cooperative* (W_hh spread
+over the chip), *lean* (the same for tensor cores, with fewer instructions), *per_step* (a cuBLAS product and one fused
+kernel per step). Launches go to the current stream of the tensors' device. Memory is allocated through torch only and the
+host never waits, so a CUDA graph can capture a call (after one call outside it). Kernels that `blocklist` names are not
+planned. Where a GPU refuses a cooperative launch, another kernel runs.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from fastlstm.ops import weight_gradients
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 
 NAME, LAYERS = "cuda", "lean_layers"  # LAYERS: the kernel `lean` with several layers in one launch
+_MOST_LEAN_ROWS = 2**31  # kernel `lean` counts rows in 32 bits, with a sign
+_FUSED_BIAS_BYTES = 16 << 20  # of d_gates, from which on `lean` adds up the bias gradient itself
 
 
 @register(NAME)
@@ -102,8 +104,27 @@ class Cuda(Backend):
     def gradients(
         self, needs_grad: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads
     ) -> tuple[Tensor | None, ...]:
-        d_gates, dh_proj, dh0, dc0 = self.backward(inputs, saved, grads)
-        return *weight_gradients.of_weights(needs_grad, d_gates, dh_proj, inputs, saved), dh0, dc0
+        bias = None
+
+        def call(gpu: _Gpu, chosen: LaunchPlan) -> tuple[Tensor, ...]:
+            nonlocal bias
+            bias = _bias_sums(chosen, inputs) if needs_grad[3] else None
+            return launch.backward(gpu, chosen, inputs, saved, grads, bias)
+
+        d_gates, dh_proj, dh0, dc0 = _run(self, inputs.spec(), 1, call)
+        dbias = None if bias is None else bias.sum(0).to(d_gates.dtype)
+        return *weight_gradients.of_weights(needs_grad, d_gates, dh_proj, inputs, saved, dbias), dh0, dc0
+
+
+def _bias_sums(chosen: LaunchPlan, inputs: OpInputs) -> Tensor | None:
+    """Where `lean` is to add up d_gates over the rows: zeros (row_blocks, 4H), else None.
+
+    That saves reading d_gates once more. Where they are small, torch's sum over them takes little time and is kept.
+    """
+    N, width = inputs.spec().N, 4 * inputs.H
+    if chosen.backward.kernel != "lean" or N * width * inputs.w_hh.element_size() < _FUSED_BIAS_BYTES:
+        return None
+    return inputs.w_hh.new_zeros(chosen.backward.t.row_blocks, width, dtype=torch.float32)
 
 
 def _together(spec: Spec, most: int, chained: bool) -> tuple[int, LaunchPlan | None]:
@@ -112,7 +133,7 @@ def _together(spec: Spec, most: int, chained: bool) -> tuple[int, LaunchPlan | N
     if only not in ("", LAYERS):
         return 1, None
     without = blocklist.blocked(NAME, index, _gpu(index).name, math, by_name=bool(only))
-    if LAYERS in without or "lean" in without or (spec.training and spec.N >= 2**31):
+    if LAYERS in without or "lean" in without or spec.N >= _MOST_LEAN_ROWS:
         return 1, None
     tf32 = math == "tf32" and _gpu(index).tf32 > 0
     return _cached_together(index, spec.dtype, tf32, spec.H, spec.B, most, chained)
@@ -193,6 +214,8 @@ def _choose(spec: Spec) -> LaunchPlan:
     index, math, only = _index(spec.device), math_of(spec.dtype), forced_kernels.get().get(NAME, "")
     only = "lean" if only == LAYERS else only  # one layer by itself
     without = blocklist.blocked(NAME, index, _gpu(index).name, math, by_name=bool(only))
+    if spec.N >= _MOST_LEAN_ROWS:
+        without = {**without, "lean": f"it counts rows in 32 bits, and the call has {spec.N}"}
     tf32 = math == "tf32" and _gpu(index).tf32 > 0
     try:
         return _cached_choice(index, spec.dtype, tf32, spec.H, spec.B, spec.projected, only, frozenset(without))

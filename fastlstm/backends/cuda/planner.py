@@ -38,7 +38,7 @@ def choices(
 ) -> tuple:
     """The planner's choices for forward and backward.
 
-    only: per_step, single_block or cooperative; without: kernels that must not run. Raises ValueError with the reason
+    only: per_step, single_block, cooperative or lean; without: kernels that must not run. Raises ValueError with the reason
     where `only` cannot run, or no kernel is left.
     """
     described = gpu(lib, device)
@@ -65,7 +65,7 @@ def _choice(ask: Callable[[str], Any], only: str, without: frozenset[str]) -> An
 
 
 def tilings(lib: Any, device: Device, code: int, *, H: int, B: int, backward: bool) -> list:
-    """Every choice of `single_block` and `cooperative` that fits, the cheapest first."""
+    """Every choice of `single_block`, `cooperative` and `lean` that fits, the cheapest first."""
     return lib.tilings(gpu(lib, device), code, H, B, backward)
 
 
@@ -75,7 +75,13 @@ def sentence(choice: Any, device: Device) -> str:
     if choice.kernel == "per_step":
         return f"per_step: {how}"
     t = choice.t
-    tiles = f"{t.groups} groups x {t.k_splits} warps, {t.row_tiles} tiles of 8 sequences in phases of {t.phase}"
+    if choice.kernel == "lean":
+        tiles = (
+            f"{t.k_splits} warps, {_number(t.groups, 'group')}, {_number(t.phase, 'tile')} of 8 sequences in "
+            f"{_number(t.row_tiles // t.phase, 'pass', 'passes')}"
+        )
+    else:
+        tiles = f"{t.groups} groups x {t.k_splits} warps, {t.row_tiles} tiles of 8 sequences in phases of {t.phase}"
     parts = f", gates in {t.gate_splits} parts" if t.gate_splits > 1 else ""
     size = f"{choice.blocks} blocks of {choice.threads} threads and {choice.shared_bytes / 1024:.1f} KiB"
     return f"{choice.kernel}: {size} ({t.unit_blocks} over units x {t.row_blocks} over rows; {tiles}{parts}); {how}"
@@ -85,3 +91,8 @@ def layers(lib: Any, device: Device, code: int, *, H: int, B: int, count: int, c
     """The planner's choice for `count` layers or directions in one launch of `lean`, or None where none fits."""
     choice = lib.choose_layers(gpu(lib, device), code, H, B, count, chained)
     return None if choice.blocks < 0 else choice
+
+
+def _number(count: int, one: str, several: str = "") -> str:
+    """1 tile, 2 tiles."""
+    return f"{count} {one if count == 1 else several or one + 's'}"

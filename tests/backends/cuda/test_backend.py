@@ -93,7 +93,7 @@ def test_code_with_a_letter_runs_on_its_own_gpu_alone(lib, archs, capability, ru
 def test_plan_names_kernel_size_time_and_bound(lib):
     line = CUDA.describe(replace(GPU, dtype=torch.bfloat16, H=768, P=768, B=16))
     for words in (
-        "cuda: cooperative: ",
+        "cuda: lean: ",
         "blocks of",
         "registers",
         "KiB",
@@ -109,7 +109,7 @@ def test_a_forced_kernel_that_cannot_run_says_why(lib):
     with CUDA.force("per_step"):
         assert CUDA.describe(GPU).startswith("cuda: per_step: ")
     with (
-        pytest.raises(ValueError, match="kernel is 'tiles', expected one of per_step, single_block, cooperative"),
+        pytest.raises(ValueError, match="kernel is 'tiles', expected one of per_step, single_block, cooperative, lean"),
         CUDA.force("tiles"),
     ):
         pass
@@ -147,7 +147,7 @@ def test_backward_runs_the_kernel_that_was_forced_for_forward(simulated, monkeyp
     monkeypatch.setattr(
         cuda_launch, "backward", lambda gpu, plan, *args: ran.append(plan.backward.kernel) or backward(gpu, plan, *args)
     )
-    lstm, x = fastlstm.LSTM(2, 32), torch.randn(3, 2, 2)
+    lstm, x = fastlstm.LSTM(2, 32, dtype=torch.bfloat16), torch.randn(3, 2, 2, dtype=torch.bfloat16)
     with fastlstm.backend("cuda"), CUDA.force(kernel):
         loss = lstm(x)[0].sum()
     if backward_thread:
@@ -171,6 +171,18 @@ def test_an_error_of_a_launcher_is_named_as_a_cuda_error(lib, monkeypatch):
             raise raised
         assert str(caught.value).startswith(text)
         assert correctness.is_fatal(caught.value) == (text.startswith("CUDA error") or type(raised) is GaveUpError)
+
+
+@pytest.mark.parametrize("rows", [2**31 - 1, 2**31])
+def test_a_call_of_2_31_rows_does_not_run_on_lean(lib, rows):
+    """Lean counts rows in 32 bits, with a sign."""
+    call = replace(GPU, dtype=torch.bfloat16, H=512, P=512, B=64, N=rows)
+    assert ("lean" in CUDA.kernels(call)) == (rows < 2**31)
+    with CUDA.force("lean"):
+        reason = CUDA.unsupported_reason(call)
+    assert (reason is None) == (rows < 2**31)
+    if reason:
+        assert "lean: it counts rows in 32 bits, and the call has 2147483648" in reason
 
 
 def test_float32_follows_the_switch_of_tf32(lib, monkeypatch):
@@ -197,7 +209,8 @@ def test_products_of_half_types_have_float32_results_where_torch_can():
 @pytest.mark.parametrize("kernel", CUDA.kernel_names)
 def test_a_packed_call_with_resets_by_the_rule_of_accuracy(simulated, kernel):
     """Forward and backward of a packed case with resets, by the rule of accuracy; the device is set for both runtimes."""
-    cases = [c for c in SHORT if c.H == 7 and c.packed and c.B and not c.projection]
+    H = 16 if kernel == "lean" else 7
+    cases = [c for c in SHORT if c.H == H and c.packed and c.reset and c.B and not c.projection]
     with CUDA.force(kernel if kernel != "cooperative" else None):
         accuracy.check_backend(CUDA, cases[0], torch.bfloat16)
     assert simulated == [("device", 3), ("runtime", 3)] * (len(simulated) // 2)
@@ -240,15 +253,15 @@ def test_the_row_address_of_an_input_side_at_a_low_address_wraps(monkeypatch):
     assert [(address + k * 32) % 2**64 for k, address in enumerate(addresses)] == [40, 40, 40]
 
 
-@pytest.mark.parametrize(("kernel", "most"), [("per_step", 8), ("cooperative", 256)])
+@pytest.mark.parametrize(("kernel", "most"), [("per_step", 8), ("cooperative", 256), ("lean", 256)])
 def test_an_input_side_that_is_not_kept_is_small(simulated, monkeypatch, kernel, most):
     """Only launches that load W_hh get at least 256 steps of it at once."""
     row_counts, input_side = [], cuda_launch.input_side
-    monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 8 * 3 * 4 * 32 * 4)
+    monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 8 * 3 * 4 * 32 * 2)
     monkeypatch.setattr(
         cuda_launch, "input_side", lambda x, *rest: row_counts.append(x.shape[0]) or input_side(x, *rest)
     )
-    lstm, x = fastlstm.LSTM(2, 32), torch.randn(300, 3, 2)
+    lstm, x = fastlstm.LSTM(2, 32, dtype=torch.bfloat16), torch.randn(300, 3, 2, dtype=torch.bfloat16)
     with fastlstm.backend("cuda"), CUDA.force(kernel), torch.no_grad():
         lstm(x)
     assert max(row_counts) == 3 * most

@@ -12,6 +12,7 @@ from fastlstm.backends import cost_model, native
 from fastlstm.backends.cuda import planner as cuda_planner
 from tests.hostsim.backend import TILING
 
+KERNELS = ("per_step", "single_block", "cooperative", "lean")
 DEVICES = ("T4", "A100", "H100", "H200", "RTX 3090", "RTX 4090", "RTX 5090")
 CODES = {"float32": 0, "tf32": 1, "float16": 2, "bfloat16": 3}
 BYTES = {0: 4, 1: 4, 2: 2, 3: 2}
@@ -39,7 +40,7 @@ def test_what_is_chosen_fits_the_gpu(lib, name):
                 continue
             assert _allowed(device, code)
             assert choice.shared_bytes <= device.shared_bytes
-            assert choice.threads == 32 * t.groups * t.k_splits <= 512
+            assert choice.threads == (256 if choice.kernel == "lean" else 32 * t.groups * t.k_splits) <= 512
             units = t.groups * (16 if backward else 8) * t.unit_blocks // t.gate_splits
             assert units >= H
             assert 8 * t.row_tiles * t.row_blocks >= B
@@ -64,7 +65,7 @@ def test_the_cheapest_kernel_and_tiling_are_chosen(lib):
     device = cost_model.KNOWN["A100"]
     for (H, B), code in product(((64, 16), (512, 16), (1024, 128)), (0, 3)):
         best = cuda_planner.choices(lib, device, code, H=H, B=B)
-        for kernel in ("per_step", "single_block", "cooperative"):
+        for kernel in KERNELS:
             try:
                 other = cuda_planner.choices(lib, device, code, H=H, B=B, only=kernel)
             except ValueError:
@@ -87,8 +88,11 @@ def test_all_tilings_come_cheapest_first(lib, H, B, backward):
     for code in CODES.values():
         choices = cuda_planner.tilings(lib, device, code, H=H, B=B, backward=backward)
         assert [c.us for c in choices] == sorted(c.us for c in choices)
-        assert all(c.kernel == ("single_block" if c.t.unit_blocks == 1 else "cooperative") for c in choices)
-        assert len({tuple(getattr(c.t, n) for n in TILING) for c in choices}) == len(choices)
+        waiting = {"lean", "single_block" if H <= 128 else "cooperative", "cooperative"}
+        assert {c.kernel for c in choices} <= waiting - ({"lean"} if code == 0 else set())
+        assert all(c.t.unit_blocks == 1 for c in choices if c.kernel == "single_block")
+        assert all(c.t.unit_blocks > 1 for c in choices if c.kernel == "cooperative")
+        assert len({(c.kernel, *(getattr(c.t, n) for n in TILING)) for c in choices}) == len(choices)
         best = cuda_planner.choices(lib, device, code, H=H, B=B)[backward]
         if best.kernel == "per_step":
             assert all(c.us >= best.us for c in choices)
@@ -141,18 +145,19 @@ def test_unknown_devices_borrow_from_their_generation(lib):
     small = cost_model.known("NVIDIA RTX A1000", 86, 18, 101376, lib)  # has "A100" in its name
     assert (small.half, small.ghz) == (cost_model.KNOWN["RTX 3090"].half, cost_model.KNOWN["RTX 3090"].ghz)
     assert cost_model.known("NVIDIA A100-SXM4-80GB", 80, 108, 166912, lib).half == cost_model.KNOWN["A100"].half
-    assert cuda_planner.choices(lib, future, 3, H=1024, B=64)[0].kernel == "cooperative"
+    assert cuda_planner.choices(lib, future, 3, H=1024, B=64)[0].kernel == "lean"
 
 
-def test_the_size_of_h_decides_on_the_kernel(lib):
-    """Small H stays in a block, larger H on the chip, what is too large nowhere."""
+def test_size_and_type_decide_on_the_kernel(lib):
+    """Small H stays in a block, larger H on the chip, what is too large nowhere; `lean` takes what tensor cores can."""
     h100 = cost_model.KNOWN["H100"]
 
     def kernels(H, B=16, code=3, device=h100):
         return [c.kernel for c in cuda_planner.choices(lib, device, code, H=H, B=B)]
 
-    assert kernels(64) == ["single_block", "single_block"]
-    assert kernels(1024) == kernels(768) == ["cooperative", "cooperative"]
+    assert kernels(60) == ["single_block", "single_block"]
+    assert kernels(64) == kernels(768) == kernels(1024) == kernels(768, code=1) == ["lean", "lean"]
+    assert kernels(1004) == kernels(1024, code=0) == ["cooperative", "cooperative"]
     assert kernels(16384) == ["per_step", "per_step"]
     assert kernels(256, code=3, device=cost_model.KNOWN["T4"]) == ["per_step", "per_step"]
     assert kernels(64, code=2, device=cost_model.KNOWN["T4"]) == ["single_block", "single_block"]
@@ -167,7 +172,13 @@ def test_the_size_of_h_decides_on_the_kernel(lib):
         ({"only": "single_block", "H": 32, "projected": True}, "a projection goes through per_step"),
         ({"only": "single_block", "H": 32, "code": 3, "device": "T4"}, "bfloat16 products need compute capability 8.0"),
         ({"only": "single_block", "H": 32, "code": 1, "device": "T4"}, "TF32 products need compute capability 8.0"),
-        ({"only": "tiles", "H": 32}, "kernel is 'tiles', expected per_step, single_block or cooperative"),
+        ({"only": "tiles", "H": 32}, "kernel is 'tiles', expected per_step, single_block, cooperative or lean"),
+        ({"only": "lean", "H": 100}, "H 100 is not a multiple of 8"),
+        ({"only": "lean", "H": 102, "code": 1}, "H 102 is not a multiple of 4"),
+        ({"only": "lean", "H": 512, "code": 0}, "float32 products do not run on tensor cores"),
+        ({"only": "lean", "H": 512, "code": 2, "device": "T4"}, "lean needs compute capability 8.0, this is 7.5"),
+        ({"only": "lean", "H": 512, "projected": True}, "a projection goes through per_step"),
+        ({"only": "lean", "H": 16384}, "there is no kernel of 4 groups, 2 tiles and 1 parts of the gates for H 16384"),
         ({"only": "single_block", "H": 32, "device": "old"}, "compute capability 7.0, at least 7.5 is needed"),
     ],
 )
@@ -206,7 +217,7 @@ def test_more_waiting_blocks_than_multiprocessors_are_refused(lib):
         lib.fit(cuda_planner.gpu(lib, cost_model.KNOWN["H100"]), 3, 512, 32, False, "cooperative", tiling)
 
 
-@pytest.mark.parametrize(("H", "kernel"), [(64, "single_block"), (768, "cooperative"), (16384, "per_step")])
+@pytest.mark.parametrize(("H", "kernel"), [(60, "single_block"), (764, "cooperative"), (768, "lean"), (16384, "per_step")])
 def test_the_sentence_names_kernel_time_bound_and_tiling(lib, H, kernel):
     device = cost_model.KNOWN["H100"]
     lines = [cuda_planner.sentence(c, device) for c in cuda_planner.choices(lib, device, 3, H=H, B=16)]
@@ -214,5 +225,108 @@ def test_the_sentence_names_kernel_time_bound_and_tiling(lib, H, kernel):
         assert line.startswith(f"{kernel}: ")
         words = ["µs a step predicted on H100", "bound by", "W_hh ("]
         if kernel != "per_step":
-            words += ["blocks of", "threads", "KiB", "over units x", "groups", "tiles of 8 sequences"]
+            words += ["blocks of", "threads", "KiB", "over units x", "group", "of 8 sequences"]
         assert all(word in line for word in words), line
+
+
+def _fit(lib, kernel, numbers, H, B, code=3, backward=False, device="H100"):
+    tiling = lib.Tiling()
+    for name, value in zip(TILING, numbers, strict=True):
+        setattr(tiling, name, value)
+    known = cost_model.KNOWN[device] if isinstance(device, str) else device
+    return lib.fit(cuda_planner.gpu(lib, known), code, H, B, backward, kernel, tiling)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("name", ["A100", "H100", "RTX 4090"])
+def test_every_lean_tiling_that_is_offered_fits(lib, name, backward):
+    device, seen = cost_model.KNOWN[name], set()
+    for (H, B), code in product(product((8, 40, 128, 512, 1000, 1536), (1, 9, 64, 250)), (1, 2, 3)):
+        for choice in cuda_planner.tilings(lib, device, code, H=H, B=B, backward=backward):
+            if choice.kernel != "lean":
+                continue
+            t = choice.t
+            seen.add((t.groups, t.phase, t.gate_splits))
+            assert (choice.threads, t.k_splits) == (256, 8)
+            assert choice.blocks == t.unit_blocks * t.row_blocks <= device.sms
+            assert choice.shared_bytes <= device.shared_bytes
+            assert (8 * t.row_tiles * t.row_blocks >= B) and t.row_tiles % t.phase == 0
+            assert t.row_tiles // t.phase <= 16
+            assert t.unit_blocks // t.gate_splits * t.groups * (16 if backward else 8) >= H
+            assert choice.work.gathers == (2 if t.gate_splits > 1 else 1)
+            assert choice.work.passes > 0
+            numbers = [getattr(t, n) for n in TILING]
+            assert _fit(lib, "lean", numbers, H, B, code, backward, name).us == choice.us
+    assert seen == ({(1, 1, 1), (4, 1, 4)} if backward else {(1, 1, 1), (2, 1, 1), (2, 2, 1)})
+
+
+@pytest.mark.parametrize(
+    ("numbers", "H", "B", "options", "reason"),
+    [
+        ((64, 3, 1, 8, 1, 1, 1), 512, 24, {}, "192 blocks that wait for each other need as many multiprocessors"),
+        ((64, 1, 1, 8, 1, 1, 1), 512, 16, {}, "64 x 1 blocks do not cover H 512 and B 16"),
+        ((63, 1, 1, 8, 1, 1, 1), 512, 8, {}, "63 x 1 blocks do not cover H 512 and B 8"),
+        ((64, 1, 1, 4, 1, 1, 1), 512, 8, {}, "there is no kernel of 1 groups, 1 tiles and 1 parts"),
+        ((64, 1, 1, 8, 2, 2, 1), 512, 16, {}, "there is no kernel of 1 groups, 2 tiles and 1 parts"),
+        ((16, 1, 4, 8, 1, 1, 1), 512, 8, {}, "there is no kernel of 4 groups, 1 tiles and 1 parts"),
+        ((32, 1, 2, 8, 1, 1, 2), 512, 8, {"backward": True}, "there is no kernel of 2 groups, 1 tiles and 2 parts"),
+        ((32, 1, 2, 8, 3, 2, 1), 512, 24, {}, "32 x 1 blocks do not cover H 512 and B 24"),
+        ((32, 1, 2, 8, 4, 2, 1), 512, 32, {}, "KiB of shared memory, a block gets 64"),
+    ],
+)
+def test_a_lean_tiling_that_does_not_fit_is_refused_with_its_reason(lib, numbers, H, B, options, reason):
+    device = replace(cost_model.KNOWN["H100"], shared_kib=64)
+    with pytest.raises(ValueError, match=reason):
+        _fit(lib, "lean", numbers, H, B, device=device, **options)
+
+
+@pytest.mark.parametrize("B", [1, 16, 64, 128, 256])
+@pytest.mark.parametrize("H", [512, 1024])
+@pytest.mark.parametrize("name", ["H100", "H200"])
+def test_lean_is_the_pick_for_usual_sizes_and_other_kernels_can_be_forced(lib, name, H, B):
+    device = cost_model.KNOWN[name]
+    picks = cuda_planner.choices(lib, device, 3, H=H, B=B)
+    for pick in picks:
+        assert pick.kernel == "lean"
+        assert 2 <= pick.blocks <= device.sms
+    for kernel in ("per_step", "cooperative", "lean"):
+        try:
+            forced = cuda_planner.choices(lib, device, 3, H=H, B=B, only=kernel)
+        except ValueError as error:
+            assert (kernel, H, B) == ("cooperative", 1024, 256), error
+            continue
+        assert [choice.kernel for choice in forced] == [kernel, kernel]
+        assert all(a.us >= b.us for a, b in zip(forced, picks, strict=True))
+    others = cuda_planner.choices(lib, device, 3, H=H, B=B, without=frozenset({"lean"}))
+    assert all(choice.kernel in ("cooperative", "per_step") for choice in others)
+
+
+def test_what_a_lean_step_waits_for_is_counted(lib):
+    """By hand: 16 sequences of H 1024 in bfloat16 are 32 KiB of h, or 128 KiB of gradients of gates."""
+    work = _fit(lib, "lean", (128, 1, 1, 8, 2, 1, 1), 1024, 16).work
+    assert (work.blocks, work.gathers, work.gathered_kib, work.grid_waits, work.l2_rounds) == (128, 1, 32, 0, 0)
+    assert 1 <= work.passes < 2  # the second pass hides behind the hand-over of the first
+    back = _fit(lib, "lean", (64, 1, 1, 8, 2, 1, 1), 1024, 16, backward=True).work
+    assert (back.gathers, back.gathered_kib) == (1, 128)
+    parts = _fit(lib, "lean", (64, 1, 4, 8, 2, 1, 4), 1024, 16, backward=True).work
+    assert (parts.gathers, parts.gathered_kib) == (2, 128 / 4 + 16 * 4 * 16 * 4 / 1024)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "B", "words"),
+    [
+        ((32, 4, 2, 8, 2, 1, 1), 64, "8 warps, 2 groups, 1 tile of 8 sequences in 2 passes)"),
+        ((64, 2, 1, 8, 1, 1, 1), 16, "8 warps, 1 group, 1 tile of 8 sequences in 1 pass)"),
+        ((32, 2, 2, 8, 4, 2, 1), 64, "8 warps, 2 groups, 2 tiles of 8 sequences in 2 passes)"),
+        ((32, 1, 4, 8, 2, 1, 4), 16, "8 warps, 4 groups, 1 tile of 8 sequences in 2 passes, gates in 4 parts)"),
+    ],
+)
+def test_the_sentence_of_lean_names_groups_tiles_and_passes(lib, numbers, B, words):
+    choice = _fit(lib, "lean", numbers, 512, B, backward=numbers[-1] > 1)
+    line = cuda_planner.sentence(choice, cost_model.KNOWN["H100"])
+    assert f"{numbers[0]} over units x {numbers[1]} over rows; {words}" in line
+    weights = choice.register_weights + choice.shared_weights
+    assert weights * choice.t.unit_blocks == 4 * 512 * 512 * 2  # every block has its share once
+    assert "W_hh (2048 KiB) fits" in line
+    assert "lean: " in line
+    assert "bound by" in line

@@ -26,7 +26,7 @@ def warnings(caplog):
 
 def test_each_device_kernel_and_type_has_a_word_of_its_own(fresh):
     words = {cuda_status.word(i, k, m).data_ptr() for i in (0, 1) for k in CUDA.kernel_names for m in device.MATHS}
-    assert len(words) == 2 * 3 * 4
+    assert len(words) == 2 * 4 * 4
     cuda_status.word(1, "single_block", "float16")[0] = 7
     assert cuda_status.words(1).sum() == 7
     assert cuda_status.words(0).sum() == 0
@@ -41,22 +41,24 @@ def test_words_that_inference_mode_asked_for_first_can_be_cleared_outside_it(lib
 
 
 def test_a_kernel_whose_blocks_waited_is_told_once_and_not_planned_again(lib, warnings):
-    assert CUDA.kernels(LARGE) == ("cooperative", "cooperative")
-    cuda_status.word(0, "cooperative", "bfloat16")[0] = cuda_status.TIMED_OUT
-    with pytest.raises(
-        BackendError, match=r"on cuda:0 gave up: the blocks of kernel cooperative in bfloat16 waited 1.5 s"
-    ) as raised:
+    """By kernel, type and device: after `lean` comes `cooperative`, after that what waits for no other block."""
+    for number, (kernel, then) in enumerate((("lean", "cooperative"), ("cooperative", "per_step")), 1):
+        assert CUDA.kernels(LARGE) == (kernel, kernel)
+        cuda_status.word(0, kernel, "bfloat16")[0] = cuda_status.TIMED_OUT
+        with pytest.raises(
+            BackendError, match=f"on cuda:0 gave up: the blocks of kernel {kernel} in bfloat16 waited 1.5 s"
+        ) as raised:
+            cuda_status.raise_on(0)
+        assert (raised.value.kernel, raised.value.math) == (kernel, "bfloat16")
         cuda_status.raise_on(0)
-    assert (raised.value.kernel, raised.value.math) == ("cooperative", "bfloat16")
-    cuda_status.raise_on(0)
-    assert CUDA.kernels(LARGE) == ("per_step", "per_step")
-    assert CUDA.kernels(replace(LARGE, dtype=torch.float16)) == ("cooperative", "cooperative")
-    assert CUDA.kernels(replace(LARGE, device=torch.device("cuda:1"))) == ("cooperative", "cooperative")
-    cuda_status.word(0, "cooperative", "bfloat16")[0] = cuda_status.TIMED_OUT
-    with pytest.raises(BackendError):
-        cuda_status.raise_on(0)
-    assert len(warnings.records) == 1
-    assert "cooperative (bfloat16) is not used again on cuda:0" in warnings.text
+        assert CUDA.kernels(LARGE) == (then, then)
+        assert CUDA.kernels(replace(LARGE, dtype=torch.float16)) == ("lean", "lean")
+        assert CUDA.kernels(replace(LARGE, device=torch.device("cuda:1"))) == ("lean", "lean")
+        cuda_status.word(0, kernel, "bfloat16")[0] = cuda_status.TIMED_OUT
+        with pytest.raises(BackendError):
+            cuda_status.raise_on(0)
+        assert len(warnings.records) == number
+        assert f"{kernel} (bfloat16) is not used again on cuda:0" in warnings.text
 
 
 def test_where_no_type_is_known_the_error_names_no_kernel():
