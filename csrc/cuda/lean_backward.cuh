@@ -97,6 +97,7 @@ struct LeanBackward {
   }
 
   __device__ __forceinline__ bool live(const StepRows& rows, int pass_row) const {
+    // MUTATE: lean-backward-sequence-tail
     return has_cell && pass_row + sequence < min_of(end_row, rows.count);
   }
 
@@ -160,6 +161,7 @@ struct LeanBackward {
     while (largest_of(word) == kNotWritten && !timed_out && timeout.keep_polling(p.status, timed_out)) {
 #pragma unroll
       for (int r = 0; r < Splits; ++r)
+        // MUTATE: lean-parts-poll-again
         if (word[r] == kNotWritten) word[r] = load_relaxed<uint32_t>(from + r * kCells);
     }
     float sum = __builtin_bit_cast(float, word[0]);
@@ -263,6 +265,7 @@ struct LeanBackward {
       const int i = j + int(threadIdx.x);
       const int of_slice = i / kCells, row = i % kCells / kUnits;
       const float sum = total(parity, row, of_slice * kUnits + i % kUnits);
+      // MUTATE: lean-parts-tail
       if (pass_row + row < min_of(end_row, rows.at(0).count))
         store_relaxed(parts(k, pass_row, of_slice) + slice * kCells + i % kCells, word_of(sum));
     }

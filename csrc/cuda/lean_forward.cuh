@@ -91,6 +91,7 @@ struct LeanForward {
   }
 
   __device__ __forceinline__ bool live(const StepRows& rows, int pass_row) const {
+    // MUTATE: lean-sequence-tail
     return has_cell && pass_row + sequence < min_of(end_row, rows.count);
   }
 

@@ -96,7 +96,10 @@ def fits(shape: Shape, case: Case, math: str) -> bool:
     """Whether the planner's limits let a case run on a shape (`single_block` needs all of W_hh in one block)."""
     if case.projection and shape.kernel != "per_step":
         return False
-    if shape.kernel == "lean" and max(_blocks(shape.tiling(case.H, case.B, way)) for way in (False, True)) > LEAN_BLOCKS:
+    if (
+        shape.kernel == "lean"
+        and max(_blocks(shape.tiling(case.H, case.B, way)) for way in (False, True)) > LEAN_BLOCKS
+    ):
         return False
     try:
         plan_of(shape, case, math)

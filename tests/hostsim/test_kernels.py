@@ -127,10 +127,10 @@ def test_lean_adds_up_the_gates_gradients_of_each_row_block(hostsim_library, mon
 @pytest.mark.parametrize(
     ("shape", "case"),
     [
-        (LEAN[1], dense(2, 3, 520, initial=True)),
+        (LEAN[2], dense(2, 3, 520, initial=True)),
         (LEAN[2], packed((2, 1, 2), 520, reset=True, reverse=True, initial=True)),
     ],
-    ids=str,
+    ids=["dense", "rows"],
 )
 def test_lean_with_weights_in_shared_memory(hostsim_library, shape, case, save):
     """What a lane cannot keep in registers: half of its spans forward (of two groups) and backward (of four parts)."""
