@@ -120,7 +120,7 @@ def _row(capability: int, name: str, code: sass.Code, spilled: int) -> CudaKerne
     kernel, arguments = name[:-1].split("<")
     first, *rest = arguments.split(", ")
     lean = kernel.startswith("lean")
-    tile, options = _lean_words(kernel, rest) if lean else _words(rest)
+    tile, options = lean_words(kernel, rest) if lean else _words(rest)
     limit = next(d.shared_bytes for d in cost_model.KNOWN.values() if d.capability == capability)
     return CudaKernelRow(
         backend="cuda",
@@ -151,7 +151,7 @@ def _words(rest: list[str]) -> tuple[str, str]:
     return (f"{rest[1]} units a thread", f"products in {TYPES[rest[0]]}") if rest else ("as planned", "")
 
 
-def _lean_words(kernel: str, rest: list[str]) -> tuple[str, str]:
+def lean_words(kernel: str, rest: list[str]) -> tuple[str, str]:
     """The same of `lean`: 4, 2, 1, true is "4 spans, 2 groups, 1 tile" and "dense"."""
     names = ("span", "group", "tile") if kernel == "lean_forward" else ("span", "part")
     counts = (f"{n} {name}{'' if n == '1' else 's'}" for n, name in zip(rest[:-1], names, strict=True))

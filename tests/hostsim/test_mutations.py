@@ -34,10 +34,16 @@ LEAN_INSTANCES = {"lean_forward": "X(1, 2, 1) X(2, 2, 2)", "lean_backward": "X(1
 SEEDS = range(4)  # every policy of scheduling
 LIMIT = 300  # seconds for one kernel with a fault, which is compiled first
 # One type is enough and compiles four times as fast
-ONE_TYPE = (
-    "#undef with_type\n#define with_type(type, ...) (__VA_ARGS__)({cpp}{{}})\n"
-    "#define with_tensor_core_type with_type\n\nnamespace fastlstm::cuda {{"
-)
+ONE_TYPE = """namespace fastlstm::cuda {{
+template <class F>
+int with_one_type(Type, F f) {{
+  return f({cpp}{{}});
+}}
+}}  // namespace fastlstm::cuda
+#define with_type with_one_type
+#define with_tensor_core_type with_one_type
+
+namespace fastlstm::cuda {{"""
 FEW_INSTANCES = "#undef {macro}\n#define {macro}(X) {instances}\n"
 
 
