@@ -332,6 +332,7 @@ struct LeanBackward {
     }
     for_own_states([](float* place, float* state) { *state = *place; });
     if (!p.bias) return;
+    // MUTATE: lean-sums-barrier
     __syncthreads();
     float* all = sums(0, 0);  // [gate][sequence][unit]
     if (int(threadIdx.x) < kCells)

@@ -129,6 +129,7 @@ MUTATIONS = (
     Mutation(WAIT, "lean_backward", "lean-parts-poll-again", "word[r] == kNotWritten", "r == 0"),
     Mutation(BARRIER, "lean_backward", "lean-backward-barrier", "__syncthreads();", ""),
     Mutation(BARRIER, "lean_backward", "lean-backward-parity", "parity ^= 1;", ""),
+    Mutation(BARRIER, "lean_backward", "lean-sums-barrier", "__syncthreads();", ""),
     Mutation(BARRIER, "lean_backward", "lean-bias-barrier", "__syncthreads();", ""),
     Mutation(UNSET, "lean_backward", "lean-carried-dh-dc", "*place = *state;", ""),
 )

@@ -27,8 +27,8 @@ SHAPES = {
 # passes of two tiles
 SMALL = dense(4, 19, 40, initial=True)
 LEAN_RUNS = {
-    "lean_forward": ((LEAN[2], SMALL), (LEAN[4], dense(2, 9, 264, initial=True, reset=True))),
-    "lean_backward": ((LEAN[2], SMALL), (LEAN[0], dense(2, 9, 136, initial=True, reset=True))),
+    "lean_forward": ((LEAN[2], SMALL), (LEAN[4], dense(4, 9, 264, initial=True, reset=True))),
+    "lean_backward": ((LEAN[2], SMALL), (LEAN[0], dense(3, 9, 136, initial=True, reset=True))),
 }
 LEAN_INSTANCES = {"lean_forward": "X(1, 2, 1) X(2, 2, 2)", "lean_backward": "X(1, 4) X(4, 1)"}
 SEEDS = range(4)  # every policy of scheduling
