@@ -114,6 +114,7 @@ struct LeanBackward {
     for (int g = 0; g < 4; ++g, gates += H) in.gates[g] = bits_of(*gates);
     if (p.dh) in.dh = bits_of(static_cast<const T*>(p.dh)[int64_t(row) * H + unit]);
     const StepRows earlier = rows.at(steps + 1);
+    // MUTATE: lean-c-before
     const bool given = Dense ? k - steps == 0 : b >= earlier.count;
     in.c = given ? p.c0[int64_t(b) * H + unit] : p.c[int64_t(earlier.first + b) * H + unit];
   }

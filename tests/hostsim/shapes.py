@@ -17,7 +17,7 @@ F32, TF32, F16, BF16 = "float32", "tf32", "float16", "bfloat16"
 MATHS = (F32, TF32, F16, BF16)  # how numbers are multiplied
 LEAN_MATHS = (TF32, F16, BF16)  # of the kernel `lean`
 SMS = 8  # of the fake device; `lean` gets as many as it has blocks
-LEAN_BLOCKS = 64  # of 256 threads: no more stacks fit Linux's vm.max_map_count
+LEAN_BLOCKS = 64  # of 256 threads: the simulation has room for the stacks of 16,384
 
 
 def dtype_of(math: str) -> torch.dtype:
