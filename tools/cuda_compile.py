@@ -39,7 +39,9 @@ TYPES = {"float": "float32", "tf32_t": "tf32", "half_t": "float16", "bfloat_t": 
 class CudaKernelRow(KernelRow):
     """What one kernel compiled to. `spill_bytes` is ptxas's count; `limit`: shared memory of a block, in bytes.
 
-    in_flight: loads of exchanged words in the smallest group that is issued before one of its results is used.
+    in_flight: loads of exchanged words in the smallest group that is issued before one of its results is used; of `lean`,
+    which polls only the words that are missing, in the largest. step_instructions, send_instructions: what a warp of `lean`
+    issues in a pass through a step when it waits for nothing, and from the barrier to the first word that it sends.
     """
 
     limit: int
@@ -52,6 +54,8 @@ class CudaKernelRow(KernelRow):
     strong_loads: int
     in_flight: int
     async_copies: int
+    step_instructions: int
+    send_instructions: int
 
 
 def find_nvcc() -> str | None:
@@ -115,14 +119,16 @@ def rows(nvcc: str, capability: int, only: str = "*") -> tuple[list[CudaKernelRo
 def _row(capability: int, name: str, code: sass.Code, spilled: int) -> CudaKernelRow:
     kernel, arguments = name[:-1].split("<")
     first, *rest = arguments.split(", ")
+    lean = kernel.startswith("lean")
+    tile, options = lean_words(kernel, rest) if lean else _words(rest)
     limit = next(d.shared_bytes for d in cost_model.KNOWN.values() if d.capability == capability)
     return CudaKernelRow(
         backend="cuda",
         capability=capability,
         kernel=kernel,
         math=TYPES[first],
-        tile=f"{rest[1]} units a thread" if rest else "as planned",
-        options=f"products in {TYPES[rest[0]]}" if rest else "",
+        tile=tile,
+        options=options,
         registers=code.registers,
         shared=0,  # all of it is asked for at launch: see the table of launches
         limit=limit,
@@ -133,9 +139,23 @@ def _row(capability: int, name: str, code: sass.Code, spilled: int) -> CudaKerne
         ffma=code.count("FFMA", "FFMA2", in_loops=True),
         constant_loads=_loads(code, "CONSTANT"),
         strong_loads=_loads(code, "STRONG"),
-        in_flight=min(code.in_flight, default=0),
+        in_flight=(max if lean else min)(code.in_flight, default=0),
         async_copies=code.count("LDGSTS", in_loops=True),
+        step_instructions=code.step if lean else 0,
+        send_instructions=code.send if lean else 0,
     )
+
+
+def _words(rest: list[str]) -> tuple[str, str]:
+    """Tile and options, from the template arguments after the type."""
+    return (f"{rest[1]} units a thread", f"products in {TYPES[rest[0]]}") if rest else ("as planned", "")
+
+
+def lean_words(kernel: str, rest: list[str]) -> tuple[str, str]:
+    """The same of `lean`: 4, 2, 1, true is "4 spans, 2 groups, 1 tile" and "dense"."""
+    names = ("span", "group", "tile") if kernel == "lean_forward" else ("span", "part")
+    counts = (f"{n} {name}{'' if n == '1' else 's'}" for n, name in zip(rest[:-1], names, strict=True))
+    return ", ".join(counts), "dense" if rest[-1] == "true" else "rows"
 
 
 def _loads(code: sass.Code, modifier: str) -> int:

@@ -100,6 +100,8 @@ def render() -> str:
         parts += [f"## {backend}\n", f"Compiled by {version}. {NOTES[backend]}"]
         parts += [gpu_tables.summary(rows), gpu_tables.kernels(rows), gpu_tables.stacks(rows)]
         if backend == "cuda":
+            if counted := gpu_tables.steps(rows):
+                parts += ["### Instructions of a step of `lean`\n", gpu_tables.STEPS, counted]
             parts += ["### Launches that the planner picks\n", gpu_tables.LAUNCHES, gpu_tables.launches()]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fastlstm.backends import cost_model, native
 from fastlstm.backends.cuda import planner as cuda_planner
@@ -12,6 +12,9 @@ LAUNCHES = """A launch, forward / backward, at B = 16: kernel, blocks × threads
 block can ask for stands beside the device's name.
 """
 _SIZES = (32, 128, 256, 512, 768, 1024, 1536)
+STEPS = """Instructions that a warp issues in a pass through a step when it waits for nothing (backward: cells and products),
+and of them from the barrier to the first word that it sends. Polling loops are left out, branches count as not taken.
+"""
 _DEVICES = ("T4", "A100", "RTX 4090", "H100", "RTX 5090")
 
 
@@ -56,18 +59,33 @@ def summary(rows: list[dict]) -> str:
 
 def kernels(rows: list[dict]) -> str:
     """One line per kernel, one column per architecture."""
+    return _by_kernel(rows, _cell, lambda newest: (_unit(newest),), ("unit",))
+
+
+def steps(rows: list[dict]) -> str:
+    """The instructions of a step, for the kernels of which they are read."""
+    return _by_kernel([row for row in rows if row.get("step_instructions")], _step)
+
+
+def _by_kernel(rows: list[dict], cell: Callable, last: Callable = lambda newest: (), heads: tuple = ()) -> str:
     capabilities = sorted({row["capability"] for row in rows})
-    head = ["kernel", "math", "tile", "options", *(f"sm_{c}" for c in capabilities), "unit"]
+    head = ["kernel", "math", "tile", "options", *(f"sm_{c}" for c in capabilities), *heads]
     grouped: dict[tuple, dict[int, dict]] = {}
     for row in rows:
         grouped.setdefault((row["kernel"], row["math"], row["tile"], row["options"]), {})[row["capability"]] = row
     lines = []
     for key, by_capability in sorted(grouped.items()):
-        cells = (_cell(by_capability[c]) if c in by_capability else "-" for c in capabilities)
-        newest = by_capability[max(by_capability)]
-        unit = "tensor cores" if newest["tensor"] else "FFMA" if newest["ffma"] > 60 else "pointwise"
-        lines.append((*key, *cells, unit))
-    return markdown(head, lines)
+        cells = (cell(by_capability[c]) if c in by_capability else "-" for c in capabilities)
+        lines.append((*key, *cells, *last(by_capability[max(by_capability)])))
+    return markdown(head, lines) if lines else ""
+
+
+def _unit(row: dict) -> str:
+    return "tensor cores" if row["tensor"] else "FFMA" if row["ffma"] > 60 else "pointwise"
+
+
+def _step(row: dict) -> str:
+    return f"{row['step_instructions']} / {row['send_instructions'] or '-'}"
 
 
 def _cell(row: dict) -> str:

@@ -25,13 +25,22 @@ FLAGS = ("--coverage", "-fprofile-update=single")
 RUN = """
 import torch
 torch.set_num_threads(1)
-from tests.hostsim.shapes import MATHS, COOPERATIVE, PER_STEP, SINGLE_BLOCK, check, dense, fits
+from tests.hostsim.shapes import COOPERATIVE, LEAN, LEAN_MATHS, MATHS, PER_STEP, SINGLE_BLOCK, TF32
+from tests.hostsim.shapes import check, check_bias, dense, even, fits
 from fastlstm.testing import cases
 for k, case in enumerate([dense(3, 19, 40, initial=True, reset=True), *cases.SHORT]):
     for i, shape in enumerate((PER_STEP, *SINGLE_BLOCK, *COOPERATIVE)):
         math = MATHS[(k + i) % 4]
         if fits(shape, case, math):
             check(shape, case, math, seed=k, flags={flags!r})
+    shape, case, math = LEAN[k % len(LEAN)], even(case), LEAN_MATHS[k % 3]
+    if fits(shape, case, math):
+        check(shape, case, math, seed=k, flags={flags!r})
+for k, shape in enumerate(LEAN):  # several spans a warp
+    for math in LEAN_MATHS:
+        check(shape, dense(2, 3, 264, initial=True, reset=k % 2 == 1), math, seed=k, flags={flags!r})
+    check_bias(shape, dense(2, 19, 40, initial=True), LEAN_MATHS[k % 3], seed=k, flags={flags!r})
+check(LEAN[2], dense(2, 3, 520, initial=True), TF32, seed=0, flags={flags!r})  # W_hh in shared memory
 """
 
 

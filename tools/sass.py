@@ -27,6 +27,8 @@ class Code:
     all: Counter
     loops: Counter
     in_flight: tuple[int, ...] = ()  # of each group of loads of exchanged words: see `strong_groups`
+    step: int = 0  # instructions of a pass through the loops over time: see `time_loops`
+    send: int = 0  # of those, from the barrier to the first store of an exchanged word behind it
 
     def count(self, *opcodes: str, in_loops: bool = False) -> int:
         """How many instructions have one of these opcodes (before the first dot, or in full if it has one)."""
@@ -81,7 +83,7 @@ def read_all(cubin: Path) -> dict[str, Code]:
 
 def parse(text: str, registers: int, stack: int) -> Code:
     """Count instructions in nvdisasm's text; a loop is what lies between a label and a later branch back to it."""
-    labels, lines, inside = {}, [], set()
+    labels, lines, loops = {}, [], set()
     for line in text.splitlines():
         label, op = _LABEL.match(line), _INSTRUCTION.search(line)
         if label:
@@ -90,9 +92,47 @@ def parse(text: str, registers: int, stack: int) -> Code:
             continue
         target = _BRANCH.search(line)
         if target and labels.get(target[1], len(lines)) < len(lines):  # not the branch to itself at the end
-            inside.update(range(labels[target[1]], len(lines) + 1))
+            loops.add((labels[target[1]], len(lines)))
         lines.append(op[1])
-    return Code(registers, stack, Counter(lines), Counter(lines[k] for k in inside), strong_groups(text))
+    inside = {k for begin, end in loops for k in range(begin, end + 1)}
+    step, send = time_loops(lines, loops)
+    return Code(
+        registers, stack, Counter(lines), Counter(lines[k] for k in inside), strong_groups(text), len(step), send
+    )
+
+
+def time_loops(lines: list[str], loops: set[tuple[int, int]]) -> tuple[set[int], int]:
+    """The instructions that a step takes when nothing is waited for, and how many of them stand between barrier and send.
+
+    lines: opcodes; loops: first and last instruction of each. The loops over time are the innermost that hold a barrier, a
+    product on tensor cores or a store of exchanged words; loops inside them that poll are not counted, nor is any that
+    starts with its test. A branch that skips something skips nothing here.
+    """
+
+    def holds(loop: tuple[int, int], test) -> bool:
+        return any(test(lines[k]) for k in range(loop[0], loop[1] + 1))
+
+    marks = {loop for loop in loops if holds(loop, _is_of_a_step)}
+    innermost = {a for a in marks if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in marks)}
+    polling = {loop for loop in loops - marks if holds(loop, lambda op: _is_strong(op, "LD"))}
+    step = {k for begin, end in innermost for k in range(begin, end + 1)}
+    step -= {k for begin, end in polling for k in range(begin, end + 1)}
+    send = 0
+    for begin, end in sorted(innermost):
+        barrier = next((k for k in range(begin, end + 1) if lines[k].startswith("BAR.SYNC")), end)
+        store = next((k for k in range(barrier, end + 1) if _is_strong(lines[k], "ST")), None)
+        if store is not None:
+            send = send or len([k for k in range(barrier + 1, store + 1) if k in step])
+    return step, send
+
+
+def _is_strong(op: str, kind: str) -> bool:
+    """A load (LD) or store (ST) of words that all blocks see."""
+    return op.startswith(kind) and ".STRONG.GPU" in op
+
+
+def _is_of_a_step(op: str) -> bool:
+    return op.startswith("BAR.SYNC") or op.split(".")[0] in TENSOR or _is_strong(op, "ST")
 
 
 def strong_groups(text: str) -> tuple[int, ...]:

@@ -97,6 +97,7 @@ struct LeanBackward {
   }
 
   __device__ __forceinline__ bool live(const StepRows& rows, int pass_row) const {
+    // MUTATE: lean-backward-sequence-tail
     return has_cell && pass_row + sequence < min_of(end_row, rows.count);
   }
 
@@ -113,6 +114,7 @@ struct LeanBackward {
     for (int g = 0; g < 4; ++g, gates += H) in.gates[g] = bits_of(*gates);
     if (p.dh) in.dh = bits_of(static_cast<const T*>(p.dh)[int64_t(row) * H + unit]);
     const StepRows earlier = rows.at(steps + 1);
+    // MUTATE: lean-c-before
     const bool given = Dense ? k - steps == 0 : b >= earlier.count;
     in.c = given ? p.c0[int64_t(b) * H + unit] : p.c[int64_t(earlier.first + b) * H + unit];
   }
@@ -160,6 +162,7 @@ struct LeanBackward {
     while (largest_of(word) == kNotWritten && !timed_out && timeout.keep_polling(p.status, timed_out)) {
 #pragma unroll
       for (int r = 0; r < Splits; ++r)
+        // MUTATE: lean-parts-poll-again
         if (word[r] == kNotWritten) word[r] = load_relaxed<uint32_t>(from + r * kCells);
     }
     float sum = __builtin_bit_cast(float, word[0]);
@@ -263,6 +266,7 @@ struct LeanBackward {
       const int i = j + int(threadIdx.x);
       const int of_slice = i / kCells, row = i % kCells / kUnits;
       const float sum = total(parity, row, of_slice * kUnits + i % kUnits);
+      // MUTATE: lean-parts-tail
       if (pass_row + row < min_of(end_row, rows.at(0).count))
         store_relaxed(parts(k, pass_row, of_slice) + slice * kCells + i % kCells, word_of(sum));
     }
@@ -329,6 +333,7 @@ struct LeanBackward {
     }
     for_own_states([](float* place, float* state) { *state = *place; });
     if (!p.bias) return;
+    // MUTATE: lean-sums-barrier
     __syncthreads();
     float* all = sums(0, 0);  // [gate][sequence][unit]
     if (int(threadIdx.x) < kCells)

@@ -96,6 +96,7 @@ struct LeanForward {
   }
 
   __device__ __forceinline__ bool live(const StepRows& rows, int pass_row) const {
+    // MUTATE: lean-sequence-tail
     return has_cell && pass_row + sequence < min_of(end_row, rows.count);
   }
 
@@ -110,6 +111,7 @@ struct LeanForward {
 
   // Where h before the step lies for the lane's sequence of a tile, and whether a block of this launch sends it.
   __device__ __forceinline__ const uint32_t* state(const NearRows<Dense>& rows, int k, int b, bool& waits) const {
+    // MUTATE: lean-given-tail
     const bool given = b >= rows.at(-1).count || (Dense && k == 0);
     const T* from = given ? static_cast<const T*>(p.h0) + int64_t(b) * H
                           : static_cast<const T*>(p.h) + int64_t(rows.at(-1).first + b) * H;
@@ -235,6 +237,7 @@ struct LeanForward {
     send(to, alive, out);
     if (!alive) return;
     *carried_c(pass_row) = c;
+    // MUTATE: lean-h-n-tail
     if (pass_row + sequence >= (Dense ? (k + 1 < p.s.T ? p.s.B : 0) : rows.at(1).count))
       static_cast<T*>(p.h_n)[int64_t(pass_row + sequence) * H + unit] = out;
     if (p.c) p.c[int64_t(row) * H + unit] = c;

@@ -40,7 +40,7 @@ class Fault(RuntimeError):  # noqa: N818 - the simulation calls it so
 class Settings:
     """What the simulated device is and does. kernel: None lets the planner choose."""
 
-    kernel: str | None = None  # per_step, single_block or cooperative
+    kernel: str | None = None  # per_step, single_block, cooperative or lean
     forward: tuple[int, ...] | None = None  # the Tiling of that kernel, in the order of csrc/cuda/args.h
     backward: tuple[int, ...] | None = None
     sms: int = 5
@@ -132,6 +132,11 @@ def _library() -> ModuleType:
     return library(_settings.flags, _settings.csrc, _settings.only)
 
 
+def simulated() -> Simulated:
+    """The simulated device with the kernels that the settings name."""
+    return Simulated(_library())
+
+
 def _device(lib: ModuleType | None = None) -> cost_model.Device:
     """An H100 cut down to what the settings say."""
     current, h100 = _settings, cost_model.known("H100", 90, 132, 227 << 10, lib)
@@ -200,11 +205,11 @@ class HostSimulation(Backend):
             return cuda_layers.forward(rt, plan, layers, chained)
 
     def forward(self, inputs: OpInputs) -> tuple[Tensor, ...]:
-        with Simulated(_library()) as rt:
+        with simulated() as rt:
             return cuda_launch.forward(rt, choose(inputs.spec(), rt.module.plan), inputs)
 
     def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
-        with Simulated(_library()) as rt:
+        with simulated() as rt:
             return cuda_launch.backward(rt, choose(inputs.spec(), rt.module.plan), inputs, saved, grads)
 
 

@@ -42,6 +42,7 @@ class Mutation:
 
 FORWARD, BACKWARD = "single_block_forward cooperative_forward", "single_block_backward cooperative_backward"
 BOTH = "cooperative_forward cooperative_backward"
+LEAN = "lean_forward lean_backward"
 
 MUTATIONS = (
     Mutation(ROW, "per_step", "per-step-gate", "g * H", "(g ^ 1) * H"),
@@ -64,10 +65,10 @@ MUTATIONS = (
     ),
     Mutation(WAIT, BOTH, "poll-again", "not_written(v[i])", "i == 0"),
     Mutation(TAIL, BOTH, "row-end-clamp", "min_of(at.unit, last)", "at.unit"),
-    Mutation(ORDER, "cooperative_forward", "largest-of-four", "larger(v.z, v.w)", "v.z"),
+    Mutation(ORDER, "cooperative_forward " + LEAN, "largest-of-four", "larger(v.z, v.w)", "v.z"),
     Mutation(
         ORDER,
-        "cooperative_forward",
+        "cooperative_forward " + LEAN,
         "publish-word",
         'PTX("st.relaxed.gpu.global.b32 [%0], %1;", (), (IN_L(to), IN_R(word)));',
         "*to = word;",
@@ -97,4 +98,41 @@ MUTATIONS = (
     Mutation(
         UNSET, BACKWARD, "carried-dh-dc", "for_own_states([](float* place, float* state) { *place = *state; });", ""
     ),
+    # `lean`: what both directions share
+    Mutation(TAIL, LEAN, "lean-spans-tail", "i < count", "i <= count"),
+    Mutation(WAIT, LEAN, "lean-poll-until-written", "most() == kNotWritten", "false"),
+    Mutation(WAIT, LEAN, "lean-test-every-load", "largest_of(v[t])", "largest(v[t][0])"),
+    Mutation(WAIT, "lean_forward", "lean-test-every-load", "waits[t]", "t == 0 && waits[t]"),
+    Mutation(WAIT, LEAN, "lean-poll-again", "not_written(v[t][i])", "i == 0"),
+    # forward
+    Mutation(TAIL, "lean_forward", "lean-cell-tail", "unit < H", "unit <= H"),
+    Mutation(TAIL, "lean_forward", "lean-sequence-tail", "pass_row + sequence <", "pass_row + sequence <="),
+    Mutation(TAIL, "lean_forward", "lean-weights-tail", "row < H", "row <= H"),
+    Mutation(TAIL, "lean_forward", "lean-weights-tail", "k < H", "k <= H"),
+    Mutation(WAIT, "lean_forward", "lean-given-row", "k > p.s.begin", "k > p.s.begin + 1"),
+    Mutation(TAIL, "lean_forward", "lean-given-tail", "b >= rows", "b > rows"),
+    Mutation(TAIL, "lean_forward", "lean-h-n-tail", "pass_row + sequence >=", "pass_row + sequence >"),
+    Mutation(ROW, "lean_forward", "lean-sums-row", "2 * (lane % 4) + j", "2 * (lane % 4) + 1 - j"),
+    Mutation(BARRIER, "lean_forward", "lean-barrier", "__syncthreads();", ""),
+    Mutation(BARRIER, "lean_forward", "lean-parity", "parity ^= 1;", ""),
+    Mutation(UNSET, "lean_forward", "lean-carried-c", "*place = *state;", ""),
+    # reads the input of a row whose gates have taken its place
+    Mutation(ROW, "lean_forward", "lean-fetch-order", "fetch_next(x[1], k);", "fetch(x[1], rows.at(0), row);"),
+    # backward
+    Mutation(TAIL, "lean_backward", "lean-backward-cell-tail", "unit < H", "unit <= H"),
+    Mutation(TAIL, "lean_backward", "lean-backward-sequence-tail", "pass_row + sequence <", "pass_row + sequence <="),
+    Mutation(TAIL, "lean_backward", "lean-backward-weights-tail", "column < H", "column <= H"),
+    Mutation(TAIL, "lean_backward", "lean-backward-weights-tail", "at < H", "at <= H"),
+    Mutation(TAIL, "lean_backward", "lean-c-before", "b >= earlier.count", "b > earlier.count"),
+    Mutation(TAIL, "lean_backward", "lean-parts-tail", "pass_row + row <", "pass_row + row + 1 <"),
+    Mutation(ROW, "lean_backward", "lean-gate-words", "odd ? 2 : 0", "odd ? 0 : 2"),
+    Mutation(ROW, "lean_backward", "lean-backward-sums-row", "i % 2 * kPitch", "(1 - i % 2) * kPitch"),
+    Mutation(WAIT, "lean_backward", "lean-parts-poll", "largest_of(word) == kNotWritten", "false"),
+    Mutation(WAIT, "lean_backward", "lean-parts-poll", "largest_of(word)", "word[0]"),
+    Mutation(WAIT, "lean_backward", "lean-parts-poll-again", "word[r] == kNotWritten", "r == 0"),
+    Mutation(BARRIER, "lean_backward", "lean-backward-barrier", "__syncthreads();", ""),
+    Mutation(BARRIER, "lean_backward", "lean-backward-parity", "parity ^= 1;", ""),
+    Mutation(BARRIER, "lean_backward", "lean-sums-barrier", "__syncthreads();", ""),
+    Mutation(BARRIER, "lean_backward", "lean-bias-barrier", "__syncthreads();", ""),
+    Mutation(UNSET, "lean_backward", "lean-carried-dh-dc", "*place = *state;", ""),
 )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from fastlstm.backends.cuda import launch as cuda_launch
-from fastlstm.ops.arguments import OpInputs
+from fastlstm.ops import reference
+from fastlstm.ops.arguments import OpInputs, Saved
 from fastlstm.testing import accuracy
-from fastlstm.testing.cases import Case, make
+from fastlstm.testing.cases import Case, make, make_grads
 from tests.hostsim import backend as hostsim
 
 F32, TF32, F16, BF16 = "float32", "tf32", "float16", "bfloat16"
 MATHS = (F32, TF32, F16, BF16)  # how numbers are multiplied
-SMS = 8  # of the fake device
+LEAN_MATHS = (TF32, F16, BF16)  # of the kernel `lean`
+SMS = 8  # of the fake device; `lean` gets as many as it has blocks
+LEAN_BLOCKS = 64  # of 256 threads: the simulation has room for the stacks of 16,384
 
 
 def dtype_of(math: str) -> torch.dtype:
@@ -85,9 +88,18 @@ LEAN = (
 PER_STEP = Shape("per_step")
 
 
+def _blocks(tiling: tuple[int, ...]) -> int:
+    return tiling[0] * tiling[1]
+
+
 def fits(shape: Shape, case: Case, math: str) -> bool:
     """Whether the planner's limits let a case run on a shape (`single_block` needs all of W_hh in one block)."""
     if case.projection and shape.kernel != "per_step":
+        return False
+    if (
+        shape.kernel == "lean"
+        and max(_blocks(shape.tiling(case.H, case.B, way)) for way in (False, True)) > LEAN_BLOCKS
+    ):
         return False
     try:
         plan_of(shape, case, math)
@@ -104,7 +116,7 @@ def settings(shape: Shape, case: Case, math: str, seed: int, **other):
             "forward": shape.tiling(case.H, case.B, False),
             "backward": shape.tiling(case.H, case.B, True),
         }
-    sms = max([SMS, *(t[0] * t[1] for t in forced.values())]) if shape.kernel == "lean" else SMS
+    sms = max([SMS, *map(_blocks, forced.values())]) if shape.kernel == "lean" else SMS
     return hostsim.settings(
         kernel=shape.kernel, sms=sms, shared_kib=227, seed=seed, tf32=math == TF32, **forced, **other
     )
@@ -116,6 +128,25 @@ def check(shape: Shape, case: Case, math: str, seed: int, *, save: int = 1, **ot
         accuracy.check_backend(hostsim.BACKEND, case, dtype_of(math), save=save, tf32=math == TF32)
 
 
+def check_bias(shape: Shape, case: Case, math: str, seed: int, **other) -> None:
+    """Run backward and compare the sums of the gates' gradients, which `lean` adds to `bias`, with those it returns."""
+    dtype = dtype_of(math)
+    v, grads, plan = make(case, dtype), make_grads(case, dtype), plan_of(shape, case, math)
+    saved = Saved(*reference.forward(*v, case.reverse, 1)[:3])
+    t = plan.backward.t
+    with settings(shape, case, math, seed, **other), hostsim.simulated() as rt:
+        bias = torch.ones(t.row_blocks, 4 * case.H)
+        d_gates, *_ = cuda_launch.backward(rt, plan, OpInputs(*v, case.reverse, 1), saved, grads, bias)
+    rows = d_gates.view(-1, 4 * case.H).double()
+    lengths = case.batch_sizes.tolist() if case.packed else [case.B] * case.T
+    of_row = torch.cat([torch.arange(n) for n in lengths]) // (8 * t.row_tiles)  # the row block of each row
+    for block in range(t.row_blocks):
+        mine = rows[of_row == block]
+        expected, scale = mine.sum(0) + 1, mine.abs().sum(0) + 1
+        wrong = (bias[block] - expected).abs() > 2 * torch.finfo(dtype).eps * scale  # d_gates is rounded, bias is not
+        assert not wrong.any(), f"bias of row block {block} differs in {wrong.nonzero().flatten().tolist()[:8]}"
+
+
 def plan_of(shape: Shape, case: Case, math: str) -> cuda_launch.LaunchPlan:
     """The Plan of a case on a shape; ValueError where it does not fit."""
     inputs = OpInputs(*make(case, dtype_of(math)), case.reverse, 1)
@@ -125,4 +156,20 @@ def plan_of(shape: Shape, case: Case, math: str) -> cuda_launch.LaunchPlan:
 
 def dense(T: int, B: int, H: int, **options) -> Case:
     """A case by its sizes."""
-    return Case(id=f"T{T}B{B}H{H}" + "".join(f"-{name}" for name in options), T=T, B=B, I=3, H=H, P=H, **options)
+    wide = {"I": 0, "V": 5} if options.get("ids") else {"I": 3}
+    return Case(id=f"T{T}B{B}H{H}" + "".join(f"-{name}" for name in options), T=T, B=B, H=H, P=H, **wide, **options)
+
+
+def packed(lengths: tuple[int, ...], H: int, **options) -> Case:
+    """A packed case by the lengths of its sequences."""
+    case = dense(max(lengths), len(lengths), H, **options)
+    return replace(case, id=f"{case.id}-packed", lengths=lengths)
+
+
+_EVEN = {1: 40, 3: 8, 5: 16, 7: 24, 65: 72, 129: 136}
+
+
+def even(case: Case) -> Case:
+    """The case with a width that `lean` takes and without a projection, which it does not."""
+    H = _EVEN.get(case.H, -(-case.H // 8) * 8)
+    return replace(case, id=f"{case.id}-even", H=H, P=H, projection=False)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from fastlstm.testing.cases import Case
 from tests.hostsim import backend as hostsim
 from tests.hostsim import build
 from tests.hostsim.apart import apart
 from tests.hostsim.mutations import CLASSES, MUTATIONS, ORDER, ROW, TAIL, Mutation
-from tests.hostsim.shapes import BF16, COOPERATIVE, F32, PER_STEP, SINGLE_BLOCK, check, dense
+from tests.hostsim.shapes import BF16, COOPERATIVE, F32, LEAN, PER_STEP, SINGLE_BLOCK, Shape, check, check_bias, dense
 
 # Rows of a multiple of 16 bytes and not, tails of units and sequences, resets, several tiles and phases
 CASES = (dense(4, 19, 40, initial=True), dense(3, 9, 21, initial=True, reset=True))
@@ -20,36 +22,68 @@ SHAPES = {
     "single_block": SINGLE_BLOCK[1::2],
     "cooperative": (COOPERATIVE[1], COOPERATIVE[3], *COOPERATIVE[5:]),
 }
+# `lean` has an instance for each number of spans, groups and tiles; these runs take the two that LEAN_INSTANCES lists. Dense
+# rows, several passes, 40 units in blocks of 16; then resets, several spans a warp of which some have no numbers, and forward
+# passes of two tiles
+SMALL = dense(4, 19, 40, initial=True)
+LEAN_RUNS = {
+    "lean_forward": ((LEAN[2], SMALL), (LEAN[4], dense(4, 9, 264, initial=True, reset=True))),
+    "lean_backward": ((LEAN[2], SMALL), (LEAN[0], dense(3, 9, 136, initial=True, reset=True))),
+}
+LEAN_INSTANCES = {"lean_forward": "X(1, 2, 1) X(2, 2, 2)", "lean_backward": "X(1, 4) X(4, 1)"}
 SEEDS = range(4)  # every policy of scheduling
 LIMIT = 300  # seconds for one kernel with a fault, which is compiled first
 # One type is enough and compiles four times as fast
-ONE_TYPE = "#undef with_type\n#define with_type(type, ...) (__VA_ARGS__)({cpp}{{}})\n\nnamespace fastlstm::cuda {{"
+ONE_TYPE = """namespace fastlstm::cuda {{
+template <class F>
+int with_one_type(Type, F f) {{
+  return f({cpp}{{}});
+}}
+}}  // namespace fastlstm::cuda
+#define with_type with_one_type
+#define with_tensor_core_type with_one_type
+
+namespace fastlstm::cuda {{"""
+FEW_INSTANCES = "#undef {macro}\n#define {macro}(X) {instances}\n"
+
+
+def _copy(stem: str, cpp: str, folder: Path) -> Path:
+    """A copy of csrc in which one kernel file has few instances, and so compiles in seconds."""
+    csrc = folder / "csrc"
+    shutil.copytree(build.CSRC / "cuda", csrc / "cuda")
+    shutil.copy(build.CSRC / "cell.h", csrc)
+    kernel, other = csrc / "cuda" / f"{stem}.cu", ONE_TYPE.format(cpp=cpp)
+    if stem in LEAN_INSTANCES:
+        other = FEW_INSTANCES.format(macro=f"FASTLSTM_{stem.upper()}", instances=LEAN_INSTANCES[stem]) + other
+    if stem != "per_step":
+        kernel.write_text(kernel.read_text().replace("namespace fastlstm::cuda {", other, 1))
+    return csrc
 
 
 def _mutated(mutation: Mutation, stem: str, folder: Path) -> Path:
     """A copy of csrc in which one kernel file sees the fault; the others include it too but are not compiled anew."""
-    csrc = folder / "csrc"
-    shutil.copytree(build.CSRC / "cuda", csrc / "cuda")
-    shutil.copy(build.CSRC / "cell.h", csrc)
+    csrc = _copy(stem, mutation.cpp, folder)
     file, _, text = mutation.find(csrc / "cuda")
     file.write_text(text)
-    kernel = csrc / "cuda" / f"{stem}.cu"
-    if stem != "per_step":
-        kernel.write_text(
-            kernel.read_text().replace("namespace fastlstm::cuda {", ONE_TYPE.format(cpp=mutation.cpp), 1)
-        )
     return csrc
+
+
+def _runs(stem: str) -> list[tuple[Shape, Case]]:
+    if stem in LEAN_RUNS:
+        return list(LEAN_RUNS[stem])
+    return list(product(SHAPES[stem.removesuffix("_forward").removesuffix("_backward")], CASES))
 
 
 def _failure(stem: str, csrc: Path, math: str) -> str | None:
     """What the first run that fails says."""
     for seed in SEEDS:
-        for case in CASES:
-            for shape in SHAPES[stem.removesuffix("_forward").removesuffix("_backward")]:
-                try:
-                    check(shape, case, math, seed, csrc=csrc, only=(stem,))
-                except (hostsim.Fault, AssertionError) as error:
-                    return str(error)
+        for shape, case in _runs(stem):
+            try:
+                check(shape, case, math, seed, csrc=csrc, only=(stem,))
+                if stem == "lean_backward":
+                    check_bias(shape, case, math, seed, csrc=csrc, only=(stem,))
+            except (hostsim.Fault, AssertionError) as error:
+                return str(error)
     return None
 
 
@@ -66,6 +100,12 @@ def test_a_fault_is_found(hostsim_library, tmp_path, mutation, stem):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stem", LEAN_RUNS)
+def test_without_a_fault_the_few_instances_pass(hostsim_library, tmp_path, stem):
+    assert _failure(stem, _copy(stem, "bfloat_t", tmp_path), BF16) is None
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("math", [F32, BF16])
 @pytest.mark.parametrize("stem", ["per_step", "single_block", "cooperative"])
 def test_without_a_fault_the_same_runs_pass(hostsim_library, stem, math):
@@ -78,6 +118,7 @@ def test_every_kernel_has_mutations_of_every_class_that_concerns_it(hostsim_libr
     assert has >= {("per_step", what) for what in (ROW, TAIL)}
     for direction in ("forward", "backward"):
         assert has >= {(f"cooperative_{direction}", what) for what in CLASSES}
+        assert has >= {(f"lean_{direction}", what) for what in CLASSES}
         assert has >= {(f"single_block_{direction}", what) for what in CLASSES if what != ORDER}
     for m in MUTATIONS:
         file, text, mutated = m.find(build.CSRC / "cuda")

@@ -13,10 +13,17 @@ from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.ops.arguments import OpInputs
 from fastlstm.testing.cases import make
 from tests.hostsim import backend as hostsim
-from tests.hostsim.shapes import BF16, COOPERATIVE, F16, F32, SINGLE_BLOCK, TF32, check, dense, plan_of, settings
+from tests.hostsim.shapes import BF16, COOPERATIVE, F16, F32, LEAN, SINGLE_BLOCK, TF32, check, dense, plan_of, settings
 
 CASE = dense(3, 9, 24, initial=True)
-RUNS = [(SINGLE_BLOCK[1], F32), (SINGLE_BLOCK[1], F16), (COOPERATIVE[1], TF32), (COOPERATIVE[1], BF16)]
+RUNS = [
+    (SINGLE_BLOCK[1], F32),
+    (SINGLE_BLOCK[1], F16),
+    (COOPERATIVE[1], TF32),
+    (COOPERATIVE[1], BF16),
+    (LEAN[1], BF16),
+    (LEAN[0], TF32),
+]
 BARE = ("cp.async.commit_group;", "trap;")  # no operands
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,21 @@ import pytest
 from tools import cuda_compile, gpu_resources, sass
 
 RECURRENT = {f"{kernel}_{way}" for kernel in ("single_block", "cooperative") for way in ("forward", "backward")}
+LEAN = {"lean_forward", "lean_backward"}  # for sm_80 on; empty before
+
+# Instructions of a step of `lean` in bfloat16 with dense rows, at most; what others take is in the committed rows
+MOST_FORWARD, MOST_BACKWARD, MOST_TO_SEND = 300, 450, 120
+FORWARD_TILES = {
+    cuda_compile.lean_words("lean_forward", [str(spans), str(groups), "1", "true"])[0]
+    for spans in (1, 2, 4)
+    for groups in (1, 2)
+}
+BACKWARD_TILES = {
+    cuda_compile.lean_words("lean_backward", [str(spans), str(parts), "true"])[0]
+    for parts, most in ((1, 16), (4, 4))
+    for spans in (1, 2, 4, 8, 16)
+    if spans <= most
+}
 
 
 # What is spilled where, in bytes: `single_block` has 128 registers a thread, and on sm_75 the halves of a product, which other
@@ -68,6 +85,59 @@ def test_loads_in_flight_are_counted_until_a_result_is_named(code, groups):
     assert sass.strong_groups(code) == groups
 
 
+STEP = """
+        /*0000*/                   BAR.SYNC 0x0 ;
+.L_x_0:
+.L_x_1:
+        /*0010*/                   LDG.E.128.STRONG.GPU R4, desc[UR4][R2.64] ;
+.L_x_2:
+        /*0020*/                   ISETP.NE.AND P0, PT, R4, -0x1, PT ;
+        /*0030*/              @!P0 LDG.E.128.STRONG.GPU R4, desc[UR4][R2.64] ;
+        /*0040*/              @!P0 BRA `(.L_x_2) ;
+        /*0050*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0060*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0070*/                   FADD R4, R4, R5 ;
+        /*0080*/                   STG.E.STRONG.GPU desc[UR4][R2.64], R4 ;
+        /*0090*/                   STG.E desc[UR4][R2.64], R4 ;
+        /*00a0*/              @!P1 BRA `(.L_x_1) ;
+        /*00b0*/                   IADD3 R2, R2, 0x10, RZ ;
+        /*00c0*/              @!P1 BRA `(.L_x_0) ;
+.L_x_3:
+        /*00d0*/                   LDG.E.STRONG.GPU R4, desc[UR4][R2.64] ;
+        /*00e0*/              @!P1 BRA `(.L_x_3) ;
+        /*00f0*/                   EXIT ;
+"""
+
+
+def test_instructions_of_a_step_are_those_of_the_loops_over_time_without_polling():
+    """Loads, a product, the barrier, what follows until the branch back: not the loop around it, nor one that only polls."""
+    code = sass.parse(STEP, 10, 0)
+    assert (code.step, code.send) == (7, 2)
+    cells = """
+.L_x_4:
+        /*0100*/                   MUFU.EX2 R4, R4 ;
+        /*0110*/                   ST.E.STRONG.GPU desc[UR4][R2.64], R4 ;
+        /*0120*/              @!P1 BRA `(.L_x_4) ;
+"""
+    assert sass.parse(STEP + cells, 10, 0).step == 7 + 3
+
+
+def test_the_instances_of_lean_are_told_in_words():
+    names = [
+        "lean_forward<bfloat_t, 4, 2, 1, true>",
+        "lean_forward<tf32_t, 1, 1, 2, false>",
+        "lean_backward<half_t, 8, 4, true>",
+    ]
+    rows = [cuda_compile._row(90, name, sass.parse(STEP, 10, 0), 0) for name in names]
+    assert [(row.kernel, row.math, row.tile, row.options) for row in rows] == [
+        ("lean_forward", "bfloat16", "4 spans, 2 groups, 1 tile", "dense"),
+        ("lean_forward", "tf32", "1 span, 1 group, 2 tiles", "rows"),
+        ("lean_backward", "float16", "8 spans, 4 parts", "dense"),
+    ]
+    assert (rows[0].step_instructions, rows[0].send_instructions) == (7, 2)
+    assert cuda_compile._row(90, "cooperative_forward<half_t>", sass.parse(STEP, 10, 0), 0).step_instructions == 0
+
+
 @cache
 def compiled(capability: int) -> tuple[cuda_compile.CudaKernelRow, ...]:
     nvcc = cuda_compile.find_nvcc()
@@ -81,14 +151,14 @@ def compiled(capability: int) -> tuple[cuda_compile.CudaKernelRow, ...]:
 def test_compiled_kernels_have_no_spills_and_the_expected_instructions(capability):
     """compile_file has raised on any warning."""
     rows = compiled(capability)
-    assert {row.kernel for row in rows} == RECURRENT | {
+    assert {row.kernel for row in rows} == RECURRENT | LEAN | {
         "per_step_forward",
         "per_step_backward",
         "per_step_backward_sum",
     }
     for row in rows:
         assert (row.spill_bytes, row.spills, row.stack) == (0, 0, 0), row
-        assert row.registers <= (255 if row.kernel.startswith("cooperative") else 128), row
+        assert row.registers <= (255 if row.kernel.startswith(("cooperative", "lean")) else 128), row
         assert row.constant_loads == 0, row
     for row in (row for row in rows if row.kernel in RECURRENT):
         assert (row.tensor > 0) == (row.math != "float32"), row
@@ -96,6 +166,51 @@ def test_compiled_kernels_have_no_spills_and_the_expected_instructions(capabilit
         assert row.async_copies > 0, row
         assert (row.strong_loads > 0) == row.kernel.startswith("cooperative"), row
         assert row.in_flight >= (4 if row.kernel.startswith("cooperative") else 0), row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_every_instance_of_lean_issues_its_loads_together_and_few_instructions(capability):
+    """One round trip through L2 a wait, few instructions from barrier to send."""
+    rows = [row for row in compiled(capability) if row.kernel in LEAN]
+    assert {(row.kernel, row.tile) for row in rows if row.math == "bfloat16"} == {
+        *_instances("lean_forward"),
+        *_instances("lean_backward"),
+    }
+    assert {(row.math, row.options) for row in rows} == set(product(("tf32", "float16", "bfloat16"), ("dense", "rows")))
+    for row in rows:
+        spans, *others = (int(number) for number in re.findall(r"\d+", row.tile))
+        together = spans * others[1] if row.kernel == "lean_forward" else max(spans, others[0] if others[0] > 1 else 0)
+        assert row.in_flight == together, row
+        assert row.tensor > 0, row
+        assert 0 < row.send_instructions <= MOST_TO_SEND or row.kernel == "lean_backward", row
+        assert row.step_instructions > 200, row
+
+
+def _instances(kernel: str) -> set[tuple[str, str]]:
+    """What csrc/cuda/lean_layout.h lists."""
+    text = (cuda_compile.CUDA / "lean_layout.h").read_text()
+    listed = re.search(rf"#define FASTLSTM_{kernel.upper()}\(X\)((?:.*\\\n)*.*)", text)[1]
+    numbers = (re.findall(r"\d+", one) for one in re.findall(r"X\(([\d, ]+)\)", listed))
+    return {(kernel, cuda_compile.lean_words(kernel, [*one, "true"])[0]) for one in numbers}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_a_step_of_lean_in_bfloat16_takes_few_instructions(capability):
+    budgets = {"lean_forward": (FORWARD_TILES, MOST_FORWARD), "lean_backward": (BACKWARD_TILES, MOST_BACKWARD)}
+    measured = {
+        (row.kernel, row.tile): row.step_instructions
+        for row in compiled(capability)
+        if row.kernel in LEAN and (row.math, row.options) == ("bfloat16", "dense")
+    }
+    over = {
+        (kernel, tile): count
+        for (kernel, tile), count in measured.items()
+        if tile in budgets[kernel][0] and count > budgets[kernel][1]
+    }
+    assert set(measured) >= {(kernel, tile) for kernel, (tiles, _) in budgets.items() for tile in tiles}
+    assert not over
 
 
 @pytest.mark.slow
@@ -133,8 +248,8 @@ def test_committed_rows_cover_all_architectures_without_spills():
         spilled = SPILLS.get((row["capability"], row["kernel"], row["math"]), 0)
         assert (row["spill_bytes"], row["constant_loads"]) == (spilled, 0), row
         promised = row["math"] == "float16" or (row["math"] != "float32" and row["capability"] >= 80)
-        if row["kernel"] in RECURRENT:
-            assert (row["tensor"] > 0) == promised, row
+        if row["kernel"] in RECURRENT | LEAN:
+            assert (row["tensor"] > 0) == (promised and (row["kernel"] in RECURRENT or row["capability"] >= 80)), row
 
 
 def test_the_log_of_the_compiler_is_committed():
