@@ -17,11 +17,13 @@ int single_block_backward(Type type, const BackwardArgs& args, void* stream);
 // The same; `first` and `rows`: the rows of these steps. Fills the exchange buffers with kNotWritten, then launches.
 int cooperative_forward(Type type, const ForwardArgs& args, int64_t first, int64_t rows, void* stream);
 int cooperative_backward(Type type, const BackwardArgs& args, int64_t first, int64_t rows, void* stream);
-// The same for f16, bf16 and tf32 (kInvalidValue else), H a multiple of 16 bytes, w_hh, h0 and h aligned to 16 bytes and
-// fewer than 2^31 rows; forward exchanges h itself.
+// The same for f16, bf16 and tf32 (kInvalidValue else), H a multiple of 16 bytes, w_hh, h0 and h aligned to 16 bytes
+// and fewer than 2^31 rows; forward exchanges h itself.
 int lean_forward(Type type, const ForwardArgs& args, int64_t first, int64_t rows, void* stream);
 // Layers or directions side by side: first[i] and rows[i] are those of layer i.
 int lean_layers_forward(Type type, const LayersArgs& args, const int64_t* first, const int64_t* rows, void* stream);
+int lean_layers_backward(Type type, const LayersBackwardArgs& args, const int64_t* first, const int64_t* rows,
+                         void* stream);
 int lean_backward(Type type, const BackwardArgs& args, int64_t first, int64_t rows, void* stream);
 
 const char* describe_error(int code);

@@ -91,10 +91,17 @@ struct BackwardArgs {
   // (N, 4 * exchange_width) type, filled with kNotWritten: gradients of the gates, [unit / n][gate][unit % n] with n
   // units in 16 bytes, the order in which a span of the products reads them
   void* exchange;
-  int exchange_width;  // units, a multiple of n
-  float* bias;         // `lean`: (row_blocks, 4H) or null: to each, the sums of d_gates over its sequences are added
+  int exchange_width;     // units, a multiple of n
+  const void* above;      // `lean`, a layer below another in one launch: the exchange of that; else null
+  const void* w_above_t;  // (H, 4H) type: W_ih of the layer above transposed
+  float* bias;            // `lean`: (row_blocks, 4H) or null: to each, the sums of d_gates over its sequences are added
   float* partial;  // (end - begin, partial_words) filled with kNotWritten: partial sums of dh; null with one gate split
   int* status;
+};
+
+struct LayersBackwardArgs {
+  BackwardArgs layers[kMostLayers];
+  int count, blocks;
 };
 
 // How long a block spins on another block's words before it gives up. CMake: FASTLSTM_TIMEOUT_MS.

@@ -51,7 +51,8 @@ void bind_args(py::module_& m) {
   pointer(f, "h_n", &ForwardArgs::h_n), pointer(f, "c_n", &ForwardArgs::c_n),
       pointer(f, "x_gates", &ForwardArgs::x_gates);
   pointer(f, "table", &ForwardArgs::table), pointer(f, "ids", &ForwardArgs::ids);
-  pointer(f, "below", &ForwardArgs::below), pointer(f, "w_ih", &ForwardArgs::w_ih), pointer(f, "bias", &ForwardArgs::bias);
+  pointer(f, "below", &ForwardArgs::below), pointer(f, "w_ih", &ForwardArgs::w_ih),
+      pointer(f, "bias", &ForwardArgs::bias);
   pointer(f, "absent", &ForwardArgs::absent), pointer(f, "zeros", &ForwardArgs::zeros);
   pointer(f, "w_hh", &ForwardArgs::w_hh), pointer(f, "h0", &ForwardArgs::h0), pointer(f, "hw", &ForwardArgs::hw);
   pointer(f, "h_unprojected", &ForwardArgs::h_unprojected), pointer(f, "exchange", &ForwardArgs::exchange);
@@ -67,6 +68,7 @@ void bind_args(py::module_& m) {
   pointer(b, "c0", &BackwardArgs::c0), pointer(b, "w_hh_t", &BackwardArgs::w_hh_t),
       pointer(b, "dh_unprojected", &BackwardArgs::dh_unprojected);
   pointer(b, "dh_proj", &BackwardArgs::dh_proj), pointer(b, "exchange", &BackwardArgs::exchange);
+  pointer(b, "above", &BackwardArgs::above), pointer(b, "w_above_t", &BackwardArgs::w_above_t);
   pointer(b, "bias", &BackwardArgs::bias), pointer(b, "partial", &BackwardArgs::partial),
       pointer(b, "status", &BackwardArgs::status);
   b.def_readwrite("P", &BackwardArgs::P).def_readwrite("exchange_width", &BackwardArgs::exchange_width);
@@ -115,17 +117,19 @@ auto cooperative_launch(const char* name, int (*run)(Type, const Args&, int64_t,
 }
 
 // Layers or directions in one launch; all have the Tiling of the first.
-void layers_launch(int type, const std::vector<const ForwardArgs*>& layers, const std::vector<int64_t>& first,
-                   const std::vector<int64_t>& rows, uintptr_t stream) {
-  if (layers.empty() || layers.size() > kMostLayers || first.size() != layers.size() || rows.size() != layers.size())
-    throw py::value_error("lean_layers_forward takes 1 to " + std::to_string(kMostLayers) +
-                          " layers, and first row and rows of each");
-  LayersArgs all{};
-  all.count = int(layers.size());
-  all.blocks = layers[0]->t.unit_blocks * layers[0]->t.row_blocks;
-  for (int i = 0; i < all.count; ++i) all.layers[i] = *layers[i], all.layers[i].t = layers[0]->t;
-  check_cooperative("lean_layers_forward", lean_layers_forward(Type(type), all, first.data(), rows.data(),
-                                                               reinterpret_cast<void*>(stream)));
+template <class All, class Args>
+auto layers_launch(const char* name, int (*run)(Type, const All&, const int64_t*, const int64_t*, void*)) {
+  return [name, run](int type, const std::vector<const Args*>& layers, const std::vector<int64_t>& first,
+                     const std::vector<int64_t>& rows, uintptr_t stream) {
+    if (layers.empty() || layers.size() > kMostLayers || first.size() != layers.size() || rows.size() != layers.size())
+      throw py::value_error(std::string(name) + " takes 1 to " + std::to_string(kMostLayers) +
+                            " layers, and first row and rows of each");
+    All all{};
+    all.count = int(layers.size());
+    all.blocks = layers[0]->t.unit_blocks * layers[0]->t.row_blocks;
+    for (int i = 0; i < all.count; ++i) all.layers[i] = *layers[i], all.layers[i].t = layers[0]->t;
+    check_cooperative(name, run(Type(type), all, first.data(), rows.data(), reinterpret_cast<void*>(stream)));
+  };
 }
 
 }  // namespace
@@ -147,7 +151,9 @@ void bind_cuda(py::module_& parent) {
   m.def("cooperative_forward", cooperative_launch("cooperative_forward", cooperative_forward));
   m.def("cooperative_backward", cooperative_launch("cooperative_backward", cooperative_backward));
   m.def("lean_forward", cooperative_launch("lean_forward", lean_forward));
-  m.def("lean_layers_forward", &layers_launch);
+  m.def("lean_layers_forward", layers_launch<LayersArgs, ForwardArgs>("lean_layers_forward", lean_layers_forward));
+  m.def("lean_layers_backward",
+        layers_launch<LayersBackwardArgs, BackwardArgs>("lean_layers_backward", lean_layers_backward));
   m.attr("most_layers") = kMostLayers;
   m.def("lean_backward", cooperative_launch("lean_backward", lean_backward));
 }

@@ -131,8 +131,8 @@ void bind_plan(py::module_& parent) {
       "The cheapest kernel and tiling; blocks is -1 where `only` names a kernel that cannot run.");
   m.def(
       "choose_layers",
-      [](const Gpu& gpu, int type, int H, int B, int layers, bool chained) {
-        return plan_layers(gpu, {Type(type), H, B, false, false, layers, chained});
+      [](const Gpu& gpu, int type, int H, int B, bool backward, int layers, bool chained) {
+        return plan_layers(gpu, {Type(type), H, B, backward, false, layers, chained});
       },
       "The cheapest tiling of `lean` for layers (chained) or directions in one launch; blocks is -1 where none fits.");
   m.def(

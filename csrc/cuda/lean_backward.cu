@@ -10,7 +10,7 @@ namespace {
 template <class T, int Spans, int Splits, bool Dense>
 __global__ void __launch_bounds__(kLeanThreads, 1) lean_backward_kernel(const __grid_constant__ BackwardArgs p) {
 #if FASTLSTM_ARCH == 0 || FASTLSTM_ARCH >= 800
-  LeanBackward<T, Spans, Splits, Dense>(p).run();
+  LeanBackward<T, Spans, Splits, Dense, false>(p, int(blockIdx.x)).run();
 #endif
 }
 
@@ -21,7 +21,7 @@ int launch_shape(const BackwardArgs& p, void* stream) {
   const auto kernel =
       dense ? lean_backward_kernel<T, Spans, Splits, true> : lean_backward_kernel<T, Spans, Splits, false>;
   const LaunchShape shape{uint32_t(p.t.unit_blocks * p.t.row_blocks), kLeanThreads,
-                          size_t(lean_backward_bytes(Spans, Splits, p.t.row_tiles)), true};
+                          size_t(lean_backward_bytes(Spans, Splits, p.t.row_tiles, false)), true};
   return launch("lean_backward", kernel, shape, stream, p);
 }
 

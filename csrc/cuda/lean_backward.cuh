@@ -8,22 +8,32 @@
 // A pass runs 8 sequences through one step: first the cells, which send the gradients of their gates; then, when those
 // of all units have come, the products. Words are sent in the order in which a lane multiplies them: 16 bytes of each
 // gate side by side. d_gates, and the input of the pass after the next, follow while they are on their way.
+//
+// Above: the gradient at h also comes from the layer above, whose gradients of the gates other blocks of this launch
+// send. W_ih of that layer is on the chip too, and dh of step k - 1 is
+//
+//   d_gates_k W_hh + d_gates_above_(k-1) W_ih_above
+//
+// of which the second product comes first, while d_gates of step k are on their way.
 #pragma once
 #include "lean_block.cuh"
 
 namespace fastlstm::cuda {
 
-template <class T, int Spans, int Splits, bool Dense>
+template <class T, int Spans, int Splits, bool Dense, bool Above>
 struct LeanBackward {
   static constexpr int kSpanUnits = 4 * kPerWord<T>;  // word group q of a span is gate q of so many units
   static constexpr int kUnits = 16, kColumns = kUnits * Splits, kRows = 8, kCells = kUnits * kRows;
-  static constexpr int kKept = lean_register_spans(Spans, Splits, true);
+  static constexpr int kAll = Spans * (1 + Above);  // spans of W_hh, then those of W_ih of the layer above
+  static constexpr int kKept = lean_register_spans(kAll, Splits, true, Above);
   static constexpr int kSetSpans = kUnits / kSpanUnits;              // of a slice in one set
   static constexpr int kStride = kLeanWarps / kSetSpans * kColumns;  // units between two spans of a warp
   static constexpr int kPitch = kColumns + 4;                        // of sums, so that no bank is met twice
   static_assert(kLeanWarps % kSetSpans == 0, "a warp has the same place in every set");
+  static_assert(Splits == 1 || !Above, "layers are not split");
   static_assert(Splits == 1 || Splits * kCells % kLeanThreads == 0, "every thread adds as many sums");
   const BackwardArgs& p;
+  const int block;  // among those of the layer
   const int H, lane, warp;
   const int slice, first_column;  // of the block
   const int begin_row, end_row;   // its sequences
@@ -35,14 +45,15 @@ struct LeanBackward {
   uint4 weights[kKept][Splits][2];
   float bias[4] = {};  // sums of the gradients of the thread's gates
 
-  __device__ __forceinline__ explicit LeanBackward(const BackwardArgs& args)
+  __device__ __forceinline__ LeanBackward(const BackwardArgs& args, int block_of_layer)
       : p(args),
+        block(block_of_layer),
         H(args.s.H),
         lane(int(threadIdx.x) % 32),
         warp(int(threadIdx.x) / 32),
-        slice(int(blockIdx.x) % args.t.unit_blocks % Splits),
-        first_column(int(blockIdx.x) % args.t.unit_blocks / Splits * kColumns),
-        begin_row(int(blockIdx.x) / args.t.unit_blocks * args.t.row_tiles * 8),
+        slice(block % args.t.unit_blocks % Splits),
+        first_column(block % args.t.unit_blocks / Splits * kColumns),
+        begin_row(block / args.t.unit_blocks * args.t.row_tiles * 8),
         end_row(min_of(begin_row + args.t.row_tiles * 8, args.s.B)),
         first_unit(warp / kSetSpans * kColumns + slice * kUnits + warp % kSetSpans * kSpanUnits),
         spans(divide_up(H - first_unit, kStride)),
@@ -58,7 +69,7 @@ struct LeanBackward {
            int(threadIdx.x);
   }
   __device__ __forceinline__ float* sums(int parity, int from) const {
-    return reinterpret_cast<float*>(shared_memory() + lean_rest_bytes(Spans, Splits, true)) +
+    return reinterpret_cast<float*>(shared_memory() + lean_rest_bytes(Spans, Splits, true, Above)) +
            (parity * kLeanWarps + from) * kRows * kPitch;
   }
   enum Carry { kDh = 0, kDc = 1, kC = 2 };
@@ -68,21 +79,21 @@ struct LeanBackward {
 
   // The lane's pieces of a span: of columns lane / 4 and lane / 4 + 8 of a group, as mma takes them.
   __device__ __forceinline__ void load_span(uint4 (&w)[2], int span, int group) const {
-    const int at = first_unit + span * kStride;
+    const int at = first_unit + span % Spans * kStride;
+    const T* matrix = static_cast<const T*>(span < Spans ? p.w_hh_t : p.w_above_t);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int column = first_column + 16 * group + 8 * half + lane / 4;
       w[half] = uint4{0, 0, 0, 0};
       // MUTATE: lean-backward-weights-tail
-      if (column < H && at < H)
-        w[half] = load_vector<uint4>(static_cast<const T*>(p.w_hh_t) + (int64_t(column) * 4 + lane % 4) * H + at);
+      if (column < H && at < H) w[half] = load_vector<uint4>(matrix + (int64_t(column) * 4 + lane % 4) * H + at);
       w[half] = operand<T>(w[half]);
     }
     BackwardProduct<T>::arrange(w);
   }
   __device__ __forceinline__ void load_weights() {
 #pragma unroll 1
-    for (int s = kKept; s < Spans; ++s)
+    for (int s = kKept; s < kAll; ++s)
 #pragma unroll
       for (int g = 0; g < Splits; ++g) {
         uint4 w[2];
@@ -207,29 +218,49 @@ struct LeanBackward {
     for (int g = 0; g < 4; ++g, d_gates += H) *d_gates = out[g];
   }
 
-  // The products of a pass of step k: dh of the step before.
-  __device__ __forceinline__ void products(const NearRows<Dense>& rows, int k, int pass_row, int parity) {
+  struct Sums {
+    float d[Splits == 1 ? 2 : 1][Splits][4];
+  };
+  // Adds the products of the weights, from the span `First` on, with the gradients of the gates of sequence b in one
+  // step, which blocks of this launch send. gone: they count as zero.
+  template <int First>
+  __device__ __forceinline__ void multiply(Sums& sum, const void* exchange, const StepRows& rows, int b, bool gone) {
     uint4 z[1][Spans];
-    const int b = min_of(pass_row + lane / 4, p.s.B - 1);
-    const bool waits[1] = {b < rows.at(0).count};
-    const T* row = static_cast<const T*>(p.exchange) + int64_t(rows.at(0).first + (waits[0] ? b : 0)) * (4 * H);
+    const bool waits[1] = {b < rows.count};
+    const T* row = static_cast<const T*>(exchange) + int64_t(rows.first + (waits[0] ? b : 0)) * (4 * H);
     const uint32_t* from[1] = {reinterpret_cast<const uint32_t*>(row + 4 * first_unit + lane % 4 * kSpanUnits)};
     await_words<1, Spans, 4 * kStride / kPerWord<T>>(z, from, waits, spans, timed_out, p.status);
     __syncwarp();
-    float d[Splits == 1 ? 2 : 1][Splits][4] = {};
 #pragma unroll
-    for (int s = 0; s < Spans; ++s) {
-      z[0][s] = operand<T>(z[0][s]);
+    for (int i = 0; i < Spans; ++i) {
+      if (!Dense && Above && (gone || !waits[0])) z[0][i] = uint4{0, 0, 0, 0};
+      z[0][i] = operand<T>(z[0][i]);
+      const int s = First + i;
 #pragma unroll
       for (int g = 0; g < Splits; ++g) {
         uint4 w[2];
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-          w[i] = s < kKept ? weights[s < kKept ? s : 0][g][i] : load_vector<uint4>(rest(s, g) + i * kLeanThreads);
-        mma<T>(d[0][g], w[0], z[0][s].x, z[0][s].y);
-        mma<T>(d[Splits == 1][g], w[1], z[0][s].z, z[0][s].w);
+        for (int j = 0; j < 2; ++j)
+          w[j] = s < kKept ? weights[s < kKept ? s : 0][g][j] : load_vector<uint4>(rest(s, g) + j * kLeanThreads);
+        mma<T>(sum.d[0][g], w[0], z[0][i].x, z[0][i].y);
+        mma<T>(sum.d[Splits == 1][g], w[1], z[0][i].z, z[0][i].w);
       }
     }
+  }
+
+  // The products of a pass of step k: dh of the step before. Above: also for k = end, where only the layer above
+  // counts.
+  __device__ __forceinline__ void products(const NearRows<Dense>& rows, int k, int pass_row, int parity) {
+    Sums sum = {};
+    const int b = min_of(pass_row + lane / 4, p.s.B - 1);
+    if constexpr (Above)
+      if (k > p.s.begin) multiply<Spans>(sum, p.above, rows.at(1), b, false);
+    if (!Above || k < p.s.end) {
+      const StepRows now = rows.at(0);
+      const bool fresh = !Dense && Above && p.s.reset && b < now.count && p.s.reset[now.first + b];
+      multiply<0>(sum, p.exchange, now, b, fresh);
+    }
+    const auto& d = sum.d;
     float* mine = sums(parity, warp) + 2 * (lane % 4) * kPitch + lane / 4;
 #pragma unroll
     for (int g = 0; g < Splits; ++g)
@@ -240,7 +271,7 @@ struct LeanBackward {
     // MUTATE: lean-backward-barrier
     __syncthreads();
     if constexpr (Splits == 1)
-      keep(rows, pass_row, parity);
+      keep(rows, k, pass_row, parity);
     else
       send_parts(rows, k, pass_row, parity);
   }
@@ -253,10 +284,13 @@ struct LeanBackward {
     return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
   }
 
-  __device__ __forceinline__ void keep(const NearRows<Dense>& rows, int pass_row, int parity) {
-    if (!live(rows.at(0), pass_row)) return;
-    const float sum = total(parity, sequence, int(threadIdx.x) % kUnits);
-    const bool fresh = !Dense && p.s.reset && p.s.reset[rows.at(0).first + pass_row + sequence];
+  // A sequence that took step k has the sum as its dh; one that did not adds what came from the layer above.
+  __device__ __forceinline__ void keep(const NearRows<Dense>& rows, int k, int pass_row, int parity) {
+    const bool ran = k < p.s.end && live(rows.at(0), pass_row);
+    if (!ran && !(Above && has_cell && pass_row + sequence < end_row)) return;
+    float sum = total(parity, sequence, int(threadIdx.x) % kUnits);
+    const bool fresh = !Dense && !Above && p.s.reset && p.s.reset[rows.at(0).first + pass_row + sequence];
+    if (!ran) sum += *carried(pass_row, kDh);
     *carried(pass_row, kDh) = fresh ? 0.0f : sum;
   }
 
@@ -300,6 +334,14 @@ struct LeanBackward {
     fetch_next(in[0], end - 1);
     fetch_next(in[1], end - 1);
     int parity = 0;
+    if constexpr (Above) {
+      const NearRows<Dense> after(p.s, end, -1);
+#pragma unroll 1
+      for (int row = begin_row; row < end_row; row += kRows) {
+        products(after, end, row, parity);
+        parity ^= 1;
+      }
+    }
 #pragma unroll 1
     for (int k = end - 1; k >= p.s.begin; --k) {
 #pragma unroll 1
@@ -346,7 +388,7 @@ struct LeanBackward {
     float sum = 0.0f;
 #pragma unroll
     for (int b = 0; b < kRows; ++b) sum += all[gate * kCells + b * kUnits + int(threadIdx.x) % kUnits];
-    if (of_unit < H) p.bias[(int(blockIdx.x) / p.t.unit_blocks * 4 + gate) * H + of_unit] += sum;
+    if (of_unit < H) p.bias[(block / p.t.unit_blocks * 4 + gate) * H + of_unit] += sum;
   }
 };
 

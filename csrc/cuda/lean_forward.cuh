@@ -8,9 +8,9 @@
 // one cell, unit fastest. It sends h first: gates, c and the input side of the pass after the next follow while h is on
 // its way. Bound: the hand-over through L2, then the instructions between barrier and send.
 //
-// Dense: T x B rows of x_gates, no resets. Otherwise packed rows, resets and ids too. Below: instead of x_gates, the input
-// is h of the layer below, which other blocks of this launch send: W_ih is on the chip too, its products with the layer
-// below come first, while h of this layer is on its way, and the bias is added to the sums.
+// Dense: T x B rows of x_gates, no resets. Otherwise packed rows, resets and ids too. Below: instead of x_gates, the
+// input is h of the layer below, which other blocks of this launch send: W_ih is on the chip too, its products with the
+// layer below come first, while h of this layer is on its way, and the bias is added to the sums.
 #pragma once
 #include "input.cuh"
 #include "lean_block.cuh"
@@ -21,7 +21,7 @@ template <class T, int Spans, int Groups, int Tiles, bool Dense, bool Below>
 struct LeanForward {
   static constexpr int kUnits = 8 * Groups, kRows = 8 * Tiles, kCells = kUnits * kRows;
   static constexpr int kAll = Spans * (1 + Below);  // spans of W_hh, then those of W_ih
-  static constexpr int kKept = lean_register_spans(kAll, Groups, false);
+  static constexpr int kKept = lean_register_spans(kAll, Groups, false, Below);
   static constexpr int kStride = kLeanWarps * kSpan<T>;                    // numbers between two spans of a warp
   static constexpr int kChains = Spans > 1 && Groups* Tiles == 1 ? 2 : 1;  // of products that wait for each other
   static_assert(kCells <= kLeanThreads, "one cell a thread");
@@ -59,7 +59,7 @@ struct LeanForward {
            int(threadIdx.x);
   }
   __device__ __forceinline__ float4* sums(int parity, int from) const {
-    return reinterpret_cast<float4*>(shared_memory() + lean_rest_bytes(kAll, Groups, false)) +
+    return reinterpret_cast<float4*>(shared_memory() + lean_rest_bytes(Spans, Groups, false, Below)) +
            (parity * kLeanWarps + from) * kRows * (kUnits + 1);
   }
   __device__ __forceinline__ float* carried_c(int row) const {
@@ -213,8 +213,7 @@ struct LeanForward {
       multiply<Spans>(sum, h);
     }
 #pragma unroll
-    for (int t = 0; t < Tiles; ++t)
-      from[t] = state(rows, k, min_of(pass_row + 8 * t + lane / 4, p.s.B - 1), waits[t]);
+    for (int t = 0; t < Tiles; ++t) from[t] = state(rows, k, min_of(pass_row + 8 * t + lane / 4, p.s.B - 1), waits[t]);
     await_words<Tiles, Spans, kStride / kPerWord<T>>(h, from, waits, spans, timed_out, p.status);
     __syncwarp();
     multiply<0>(sum, h);

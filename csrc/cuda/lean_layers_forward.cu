@@ -1,6 +1,6 @@
 // `lean`, forward, of several layers or both directions of one in one launch: a layer runs on its own blocks and goes a
-// step behind the layer below, whose h it multiplies on the chip (lean_forward.cuh). L layers take T + L - 1 steps instead
-// of T * L, and no product of the input comes between them.
+// step behind the layer below, whose h it multiplies on the chip (lean_forward.cuh). L layers take T + L - 1 steps
+// instead of T * L, and no product of the input comes between them.
 #include "api.h"
 #include "dispatch.h"
 #include "lean_forward.cuh"

@@ -10,49 +10,64 @@
 namespace fastlstm::cuda {
 
 constexpr int kLeanWarps = 8, kLeanThreads = 32 * kLeanWarps;
-constexpr int kLeanRegisters = 128;  // words of W_hh that a lane keeps in registers
 
-// Of one span and group, a lane has so many words of W_hh; and so many spans stay in registers.
+// Words of W_hh that a lane keeps in registers. Backward with two matrices, fewer: two products have operands in
+// others.
+FASTLSTM_BOTH constexpr int lean_registers(int spans, bool backward, bool chained) {
+  return backward && chained ? (spans > 16 ? 64 : 96) : 128;
+}
+
+// Of one span and group, a lane has so many words of a matrix; and so many spans stay in registers. chained: `spans`
+// are those of two matrices, of a layer next to another in one launch.
 FASTLSTM_BOTH constexpr int lean_words(bool backward) { return backward ? 8 : 16; }
-FASTLSTM_BOTH constexpr int lean_register_spans(int spans, int groups, bool backward) {
-  const int most = kLeanRegisters / (lean_words(backward) * groups);
+FASTLSTM_BOTH constexpr int lean_register_spans(int spans, int groups, bool backward, bool chained) {
+  const int most = lean_registers(spans, backward, chained) / (lean_words(backward) * groups);
   return spans < most ? spans : most;
 }
-FASTLSTM_BOTH constexpr int lean_rest_bytes(int spans, int groups, bool backward) {
-  return (spans - lean_register_spans(spans, groups, backward)) * groups * lean_words(backward) * 4 * kLeanThreads;
+FASTLSTM_BOTH constexpr int lean_rest_bytes(int spans, int groups, bool backward, bool chained) {
+  const int all = chained ? 2 * spans : spans, rest = all - lean_register_spans(all, groups, backward, chained);
+  return rest * groups * lean_words(backward) * 4 * kLeanThreads;
 }
 
-// X(spans of a warp, groups of 8 units, tiles of a pass). Of a group and tile, each has twice the spans of the one before:
-// the first that covers a sum has at least half of its spans in it for every warp. FASTLSTM_LEAN_FEW: a few of them, for
-// tests that are compiled often.
+// X(spans of a warp, groups of 8 units, tiles of a pass). Of a group and tile, each has twice the spans of the one
+// before: the first that covers a sum has at least half of its spans in it for every warp. FASTLSTM_LEAN_FEW: a few of
+// them, for tests that are compiled often.
 #if defined(FASTLSTM_LEAN_FEW)
 #define FASTLSTM_LEAN_FORWARD(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 2)
 #define FASTLSTM_LEAN_LAYERS(X) X(1, 1, 1) X(1, 2, 2)
 #else
-#define FASTLSTM_LEAN_FORWARD(X)                                    \
-  X(1, 1, 1) X(2, 1, 1) X(4, 1, 1) X(8, 1, 1) X(1, 2, 1) X(2, 2, 1) \
-  X(4, 2, 1) X(8, 2, 1) X(1, 2, 2) X(2, 2, 2) X(4, 2, 2)
+#define FASTLSTM_LEAN_FORWARD(X) \
+  X(1, 1, 1)                     \
+  X(2, 1, 1) X(4, 1, 1) X(8, 1, 1) X(1, 2, 1) X(2, 2, 1) X(4, 2, 1) X(8, 2, 1) X(1, 2, 2) X(2, 2, 2) X(4, 2, 2)
 // The same of launches of several layers or directions.
 #define FASTLSTM_LEAN_LAYERS(X) X(1, 1, 1) X(2, 1, 1) X(4, 1, 1) X(1, 2, 1) X(2, 2, 1) X(4, 2, 1) X(1, 2, 2) X(2, 2, 2)
 #endif
 
-// Shared memory of a forward block, in bytes: the rest of W_hh (and W_ih of a layer above another), sums of all warps for
-// two passes, c.
+// Shared memory of a forward block, in bytes: the rest of W_hh (and W_ih of a layer above another), sums of all warps
+// for two passes, c.
 FASTLSTM_BOTH constexpr int lean_forward_bytes(int spans, int groups, int tiles, int row_tiles, bool below) {
-  return lean_rest_bytes(below ? 2 * spans : spans, groups, false) + 2 * kLeanWarps * 8 * tiles * (8 * groups + 1) * 16 +
+  return lean_rest_bytes(spans, groups, false, below) + 2 * kLeanWarps * 8 * tiles * (8 * groups + 1) * 16 +
          8 * row_tiles * 8 * groups * 4;
 }
 
 // X(spans of a warp, gate splits). A block has 16 columns for each split, and passes of one tile.
 #if defined(FASTLSTM_LEAN_FEW)
 #define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(1, 4)
+#define FASTLSTM_LEAN_LAYERS_BACKWARD(X) X(1) X(2)
 #else
 #define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(4, 1) X(8, 1) X(16, 1) X(1, 4) X(2, 4) X(4, 4) X(8, 4)
+#define FASTLSTM_LEAN_LAYERS_BACKWARD(X) X(1) X(2) X(4) X(8) X(16)  // spans; one split
 #endif
 
 // Shared memory of a backward block: the rest of W_hh, sums of all warps for two passes, dh, dc and c.
-FASTLSTM_BOTH constexpr int lean_backward_bytes(int spans, int splits, int row_tiles) {
-  return lean_rest_bytes(spans, splits, true) + 2 * kLeanWarps * 8 * (16 * splits + 4) * 4 + row_tiles * 3 * 128 * 4;
+FASTLSTM_BOTH constexpr int lean_backward_bytes(int spans, int splits, int row_tiles, bool above) {
+  return lean_rest_bytes(spans, splits, true, above) + 2 * kLeanWarps * 8 * (16 * splits + 4) * 4 +
+         row_tiles * 3 * 128 * 4;
+}
+
+// In TF32 a layer of 16 spans below another takes more registers than there are.
+FASTLSTM_BOTH constexpr bool lean_layers_backward_fit(int spans, int type_bytes) {
+  return spans < 16 || type_bytes == 2;
 }
 
 // The spans of a warp of the instance that covers a sum; 0: none does. Forward the sum is over H numbers, backward over

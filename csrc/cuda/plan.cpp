@@ -143,7 +143,7 @@ StepWork lean_work(const Gpu& gpu, const Problem& p, const Tiling& t) {
 
 int64_t lean_bytes(const Problem& p, const Tiling& t) {
   const int spans = lean_spans(t, p.H, bytes_of(p.type), p.backward);
-  return p.backward ? lean_backward_bytes(spans, t.gate_splits, t.row_tiles)
+  return p.backward ? lean_backward_bytes(spans, t.gate_splits, t.row_tiles, p.chained)
                     : lean_forward_bytes(spans, t.groups, t.phase, t.row_tiles, p.chained);
 }
 
@@ -197,10 +197,14 @@ std::string unfit_type(const Gpu& gpu, const Problem& p) {
   return "";
 }
 
-bool runs_layers(int spans, const Tiling& t) {
+bool runs_layers(const Problem& p, int spans, const Tiling& t) {
 #define FASTLSTM_TRY(Spans, Groups, Tiles) \
-  if (spans == Spans && t.groups == Groups && t.phase == Tiles) return true;
+  if (!p.backward && spans == Spans && t.groups == Groups && t.phase == Tiles) return true;
   FASTLSTM_LEAN_LAYERS(FASTLSTM_TRY)
+#undef FASTLSTM_TRY
+#define FASTLSTM_TRY(Spans) \
+  if (p.backward && spans == Spans && t.gate_splits == 1) return lean_layers_backward_fit(spans, bytes_of(p.type));
+  FASTLSTM_LEAN_LAYERS_BACKWARD(FASTLSTM_TRY)
 #undef FASTLSTM_TRY
   return false;
 }
@@ -217,7 +221,7 @@ std::string unfit_lean(const Gpu& gpu, const Problem& p, const Tiling& t) {
   if (t.unit_blocks != divide_up(p.H, units_of_group(p) * t.groups) * t.gate_splits || t.row_tiles % t.phase ||
       t.row_tiles < 1 || t.row_blocks * t.row_tiles * 8 < p.B)
     return text("%d x %d blocks do not cover H %d and B %d", t.unit_blocks, t.row_blocks, p.H, p.B);
-  if (p.layers > 1 && !runs_layers(spans, t))
+  if (p.layers > 1 && !runs_layers(p, spans, t))
     return text("there is no kernel of %d groups and %d tiles for several layers of H %d", t.groups, t.phase, p.H);
   if (p.layers * t.unit_blocks * t.row_blocks > gpu.sms)
     return text("%d blocks that wait for each other need as many multiprocessors, there are %d",
@@ -298,12 +302,12 @@ Choice describe(const Gpu& gpu, const Problem& p, Kernel kernel, const Tiling& t
   c.kernel = kernel;
   c.t = t;
   if (kernel == Kernel::lean) {
-    const int spans = lean_spans(t, p.H, bytes_of(p.type), p.backward) * (p.chained ? 2 : 1);
+    const int spans = lean_spans(t, p.H, bytes_of(p.type), p.backward), matrices = p.chained ? 2 : 1;
     c.blocks = t.unit_blocks * t.row_blocks * p.layers;
     c.threads = kLeanThreads;
     c.shared_bytes = lean_bytes(p, t);
-    c.shared_weights = lean_rest_bytes(spans, t.groups, p.backward);
-    c.register_weights = 4.0 * spans * t.groups * lean_words(p.backward) * kLeanThreads - c.shared_weights;
+    c.shared_weights = lean_rest_bytes(spans, t.groups, p.backward, p.chained);
+    c.register_weights = 4.0 * matrices * spans * t.groups * lean_words(p.backward) * kLeanThreads - c.shared_weights;
   } else if (kernel != Kernel::per_step) {
     const Layout l = layout_of(p, kernel, t);
     const int in_registers = std::min(spans_in_registers(p, kernel), l.spans_per_warp);

@@ -305,41 +305,93 @@ _FORWARD = {
 }
 
 
+class BackwardLayer:
+    """One layer in one direction on its way back: its outputs, its argument block, and what must live until the launch.
+
+    Args:
+        rt, kernel, inputs, saved, grads, steps: what runs it.
+        bias: (row_blocks, 4H) float32 zeros, to which `lean` adds the sums of d_gates over the sequences of a row block.
+    """
+
+    def __init__(
+        self,
+        rt: Runtime,
+        kernel: str,
+        inputs: OpInputs,
+        saved: Saved,
+        grads: Grads,
+        steps: StepRows,
+        bias: Tensor | None = None,
+    ):
+        w_hh, w_hr, h0, c0 = inputs.w_hh, inputs.w_hr, inputs.h0, inputs.c0
+        h, c, gates = saved
+        dh, dc, dh_n, dc_n = grads
+        H, P, B, dtype, cell = inputs.H, w_hh.shape[1], steps.B, w_hh.dtype, cell_type(w_hh.dtype)
+        self.inputs, self.steps, self.lead, self.N = inputs, steps, h.shape[:-1], steps.starts[-1]
+        N = self.N
+        self.d_gates = w_hh.new_empty(N, 4 * H)
+        self.dh_proj = w_hh.new_empty((N, P) if w_hr is not None else (0,))
+        state_type = rt.product_type(dtype) if kernel == "per_step" else torch.float32
+        self.dh_state = torch.zeros_like(h0, dtype=state_type) if dh_n is None else dh_n.to(state_type, copy=True)
+        self.dc_state = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
+        self.args = args = rt.lib.BackwardArgs()
+        self.kept: list[Tensor] = []  # that the launch reads
+        if not N:
+            return
+        if inputs.save == SAVE_CELLS:
+            wide = _wide_product(rt) if rt.product_type(h.dtype) != h.dtype else None
+            gates = recompute_gates(inputs, h, wide)
+            self.kept.append(gates)
+        _sequence(rt, args, steps, H, inputs.offsets, inputs.reset)
+        args.dh, args.dc = rt.use("dh", dh, "in", dtype, N * P), rt.use("dc", dc, "in", cell, N * H)
+        args.gates = rt.use("gates", gates, "in", dtype, N * 4 * H)
+        args.c, args.c0 = rt.use("c", c, "in", cell, N * H), rt.use("c0", c0, "in", cell, B * H)
+        # W_hhᵀ: the recurrent kernels load a column of W_hh 16 bytes at a time
+        w_hh_t = None if kernel == "per_step" else self._transposed(w_hh)
+        args.w_hh_t = rt.use("w_hh_t", w_hh_t, "in", dtype, 4 * H * P)
+        args.bias = rt.use("bias", bias, "state", torch.float32, 0 if bias is None else bias.numel())
+        args.d_gates = rt.use("d_gates", self.d_gates, "out", dtype, N * 4 * H)
+        args.dh_state = rt.use("dh_state", self.dh_state, "state", state_type, B * P)
+        args.dc_state = rt.use("dc_state", self.dc_state, "state", cell, B * H)
+
+    def _transposed(self, matrix: Tensor) -> Tensor:
+        self.kept.append(matrix.t().contiguous())
+        return self.kept[-1]
+
+    def exchange(self, rt: Runtime) -> Tensor:
+        """Make the memory in which blocks exchange d_gates: gates of a few units side by side, not d_gates's order."""
+        width = _width(self.args.H, self.d_gates.element_size())
+        exchange = self.d_gates.new_empty(self.N, 4 * width)
+        self.args.exchange = rt.use("exchange", exchange, "out", exchange.dtype, self.N * 4 * width)
+        self.args.exchange_width = width
+        self.kept.append(exchange)
+        return exchange
+
+    def use_layer_above(self, rt: Runtime, exchange: Tensor, w_ih: Tensor) -> None:
+        """Take the gradient at h from the layer above in the same launch: its exchange, and its W_ih (4H, H)."""
+        count, dtype = 4 * self.args.H * self.args.H, w_ih.dtype
+        self.args.above = rt.use("above", exchange, "state", dtype, exchange.numel())
+        self.args.w_above_t = rt.use("w_above_t", self._transposed(w_ih), "in", dtype, count)
+
+    def results(self) -> tuple[Tensor, ...]:
+        """d_gates, dh_proj, dh0, dc0, as the op returns them."""
+        w_hh = self.inputs.w_hh
+        dh_proj = self.dh_proj.view(*self.lead, w_hh.shape[1]) if self.inputs.w_hr is not None else self.dh_proj
+        return self.d_gates.view(*self.lead, w_hh.shape[0]), dh_proj, self.dh_state.to(w_hh.dtype), self.dc_state
+
+
 def backward(
     rt: Runtime, plan: LaunchPlan, inputs: OpInputs, saved: Saved, grads: Grads, bias: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     """Run the backward recurrence as `plan` says; returns as `fastlstm.ops.reference.backward`.
 
-    bias: (row_blocks, 4H) float32 zeros, to which `lean` adds the sums of d_gates over the sequences of each row block.
+    bias: as `BackwardLayer` takes it.
     """
-    w_hh, w_hr, h0, c0, batch_sizes, offsets, reset, reverse, save = inputs[4:]
-    h, c, gates = saved
-    dh, dc, dh_n, dc_n = grads
-    H, P, dtype, cell = inputs.H, w_hh.shape[1], w_hh.dtype, cell_type(w_hh.dtype)
-    steps = StepRows.of(h, h0.shape[0], batch_sizes, reverse)
-    B, N, lead = steps.B, steps.starts[-1], h.shape[:-1]
-    d_gates, dh_proj = w_hh.new_empty(N, 4 * H), w_hh.new_empty((N, P) if w_hr is not None else (0,))
-    state_type = rt.product_type(w_hh.dtype) if plan.backward.kernel == "per_step" else torch.float32
-    dh_state = torch.zeros_like(h0, dtype=state_type) if dh_n is None else dh_n.to(state_type, copy=True)
-    dc_state = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
-    if N:
-        if save == SAVE_CELLS:
-            wide = _wide_product(rt) if rt.product_type(h.dtype) != h.dtype else None
-            gates = recompute_gates(inputs, h, wide)
-        args = _sequence(rt, rt.lib.BackwardArgs(), steps, H, offsets, reset)
-        args.dh, args.dc = rt.use("dh", dh, "in", dtype, N * P), rt.use("dc", dc, "in", cell, N * H)
-        args.gates = rt.use("gates", gates, "in", dtype, N * 4 * H)
-        args.c, args.c0 = rt.use("c", c, "in", cell, N * H), rt.use("c0", c0, "in", cell, B * H)
-        # W_hhᵀ: the recurrent kernels load a column of W_hh 16 bytes at a time
-        w_hh_t = None if plan.backward.kernel == "per_step" else w_hh.t().contiguous()
-        args.w_hh_t = rt.use("w_hh_t", w_hh_t, "in", dtype, 4 * H * P)
-        args.bias = rt.use("bias", bias, "state", torch.float32, 0 if bias is None else bias.numel())
-        args.d_gates = rt.use("d_gates", d_gates, "out", dtype, N * 4 * H)
-        args.dh_state = rt.use("dh_state", dh_state, "state", state_type, B * P)
-        args.dc_state = rt.use("dc_state", dc_state, "state", cell, B * H)
-        _BACKWARD[plan.backward.kernel](rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_proj, dh_state)
-    dh_proj = dh_proj.view(*lead, P) if w_hr is not None else dh_proj
-    return d_gates.view(*lead, 4 * H), dh_proj, dh_state.to(w_hh.dtype), dc_state
+    kernel, steps = plan.backward.kernel, StepRows.of(saved.h, inputs.h0.shape[0], inputs.batch_sizes, inputs.reverse)
+    layer = BackwardLayer(rt, kernel, inputs, saved, grads, steps, bias)
+    if layer.N:
+        _BACKWARD[kernel](rt, plan, layer)
+    return layer.results()
 
 
 def _wide_product(rt: Runtime) -> Callable[[Tensor, Tensor], Tensor]:
@@ -353,7 +405,9 @@ def _wide_product(rt: Runtime) -> Callable[[Tensor, Tensor], Tensor]:
     return product
 
 
-def _per_step_backward(rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_proj, dh_state) -> None:
+def _per_step_backward(rt: Runtime, plan: LaunchPlan, layer: BackwardLayer) -> None:
+    w_hh, w_hr, reset, args = layer.inputs.w_hh, layer.inputs.w_hr, layer.inputs.reset, layer.args
+    d_gates, dh_proj, dh_state, steps = layer.d_gates, layer.dh_proj, layer.dh_state, layer.steps
     code, products = plan.code(w_hh.dtype), TYPE_CODES[dh_state.dtype]
     dh_unprojected = None if w_hr is None else w_hh.new_empty(steps.B, args.H, dtype=dh_state.dtype)
     args.P = w_hh.shape[1]
@@ -372,18 +426,17 @@ def _per_step_backward(rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_pro
             dh_state[:n].masked_fill_(stopped[rows], 0)
 
 
-def _single_block_backward(rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_proj, dh_state) -> None:
-    args.t, args.begin, args.end = plan.backward.t, 0, steps.T
-    rt.lib.single_block_backward(plan.code(w_hh.dtype), args, rt.stream)
+def _single_block_backward(rt: Runtime, plan: LaunchPlan, layer: BackwardLayer) -> None:
+    args = layer.args
+    args.t, args.begin, args.end = plan.backward.t, 0, layer.steps.T
+    rt.lib.single_block_backward(plan.code(layer.d_gates.dtype), args, rt.stream)
 
 
-def _cooperative_backward(rt, plan, args, steps, w_hh, w_hr, reset, d_gates, dh_proj, dh_state) -> None:
+def _cooperative_backward(rt: Runtime, plan: LaunchPlan, layer: BackwardLayer) -> None:
     """One cooperative launch, or several where partial sums would take too much memory; of `lean` too."""
+    args, steps, d_gates = layer.args, layer.steps, layer.d_gates
     args.t = tiling = plan.backward.t
-    width = _width(args.H, d_gates.element_size())
-    exchange = d_gates.new_empty(d_gates.shape[0], 4 * width)  # gates of a few units side by side, not d_gates's order
-    args.exchange = rt.use("exchange", exchange, "out", d_gates.dtype, d_gates.shape[0] * 4 * width)
-    args.exchange_width = width
+    layer.exchange(rt)
     per_step = rt.lib.partial_words(tiling, steps.B) if tiling.gate_splits > 1 else 0
     most = min(steps.T, max(1, _PARTIAL_BYTES // (4 * per_step))) if per_step else steps.T
     partial = d_gates.new_empty(most * per_step, dtype=torch.float32) if per_step else None

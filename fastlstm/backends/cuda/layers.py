@@ -2,7 +2,7 @@
 
 A layer runs on its own blocks, one step behind the layer below, and multiplies that layer's h with W_ih on the chip: no
 product of the input stands between two layers, and L layers take T + L - 1 steps. Directions run side by side. Backward
-goes layer by layer.
+likewise, from the last layer to the first.
 """
 
 from __future__ import annotations
@@ -12,8 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlstm.backends.cuda.launch import ForwardLayer, LaunchPlan, Runtime, StepRows, input_chunks
-from fastlstm.ops.arguments import OpInputs
+from fastlstm.backends.cuda.launch import (
+    BackwardLayer,
+    ForwardLayer,
+    LaunchPlan,
+    Runtime,
+    StepRows,
+    input_chunks,
+)
+from fastlstm.ops.arguments import Grads, OpInputs, Saved
 
 
 def forward(rt: Runtime, plan: LaunchPlan, layers: Sequence[OpInputs], chained: bool) -> list[tuple[Tensor, ...]]:
@@ -58,3 +65,37 @@ def _run(rt: Runtime, plan: LaunchPlan, layers: Sequence[ForwardLayer]) -> None:
         kept: list[Any] = [layer.input_side(begin, end) for layer in on_input]  # until it is launched
         launch(begin, end)
         del kept
+
+
+def backward(
+    rt: Runtime,
+    plan: LaunchPlan,
+    layers: Sequence[OpInputs],
+    saved: Sequence[Saved],
+    grads: Sequence[Grads],
+    chained: bool,
+) -> list[tuple[Tensor, ...]]:
+    """Run the backward recurrences of layers or directions in one launch.
+
+    Args:
+        plan: `backward` is the choice of `planner.layers`.
+        layers, saved, grads: of each, the lowest layer first, what forward took and kept, and the gradients that do not
+            come through the layer above.
+
+    Returns:
+        Of each what `fastlstm.ops.reference.backward` returns.
+    """
+    made = []
+    for inputs, kept, given in zip(layers, saved, grads, strict=True):
+        steps = StepRows.of(kept.h, inputs.h0.shape[0], inputs.batch_sizes, inputs.reverse)
+        made.append(BackwardLayer(rt, "lean", inputs, kept, given, steps))
+    if made[0].N:
+        exchanges = [layer.exchange(rt) for layer in made]
+        for i, layer in enumerate(made):
+            layer.args.t, layer.args.begin, layer.args.end = plan.backward.t, 0, layer.steps.T
+            if chained and i + 1 < len(made):
+                layer.use_layer_above(rt, exchanges[i + 1], layers[i + 1].w_x)
+        zeros, whole = [0] * len(made), [layer.N for layer in made]
+        code = plan.code(made[0].d_gates.dtype)
+        rt.lib.lean_layers_backward(code, [layer.args for layer in made], zeros, whole, rt.stream)
+    return [layer.results() for layer in made]

@@ -87,9 +87,11 @@ def sentence(choice: Any, device: Device) -> str:
     return f"{choice.kernel}: {size} ({t.unit_blocks} over units x {t.row_blocks} over rows; {tiles}{parts}); {how}"
 
 
-def layers(lib: Any, device: Device, code: int, *, H: int, B: int, count: int, chained: bool) -> Any | None:
+def layers(
+    lib: Any, device: Device, code: int, *, H: int, B: int, count: int, chained: bool, backward: bool = False
+) -> Any | None:
     """The planner's choice for `count` layers or directions in one launch of `lean`, or None where none fits."""
-    choice = lib.choose_layers(gpu(lib, device), code, H, B, count, chained)
+    choice = lib.choose_layers(gpu(lib, device), code, H, B, backward, count, chained)
     return None if choice.blocks < 0 else choice
 
 
