@@ -269,6 +269,17 @@ def forward_layers(layers: Sequence[OpInputs], chained: bool) -> list[tuple[Tens
     return results
 
 
+def backward_layers(
+    layers: Sequence[OpInputs], saved: Sequence[Saved], grads: Sequence[Grads], chained: bool
+) -> list[tuple[Tensor, ...]] | None:
+    """Run the backward recurrences of what `forward_layers` ran in one launch; None where they do not fit one."""
+    chosen = backends.load(choose(layers[0].spec()))
+    try:
+        return chosen.backward_layers(layers, saved, grads, chained)
+    except UnfitError:
+        return None
+
+
 def backward(inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
     """Run the op's backward on the chosen backend; returns as `fastlstm.ops.reference.backward`."""
     return _run(inputs.spec(), "backward", inputs, saved, grads)

@@ -103,6 +103,15 @@ class Backend:
         """
         raise NotImplementedError
 
+    def backward_layers(
+        self, layers: Sequence[OpInputs], saved: Sequence[Saved], grads: Sequence[Grads], chained: bool
+    ) -> list[tuple[Tensor, ...]]:
+        """Run the backward recurrences of what `forward_layers` ran; of each what `backward` returns.
+
+        Chained: of all but the last, `grads.dh` is without what comes through the layer above. UnfitError: not in one.
+        """
+        raise UnfitError(f"backend '{self.name}' runs backward layer by layer")
+
     def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Run the backward recurrence; returns as `fastlstm.ops.reference.backward`."""
         raise NotImplementedError

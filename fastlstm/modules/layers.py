@@ -22,8 +22,9 @@ from fastlstm.ops import offsets
 from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, SAVE_NOTHING, OpInputs, Spec
 from fastlstm.ops.autocast import own_types
 from fastlstm.ops.cell import Stack
-from fastlstm.ops.lstm import run_forward, run_together
+from fastlstm.ops.lstm import run_forward
 from fastlstm.ops.reference import cell_type
+from fastlstm.ops.together import run_together
 from fastlstm.ops.token_table import token_table
 
 
@@ -91,7 +92,9 @@ def run_layers(call: Call) -> Results:
             outputs = []
             for k in range(first, first + directions):
                 inputs, ready = prepared.get(k) or (inputs_of(k, rows), None)
-                outputs.append(run_forward(inputs if inputs.x is None else inputs._replace(x=rows), ready))
+                if ready is None:
+                    ready = run_forward(inputs if inputs.x is None else inputs._replace(x=rows))
+                outputs.append(ready)
             h, c, g, h_n, c_n = zip(*outputs, strict=True)
             last += zip(h_n, c_n, strict=True)
             out, c, g = (v[0] if directions == 1 else torch.cat(v, -1) for v in (h, c, g))

@@ -11,8 +11,6 @@ hand because `torch.library.custom_op` costs 57 µs a call where this costs 13.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -51,29 +49,8 @@ def _backward(*args: object) -> tuple[Tensor, ...]:
         return dispatch.backward(inputs, *validation.checked_gradients(inputs, saved, grads))
 
 
-def run_together(layers: Sequence[OpInputs], chained: bool) -> list[tuple[Tensor, ...]] | None:
-    """Run layers or directions in one launch, without gradients: `run_forward` takes each of the results for those.
-
-    Chained: x of each but the first is memory for h of the one before. None where they are not to be run so: somebody may
-    observe torch's operations, or no backend has such a launch for them.
-    """
-    if torch.compiler.is_compiling() or not is_plain_eager():
-        return None
-    if not all(_is_plain_or_none(v) for inputs in layers for v in inputs[:-2]):
-        return None
-    with torch.no_grad(), own_types(layers[0].w_hh):
-        return dispatch.forward_layers([validation.checked_inputs(inputs) for inputs in layers], chained)
-
-
-def run_forward(inputs: OpInputs, ready: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
-    """`lstm_forward`; past torch's dispatcher where nobody can observe it, since that costs more than all checks.
-
-    ready: its results, where `run_together` made them; then only what autograd needs is done.
-    """
-    if ready is not None:
-        if torch.is_grad_enabled() and any_requires_grad(*inputs):
-            return autograd.Forward.apply(lambda *_: ready, *inputs)
-        return ready
+def run_forward(inputs: OpInputs) -> tuple[Tensor, ...]:
+    """`lstm_forward`; past torch's dispatcher where nobody can observe it, since that costs more than all checks."""
     if torch.compiler.is_compiling():
         return lstm_forward(*inputs)
     if not (is_plain_eager() and all(map(_is_plain_or_none, inputs[:-2]))):

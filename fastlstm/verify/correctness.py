@@ -231,7 +231,7 @@ def _together(backend: Backend, spec: Spec) -> int:
 
 
 def _layer_errors(backend: Backend, case: Case, dtype: torch.dtype, *, save: int, device: torch.device, **how) -> dict:
-    """The errors of a launch of layers and of one of both directions, forward; backward is that of one layer."""
+    """The errors of a launch of layers and of one of both directions, forward and backward."""
     count = _together(backend, _spec(case, dtype, save, device))
     of = {"save": save, "device": device, **how}
     found = layers.errors(backend, case, dtype, count=count, chained=True, **of)

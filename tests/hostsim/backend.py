@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends import cost_model, load, native
-from fastlstm.backends.base import Backend, BackendError, register
+from fastlstm.backends.base import Backend, BackendError, UnfitError, register
 from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.backends.cuda import layers as cuda_layers
 from fastlstm.backends.cuda import planner as cuda_planner
@@ -52,6 +52,7 @@ class Settings:
     only: tuple[str, ...] = ()  # kernel files to take from there; empty: all
     tf32: bool = False
     layers: bool = False  # several layers, or both directions, in one launch where that fits
+    layers_backward: bool = True  # and backward too
     half_products: bool = False  # products of half types come in their own type, as from an old torch
 
 
@@ -194,15 +195,27 @@ class HostSimulation(Backend):
         what = f"{count} {'layers' if chained else 'directions'} in one launch"
         return f"hostsim: {what}, {cuda_planner.sentence(self._layers(spec, count, chained), _device(_library().plan))}"
 
-    def _layers(self, spec: Spec, count: int, chained: bool):
+    def _layers(self, spec: Spec, count: int, chained: bool, backward: bool = False):
         lib = _library().plan
         code = LaunchPlan(None, None, _settings.tf32).code(spec.dtype)
-        return cuda_planner.layers(lib, _device(lib), code, H=spec.H, B=spec.B, count=count, chained=chained)
+        return cuda_planner.layers(
+            lib, _device(lib), code, H=spec.H, B=spec.B, count=count, chained=chained, backward=backward
+        )
 
     def forward_layers(self, layers: Sequence[OpInputs], chained: bool) -> list[tuple[Tensor, ...]]:
         plan = LaunchPlan(self._layers(layers[0].spec(), len(layers), chained), None, _settings.tf32)
         with Simulated(_library()) as rt:
             return cuda_layers.forward(rt, plan, layers, chained)
+
+    def backward_layers(
+        self, layers: Sequence[OpInputs], saved: Sequence[Saved], grads: Sequence[Grads], chained: bool
+    ) -> list[tuple[Tensor, ...]]:
+        choice = self._layers(layers[0].spec(), len(layers), chained, backward=True)
+        if choice is None or not _settings.layers_backward:
+            raise UnfitError("no launch takes their backward recurrences")
+        with Simulated(_library()) as rt:
+            plan = LaunchPlan(None, choice, _settings.tf32)
+            return cuda_layers.backward(rt, plan, layers, saved, grads, chained)
 
     def forward(self, inputs: OpInputs) -> tuple[Tensor, ...]:
         with simulated() as rt:

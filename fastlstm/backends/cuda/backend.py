@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,12 +89,18 @@ class Cuda(Backend):
         index, (count, chosen) = _index(spec.device), _together(spec, len(inputs), chained)
         if count != len(inputs):
             raise UnfitError(f"{len(inputs)} layers in one launch were asked for, {count} fit")
-        with _on(index, spec.dtype, LAYERS, math_of(spec.dtype)) as gpu:
-            try:
-                return layers.forward(gpu, chosen, inputs, chained)
-            except _lib().RefusedLaunchError as error:
-                blocklist.block(NAME, index, LAYERS, MATHS, f"the GPU refused its launch ({error}); is it shared?")
-                raise UnfitError(f"the GPU refused the launch of {count} layers: {error}") from error
+        with _on_layers(index, spec) as gpu:
+            return layers.forward(gpu, chosen, inputs, chained)
+
+    def backward_layers(
+        self, inputs: Sequence[OpInputs], saved: Sequence[Saved], grads: Sequence[Grads], chained: bool
+    ) -> list[tuple[Tensor, ...]]:
+        spec = inputs[0].spec()
+        index, (_, chosen) = _index(spec.device), _together(spec, len(inputs), chained)
+        if chosen is None or chosen.backward is None:
+            raise UnfitError(f"no launch takes the backward recurrences of {len(inputs)} layers")
+        with _on_layers(index, spec) as gpu:
+            return layers.backward(gpu, chosen, inputs, saved, grads, chained)
 
     def forward(self, inputs: OpInputs) -> tuple[Tensor, ...]:
         return _run(self, inputs.spec(), 0, lambda gpu, chosen: launch.forward(gpu, chosen, inputs))
@@ -144,11 +151,15 @@ def _cached_together(
     index: int, dtype: torch.dtype, tf32: bool, H: int, B: int, most: int, chained: bool
 ) -> tuple[int, LaunchPlan | None]:
     lib, gpu, code = native.load().plan, _gpu(index), LaunchPlan(None, None, tf32).code(dtype)
-    alone = planner.choices(lib, gpu, code, H=H, B=B)[0]
+    alone = planner.choices(lib, gpu, code, H=H, B=B)
+
+    def choice(count: int, backward: bool) -> Any | None:
+        together = planner.layers(lib, gpu, code, H=H, B=B, count=count, chained=chained, backward=backward)
+        return together if together is not None and together.us < count * alone[backward].us else None
+
     for count in range(min(most, _lib().most_layers), 1, -1):
-        choice = planner.layers(lib, gpu, code, H=H, B=B, count=count, chained=chained)
-        if choice is not None and choice.us < count * alone.us:
-            return count, LaunchPlan(choice, None, tf32)
+        if (forward := choice(count, False)) is not None:
+            return count, LaunchPlan(forward, choice(count, True), tf32)
     return 1, None
 
 
@@ -276,6 +287,17 @@ def _on(index: int, dtype: torch.dtype, *word: str) -> Iterator[_Gpu]:
         _lib().set_device(index)
         status.raise_on(index)
         yield _Gpu(index, status.word(index, *word) if word else status.words(index)[:1])
+
+
+@contextmanager
+def _on_layers(index: int, spec: Spec) -> Iterator[_Gpu]:
+    """`_on` for a launch of several layers; one that is refused did nothing, and no more are tried."""
+    with _on(index, spec.dtype, LAYERS, math_of(spec.dtype)) as gpu:
+        try:
+            yield gpu
+        except _lib().RefusedLaunchError as error:
+            blocklist.block(NAME, index, LAYERS, MATHS, f"the GPU refused its launch ({error}); is it shared?")
+            raise UnfitError(f"the GPU refused a launch of several layers: {error}") from error
 
 
 def _plan(backend: Backend, spec: Spec) -> LaunchPlan:
