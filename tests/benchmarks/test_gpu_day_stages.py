@@ -202,7 +202,14 @@ def test_names_that_the_executor_takes_from_the_backend_and_torch_exist():
     for name in ("not_built", "_wrong_device", "_gpu", "_on", "NAME"):
         assert hasattr(cuda, name)
     assert list(inspect.signature(cuda_launch.forward).parameters) == ["rt", "plan", "inputs"]
-    assert list(inspect.signature(cuda_launch.backward).parameters) == ["rt", "plan", "inputs", "saved", "grads", "bias"]
+    assert list(inspect.signature(cuda_launch.backward).parameters) == [
+        "rt",
+        "plan",
+        "inputs",
+        "saved",
+        "grads",
+        "bias",
+    ]
     assert list(inspect.signature(torch.cuda.CUDAGraph.capture_begin).parameters)[:3] == [
         "self",
         "pool",

@@ -46,9 +46,9 @@ def _arguments(case: Case, dtype: torch.dtype) -> tuple[OpInputs, Saved, Grads]:
 
 def _in_float64(case: Case, inputs: OpInputs, saved: Saved, grads: Grads) -> torch.Tensor:
     wide = make(case, inputs.w_hh.dtype).to(torch.float64)
-    d_gates = reference.backward(
-        *rounded(grads, torch.float64), *wide, case.reverse, 1, *(v.double() for v in saved)
-    )[0]
+    d_gates = reference.backward(*rounded(grads, torch.float64), *wide, case.reverse, 1, *(v.double() for v in saved))[
+        0
+    ]
     return d_gates.reshape(-1, d_gates.shape[-1]).sum(0)
 
 
