@@ -13,7 +13,7 @@ from pathlib import Path
 from fastlstm.backends import cost_model
 from fastlstm.backends.cost_model import Device
 from fastlstm.backends.cuda import planner as cuda_planner
-from tools import gpu_published, gpu_rounds
+from tools import gpu_lean, gpu_published, gpu_rounds
 from tools.gpu_fit import compare
 from tools.gpu_fit.constants import CostConstants
 from tools.gpu_rounds import BATCHES, UNITS
@@ -42,15 +42,15 @@ their descriptions and sources.
 """
 CUDA = """## The CUDA kernels
 
-Microseconds of one step: kernel (P per_step, S single_block, C cooperative), forward / backward, in brackets the floor that no
-kernel can pass forward: the step's products at peak rate, its activations through HBM, W_hh read once from the chip.
-With P, every step pays two launches from Python; inside a CUDA graph they cost about a third of that.
+Microseconds of one step: kernel (P per_step, S single_block, C cooperative, L lean), forward / backward, in brackets the
+floor that no kernel can pass forward: the step's products at peak rate, its activations through HBM, W_hh read once from
+the chip. With P, every step pays two launches from Python; inside a CUDA graph they cost about a third of that.
 """
 ROUNDS = """## Rounds through L2 that wait for each other
 
 On an H100, of a step forward and backward: those of the planner's pick / the fewest that any fitting tiling has. P: two
 launches a step are predicted to be cheaper than any tiling; a dash: none fits. Picks with more than twice the fewest are
-listed below with the reason.
+listed below with the reason. A pass of a block of lean counts as one round, or two where parts of dh travel too.
 """
 
 
@@ -107,6 +107,7 @@ def render(cost: CostConstants = ()) -> str:
     """The page. cost: constants that are not the built-in ones."""
     parts = [HEAD, "## Constants\n", constants(cost), devices(), PUBLISHED, residuals(), CUDA]
     parts += [table(math, cost) for math in TYPES]
+    parts += gpu_lean.sections(cost)
     parts += compare.sections(cost)
     parts += [ROUNDS, gpu_rounds.tables(replace(cost_model.KNOWN["H100"], cost=cost))]
     return "\n".join(parts)

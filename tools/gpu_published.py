@@ -20,7 +20,13 @@ LEAN = (
     *(("l2_excess", 1.0), ("shared_excess", 1.0), ("product_excess", 1.33), ("l2_clocks", 450.0)),
     *(("kept_span_clocks", 140.0), ("register_span_clocks", 105.0), ("step_clocks", 800.0)),
     *(("forward_cell_clocks", 1200.0), ("backward_cell_clocks", 1200.0), ("slot_clocks", 0.25)),
-    *(("barrier_clocks", 40.0), ("partial_clocks", 40.0), ("grid_wait_us", 0.5), ("launch_us", 8.0)),
+    *(("barrier_clocks", 40.0), ("partial_clocks", 40.0)),
+    *(
+        ("gather_clocks", 1300.0),
+        ("gather_kib_clocks", 14.0),
+        ("pass_clocks", 600.0),
+    ),  # no published kernel counts these
+    *(("grid_wait_us", 0.5), ("launch_us", 8.0)),
 )
 HOST_LAUNCH_US = 5.0  # a kernel launched by compiled host code, when the device waits for the host
 

@@ -35,6 +35,7 @@ LARGE = [
     _sized(8, 16, 64, 512),
     _sized(6, 3, 64, 1024, reverse=True),
     _sized(5, 130, 16, 129, initial=False),
+    _sized(4, 80, 16, 1024, initial=False),  # several passes and parts of the gates in the CUDA kernel lean
 ]
 LONG = [_sized(66_000, 1, 2, 8)]  # no 16-bit counter of steps
 # What Triton's planner has other tiles for than for the other cases; the last two: more blocks of the smallest tile than a

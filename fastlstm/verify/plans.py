@@ -92,7 +92,7 @@ def estimate(workload: VerifyWorkload) -> float:
 
 
 def _check_seconds(table: Table) -> float:
-    types, kernels = len({MATHS[math] for math in table.maths}), len(table.kernels) or 3
+    types, kernels = len({MATHS[math] for math in table.maths}), len(table.kernels) or 4
     seconds = 0.0
     for case in table.cases:
         draws = len(accuracy.draws(case))

@@ -22,7 +22,8 @@ CARD = "NVIDIA H100 80GB HBM3"
 TRUTH = {
     **{"l2_excess": 1.4, "shared_excess": 1.1, "product_excess": 2.0, "l2_clocks": 620.0, "kept_span_clocks": 75.0},
     **{"register_span_clocks": 48.0, "step_clocks": 500.0, "forward_cell_clocks": 700.0, "backward_cell_clocks": 950.0},
-    **{"slot_clocks": 0.6, "barrier_clocks": 90.0, "partial_clocks": 30.0, "grid_wait_us": 0.7, "launch_us": 8.0},
+    **{"slot_clocks": 0.6, "barrier_clocks": 90.0, "partial_clocks": 30.0},
+    **{"gather_clocks": 1000.0, "gather_kib_clocks": 20.0, "pass_clocks": 500.0, "grid_wait_us": 0.7, "launch_us": 8.0},
 }
 CALLS = [(H, B) for H in (128, 256, 512, 1024) for B in (1, 16, 64, 128)]
 
@@ -32,18 +33,23 @@ def rows() -> list[dict]:
     """A day on a GPU whose steps take what the model says with the constants TRUTH, give or take 1 %."""
     lib, random = cost_model.library(), np.random.default_rng(1)
     known = cost_model.known(CARD, 90, 132, 232448)
-    gpu = cost_model.description(replace(known, cost=tuple(TRUTH.items())))
+    gpu, built_in = (cost_model.description(replace(known, cost=cost)) for cost in (tuple(TRUTH.items()), ()))
     made = [
         {"t": 1.8e9, "stage": "env", "what": "native", "properties": [90, 132, 232448]},
         {"t": 1.8e9, "stage": "env", "what": "card", "gpu": CARD, "smi": {"driver_version": "580.1"}},
         {"t": 1.8e9, "stage": "env", "what": "versions", "torch": "2.11", "commit": "abcdef"},
     ]
     for math, (H, B), backward in ((m, c, b) for m in ("bf16", "tf32", "f32") for c in CALLS for b in (False, True)):
-        fitting = lib.tilings(gpu, sweep.CODES[math], H, B, backward)
-        for number, choice in enumerate(fitting[:14] + fitting[14 :: max(1, len(fitting) // 20)]):
+        # how many passes of lean hide behind a hand-over, the planner counts by its own constants
+        fitting = lib.tilings(built_in, sweep.CODES[math], H, B, backward)
+        kinds = [[c for c in fitting if (c.kernel == "lean") == lean] for lean in (True, False)]
+        chosen = [c for kind in kinds for c in kind[:14] + kind[14 :: max(1, len(kind) // 20)]]
+        for choice in chosen:
+            us = lib.predict(gpu, sweep.CODES[math], choice.work).us
             tiling = {name: getattr(choice.t, name) for name in sweep.TILING}
             row = {"math": math, "H": H, "B": B, "backward": backward, "kernel": choice.kernel, "tiling": tiling}
-            row |= {"us": choice.us * random.normal(1, 0.01), "status": 0, "planner": number == 0, "predicted_us": 1.0}
+            planner = choice is fitting[0]
+            row |= {"us": us * random.normal(1, 0.01), "status": 0, "planner": planner, "predicted_us": 1.0}
             made.append({"t": 1.8e9, "stage": "sweep", **row, "work": choice.work.as_dict()})
     last = dict(made[-1])
     made += [{**last, "status": 1}, {**last, "us": None}, {**last, "slow": True, "us": 1e6}]
@@ -98,6 +104,22 @@ def test_the_fit_finds_the_constants_that_the_rows_were_made_with(rows):
     off = sweep.predict(table, hbm, values) / us - 1
     assert np.abs(off).mean() < 0.0125
     assert evaluation.loss(steps, sweep.predict(table, hbm, values)).mean < 1.01
+
+
+def test_constants_that_no_measured_row_uses_keep_their_values(rows):
+    """As those of lean do where only the other kernels were measured."""
+    steps = [step for step in sweep.steps(rows, sweep.device(rows)) if step.kernel != "lean"]
+    table, hbm = sweep.counts(steps)
+    us, start = np.array([step.us for step in steps]), np.array(list(sweep.constants().values()))
+    values = solve.fit(table, hbm, us, evaluation.weights(steps), start, sweep.least())
+    unused = [number for number, column in enumerate(table.T) if not column.any()]
+    names = list(sweep.constants())
+    assert {names[number] for number in unused} == {"gather_clocks", "gather_kib_clocks", "pass_clocks", "launch_us"}
+    assert values[unused] == pytest.approx(start[unused], rel=1e-6)
+    fitted, text = command.fitted(steps)
+    assert [fitted[names[number]] for number in unused] == list(start[unused])
+    for number in unused:
+        assert f"| {names[number]} " in text
 
 
 def test_counts_add_up_to_the_planners_prediction(rows):

@@ -7,8 +7,8 @@ import pytest
 
 from fastlstm.backends import cost_model
 from fastlstm.backends.cuda import planner as cuda_planner
+from tools import gpu_lean, gpu_published, gpu_resources, gpu_rounds
 from tools import gpu_model as model_page
-from tools import gpu_published, gpu_resources, gpu_rounds
 from tools.gpu_fit import committed, sweep
 from tools.gpu_tables import CODES, markdown
 
@@ -83,3 +83,38 @@ def test_picks_have_at_most_twice_the_fewest_rounds_or_a_reason():
 def test_the_columns_of_a_markdown_table_are_aligned():
     lines = markdown(("a", "bb"), [(1, 2), ("long", "x")]).splitlines()
     assert len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("math", gpu_lean.TYPES)
+def test_an_h200_is_predicted_as_an_h100_is(math):
+    """So one line of the page stands for both."""
+    for H in gpu_lean.UNITS:
+        for B in gpu_lean.BATCHES:
+            both = [gpu_lean.choices(cost_model.KNOWN[name], math, H, B) for name in ("H100", "H200")]
+            assert [(c.kernel, f"{c.us:.2f}") for c in both[0]] == [(c.kernel, f"{c.us:.2f}") for c in both[1]], (H, B)
+
+
+@pytest.mark.parametrize("math", gpu_lean.TYPES)
+def test_no_step_is_predicted_to_be_slower_with_lean_than_without(math):
+    for _, name in gpu_lean.DEVICES:
+        for H in gpu_lean.UNITS:
+            for B in gpu_lean.BATCHES:
+                device = cost_model.KNOWN[name]
+                pairs = zip(
+                    gpu_lean.choices(device, math, H, B),
+                    gpu_lean.choices(device, math, H, B, gpu_lean.BEFORE),
+                    strict=True,
+                )
+                for after, before in pairs:
+                    assert before.kernel != "lean"
+                    assert after.us <= before.us
+                    assert after.us >= model_page.floor(device, H, B, CODES[math]) or after.kernel == "per_step"
+
+
+def test_predictions_are_called_so_where_measured_times_stand_beside_them():
+    page = model_page.PAGE.read_text(encoding="utf-8")
+    headings = [line for line in page.splitlines() if line.startswith("## ") and "nn.LSTM" in line]
+    assert len(headings) == 2
+    assert all("Predicted" in line and "measured" in line for line in headings)
+    assert "lean has never run on a GPU" in page
+    assert "12.21 (bf16), 12.02 (f16)" in page  # bf16 H 512 B 1, as docs/gpu-measured.md has it

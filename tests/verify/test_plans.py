@@ -54,6 +54,20 @@ def test_the_default_checks_every_kernel_in_every_type():
     assert max(case_run.case.T for case_run in case_runs) < 100
 
 
+@pytest.mark.parametrize("math", ["tf32", "float16", "bfloat16"])
+def test_the_default_reaches_passes_and_parts_of_the_gates_of_lean(math):
+    lib, seen = cost_model.library(), set()
+    gpu = cost_model.description(cost_model.KNOWN["H100"], lib)
+    code = {"tf32": 1, "float16": 2, "bfloat16": 3}[math]
+    for case in quick(("cuda",)).tables["cuda"].cases:
+        for backward in (False, True):
+            choice = lib.choose(gpu, code, case.H, max(case.B, 1), backward, case.projection, "lean")
+            if choice.blocks >= 0 and case.N:
+                passes = choice.t.row_tiles // choice.t.phase
+                seen.add((backward, passes > 1, choice.t.gate_splits > 1))
+    assert {(False, False, False), (False, True, False), (True, False, False), (True, True, True)} <= seen
+
+
 def test_the_full_run_checks_every_kernel_of_triton_in_every_type():
     case_runs = correctness.runs("triton", full(("triton",)).tables["triton"])
     assert {(case_run.kernel, case_run.math) for case_run in case_runs} == {

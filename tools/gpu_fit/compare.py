@@ -9,6 +9,7 @@ import numpy as np
 
 from fastlstm.backends import cost_model
 from fastlstm.backends.cuda import planner as cuda_planner
+from fastlstm.backends.cuda.status import KERNELS
 from tools.gpu_fit import committed, evaluation, sweep
 from tools.gpu_fit.constants import CostConstants
 from tools.gpu_fit.sweep import CODES, TILING, MeasuredStep
@@ -17,7 +18,8 @@ from tools.gpu_tables import markdown
 HEAD = """## Predicted and measured on {card}
 
 Microseconds of a step of the kernel alone: the planner's pick, predicted / measured / the fastest tiling that was
-measured. A dash: this tiling was not measured. docs/gpu-measured.md has the rest.
+measured. A dash: this tiling was not measured. A kernel of which nothing was measured is not picked here: {without}.
+docs/gpu-measured.md has the rest.
 """
 RESIDUALS = """Predicted over measured, all tilings: the median, and in brackets the middle 80 %.
 """
@@ -40,11 +42,17 @@ def sections(cost: CostConstants = ()) -> list[str]:
     for card, rows in committed.files().items():
         steps = sweep.steps(rows, sweep.device(rows))
         if steps:
-            parts += [HEAD.format(card=card), *(table(steps, back, cost) for back in (False, True))]
+            unmeasured = ", ".join(sorted(_unmeasured(steps))) or "there is none"
+            parts += [HEAD.format(card=card, without=unmeasured), *(table(steps, back, cost) for back in (False, True))]
             parts += [RESIDUALS, _residuals(steps, cost)]
         if alone := _alone(rows):
             parts += [ALONE.format(card=card), alone]
     return parts
+
+
+def _unmeasured(steps: Sequence[MeasuredStep]) -> frozenset[str]:
+    """The recurrent kernels of which no step was measured."""
+    return frozenset(KERNELS) - {"per_step"} - {step.kernel for step in steps}
 
 
 def _residuals(steps: Sequence[MeasuredStep], cost: CostConstants) -> str:
@@ -71,17 +79,18 @@ def table(steps: Sequence[MeasuredStep], backward: bool, cost: CostConstants) ->
     batches, lines = sorted({step.B for step in of_direction}), []
     for math, H in sorted({(step.math, step.H) for step in of_direction}):
         cells = ([s for s in of_direction if (s.math, s.H, s.B) == (math, H, B)] for B in batches)
-        lines.append((math, H, *(_cell(cell_steps, cost) for cell_steps in cells)))
+        lines.append((math, H, *(_cell(cell_steps, cost, _unmeasured(steps)) for cell_steps in cells)))
     head = ("backward" if backward else "forward", "H", *(f"B {B}" for B in batches))
     return markdown(head, lines)
 
 
-def _cell(steps: Sequence[MeasuredStep], cost: CostConstants) -> str:
+def _cell(steps: Sequence[MeasuredStep], cost: CostConstants, without: frozenset[str]) -> str:
     if not steps:
         return ""
     one = steps[0]
     device = replace(one.device, cost=cost)
-    pick = cuda_planner.choices(cost_model.library(), device, CODES[one.math], H=one.H, B=one.B)[one.backward]
+    call = {"H": one.H, "B": one.B, "without": without}
+    pick = cuda_planner.choices(cost_model.library(), device, CODES[one.math], **call)[one.backward]
     tiling = tuple(getattr(pick.t, name) for name in TILING)
     measured = next((f"{s.us:.2f}" for s in steps if (s.kernel, s.tiling) == (pick.kernel, tiling)), "-")
     return f"{pick.us:.2f} / {measured} / {min(step.us for step in steps):.2f}"

@@ -115,7 +115,7 @@ class Cuda(Backend):
 
         def call(gpu: _Gpu, chosen: LaunchPlan) -> tuple[Tensor, ...]:
             nonlocal bias
-            bias = _bias_sums(chosen, inputs) if needs_grad[3] else None
+            bias = _bias_sums(chosen, saved.h) if needs_grad[3] else None
             return launch.backward(gpu, chosen, inputs, saved, grads, bias)
 
         d_gates, dh_proj, dh0, dc0 = _run(self, inputs.spec(), 1, call)
@@ -123,15 +123,14 @@ class Cuda(Backend):
         return *weight_gradients.of_weights(needs_grad, d_gates, dh_proj, inputs, saved, dbias), dh0, dc0
 
 
-def _bias_sums(chosen: LaunchPlan, inputs: OpInputs) -> Tensor | None:
-    """Where `lean` is to add up d_gates over the rows: zeros (row_blocks, 4H), else None.
+def _bias_sums(chosen: LaunchPlan, h: Tensor) -> Tensor | None:
+    """Where `lean` is to add up d_gates over the rows: zeros (row_blocks, 4H), else None. h: all of the call.
 
     That saves reading d_gates once more. Where they are small, torch's sum over them takes little time and is kept.
     """
-    N, width = inputs.spec().N, 4 * inputs.H
-    if chosen.backward.kernel != "lean" or N * width * inputs.w_hh.element_size() < _FUSED_BIAS_BYTES:
+    if chosen.backward.kernel != "lean" or 4 * h.numel() * h.element_size() < _FUSED_BIAS_BYTES:
         return None
-    return inputs.w_hh.new_zeros(chosen.backward.t.row_blocks, width, dtype=torch.float32)
+    return h.new_zeros(chosen.backward.t.row_blocks, 4 * h.shape[-1], dtype=torch.float32)
 
 
 def _together(spec: Spec, most: int, chained: bool) -> tuple[int, LaunchPlan | None]:

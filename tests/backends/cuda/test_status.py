@@ -67,9 +67,10 @@ def test_where_no_type_is_known_the_error_names_no_kernel():
     assert "the blocks of kernel of it waited 1.5 s" in str(error)
 
 
-def test_a_kernel_that_gave_up_does_not_run_by_its_name_either(lib):
-    blocklist.block("cuda", 0, "cooperative", ("bfloat16",), "its blocks waited 2 s for each other")
-    with CUDA.force("cooperative"):
+@pytest.mark.parametrize("kernel", ["cooperative", "lean"])
+def test_a_kernel_that_gave_up_does_not_run_by_its_name_either(lib, kernel):
+    blocklist.block("cuda", 0, kernel, ("bfloat16",), "its blocks waited 2 s for each other")
+    with CUDA.force(kernel):
         assert "its blocks waited 2 s for each other" in CUDA.unsupported_reason(LARGE)
     assert CUDA.unsupported_reason(LARGE) is None
 
