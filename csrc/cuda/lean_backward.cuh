@@ -294,15 +294,16 @@ struct LeanBackward {
     *carried(pass_row, kDh) = fresh ? 0.0f : sum;
   }
 
+  // Sends the sums of all columns to the blocks that run their cells.
   __device__ __forceinline__ void send_parts(const NearRows<Dense>& rows, int k, int pass_row, int parity) const {
+    const int cell = int(threadIdx.x) % kCells, of_slice = int(threadIdx.x) / kCells, row = cell / kUnits;
+    uint32_t* to = parts(k, pass_row, of_slice) + slice * kCells + cell;
+    // MUTATE: lean-parts-tail
+    const bool alive = pass_row + row < min_of(end_row, rows.at(0).count);
 #pragma unroll
-    for (int j = 0; j < Splits * kCells; j += kLeanThreads) {
-      const int i = j + int(threadIdx.x);
-      const int of_slice = i / kCells, row = i % kCells / kUnits;
-      const float sum = total(parity, row, of_slice * kUnits + i % kUnits);
-      // MUTATE: lean-parts-tail
-      if (pass_row + row < min_of(end_row, rows.at(0).count))
-        store_relaxed(parts(k, pass_row, of_slice) + slice * kCells + i % kCells, word_of(sum));
+    for (int j = 0; j < Splits; j += kLeanThreads / kCells) {
+      const float sum = total(parity, row, (of_slice + j) * kUnits + cell % kUnits);
+      if (alive) store_relaxed(to + j * Splits * kCells, word_of(sum));
     }
   }
 
