@@ -26,7 +26,7 @@ BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda", "reference": "cpu"}
 # Backends with a choice of kernels, and the order of the kernels' columns
 _GPU_BACKENDS = ("cuda", "triton")
-_ORDER = ("per_step", "single_block", "cooperative", "lean", "streamed")
+_ORDER = ("per_step", "single_block", "cooperative", "lean", "lean_layers", "streamed")
 
 # What differs from a dense training call of T 64, B 16, I and H 128
 FEATURES: dict[str, dict[str, object]] = {
@@ -74,6 +74,9 @@ def _cuda_takes(kernel: str, spec: Spec) -> bool:
     lib = cost_model.library()
     gpu, code = cost_model.description(cost_model.KNOWN[GPU], lib), TYPE_CODES[spec.dtype]
     directions = (False, True)[: 1 + spec.training]
+    if kernel == "lean_layers":  # two layers in one launch
+        two = (lib.choose_layers(gpu, code, spec.H, spec.B, back, 2, True) for back in directions)
+        return not spec.projected and all(choice.blocks >= 0 for choice in two)
     return all(lib.choose(gpu, code, spec.H, spec.B, back, spec.projected, kernel).blocks >= 0 for back in directions)
 
 

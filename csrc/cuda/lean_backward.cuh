@@ -226,14 +226,16 @@ struct LeanBackward {
   template <int First>
   __device__ __forceinline__ void multiply(Sums& sum, const void* exchange, const StepRows& rows, int b, bool gone) {
     uint4 z[1][Spans];
-    const bool waits[1] = {b < rows.count};
-    const T* row = static_cast<const T*>(exchange) + int64_t(rows.first + (waits[0] ? b : 0)) * (4 * H);
+    const bool alive = b < rows.count;
+    // MUTATE: lean-runs-ahead-backward
+    const bool waits[1] = {alive};
+    const T* row = static_cast<const T*>(exchange) + int64_t(rows.first + (alive ? b : 0)) * (4 * H);
     const uint32_t* from[1] = {reinterpret_cast<const uint32_t*>(row + 4 * first_unit + lane % 4 * kSpanUnits)};
     await_words<1, Spans, 4 * kStride / kPerWord<T>>(z, from, waits, spans, timed_out, p.status);
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < Spans; ++i) {
-      if (!Dense && Above && (gone || !waits[0])) z[0][i] = uint4{0, 0, 0, 0};
+      if (!Dense && Above && (gone || !alive)) z[0][i] = uint4{0, 0, 0, 0};
       z[0][i] = operand<T>(z[0][i]);
       const int s = First + i;
 #pragma unroll
@@ -254,6 +256,7 @@ struct LeanBackward {
     Sums sum = {};
     const int b = min_of(pass_row + lane / 4, p.s.B - 1);
     if constexpr (Above)
+      // MUTATE: lean-layer-above
       if (k > p.s.begin) multiply<Spans>(sum, p.above, rows.at(1), b, false);
     if (!Above || k < p.s.end) {
       const StepRows now = rows.at(0);

@@ -203,11 +203,12 @@ struct LeanForward {
 #pragma unroll
       for (int t = 0; t < Tiles; ++t) {
         const int b = min_of(pass_row + 8 * t + lane / 4, p.s.B - 1);
-        waits[t] = Dense || b < rows.at(0).count;
-        const T* row = static_cast<const T*>(p.below) + int64_t(rows.at(0).first + (waits[t] ? b : 0)) * H;
+        const bool alive = Dense || b < rows.at(0).count;
+        const T* row = static_cast<const T*>(p.below) + int64_t(rows.at(0).first + (alive ? b : 0)) * H;
+        // MUTATE: lean-runs-ahead
+        waits[t] = alive;
         from[t] = reinterpret_cast<const uint32_t*>(row + first_number);
       }
-      // MUTATE: lean-layer-below
       await_words<Tiles, Spans, kStride / kPerWord<T>>(h, from, waits, spans, timed_out, p.status);
       __syncwarp();
       multiply<Spans>(sum, h);

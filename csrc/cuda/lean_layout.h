@@ -33,7 +33,7 @@ FASTLSTM_BOTH constexpr int lean_rest_bytes(int spans, int groups, bool backward
 // before: the first that covers a sum has at least half of its spans in it for every warp. FASTLSTM_LEAN_FEW: a few of
 // them, for tests that are compiled often.
 #if defined(FASTLSTM_LEAN_FEW)
-#define FASTLSTM_LEAN_FORWARD(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 2)
+#define FASTLSTM_LEAN_FORWARD(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 1) X(1, 2, 2) X(2, 2, 2)
 #define FASTLSTM_LEAN_LAYERS(X) X(1, 1, 1) X(1, 2, 2)
 #else
 #define FASTLSTM_LEAN_FORWARD(X) \
@@ -52,7 +52,7 @@ FASTLSTM_BOTH constexpr int lean_forward_bytes(int spans, int groups, int tiles,
 
 // X(spans of a warp, gate splits). A block has 16 columns for each split, and passes of one tile.
 #if defined(FASTLSTM_LEAN_FEW)
-#define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(1, 4)
+#define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(4, 1) X(8, 1) X(1, 4)
 #define FASTLSTM_LEAN_LAYERS_BACKWARD(X) X(1) X(2)
 #else
 #define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(4, 1) X(8, 1) X(16, 1) X(1, 4) X(2, 4) X(4, 4) X(8, 4)

@@ -135,4 +135,8 @@ MUTATIONS = (
     Mutation(BARRIER, "lean_backward", "lean-sums-barrier", "__syncthreads();", ""),
     Mutation(BARRIER, "lean_backward", "lean-bias-barrier", "__syncthreads();", ""),
     Mutation(UNSET, "lean_backward", "lean-carried-dh-dc", "*place = *state;", ""),
+    # several layers: one that runs ahead of the layer whose words it takes
+    Mutation(WAIT, "lean_layers_forward", "lean-runs-ahead", "= alive", "= false"),
+    Mutation(WAIT, "lean_layers_backward", "lean-runs-ahead-backward", "{alive}", "{false}"),
+    Mutation(ROW, "lean_layers_backward", "lean-layer-above", "rows.at(1)", "rows.at(0)"),
 )

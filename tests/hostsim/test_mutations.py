@@ -7,7 +7,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
+from fastlstm.testing import layers
 from fastlstm.testing.cases import Case
 from tests.hostsim import backend as hostsim
 from tests.hostsim import build
@@ -31,6 +33,9 @@ LEAN_RUNS = {
     "lean_backward": ((LEAN[2], SMALL), (LEAN[0], dense(3, 9, 136, initial=True, reset=True))),
 }
 LEAN_INSTANCES = {"lean_forward": "X(1, 2, 1) X(2, 2, 2)", "lean_backward": "X(1, 4) X(4, 1)"}
+LAYERS = ("lean_layers_forward", "lean_layers_backward")
+LAYER_CASES = (dense(4, 9, 24), dense(3, 3, 40, reset=True, reverse=True))
+SMS = 40
 SEEDS = range(4)  # every policy of scheduling
 LIMIT = 300  # seconds for one kernel with a fault, which is compiled first
 # One type is enough and compiles four times as fast
@@ -77,6 +82,11 @@ def _runs(stem: str) -> list[tuple[Shape, Case]]:
 def _failure(stem: str, csrc: Path, math: str) -> str | None:
     """What the first run that fails says."""
     for seed in SEEDS:
+        if stem.startswith("lean_layers"):
+            failure = _failure_of_layers(seed, csrc, stem)
+            if failure is not None:
+                return failure
+            continue
         for shape, case in _runs(stem):
             try:
                 check(shape, case, math, seed, csrc=csrc, only=(stem,))
@@ -84,6 +94,16 @@ def _failure(stem: str, csrc: Path, math: str) -> str | None:
                     check_bias(shape, case, math, seed, csrc=csrc, only=(stem,))
             except (hostsim.Fault, AssertionError) as error:
                 return str(error)
+    return None
+
+
+def _failure_of_layers(seed: int, csrc: Path, stem: str) -> str | None:
+    for case in LAYER_CASES:
+        try:
+            with hostsim.settings(sms=SMS, shared_kib=227, seed=seed, csrc=csrc, only=(stem,)):
+                layers.check(hostsim.BACKEND, case, torch.bfloat16, count=2, chained=True, seed=seed)
+        except (hostsim.Fault, AssertionError) as error:
+            return str(error)
     return None
 
 
@@ -100,7 +120,7 @@ def test_a_fault_is_found(hostsim_library, tmp_path, mutation, stem):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", LEAN_RUNS)
+@pytest.mark.parametrize("stem", [*LEAN_RUNS, *LAYERS])
 def test_without_a_fault_the_few_instances_pass(hostsim_library, tmp_path, stem):
     assert _failure(stem, _copy(stem, "bfloat_t", tmp_path), BF16) is None
 
