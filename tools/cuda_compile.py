@@ -119,7 +119,7 @@ def rows(nvcc: str, capability: int, only: str = "*") -> tuple[list[CudaKernelRo
 def _row(capability: int, name: str, code: sass.Code, spilled: int) -> CudaKernelRow:
     kernel, arguments = name[:-1].split("<")
     first, *rest = arguments.split(", ")
-    lean = kernel.startswith("lean")
+    lean, one_step = kernel.startswith("lean"), kernel in ("lean_forward", "lean_backward")
     tile, options = lean_words(kernel, rest) if lean else _words(rest)
     limit = next(d.shared_bytes for d in cost_model.KNOWN.values() if d.capability == capability)
     return CudaKernelRow(
@@ -141,8 +141,8 @@ def _row(capability: int, name: str, code: sass.Code, spilled: int) -> CudaKerne
         strong_loads=_loads(code, "STRONG"),
         in_flight=(max if lean else min)(code.in_flight, default=0),
         async_copies=code.count("LDGSTS", in_loops=True),
-        step_instructions=code.step if lean else 0,
-        send_instructions=code.send if lean else 0,
+        step_instructions=code.step if one_step else 0,
+        send_instructions=code.send if one_step else 0,
     )
 
 
@@ -153,7 +153,8 @@ def _words(rest: list[str]) -> tuple[str, str]:
 
 def lean_words(kernel: str, rest: list[str]) -> tuple[str, str]:
     """The same of `lean`: 4, 2, 1, true is "4 spans, 2 groups, 1 tile" and "dense"."""
-    names = ("span", "group", "tile") if kernel == "lean_forward" else ("span", "part")
+    names = ("span", "group", "tile") if kernel.endswith("forward") else ("span", "part")
+    names = ("span",) if kernel == "lean_layers_backward" else names
     counts = (f"{n} {name}{'' if n == '1' else 's'}" for n, name in zip(rest[:-1], names, strict=True))
     return ", ".join(counts), "dense" if rest[-1] == "true" else "rows"
 

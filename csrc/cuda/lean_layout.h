@@ -34,7 +34,7 @@ FASTLSTM_BOTH constexpr int lean_rest_bytes(int spans, int groups, bool backward
 // them, for tests that are compiled often.
 #if defined(FASTLSTM_LEAN_FEW)
 #define FASTLSTM_LEAN_FORWARD(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 1) X(1, 2, 2) X(2, 2, 2)
-#define FASTLSTM_LEAN_LAYERS(X) X(1, 1, 1) X(1, 2, 2)
+#define FASTLSTM_LEAN_LAYERS(X) X(1, 1, 1) X(1, 2, 1) X(1, 2, 2)
 #else
 #define FASTLSTM_LEAN_FORWARD(X) \
   X(1, 1, 1)                     \

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlstm import dispatch
-from fastlstm._torch_compat import torch_lstm
+from fastlstm._torch_compat import is_plain_eager, torch_lstm
 from fastlstm.modules.call import Call, Results
 from fastlstm.ops import offsets
 from fastlstm.ops.arguments import SAVE_ALL, SAVE_CELLS, SAVE_NOTHING, OpInputs, Spec
@@ -117,7 +117,8 @@ def _most_in_one(call: Call, layer: int) -> tuple[int, bool]:
     chained, most = stack.directions == 1, stack.directions
     if chained:
         most = 1 if masks.dropout or masks.locked_dropout else stack.layers - layer
-    return (1 if stack.proj_size or torch.compiler.is_compiling() else most), chained
+    alone = stack.proj_size or torch.compiler.is_compiling() or not is_plain_eager()
+    return (1 if alone else most), chained
 
 
 def layers_in_one(call: Call, spec: Spec, layer: int = 0) -> tuple[int, bool]:

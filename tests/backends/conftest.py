@@ -16,7 +16,7 @@ from fastlstm.doctor import small_call
 from fastlstm.verify import record
 from tests.hostsim import backend as hostsim
 
-_CACHES = (cuda._no_driver, cuda._no_code, cuda._gpu, cuda._cached_choice, cuda_status.word)
+_CACHES = (cuda._no_driver, cuda._no_code, cuda._gpu, cuda._cached_choice, cuda._cached_together, cuda_status.word)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def fresh(monkeypatch, tmp_path):
 class Lib:
     """What fastlstm._C.cuda answers, without a driver."""
 
-    archs, timeout_ms = "75,80,90", 1500
+    archs, timeout_ms, most_layers = "75,80,90", 1500, 12
 
     def __init__(self, capability: int = 90, missing: str = ""):
         self.capability, self.reason, self.devices = capability, missing, []

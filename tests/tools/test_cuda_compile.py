@@ -13,6 +13,10 @@ from tools import cuda_compile, gpu_resources, sass
 
 RECURRENT = {f"{kernel}_{way}" for kernel in ("single_block", "cooperative") for way in ("forward", "backward")}
 LEAN = {"lean_forward", "lean_backward"}  # for sm_80 on; empty before
+LAYERS = {
+    "lean_layers_forward",
+    "lean_layers_backward",
+}  # the same code twice an instance: compiled for sm_90 alone here
 
 # Instructions of a step of `lean` in bfloat16 with dense rows, at most; what others take is in the committed rows
 MOST_FORWARD, MOST_BACKWARD, MOST_TO_SEND = 300, 450, 120
@@ -143,7 +147,8 @@ def compiled(capability: int) -> tuple[cuda_compile.CudaKernelRow, ...]:
     nvcc = cuda_compile.find_nvcc()
     if nvcc is None:
         pytest.skip("no nvcc; pip install 'fastlstm[cuda-build]'")
-    return tuple(cuda_compile.rows(nvcc, capability)[0])
+    files = ("*",) if capability == 90 else ("lean_[fb]*", "[!l]*")
+    return tuple(row for only in files for row in cuda_compile.rows(nvcc, capability, only)[0])
 
 
 @pytest.mark.slow
@@ -151,7 +156,7 @@ def compiled(capability: int) -> tuple[cuda_compile.CudaKernelRow, ...]:
 def test_compiled_kernels_have_no_spills_and_the_expected_instructions(capability):
     """compile_file has raised on any warning."""
     rows = compiled(capability)
-    assert {row.kernel for row in rows} == RECURRENT | LEAN | {
+    assert {row.kernel for row in rows} == RECURRENT | LEAN | (LAYERS if capability == 90 else set()) | {
         "per_step_forward",
         "per_step_backward",
         "per_step_backward_sum",
@@ -237,7 +242,9 @@ def test_committed_rows_are_what_the_kernels_compile_to(capability):
         pytest.skip(f"the committed rows are by {by}")
     key = ("kernel", "math", "tile", "options")
     actual = {tuple(getattr(row, k) for k in key): vars(row) for row in compiled(capability)}
-    expected = {tuple(row[k] for k in key): row for row in committed() if row["capability"] == capability}
+    compiled_kernels = {row.kernel for row in compiled(capability)}
+    rows = (r for r in committed() if r["capability"] == capability and r["kernel"] in compiled_kernels)
+    expected = {tuple(row[k] for k in key): row for row in rows}
     assert actual == expected, "run python -m tools.gpu_resources --compile cuda"
 
 
@@ -248,8 +255,10 @@ def test_committed_rows_cover_all_architectures_without_spills():
         spilled = SPILLS.get((row["capability"], row["kernel"], row["math"]), 0)
         assert (row["spill_bytes"], row["constant_loads"]) == (spilled, 0), row
         promised = row["math"] == "float16" or (row["math"] != "float32" and row["capability"] >= 80)
-        if row["kernel"] in RECURRENT | LEAN:
+        if row["kernel"] in RECURRENT | LEAN | LAYERS:
             assert (row["tensor"] > 0) == (promised and (row["kernel"] in RECURRENT or row["capability"] >= 80)), row
+    layers = {row["kernel"] for row in rows} & LAYERS
+    assert layers == LAYERS
 
 
 def test_the_log_of_the_compiler_is_committed():

@@ -49,7 +49,7 @@ def test_by_default_triton_is_checked_only_where_the_cuda_kernels_are_not():
 def test_the_default_checks_every_kernel_in_every_type():
     case_runs = correctness.runs("cuda", quick(("cuda",)).tables["cuda"])
     assert {(case_run.kernel, case_run.math) for case_run in case_runs} == {
-        (k, m) for k in ("per_step", "single_block", "cooperative", "lean") for m in correctness.MATHS
+        (k, m) for k in ("per_step", "single_block", "cooperative", "lean", "lean_layers") for m in correctness.MATHS
     }
     assert max(case_run.case.T for case_run in case_runs) < 100
 
