@@ -51,9 +51,16 @@ measured for torch's sum). *before*: the same without lean, predicted. *nn.LSTM*
 measured in a CUDA graph on an H200 ([gpu-measured.md](gpu-measured.md)); float16 stands beside bfloat16, since cuDNN has
 faster kernels for it. A predicted sum leaves out the gaps between kernels, which a measured time has in it.
 """
-LAYERS = """## Predicted: a training step of a network, beside nn.LSTM measured
+LAYERS = """## Predicted: a network, beside nn.LSTM measured
 
-Microseconds of one time step of all layers on an H100, the layers one after the other; columns as above.
+Microseconds of one time step of all layers on an H100, I = H, in a sequence that is long beside the layers; **measured on no
+GPU**. *together*: how many layers go into one launch forward / backward, as many as fit. Such a launch has no product of the
+input between its layers. *forward*: the recurrence and the products of the input. *step*: a training step. *one by one*: a
+training step with each layer in a launch of its own; *before*: the same without lean. nn.LSTM: measured, a training step.
+"""
+KERNELBENCH = """KernelBench's problem 35 (6 layers of 256 units, T 512, B 10, float32 as TF32, inference) would take {ms:.2f} ms
+with the first layer's product of the input: {steps} steps of {us:.2f} µs, {layers} layers in one launch. torch is reported
+to take 27 ms there.
 """
 
 
@@ -75,6 +82,7 @@ def sections(cost: CostConstants = ()) -> list[str]:
         _training(h100),
         LAYERS,
         _networks(h100),
+        _kernelbench(h100),
     ]
 
 
@@ -120,17 +128,43 @@ def _training(device: Device) -> str:
     return markdown(head, lines)
 
 
+def network_us(device: Device, math: str, L: int, H: int, B: int) -> tuple[str, float, float]:
+    """Layers in a launch, and microseconds a time step of L layers: forward, and a training step."""
+    alone = choices(device, math, H, B)
+    product_in, dx, dw = products_us(math, H, B)
+    counts, forward, backward, left = [], 0.0, 0.0, L
+    while left:
+        count, ahead, back = cuda_planner.together(
+            cost_model.library(), device, CODES[math], H=H, B=B, most=left, chained=True
+        )
+        forward += product_in + (alone[0].us if ahead is None else ahead.us)
+        backward += dx + count * dw + (count * alone[1].us + (count - 1) * dx if back is None else back.us)
+        counts.append(f"{count} / {1 if back is None else count}")
+        left -= count
+    return ", ".join(counts), forward, forward + backward
+
+
 def _networks(device: Device) -> str:
-    """T x L steps one after the other. A launch that runs all layers would be predicted here, for its own T + L steps."""
     measured, lines = _cudnn(), []
     for math, short in TYPES.items():
         for L, H in NETWORKS:
             for B in NETWORK_BATCHES:
-                step, before = (L * training_us(device, math, H, B, without) for without in (frozenset(), BEFORE))
-                lines.append(
-                    (short, f"{L} x {H}", B, f"{step:.2f}", f"{before:.2f}", _measured(measured, short, L, H, B))
-                )
-    return markdown(("type", "layers x H", "B", "step", "before", "nn.LSTM"), lines)
+                one_by_one, before = (L * training_us(device, math, H, B, w) for w in (frozenset(), BEFORE))
+                counts, forward, step = network_us(device, math, L, H, B)
+                words = [f"{us:.2f}" for us in (forward, step, one_by_one, before)]
+                lines.append((short, f"{L} x {H}", B, counts, *words, _measured(measured, short, L, H, B)))
+    head = ("type", "layers x H", "B", "together", "forward", "step", "one by one", "before", "nn.LSTM")
+    return markdown(head, lines)
+
+
+def _kernelbench(device: Device) -> str:
+    L, H, B, T = 6, 256, 10, 512
+    lib, code = cost_model.library(), CODES["tf32"]
+    count, ahead, _ = cuda_planner.together(lib, device, code, H=H, B=B, most=L, chained=True)
+    steps, us = T + count - 1, ahead.us if ahead else choices(device, "tf32", H, B)[0].us
+    launches = -(-L // count)
+    ms = launches * (steps * us + T * products_us("tf32", H, B)[0]) / 1e3
+    return KERNELBENCH.format(ms=ms, steps=steps, us=us, layers=count)
 
 
 def _cudnn() -> dict[tuple, float]:

@@ -33,7 +33,7 @@ FASTLSTM_BOTH constexpr int lean_rest_bytes(int spans, int groups, bool backward
 // before: the first that covers a sum has at least half of its spans in it for every warp. FASTLSTM_LEAN_FEW: a few of
 // them, for tests that are compiled often.
 #if defined(FASTLSTM_LEAN_FEW)
-#define FASTLSTM_LEAN_FORWARD(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 1) X(1, 2, 2) X(2, 2, 2)
+#define FASTLSTM_LEAN_FORWARD(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 1) X(1, 2, 2) X(2, 2, 2) X(8, 2, 1)
 #define FASTLSTM_LEAN_LAYERS(X) X(1, 1, 1) X(1, 2, 1) X(1, 2, 2)
 #else
 #define FASTLSTM_LEAN_FORWARD(X) \
@@ -52,7 +52,7 @@ FASTLSTM_BOTH constexpr int lean_forward_bytes(int spans, int groups, int tiles,
 
 // X(spans of a warp, gate splits). A block has 16 columns for each split, and passes of one tile.
 #if defined(FASTLSTM_LEAN_FEW)
-#define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(4, 1) X(8, 1) X(1, 4)
+#define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(4, 1) X(8, 1) X(1, 4) X(8, 4)
 #define FASTLSTM_LEAN_LAYERS_BACKWARD(X) X(1) X(2)
 #else
 #define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(4, 1) X(8, 1) X(16, 1) X(1, 4) X(2, 4) X(4, 4) X(8, 4)
@@ -75,12 +75,13 @@ FASTLSTM_BOTH constexpr bool lean_layers_backward_fit(int spans, int type_bytes)
 inline int lean_spans(const Tiling& t, int H, int type_bytes, bool backward) {
   const int slice = 16 * divide_up(H, 16 * t.gate_splits);  // units
   const int spans = divide_up((backward ? 4 * slice : H) * type_bytes, 64), needed = divide_up(spans, kLeanWarps);
+  const auto covers = [needed](int most) { return needed <= most && (2 * needed > most || most == 1); };
 #define FASTLSTM_TRY(Spans, Groups, Tiles) \
-  if (!backward && t.groups == Groups && t.phase == Tiles && needed <= Spans) return Spans;
+  if (!backward && t.groups == Groups && t.phase == Tiles && covers(Spans)) return Spans;
   FASTLSTM_LEAN_FORWARD(FASTLSTM_TRY)
 #undef FASTLSTM_TRY
 #define FASTLSTM_TRY(Spans, Splits) \
-  if (backward && t.groups == Splits && t.gate_splits == Splits && t.phase == 1 && needed <= Spans) return Spans;
+  if (backward && t.groups == Splits && t.gate_splits == Splits && t.phase == 1 && covers(Spans)) return Spans;
   FASTLSTM_LEAN_BACKWARD(FASTLSTM_TRY)
 #undef FASTLSTM_TRY
   return 0;

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,16 +149,9 @@ def _cached_together(
     index: int, dtype: torch.dtype, tf32: bool, H: int, B: int, most: int, chained: bool
 ) -> tuple[int, LaunchPlan | None]:
     lib, gpu, code = native.load().plan, _gpu(index), LaunchPlan(None, None, tf32).code(dtype)
-    alone = planner.choices(lib, gpu, code, H=H, B=B)
-
-    def choice(count: int, backward: bool) -> Any | None:
-        together = planner.layers(lib, gpu, code, H=H, B=B, count=count, chained=chained, backward=backward)
-        return together if together is not None and together.us < count * alone[backward].us else None
-
-    for count in range(min(most, _lib().most_layers), 1, -1):
-        if (forward := choice(count, False)) is not None:
-            return count, LaunchPlan(forward, choice(count, True), tf32)
-    return 1, None
+    most = min(most, _lib().most_layers)
+    count, forward, backward = planner.together(lib, gpu, code, H=H, B=B, most=most, chained=chained)
+    return (1, None) if count == 1 else (count, LaunchPlan(forward, backward, tf32))
 
 
 def not_built() -> str | None:

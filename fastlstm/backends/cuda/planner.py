@@ -15,7 +15,7 @@ from typing import Any
 from fastlstm.backends import cost_model
 from fastlstm.backends.cost_model import Device
 
-__all__ = ["choices", "gpu", "layers", "sentence", "tilings"]
+__all__ = ["choices", "gpu", "layers", "sentence", "tilings", "together"]
 
 KERNELS = ("per_step", "single_block", "cooperative", "lean")  # of one layer
 
@@ -93,6 +93,26 @@ def layers(
     """The planner's choice for `count` layers or directions in one launch of `lean`, or None where none fits."""
     choice = lib.choose_layers(gpu(lib, device), code, H, B, backward, count, chained)
     return None if choice.blocks < 0 else choice
+
+
+def together(
+    lib: Any, device: Device, code: int, *, H: int, B: int, most: int, chained: bool
+) -> tuple[int, Any | None, Any | None]:
+    """How many of `most` layers (chained) or directions to run in one launch, and its choices forward and backward.
+
+    As many as fit where that is predicted to be faster than one after the other; backward is None where it is not. 1 and
+    no choice: none together.
+    """
+    alone = choices(lib, device, code, H=H, B=B)
+
+    def choice(count: int, backward: bool) -> Any | None:
+        found = layers(lib, device, code, H=H, B=B, count=count, chained=chained, backward=backward)
+        return found if found is not None and found.us < count * alone[backward].us else None
+
+    for count in range(most, 1, -1):
+        if (forward := choice(count, False)) is not None:
+            return count, forward, choice(count, True)
+    return 1, None, None
 
 
 def _number(count: int, one: str, several: str = "") -> str:
