@@ -25,7 +25,7 @@ FASTLSTM_BOTH int divide_up(int a, int b) { return (a + b - 1) / b; }
 // Words between two rows of a tile of operands: 16 beyond a multiple of 32, so that two rows never share a bank.
 FASTLSTM_BOTH int row_stride(int spans) { return 16 * spans + (spans % 2 ? 0 : 16); }
 
-FASTLSTM_BOTH int min_of(int a, int b) { return a < b ? a : b; }
+FASTLSTM_BOTH constexpr int min_of(int a, int b) { return a < b ? a : b; }
 
 struct Layout {
   int spans;  // of the whole summed dimension, for this block

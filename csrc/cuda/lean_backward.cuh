@@ -28,7 +28,9 @@ struct LeanBackward {
   static constexpr int kKept = lean_register_spans(kAll, Splits, true, Above);
   static constexpr int kSetSpans = kUnits / kSpanUnits;              // of a slice in one set
   static constexpr int kStride = kLeanWarps / kSetSpans * kColumns;  // units between two spans of a warp
-  static constexpr int kPitch = kColumns + 4;                        // of sums, so that no bank is met twice
+  // Spans that are loaded together: of 16, without the room of dense rows, half.
+  static constexpr int kBatch = Spans == 16 && !Dense && (Above || sizeof(T) == 4) ? 8 : Spans;
+  static constexpr int kPitch = kColumns + 4;  // of sums, so that no bank is met twice
   static_assert(kLeanWarps % kSetSpans == 0, "a warp has the same place in every set");
   static_assert(Splits == 1 || !Above, "layers are not split");
   static_assert(Splits == 1 || Splits * kCells % kLeanThreads == 0, "every thread adds as many sums");
@@ -225,19 +227,29 @@ struct LeanBackward {
   // step, which blocks of this launch send. gone: they count as zero.
   template <int First>
   __device__ __forceinline__ void multiply(Sums& sum, const void* exchange, const StepRows& rows, int b, bool gone) {
-    uint4 z[1][Spans];
     const bool alive = b < rows.count;
+    const T* row = static_cast<const T*>(exchange) + int64_t(rows.first + (alive ? b : 0)) * (4 * H);
+    const auto* from = reinterpret_cast<const uint32_t*>(row + 4 * first_unit + lane % 4 * kSpanUnits);
+    gone = gone || !alive;
+    multiply_batch<First, 0>(sum, from, alive, gone);
+    if constexpr (kBatch < Spans) multiply_batch<First, kBatch>(sum, from, alive, gone);
+  }
+
+  // The spans from `At` on.
+  template <int First, int At>
+  __device__ __forceinline__ void multiply_batch(Sums& sum, const uint32_t* first, bool alive, bool gone) {
+    constexpr int kStep = 4 * kStride / kPerWord<T>, kSure = At < Spans / 2 ? min_of(Spans / 2 - At, kBatch) : 0;
+    uint4 z[1][kBatch];
+    const uint32_t* from[1] = {first + At * kStep};
     // MUTATE: lean-runs-ahead-backward
     const bool waits[1] = {alive};
-    const T* row = static_cast<const T*>(exchange) + int64_t(rows.first + (alive ? b : 0)) * (4 * H);
-    const uint32_t* from[1] = {reinterpret_cast<const uint32_t*>(row + 4 * first_unit + lane % 4 * kSpanUnits)};
-    await_words<1, Spans, 4 * kStride / kPerWord<T>>(z, from, waits, spans, timed_out, p.status);
+    await_words<1, kBatch, kSure, kStep>(z, from, waits, spans - At, timed_out, p.status);
     __syncwarp();
 #pragma unroll
-    for (int i = 0; i < Spans; ++i) {
-      if (!Dense && Above && (gone || !alive)) z[0][i] = uint4{0, 0, 0, 0};
+    for (int i = 0; i < kBatch; ++i) {
+      if (!Dense && Above && gone) z[0][i] = uint4{0, 0, 0, 0};
       z[0][i] = operand<T>(z[0][i]);
-      const int s = First + i;
+      const int s = First + At + i;
 #pragma unroll
       for (int g = 0; g < Splits; ++g) {
         uint4 w[2];

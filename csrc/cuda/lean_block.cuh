@@ -57,22 +57,22 @@ struct NearRows<false> {
 // Loads the words at from[t] + i * Step, for Spans i of each of Tiles rows t, and waits for those rows that other
 // blocks of this launch write (`waits`). All loads are issued before the first is tested: one round trip through L2.
 // Only words that are not there yet are loaded again: polling takes L2 bandwidth from the blocks that send. The lane
-// has `count` spans, at least half of Spans (lean_layout.h); zeros are in the place of the others.
+// has `count` spans, at least Sure of them; zeros are in the place of the others.
 //
 // Every wait ends: it is for words of an earlier step or (backward) of this step's cells, which their block sends
 // before it waits for anything of that step. All blocks of a launch are resident at once (a cooperative launch), so by
 // induction over the steps each block comes to send. One block fewer than the planner asked for, and the wait times
 // out.
-template <int Tiles, int Spans, int Step>
+template <int Tiles, int Spans, int Sure, int Step>
 __device__ __forceinline__ void await_words(uint4 (&v)[Tiles][Spans], const uint32_t* const (&from)[Tiles],
                                             const bool (&waits)[Tiles], int count, bool& timed_out, int* status) {
 #pragma unroll
   for (int t = 0; t < Tiles; ++t) {
 #pragma unroll
     for (int i = 0; i < Spans; ++i) {
-      if (i >= Spans / 2) v[t][i] = uint4{0, 0, 0, 0};
+      if (i >= Sure) v[t][i] = uint4{0, 0, 0, 0};
       // MUTATE: lean-spans-tail
-      if (i < Spans / 2 || i < count) v[t][i] = load_relaxed<uint4>(from[t] + i * Step);
+      if (i < Sure || i < count) v[t][i] = load_relaxed<uint4>(from[t] + i * Step);
     }
   }
   SpinTimeout timeout;

@@ -209,13 +209,13 @@ struct LeanForward {
         waits[t] = alive;
         from[t] = reinterpret_cast<const uint32_t*>(row + first_number);
       }
-      await_words<Tiles, Spans, kStride / kPerWord<T>>(h, from, waits, spans, timed_out, p.status);
+      await_words<Tiles, Spans, Spans / 2, kStride / kPerWord<T>>(h, from, waits, spans, timed_out, p.status);
       __syncwarp();
       multiply<Spans>(sum, h);
     }
 #pragma unroll
     for (int t = 0; t < Tiles; ++t) from[t] = state(rows, k, min_of(pass_row + 8 * t + lane / 4, p.s.B - 1), waits[t]);
-    await_words<Tiles, Spans, kStride / kPerWord<T>>(h, from, waits, spans, timed_out, p.status);
+    await_words<Tiles, Spans, Spans / 2, kStride / kPerWord<T>>(h, from, waits, spans, timed_out, p.status);
     __syncwarp();
     multiply<0>(sum, h);
     put(sum, parity);

@@ -22,22 +22,18 @@ __global__ void __launch_bounds__(kLeanThreads, 1)
 
 template <class T, int Spans>
 int launch_shape(const LayersBackwardArgs& all, void* stream) {
-  if constexpr (!lean_layers_backward_fit(Spans, sizeof(T))) {
-    return kInvalidValue;
-  } else {
-    bool dense = true, above = false;
-    for (int i = 0; i < all.count; ++i) {
-      const BackwardArgs& p = all.layers[i];
-      if (!all_aligned(p.w_hh_t, p.exchange, p.w_above_t)) return kInvalidValue;
-      dense = dense && !p.s.offsets && !p.s.reset;
-      above = above || p.above;
-    }
-    const auto kernel =
-        dense ? lean_layers_backward_kernel<T, Spans, true> : lean_layers_backward_kernel<T, Spans, false>;
-    const size_t bytes = lean_backward_bytes(Spans, 1, all.layers[0].t.row_tiles, above);
-    return launch("lean_layers_backward", kernel, {uint32_t(all.count * all.blocks), kLeanThreads, bytes, true}, stream,
-                  all);
+  bool dense = true, above = false;
+  for (int i = 0; i < all.count; ++i) {
+    const BackwardArgs& p = all.layers[i];
+    if (!all_aligned(p.w_hh_t, p.exchange, p.w_above_t)) return kInvalidValue;
+    dense = dense && !p.s.offsets && !p.s.reset;
+    above = above || p.above;
   }
+  const auto kernel =
+      dense ? lean_layers_backward_kernel<T, Spans, true> : lean_layers_backward_kernel<T, Spans, false>;
+  const size_t bytes = lean_backward_bytes(Spans, 1, all.layers[0].t.row_tiles, above);
+  return launch("lean_layers_backward", kernel, {uint32_t(all.count * all.blocks), kLeanThreads, bytes, true}, stream,
+                all);
 }
 
 }  // namespace

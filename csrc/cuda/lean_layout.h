@@ -13,15 +13,13 @@ constexpr int kLeanWarps = 8, kLeanThreads = 32 * kLeanWarps;
 
 // Words of W_hh that a lane keeps in registers. Backward with two matrices, fewer: two products have operands in
 // others.
-FASTLSTM_BOTH constexpr int lean_registers(int spans, bool backward, bool chained) {
-  return backward && chained ? (spans > 16 ? 64 : 96) : 128;
-}
+FASTLSTM_BOTH constexpr int lean_registers(bool backward, bool chained) { return backward && chained ? 96 : 128; }
 
 // Of one span and group, a lane has so many words of a matrix; and so many spans stay in registers. chained: `spans`
 // are those of two matrices, of a layer next to another in one launch.
 FASTLSTM_BOTH constexpr int lean_words(bool backward) { return backward ? 8 : 16; }
 FASTLSTM_BOTH constexpr int lean_register_spans(int spans, int groups, bool backward, bool chained) {
-  const int most = lean_registers(spans, backward, chained) / (lean_words(backward) * groups);
+  const int most = lean_registers(backward, chained) / (lean_words(backward) * groups);
   return spans < most ? spans : most;
 }
 FASTLSTM_BOTH constexpr int lean_rest_bytes(int spans, int groups, bool backward, bool chained) {
@@ -33,8 +31,8 @@ FASTLSTM_BOTH constexpr int lean_rest_bytes(int spans, int groups, bool backward
 // before: the first that covers a sum has at least half of its spans in it for every warp. FASTLSTM_LEAN_FEW: a few of
 // them, for tests that are compiled often.
 #if defined(FASTLSTM_LEAN_FEW)
-#define FASTLSTM_LEAN_FORWARD(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 1) X(1, 2, 2) X(2, 2, 2) X(8, 2, 1)
-#define FASTLSTM_LEAN_LAYERS(X) X(1, 1, 1) X(1, 2, 1) X(1, 2, 2)
+#define FASTLSTM_LEAN_FORWARD(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 1) X(1, 2, 2) X(2, 2, 2) X(4, 2, 1) X(8, 2, 1)
+#define FASTLSTM_LEAN_LAYERS(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 1) X(4, 2, 1) X(1, 2, 2)
 #else
 #define FASTLSTM_LEAN_FORWARD(X) \
   X(1, 1, 1)                     \
@@ -53,21 +51,16 @@ FASTLSTM_BOTH constexpr int lean_forward_bytes(int spans, int groups, int tiles,
 // X(spans of a warp, gate splits). A block has 16 columns for each split, and passes of one tile.
 #if defined(FASTLSTM_LEAN_FEW)
 #define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(4, 1) X(8, 1) X(1, 4) X(8, 4)
-#define FASTLSTM_LEAN_LAYERS_BACKWARD(X) X(1) X(2)
+#define FASTLSTM_LEAN_LAYERS_BACKWARD(X) X(1) X(2) X(8)
 #else
 #define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(4, 1) X(8, 1) X(16, 1) X(1, 4) X(2, 4) X(4, 4) X(8, 4)
-#define FASTLSTM_LEAN_LAYERS_BACKWARD(X) X(1) X(2) X(4) X(8) X(16)  // spans; one split
+#define FASTLSTM_LEAN_LAYERS_BACKWARD(X) X(1) X(2) X(4) X(8)  // spans; one split. 16 take too many registers
 #endif
 
 // Shared memory of a backward block: the rest of W_hh, sums of all warps for two passes, dh, dc and c.
 FASTLSTM_BOTH constexpr int lean_backward_bytes(int spans, int splits, int row_tiles, bool above) {
   return lean_rest_bytes(spans, splits, true, above) + 2 * kLeanWarps * 8 * (16 * splits + 4) * 4 +
          row_tiles * 3 * 128 * 4;
-}
-
-// In TF32 a layer of 16 spans below another takes more registers than there are.
-FASTLSTM_BOTH constexpr bool lean_layers_backward_fit(int spans, int type_bytes) {
-  return spans < 16 || type_bytes == 2;
 }
 
 // The spans of a warp of the instance that covers a sum; 0: none does. Forward the sum is over H numbers, backward over

@@ -15,7 +15,7 @@ struct Problem {
   Type type;
   int H, B;
   bool backward, projected;
-  int layers = 1;       // layers or directions in one launch
+  int layers = 1;        // layers or directions in one launch
   bool chained = false;  // each is above the one before it
 };
 

@@ -39,13 +39,13 @@ def run_together(layers: Sequence[OpInputs], chained: bool) -> list[Results] | N
         return None
     if not all(v is None or is_plain(v) for inputs in layers for v in inputs[:-2]):
         return None
+    grad = torch.is_grad_enabled() and any(any_requires_grad(*inputs) for inputs in layers)
+    if grad and layers[0].save == SAVE_NOTHING:
+        return None
     with torch.no_grad(), own_types(layers[0].w_hh):
         results = dispatch.forward_layers([validation.checked_inputs(inputs) for inputs in layers], chained)
-    grad = torch.is_grad_enabled() and any(any_requires_grad(*inputs) for inputs in layers)
     if results is None or not grad:
         return results
-    if layers[0].save == SAVE_NOTHING:
-        return None
     how = _How(chained, [(inputs.reverse, inputs.save) for inputs in layers], results)
     given = (v for i, inputs in enumerate(layers) for v in _without_inner_x(inputs, chained and i > 0))
     return how.results(_Together.apply(how, *given))
