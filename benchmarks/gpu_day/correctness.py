@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
 
+import fastlstm
 from benchmarks.gpu_day.child import Item
 from benchmarks.gpu_day.executor import GpuExecutor, choice_columns, dtype
+from fastlstm.backends import load
+from fastlstm.backends.base import UnfitError
 from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.ops import reference
+from fastlstm.testing import layers
 from fastlstm.testing.accuracy import TF32_EPS
 from fastlstm.testing.cases import Case, Inputs, make, make_grads, rounded
 
+LAYERS = "lean_layers"  # several layers, or both directions, in one launch of `lean`
 KERNELS = ("lean", "cooperative", "single_block", "per_step")
 FORWARD, BACKWARD = ("h", "c", "gates", "h_n", "c_n"), ("d_gates", "dh_proj", "dh0", "dc0")  # what the op returns
 
@@ -51,6 +57,7 @@ def items(executor: GpuExecutor) -> list[Item]:
     executor.start()
     maths = ("bf16", "tf32", "f32") if executor.rehearsal else ("bf16", "f16", "tf32", "f32")
     pairs = [(kernel, math) for kernel in KERNELS for math in maths if (kernel, math) != ("lean", "f32")]
+    pairs += [(LAYERS, math) for math in maths if math != "f32"]
     return [Item(f"{kernel} {math}", (kernel, math), f"{kernel} {math}") for kernel, math in pairs]
 
 
@@ -64,7 +71,36 @@ def cases(executor: GpuExecutor) -> tuple[Case, ...]:
 
 
 def run(executor: GpuExecutor, item: Item) -> Iterator[dict]:
-    yield from check_kernel(executor, *item.values, cases(executor))
+    kernel, math = item.values
+    if kernel == LAYERS:
+        yield from check_layers(executor, math, cases(executor))
+    else:
+        yield from check_kernel(executor, kernel, math, cases(executor))
+
+
+def check_layers(executor: GpuExecutor, math: str, cases: tuple[Case, ...]) -> Iterator[dict]:
+    """Rows of two and three layers, and of both directions, in one launch each way, on the cases of one layer."""
+    backend, how = load(executor.backend), {"device": str(executor.device), "tf32": math == "tf32"}
+    with executor.math(math), fastlstm.backend(executor.backend):
+        for case, (count, chained) in product(cases, ((2, True), (3, True), (2, False))):
+            columns = {
+                "kernel": LAYERS,
+                "math": math,
+                "case": f"{case.id}, {count} {'layers' if chained else 'directions'}",
+            }
+            if case.projection or (LAYERS, math, False) in executor.timed_out:
+                continue
+            try:
+                errors = layers.errors(backend, case, dtype(math), count=count, chained=chained, **how)
+            except UnfitError as why:
+                yield {**columns, "skipped": str(why)}
+                continue
+            status = executor.take_status()
+            if status:
+                executor.timed_out.add((LAYERS, math, False))
+            worst = max(error / allowed if error == error else float("inf") for error, allowed in errors.values())
+            fine = not status and worst <= 1
+            yield {**columns, "fine": fine, "status": status, "repeats": True, "worst": worst, "errors": errors}
 
 
 def check_kernel(executor: GpuExecutor, kernel: str, math: str, cases: tuple[Case, ...]) -> Iterator[dict]:

@@ -228,3 +228,14 @@ def test_a_kernel_that_lost_its_process_is_not_used_by_module_calls():
     simulation.timed_out.add(("cooperative", "bf16", True))
     assert simulation.avoid_failed_kernels("bf16", 24, 3) == "per_step"
     simulation.force_kernel("")
+
+
+@pytest.mark.parametrize("math", ["bf16", "tf32"])
+def test_launches_of_several_layers_are_judged(math):
+    simulation = rehearsal()
+    assert [item.values for item in correctness.items(simulation)][-1][0] == "lean_layers"
+    rows = list(correctness.check_layers(simulation, math, correctness.cases(simulation)))
+    assert {row["kernel"] for row in rows} == {"lean_layers"}
+    judged = [row for row in rows if "fine" in row]
+    assert {row["case"].partition(", ")[2] for row in judged} == {"2 layers", "3 layers", "2 directions"}
+    assert all(row["fine"] for row in judged)

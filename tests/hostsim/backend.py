@@ -203,9 +203,11 @@ class HostSimulation(Backend):
         )
 
     def forward_layers(self, layers: Sequence[OpInputs], chained: bool) -> list[tuple[Tensor, ...]]:
-        plan = LaunchPlan(self._layers(layers[0].spec(), len(layers), chained), None, _settings.tf32)
+        choice = self._layers(layers[0].spec(), len(layers), chained)
+        if choice is None:
+            raise UnfitError(f"{len(layers)} layers do not fit one launch")
         with Simulated(_library()) as rt:
-            return cuda_layers.forward(rt, plan, layers, chained)
+            return cuda_layers.forward(rt, LaunchPlan(choice, None, _settings.tf32), layers, chained)
 
     def backward_layers(
         self, layers: Sequence[OpInputs], saved: Sequence[Saved], grads: Sequence[Grads], chained: bool
