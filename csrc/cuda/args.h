@@ -103,6 +103,7 @@ struct LayersBackwardArgs {
   BackwardArgs layers[kMostLayers];
   int count, blocks;
 };
+static_assert(sizeof(LayersArgs) <= 4096 && sizeof(LayersBackwardArgs) <= 4096, "a kernel's parameters");
 
 // How long a block spins on another block's words before it gives up. CMake: FASTLSTM_TIMEOUT_MS.
 #if !defined(FASTLSTM_TIMEOUT_MS)

@@ -124,6 +124,16 @@ auto layers_launch(const char* name, int (*run)(Type, const All&, const int64_t*
     if (layers.empty() || layers.size() > kMostLayers || first.size() != layers.size() || rows.size() != layers.size())
       throw py::value_error(std::string(name) + " takes 1 to " + std::to_string(kMostLayers) +
                             " layers, and first row and rows of each");
+    const Sequence& like = layers[0]->s;
+    for (const Args* layer : layers) {
+      const Sequence& s = layer->s;
+      if (s.T != like.T || s.B != like.B || s.H != like.H || s.N != like.N || s.begin != like.begin ||
+          s.end != like.end)
+        throw py::value_error(std::string(name) + ": a layer has T " + std::to_string(s.T) + ", B " +
+                              std::to_string(s.B) + " and H " + std::to_string(s.H) + ", the first has T " +
+                              std::to_string(like.T) + ", B " + std::to_string(like.B) + " and H " +
+                              std::to_string(like.H) + "; give layers of one size and the same steps");
+    }
     All all{};
     all.count = int(layers.size());
     all.blocks = layers[0]->t.unit_blocks * layers[0]->t.row_blocks;

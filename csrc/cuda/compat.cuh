@@ -128,14 +128,19 @@ __device__ __forceinline__ void store_vector(void* to, const V& value) {
 }
 
 // Launches a kernel whose only parameter is `args`. `name` is for the simulation's messages. The shared memory a kernel
-// may ask for is a property of the kernel, which the next launch changes: callers hold Python's lock through both.
+// may ask for is a property of the kernel on this device. It only grows: a launch that a CUDA graph holds may need what
+// an earlier one asked for.
 template <class Args>
 int launch(const char* name, void (*kernel)(Args), const LaunchShape& shape, void* stream, const Args& args) {
   (void)name;
   if (shape.shared_bytes > (48 << 10)) {
-    const auto code =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes));
-    if (code != cudaSuccess) return int(code);
+    cudaFuncAttributes now{};
+    if (const auto code = cudaFuncGetAttributes(&now, kernel); code != cudaSuccess) return int(code);
+    if (now.maxDynamicSharedSizeBytes < int(shape.shared_bytes)) {
+      const auto code =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes));
+      if (code != cudaSuccess) return int(code);
+    }
   }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;

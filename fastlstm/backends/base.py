@@ -27,6 +27,10 @@ class UnfitError(BackendError):
     """A backend learned at the launch that it cannot run the call; nothing was done."""
 
 
+class RefusedError(UnfitError):
+    """A launch that fits was refused by the device; nothing was done, and no such launch is tried again."""
+
+
 class Backend:
     """Runs the op on one kind of kernels.
 

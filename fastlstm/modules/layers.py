@@ -91,7 +91,7 @@ def run_layers(call: Call) -> Results:
                 prepared = _together(call, layer, rows, inputs_of)
             outputs = []
             for k in range(first, first + directions):
-                inputs, ready = prepared.get(k) or (inputs_of(k, rows), None)
+                inputs, ready = prepared.pop(k, None) or (inputs_of(k, rows), None)
                 if ready is None:
                     ready = run_forward(inputs if inputs.x is None else inputs._replace(x=rows))
                 outputs.append(ready)
@@ -147,6 +147,8 @@ def _together(
         x = inputs[0].w_hh.new_empty(*inputs[0].lead, stack.hidden_size) if chained else rows
         inputs.append(inputs_of(k, x))
     results = run_together(inputs, chained) if count > 1 else None
+    if results is None:
+        inputs = [own if own.x is None else own._replace(x=rows) for own in inputs]  # their memory for h is not needed
     return {first + i: (own, results and results[i]) for i, own in enumerate(inputs)}
 
 

@@ -7,6 +7,7 @@ derivatives run the layers one by one on the op, whose own rules have them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -42,7 +43,8 @@ def run_together(layers: Sequence[OpInputs], chained: bool) -> list[Results] | N
     grad = torch.is_grad_enabled() and any(any_requires_grad(*inputs) for inputs in layers)
     if grad and layers[0].save == SAVE_NOTHING:
         return None
-    with torch.no_grad(), own_types(layers[0].w_hh):
+    # what needs no gradients is made as the op makes it: a view of no_grad could not be changed in place
+    with torch.no_grad() if grad else nullcontext(), own_types(layers[0].w_hh):
         results = dispatch.forward_layers([validation.checked_inputs(inputs) for inputs in layers], chained)
     if results is None or not grad:
         return results
@@ -130,7 +132,10 @@ def _gradients(
         inside = how.chained and i > 0  # x is h of the layer below
         needs_x, *needs = wanted[i * _TENSORS : i * _TENSORS + 6]
         needs = (needs_x or (inside and together is None), *needs)
-        d_gates, dh_proj, dh0, dc0 = dispatch.backward(layers[i], own, own_grads) if together is None else together[i]
+        # the last reference to what one launch gave, so that a layer's gradients live no longer than they are used
+        d_gates, dh_proj, dh0, dc0 = (
+            dispatch.backward(layers[i], own, own_grads) if together is None else together.pop()
+        )
         dx, *of_weights = weight_gradients.of_weights(needs, d_gates, dh_proj, layers[i], own)
         dh = dx if inside else None
         out.append([None if inside else dx, *of_weights, dh0, dc0, None, None, None])

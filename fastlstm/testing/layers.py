@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlstm.backends.base import Backend, UnfitError
+from fastlstm.backends.base import Backend, RefusedError, UnfitError
 from fastlstm.ops import reference, validation
 from fastlstm.ops.arguments import Grads, OpInputs, Saved
 from fastlstm.ops.reference import cell_type
@@ -146,6 +146,8 @@ def errors(
     checked = [validation.checked_gradients(*of) for of in zip(layers, saved, grads, strict=True)]
     try:
         back = backend.backward_layers(layers, *map(list, zip(*checked, strict=True)), chained)
+    except RefusedError:
+        raise
     except UnfitError:  # forward fits where backward need not
         return found
     for i, (d_gates, _, dh0, dc0) in enumerate(back):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastlstm._torch_compat import current_cuda_stream, dynamo_skip
 from fastlstm.backends import blocklist, cost_model, native
-from fastlstm.backends.base import Backend, UnfitError, forced_kernels, register
+from fastlstm.backends.base import Backend, RefusedError, UnfitError, forced_kernels, register
 from fastlstm.backends.cuda import launch, layers, planner, status
 from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.backends.cuda.status import KERNELS
@@ -33,7 +33,7 @@ from fastlstm.backends.device import (
 )
 from fastlstm.memory import gpu_address
 from fastlstm.ops import weight_gradients
-from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
+from fastlstm.ops.arguments import SAVE_CELLS, Grads, OpInputs, Saved, Spec
 
 NAME, LAYERS = "cuda", "lean_layers"  # LAYERS: the kernel `lean` with several layers in one launch
 _MOST_LEAN_ROWS = 2**31  # kernel `lean` counts rows in 32 bits, with a sign
@@ -79,9 +79,11 @@ class Cuda(Backend):
 
     def describe_layers(self, spec: Spec, count: int, chained: bool) -> str:
         """One line: how many layers in one launch, and as `describe`."""
-        choice = _together(spec, count, chained)[1].forward
-        what = f"{count} layers" if chained else f"{count} directions"
-        return f"cuda: {what} in one launch, {planner.sentence(choice, _gpu(_index(spec.device)))}"
+        _, chosen = _together(spec, count, chained)
+        what = f"cuda: {count} {'layers' if chained else 'directions'} in one launch"
+        if chosen is None:
+            return f"{what} of lean, which is not planned now"
+        return f"{what}, {planner.sentence(chosen.forward, _gpu(_index(spec.device)))}"
 
     def forward_layers(self, inputs: Sequence[OpInputs], chained: bool) -> list[tuple[Tensor, ...]]:
         spec = inputs[0].spec()
@@ -96,6 +98,8 @@ class Cuda(Backend):
     ) -> list[tuple[Tensor, ...]]:
         spec = inputs[0].spec()
         index, (_, chosen) = _index(spec.device), _together(spec, len(inputs), chained)
+        if inputs[0].save == SAVE_CELLS:  # gates of all layers at once would take the memory that this mode saves
+            raise UnfitError("backward computes gates again, layer by layer")
         if chosen is None or chosen.backward is None:
             raise UnfitError(f"no launch takes the backward recurrences of {len(inputs)} layers")
         with _on_layers(index, spec) as gpu:
@@ -288,7 +292,7 @@ def _on_layers(index: int, spec: Spec) -> Iterator[_Gpu]:
             yield gpu
         except _lib().RefusedLaunchError as error:
             blocklist.block(NAME, index, LAYERS, MATHS, f"the GPU refused its launch ({error}); is it shared?")
-            raise UnfitError(f"the GPU refused a launch of several layers: {error}") from error
+            raise RefusedError(f"the GPU refused a launch of several layers: {error}") from error
 
 
 def _plan(backend: Backend, spec: Spec) -> LaunchPlan:

@@ -336,6 +336,7 @@ class BackwardLayer:
         self.dc_state = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
         self.args = args = rt.lib.BackwardArgs()
         self.kept: list[Tensor] = []  # that the launch reads
+        self.bias = bias
         if not N:
             return
         if inputs.save == SAVE_CELLS:
@@ -349,7 +350,6 @@ class BackwardLayer:
         # W_hhᵀ: the recurrent kernels load a column of W_hh 16 bytes at a time
         w_hh_t = None if kernel == "per_step" else self._transposed(w_hh)
         args.w_hh_t = rt.use("w_hh_t", w_hh_t, "in", dtype, 4 * H * P)
-        args.bias = rt.use("bias", bias, "state", torch.float32, 0 if bias is None else bias.numel())
         args.d_gates = rt.use("d_gates", self.d_gates, "out", dtype, N * 4 * H)
         args.dh_state = rt.use("dh_state", self.dh_state, "state", state_type, B * P)
         args.dc_state = rt.use("dc_state", self.dc_state, "state", cell, B * H)
@@ -370,7 +370,7 @@ class BackwardLayer:
     def use_layer_above(self, rt: Runtime, exchange: Tensor, w_ih: Tensor) -> None:
         """Take the gradient at h from the layer above in the same launch: its exchange, and its W_ih (4H, H)."""
         count, dtype = 4 * self.args.H * self.args.H, w_ih.dtype
-        self.args.above = rt.use("above", exchange, "state", dtype, exchange.numel())
+        self.args.above = rt.use("above", exchange, "state", dtype, self.N * 4 * self.args.H)
         self.args.w_above_t = rt.use("w_above_t", self._transposed(w_ih), "in", dtype, count)
 
     def results(self) -> tuple[Tensor, ...]:
@@ -436,6 +436,7 @@ def _cooperative_backward(rt: Runtime, plan: LaunchPlan, layer: BackwardLayer) -
     """One cooperative launch, or several where partial sums would take too much memory; of `lean` too."""
     args, steps, d_gates = layer.args, layer.steps, layer.d_gates
     args.t = tiling = plan.backward.t
+    args.bias = rt.use("bias", layer.bias, "state", torch.float32, tiling.row_blocks * 4 * args.H)
     layer.exchange(rt)
     per_step = rt.lib.partial_words(tiling, steps.B) if tiling.gate_splits > 1 else 0
     most = min(steps.T, max(1, _PARTIAL_BYTES // (4 * per_step))) if per_step else steps.T

@@ -34,6 +34,7 @@ def forward(rt: Runtime, plan: LaunchPlan, layers: Sequence[OpInputs], chained: 
     Returns:
         Of each what `fastlstm.ops.reference.forward` returns.
     """
+    _require_one_type(layers)
     made = []
     for i, inputs in enumerate(layers):
         above = layers[i + 1] if chained and i + 1 < len(layers) else None
@@ -45,6 +46,13 @@ def forward(rt: Runtime, plan: LaunchPlan, layers: Sequence[OpInputs], chained: 
     if made[0].N:
         _run(rt, plan, made)
     return [layer.results() for layer in made]
+
+
+def _require_one_type(layers: Sequence[OpInputs]) -> None:
+    """A launch takes all addresses for numbers of the first layer's type; sizes are compared by the launcher."""
+    types = [inputs.w_hh.dtype for inputs in layers]
+    if any(dtype != types[0] for dtype in types):
+        raise RuntimeError(f"layers of one launch have types {types}, expected one; run them one by one")
 
 
 def _run(rt: Runtime, plan: LaunchPlan, layers: Sequence[ForwardLayer]) -> None:
@@ -85,6 +93,7 @@ def backward(
     Returns:
         Of each what `fastlstm.ops.reference.backward` returns.
     """
+    _require_one_type(layers)
     made = []
     for inputs, kept, given in zip(layers, saved, grads, strict=True):
         steps = StepRows.of(kept.h, inputs.h0.shape[0], inputs.batch_sizes, inputs.reverse)

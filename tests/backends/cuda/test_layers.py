@@ -102,6 +102,46 @@ def test_a_refused_backward_goes_layer_by_layer(simulated, monkeypatch):
     assert blocklist.blocked("cuda", 3, "", "bfloat16").keys() == {"lean_layers"}
 
 
+def test_what_ran_is_told_after_it_is_not_planned_any_more(simulated):
+    _run(2)
+    x = torch.randn(4, 3, 3, dtype=torch.bfloat16)
+    with fastlstm.backend("cuda"), torch.no_grad():
+        fastlstm.LSTM(3, 16, 2, dtype=torch.bfloat16)(x)
+    blocklist.block("cuda", 3, "lean_layers", ("bfloat16",), "for a test")
+    assert dispatch.last_plan() == "cuda: 2 layers in one launch of lean, which is not planned now"
+
+
+def test_output_of_frozen_layers_can_be_changed_in_place(simulated):
+    """With gradients on and nothing that requires one, as from layers one by one."""
+    lstm = fastlstm.LSTM(3, 16, 2, dtype=torch.bfloat16).requires_grad_(False)
+    scale = torch.ones(16, dtype=torch.bfloat16, requires_grad=True)
+    with fastlstm.backend("cuda"):
+        out = lstm(torch.randn(4, 3, 3, dtype=torch.bfloat16))[0]
+    out.mul_(scale).sum().backward()
+    assert scale.grad.isfinite().all()
+
+
+def test_recompute_goes_back_layer_by_layer(simulated, monkeypatch):
+    """The gates of all layers at once would take the memory that it saves."""
+    backward = []
+    monkeypatch.setattr(cuda.layers, "backward", lambda *a: backward.append(a))
+    assert "in one launch" in _run(2, recompute=True)
+    assert not backward
+
+
+def test_layers_of_several_sizes_or_types_are_refused(simulated):
+    launchers = hostsim.library().cuda
+    args = [launchers.ForwardArgs(), launchers.ForwardArgs()]
+    for given, T in zip(args, (3, 4), strict=True):
+        given.T, given.B, given.H = T, 2, 16
+    with pytest.raises(ValueError, match="a layer has T 4, B 2 and H 16, the first has T 3, B 2 and H 16"):
+        launchers.lean_layers_forward(3, args, [0, 0], [6, 6], 0)
+    inputs = layers.inputs_of(dense(3, 2, 16), torch.bfloat16, 2, False)
+    inputs[1] = layers.inputs_of(dense(3, 2, 16), torch.float16, 1, False)[0]
+    with pytest.raises(RuntimeError, match="layers of one launch have types"):
+        CUDA.forward_layers(inputs, False)
+
+
 def test_a_launch_that_timed_out_is_told_by_its_name(lib):
     assert CUDA.layers_together(GPU, 2, chained=True) == 2
     cuda_status.word(0, "lean_layers", "bfloat16")[0] = cuda_status.TIMED_OUT
