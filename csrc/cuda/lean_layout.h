@@ -27,10 +27,12 @@ FASTLSTM_BOTH constexpr int lean_rest_bytes(int spans, int groups, bool backward
   return rest * groups * lean_words(backward) * 4 * kLeanThreads;
 }
 
-// X(spans of a warp, groups of 8 units, tiles of a pass). Of a group and tile, each has twice the spans of the one
-// before: the first that covers a sum has at least half of its spans in it for every warp. FASTLSTM_LEAN_FEW: a few of
-// them, for tests that are compiled often.
-#if defined(FASTLSTM_LEAN_FEW)
+// X(spans of a warp, groups of 8 units, tiles of a pass). FASTLSTM_LEAN_FEW: a few of them, for tests that are compiled
+// often; 2: also some with more spans.
+#if FASTLSTM_LEAN_FEW == 1
+#define FASTLSTM_LEAN_FORWARD(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 1) X(1, 2, 2) X(2, 2, 2)
+#define FASTLSTM_LEAN_LAYERS(X) X(1, 1, 1) X(1, 2, 1) X(1, 2, 2)
+#elif FASTLSTM_LEAN_FEW == 2
 #define FASTLSTM_LEAN_FORWARD(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 1) X(1, 2, 2) X(2, 2, 2) X(4, 2, 1) X(8, 2, 1)
 #define FASTLSTM_LEAN_LAYERS(X) X(1, 1, 1) X(2, 1, 1) X(1, 2, 1) X(4, 2, 1) X(1, 2, 2)
 #else
@@ -49,7 +51,10 @@ FASTLSTM_BOTH constexpr int lean_forward_bytes(int spans, int groups, int tiles,
 }
 
 // X(spans of a warp, gate splits). A block has 16 columns for each split, and passes of one tile.
-#if defined(FASTLSTM_LEAN_FEW)
+#if FASTLSTM_LEAN_FEW == 1
+#define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(4, 1) X(8, 1) X(1, 4)
+#define FASTLSTM_LEAN_LAYERS_BACKWARD(X) X(1) X(2)
+#elif FASTLSTM_LEAN_FEW == 2
 #define FASTLSTM_LEAN_BACKWARD(X) X(1, 1) X(2, 1) X(4, 1) X(8, 1) X(1, 4) X(8, 4)
 #define FASTLSTM_LEAN_LAYERS_BACKWARD(X) X(1) X(2) X(8)
 #else

@@ -28,7 +28,7 @@ from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 from tests.hostsim import build
 from tests.hostsim.report import with_source
 
-FEW = ("-DFASTLSTM_LEAN_FEW",)
+FEW, SOME = ("-DFASTLSTM_LEAN_FEW=1",), ("-DFASTLSTM_LEAN_FEW=2",)  # of the instances of `lean`
 TILING = ("unit_blocks", "row_blocks", "groups", "k_splits", "row_tiles", "phase", "gate_splits")
 
 

@@ -34,7 +34,7 @@ from tests.hostsim.shapes import (
     settings,
 )
 
-ARCH_75 = ("-DFASTLSTM_ARCH=750",)  # no cp.async, no bfloat16 conversion, mma of depth 8
+ARCH_75 = ("-DFASTLSTM_ARCH=750", *hostsim.FEW)  # no cp.async, no bfloat16 conversion, mma of depth 8
 WIDE = [dense(3, 7, 64), dense(2, 19, 40, reset=True, initial=True), dense(2, 1, 129, reverse=True)]
 
 

@@ -63,7 +63,7 @@ def test_every_schedule_of_the_blocks_of_layers(hostsim_library, seed):
 )
 def test_several_spans_a_warp_matrices_in_shared_memory_and_several_passes(hostsim_library, math, H, B, sms):
     for count, chained in ((2, True), (2, False)):
-        with hostsim.settings(sms=sms, shared_kib=227, tf32=math == TF32):
+        with hostsim.settings(sms=sms, shared_kib=227, tf32=math == TF32, flags=hostsim.SOME):
             backward = hostsim.BACKEND._layers(_spec(math, H, B), count, chained, backward=True)
             assert (backward is not None) == (H < 264)  # no instance has so many spans
             testing.check(
