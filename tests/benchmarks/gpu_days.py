@@ -16,7 +16,7 @@ def day(folder: Path, *arguments: str, fault: str = "", timeout: str = "") -> su
     env = {**os.environ, "FASTLSTM_GPU_DAY_FAULT": fault, "PYTHONPATH": str(ROOT)}
     env |= {"FASTLSTM_GPU_DAY_TIMEOUT": timeout} if timeout else {}
     command = [sys.executable, "-m", "benchmarks.gpu_day", "--rehearse", "--out", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=400)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=1200)
 
 
 def read(folder: Path, stage: str) -> list[dict]:
