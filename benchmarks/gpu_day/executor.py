@@ -14,6 +14,7 @@ from fastlstm.backends import load, native
 from fastlstm.backends.base import forced_kernels
 from fastlstm.backends.cuda import backend as cuda
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import launch_backward
 from fastlstm.backends.cuda import planner as cuda_planner
 from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.ops.arguments import Grads, OpInputs, Saved
@@ -182,7 +183,7 @@ class GpuExecutor:
     ) -> tuple:
         with self.runtime(inputs[4]) as rt:
             arguments = OpInputs(*inputs, reverse, 1), Saved(*saved), Grads(*grads)
-            return cuda_launch.backward(self._timed_runtime(rt), plan, *arguments)
+            return launch_backward.backward(self._timed_runtime(rt), plan, *arguments)
 
     def _timed_runtime(self, rt: Any) -> Any:
         if self.event_pairs is not None:

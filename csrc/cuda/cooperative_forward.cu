@@ -23,8 +23,7 @@ int cooperative_forward(Type type, const ForwardArgs& p, int64_t first, int64_t 
   return with_type(type, [&](auto sample) {
     using T = decltype(sample);
     const int64_t row_bytes = int64_t(p.exchange_width) * int(sizeof(T));
-    char* rows_from = static_cast<char*>(p.exchange) + first * row_bytes;
-    if (const int code = fill_bytes(rows_from, 0xff, size_t(rows * row_bytes), stream)) return code;
+    if (const int code = mark_not_written(p.exchange, row_bytes, first, rows, stream)) return code;
     const Layout l = forward_layout(p.t, p.s.H, sizeof(T), kRegisterSpans<T, kForwardPieces, false>, false);
     return launch_recurrent("cooperative_forward", cooperative_forward_kernel<T>, p, l, rows_aligned(p, sizeof(T)),
                             true, stream);

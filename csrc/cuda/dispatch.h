@@ -43,17 +43,14 @@ bool all_aligned(Pointers... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) | ...) & 15) == 0;
 }
 
-// Fills h of a launch of `lean`, which its blocks exchange, with kNotWritten: `rows` rows from `first` on.
-inline int mark_not_written(const ForwardArgs& p, int type_bytes, int64_t first, int64_t rows, void* stream) {
-  const int64_t row_bytes = int64_t(p.s.H) * type_bytes;
-  return fill_bytes(static_cast<char*>(p.h) + first * row_bytes, 0xff, size_t(rows * row_bytes), stream);
+// Fills `rows` rows from `first` on of what the blocks of a launch exchange with kNotWritten.
+inline int mark_not_written(void* exchange, int64_t row_bytes, int64_t first, int64_t rows, void* stream) {
+  return fill_bytes(static_cast<char*>(exchange) + first * row_bytes, 0xff, size_t(rows * row_bytes), stream);
 }
 
-// Fills what the blocks of a backward launch exchange with kNotWritten: `rows` rows from `first` on, partial sums of
-// dh.
+// The same of a backward launch, and its partial sums of dh.
 inline int mark_not_written(const BackwardArgs& p, int64_t row_bytes, int64_t first, int64_t rows, void* stream) {
-  char* from = static_cast<char*>(p.exchange) + first * row_bytes;
-  if (const int code = fill_bytes(from, 0xff, size_t(rows * row_bytes), stream)) return code;
+  if (const int code = mark_not_written(p.exchange, row_bytes, first, rows, stream)) return code;
   if (p.t.gate_splits == 1) return 0;
   const size_t words = size_t(p.s.end - p.s.begin) * size_t(partial_words(p.t, p.s.B));
   return fill_bytes(p.partial, 0xff, 4 * words, stream);

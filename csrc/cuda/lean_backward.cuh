@@ -28,8 +28,8 @@ struct LeanBackward {
   static constexpr int kKept = lean_register_spans(kAll, Splits, true, Above);
   static constexpr int kSetSpans = kUnits / kSpanUnits;              // of a slice in one set
   static constexpr int kStride = kLeanWarps / kSetSpans * kColumns;  // units between two spans of a warp
-  // Spans that are loaded together: of 16, without the room of dense rows, half.
-  static constexpr int kBatch = Spans == 16 && !Dense && (Above || sizeof(T) == 4) ? 8 : Spans;
+  // Spans that are loaded together: of 16 in TF32, without the room of dense rows, half.
+  static constexpr int kBatch = Spans == 16 && !Dense && sizeof(T) == 4 ? 8 : Spans;
   static constexpr int kPitch = kColumns + 4;  // of sums, so that no bank is met twice
   static_assert(kLeanWarps % kSetSpans == 0, "a warp has the same place in every set");
   static_assert(Splits == 1 || !Above, "layers are not split");
@@ -238,7 +238,7 @@ struct LeanBackward {
   // The spans from `At` on.
   template <int First, int At>
   __device__ __forceinline__ void multiply_batch(Sums& sum, const uint32_t* first, bool alive, bool gone) {
-    constexpr int kStep = 4 * kStride / kPerWord<T>, kSure = At < Spans / 2 ? min_of(Spans / 2 - At, kBatch) : 0;
+    constexpr int kStep = 4 * kStride / kPerWord<T>, kSure = At == 0 ? Spans / 2 : 0;
     uint4 z[1][kBatch];
     const uint32_t* from[1] = {first + At * kStep};
     // MUTATE: lean-runs-ahead-backward

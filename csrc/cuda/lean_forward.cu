@@ -30,7 +30,7 @@ int launch_shape(const ForwardArgs& p, void* stream) {
 int lean_forward(Type type, const ForwardArgs& p, int64_t first, int64_t rows, void* stream) {
   return with_tensor_core_type(type, [&](auto sample) {
     using T = decltype(sample);
-    if (const int code = mark_not_written(p, sizeof(T), first, rows, stream)) return code;
+    if (const int code = mark_not_written(p.h, int64_t(p.s.H) * int(sizeof(T)), first, rows, stream)) return code;
     const int chosen = lean_spans(p.t, p.s.H, sizeof(T), false);
 #define FASTLSTM_TRY(Spans, Groups, Tiles)                           \
   if (chosen == Spans && p.t.groups == Groups && p.t.phase == Tiles) \

@@ -42,8 +42,9 @@ int lean_layers_forward(Type type, const LayersArgs& all, const int64_t* first, 
   return with_tensor_core_type(type, [&](auto sample) {
     using T = decltype(sample);
     const Tiling& t = all.layers[0].t;
+    const int64_t row_bytes = int64_t(all.layers[0].s.H) * int(sizeof(T));
     for (int i = 0; i < all.count; ++i)
-      if (const int code = mark_not_written(all.layers[i], sizeof(T), first[i], rows[i], stream)) return code;
+      if (const int code = mark_not_written(all.layers[i].h, row_bytes, first[i], rows[i], stream)) return code;
     const int chosen = lean_spans(t, all.layers[0].s.H, sizeof(T), false);
 #define FASTLSTM_TRY(Spans, Groups, Tiles)                       \
   if (chosen == Spans && t.groups == Groups && t.phase == Tiles) \

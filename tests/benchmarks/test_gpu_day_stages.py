@@ -29,6 +29,7 @@ from benchmarks.gpu_day import (
 from benchmarks.gpu_day import cudnn as cudnn_stage
 from fastlstm.backends.cuda import backend as cuda
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import launch_backward
 from tests.benchmarks.gpu_days import MADE_UP, rehearsal
 from tests.hostsim import build
 
@@ -202,7 +203,7 @@ def test_names_that_the_executor_takes_from_the_backend_and_torch_exist():
     for name in ("not_built", "_wrong_device", "_gpu", "_on", "NAME"):
         assert hasattr(cuda, name)
     assert list(inspect.signature(cuda_launch.forward).parameters) == ["rt", "plan", "inputs"]
-    assert list(inspect.signature(cuda_launch.backward).parameters) == [
+    assert list(inspect.signature(launch_backward.backward).parameters) == [
         "rt",
         "plan",
         "inputs",

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastlstm.backends import cost_model, load, native
 from fastlstm.backends.base import Backend, BackendError, UnfitError, register
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import launch_backward
 from fastlstm.backends.cuda import layers as cuda_layers
 from fastlstm.backends.cuda import planner as cuda_planner
 from fastlstm.backends.cuda import status as cuda_status
@@ -225,7 +226,7 @@ class HostSimulation(Backend):
 
     def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
         with simulated() as rt:
-            return cuda_launch.backward(rt, choose(inputs.spec(), rt.module.plan), inputs, saved, grads)
+            return launch_backward.backward(rt, choose(inputs.spec(), rt.module.plan), inputs, saved, grads)
 
 
 BACKEND = load("hostsim")

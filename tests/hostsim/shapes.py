@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import launch_backward
 from fastlstm.ops import reference
 from fastlstm.ops.arguments import OpInputs, Saved
 from fastlstm.testing import accuracy
@@ -136,7 +137,7 @@ def check_bias(shape: Shape, case: Case, math: str, seed: int, **other) -> None:
     t = plan.backward.t
     with settings(shape, case, math, seed, **other), hostsim.simulated() as rt:
         bias = torch.ones(t.row_blocks, 4 * case.H)
-        d_gates, *_ = cuda_launch.backward(rt, plan, OpInputs(*v, case.reverse, 1), saved, grads, bias)
+        d_gates, *_ = launch_backward.backward(rt, plan, OpInputs(*v, case.reverse, 1), saved, grads, bias)
     rows = d_gates.view(-1, 4 * case.H).double()
     lengths = case.batch_sizes.tolist() if case.packed else [case.B] * case.T
     of_row = torch.cat([torch.arange(n) for n in lengths]) // (8 * t.row_tiles)  # the row block of each row

@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import launch_backward
 from fastlstm.ops.arguments import OpInputs
 from fastlstm.testing import accuracy, cases
 from fastlstm.testing.cases import Case, make
@@ -42,7 +43,7 @@ def _small_chunks(monkeypatch, T: int) -> None:
     """Several launches a call of T steps: of the input side forward, of partial sums backward."""
     monkeypatch.setattr(cuda_launch, "_CHUNK_BYTES", 4000)
     monkeypatch.setattr(cuda_launch, "_CHUNK_STEPS", -(-T // 3))
-    monkeypatch.setattr(cuda_launch, "_PARTIAL_BYTES", 2000)
+    monkeypatch.setattr(launch_backward, "_PARTIAL_BYTES", 2000)
 
 
 def _shorter(case: Case) -> Case:

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlstm.backends.base import BackendError
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import launch_backward
 from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.ops import reference
 from fastlstm.ops.arguments import Grads, OpInputs, Saved
@@ -89,7 +90,7 @@ def test_a_second_launch_on_one_workspace_gives_the_same_bits(hostsim_library, m
     h, c, gates = _states(v)
     with settings(shape, CASE, math, 1), hostsim.Simulated(hostsim_library) as rt:
         rt.lib = Recorder(rt.lib)
-        results = cuda_launch.backward(
+        results = launch_backward.backward(
             rt, plan, OpInputs(*v, False, 1), Saved(h, c, gates), Grads(grads.dh, grads.dc, None, None)
         )
         first = _copies(results)
@@ -147,7 +148,9 @@ def test_a_block_that_never_comes_ends_in_nan_and_an_error(hostsim_library, shap
         with settings(shape, case, math, 0):
             with hostsim.Simulated(hostsim_library) as rt:
                 if backward:
-                    results = cuda_launch.backward(rt, plan, OpInputs(*v, False, 1), Saved(*_states(v)), Grads(*grads))
+                    results = launch_backward.backward(
+                        rt, plan, OpInputs(*v, False, 1), Saved(*_states(v)), Grads(*grads)
+                    )
                 else:
                     results = cuda_launch.forward(rt, plan, OpInputs(*v, False, 1))
                 assert results[0].isnan().any()
@@ -247,7 +250,7 @@ def test_nothing_waits_for_the_device(hostsim_library, shape):
     plan = plan_of(shape, CASE, math)
     with settings(shape, CASE, math, 0), hostsim.Simulated(hostsim_library) as rt, OperatorNames() as used:
         h, c, gates, _, _ = cuda_launch.forward(rt, plan, OpInputs(*v, False, 1))
-        cuda_launch.backward(rt, plan, OpInputs(*v, False, 1), Saved(h, c, gates), Grads(*grads))
+        launch_backward.backward(rt, plan, OpInputs(*v, False, 1), Saved(h, c, gates), Grads(*grads))
     waits = {
         "_local_scalar_dense",
         "nonzero",

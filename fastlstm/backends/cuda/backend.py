@@ -20,7 +20,7 @@ from torch import Tensor
 from fastlstm._torch_compat import current_cuda_stream, dynamo_skip
 from fastlstm.backends import blocklist, cost_model, native
 from fastlstm.backends.base import Backend, RefusedError, UnfitError, forced_kernels, register
-from fastlstm.backends.cuda import launch, layers, planner, status
+from fastlstm.backends.cuda import launch, launch_backward, layers, planner, status
 from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.backends.cuda.status import KERNELS
 from fastlstm.backends.device import (
@@ -109,7 +109,9 @@ class Cuda(Backend):
         return _run(self, inputs.spec(), 0, lambda gpu, chosen: launch.forward(gpu, chosen, inputs))
 
     def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
-        return _run(self, inputs.spec(), 1, lambda gpu, chosen: launch.backward(gpu, chosen, inputs, saved, grads))
+        return _run(
+            self, inputs.spec(), 1, lambda gpu, chosen: launch_backward.backward(gpu, chosen, inputs, saved, grads)
+        )
 
     def gradients(
         self, needs_grad: tuple[bool, ...], inputs: OpInputs, saved: Saved, grads: Grads
@@ -119,7 +121,7 @@ class Cuda(Backend):
         def call(gpu: _Gpu, chosen: LaunchPlan) -> tuple[Tensor, ...]:
             nonlocal bias
             bias = _bias_sums(chosen, saved.h) if needs_grad[3] else None
-            return launch.backward(gpu, chosen, inputs, saved, grads, bias)
+            return launch_backward.backward(gpu, chosen, inputs, saved, grads, bias)
 
         d_gates, dh_proj, dh0, dc0 = _run(self, inputs.spec(), 1, call)
         dbias = None if bias is None else bias.sum(0).to(d_gates.dtype)

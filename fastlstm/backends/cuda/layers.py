@@ -13,13 +13,13 @@ from typing import Any
 from torch import Tensor
 
 from fastlstm.backends.cuda.launch import (
-    BackwardLayer,
     ForwardLayer,
     LaunchPlan,
     Runtime,
     StepRows,
     input_chunks,
 )
+from fastlstm.backends.cuda.launch_backward import BackwardLayer
 from fastlstm.ops.arguments import Grads, OpInputs, Saved
 
 

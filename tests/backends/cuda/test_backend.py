@@ -13,6 +13,7 @@ import fastlstm
 from fastlstm.backends import device, load, native
 from fastlstm.backends.cuda import backend as cuda
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import launch_backward
 from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.doctor import cuda_kernels, small_call
 from fastlstm.testing import accuracy
@@ -139,12 +140,14 @@ def test_a_backend_of_one_kernel_takes_no_name():
 @pytest.mark.parametrize("kernel", CUDA.kernel_names)
 def test_backward_runs_the_kernel_that_was_forced_for_forward(simulated, monkeypatch, kernel, backward_thread):
     """Outside the `with` block, and in a thread like autograd's own, where nothing is forced."""
-    ran, forward, backward = [], cuda_launch.forward, cuda_launch.backward
+    ran, forward, backward = [], cuda_launch.forward, launch_backward.backward
     monkeypatch.setattr(
         cuda_launch, "forward", lambda gpu, plan, *args: ran.append(plan.forward.kernel) or forward(gpu, plan, *args)
     )
     monkeypatch.setattr(
-        cuda_launch, "backward", lambda gpu, plan, *args: ran.append(plan.backward.kernel) or backward(gpu, plan, *args)
+        launch_backward,
+        "backward",
+        lambda gpu, plan, *args: ran.append(plan.backward.kernel) or backward(gpu, plan, *args),
     )
     lstm, x = fastlstm.LSTM(2, 32, dtype=torch.bfloat16), torch.randn(3, 2, 2, dtype=torch.bfloat16)
     with fastlstm.backend("cuda"), CUDA.force(kernel):

@@ -8,6 +8,7 @@ import torch
 from fastlstm.backends import device, load
 from fastlstm.backends.cuda import backend as cuda
 from fastlstm.backends.cuda import launch as cuda_launch
+from fastlstm.backends.cuda import launch_backward
 from fastlstm.backends.cuda import planner as cuda_planner
 from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.ops import reference
@@ -29,13 +30,13 @@ CASES = (
 def given(simulated, monkeypatch):
     """The simulated GPU, where d_gates of any size counts as large; the bias of every backward launch."""
     monkeypatch.setattr(cuda, "_FUSED_BIAS_BYTES", 0)
-    tensors, backward = [], cuda_launch.backward
+    tensors, backward = [], launch_backward.backward
 
     def spied(rt, plan, inputs, saved, grads, bias=None):
         tensors.append(bias)
         return backward(rt, plan, inputs, saved, grads, bias)
 
-    monkeypatch.setattr(cuda_launch, "backward", spied)
+    monkeypatch.setattr(launch_backward, "backward", spied)
     return tensors
 
 
@@ -92,7 +93,7 @@ def test_several_launches_and_parts_of_the_gates_add_to_the_same_sums(given, mon
         setattr(tiling, name, value)
     chosen = lib.fit(gpu, cuda_launch.TYPE_CODES[torch.bfloat16], case.H, case.B, True, "lean", tiling)
     monkeypatch.setattr(cuda, "_choose", lambda spec: LaunchPlan(chosen, chosen, False))
-    monkeypatch.setattr(cuda_launch, "_PARTIAL_BYTES", 1)
+    monkeypatch.setattr(launch_backward, "_PARTIAL_BYTES", 1)
     _check(case, torch.bfloat16, torch.finfo(torch.bfloat16).eps)
     assert given[0].shape == (1, 4 * case.H)
 
