@@ -93,8 +93,11 @@ def _blocks(tiling: tuple[int, ...]) -> int:
     return tiling[0] * tiling[1]
 
 
-def fits(shape: Shape, case: Case, math: str) -> bool:
-    """Whether the planner's limits let a case run on a shape (`single_block` needs all of W_hh in one block)."""
+def fits(shape: Shape, case: Case, math: str, **other) -> bool:
+    """Whether the planner's limits let a case run on a shape (`single_block` needs all of W_hh in one block).
+
+    other: further settings, such as flags, which say which instances of `lean` there are.
+    """
     if case.projection and shape.kernel != "per_step":
         return False
     if (
@@ -103,7 +106,7 @@ def fits(shape: Shape, case: Case, math: str) -> bool:
     ):
         return False
     try:
-        plan_of(shape, case, math)
+        plan_of(shape, case, math, **other)
     except ValueError:
         return False
     return True
@@ -132,7 +135,7 @@ def check(shape: Shape, case: Case, math: str, seed: int, *, save: int = 1, **ot
 def check_bias(shape: Shape, case: Case, math: str, seed: int, **other) -> None:
     """Run backward and compare the sums of the gates' gradients, which `lean` adds to `bias`, with those it returns."""
     dtype = dtype_of(math)
-    v, grads, plan = make(case, dtype), make_grads(case, dtype), plan_of(shape, case, math)
+    v, grads, plan = make(case, dtype), make_grads(case, dtype), plan_of(shape, case, math, **other)
     saved = Saved(*reference.forward(*v, case.reverse, 1)[:3])
     t = plan.backward.t
     with settings(shape, case, math, seed, **other), hostsim.simulated() as rt:
@@ -148,11 +151,11 @@ def check_bias(shape: Shape, case: Case, math: str, seed: int, **other) -> None:
         assert not wrong.any(), f"bias of row block {block} differs in {wrong.nonzero().flatten().tolist()[:8]}"
 
 
-def plan_of(shape: Shape, case: Case, math: str) -> cuda_launch.LaunchPlan:
+def plan_of(shape: Shape, case: Case, math: str, **other) -> cuda_launch.LaunchPlan:
     """The Plan of a case on a shape; ValueError where it does not fit."""
     inputs = OpInputs(*make(case, dtype_of(math)), case.reverse, 1)
-    with settings(shape, case, math, 0):
-        return hostsim.choose(inputs.spec(), hostsim.library().plan)
+    with settings(shape, case, math, 0, **other):
+        return hostsim.choose(inputs.spec(), hostsim.simulated().module.plan)
 
 
 def dense(T: int, B: int, H: int, **options) -> Case:

@@ -85,14 +85,14 @@ LEAN_WIDE = [
 ]
 
 
-def _on_each_shape(monkeypatch, case: Case, k: int, shapes) -> None:
+def _on_each_shape(monkeypatch, case: Case, k: int, shapes, **other) -> None:
     """Types, schedules, what is saved and the launches of a call in rotation."""
     for i, shape in enumerate(shapes):
         at = k + i
         if at % 2:
             _small_chunks(monkeypatch, case.T)
-        if fits(shape, case, LEAN_MATHS[at % 3]):
-            check(shape, case, LEAN_MATHS[at % 3], seed=at, save=2 if (k // 2 + i) % 2 else 1)
+        if fits(shape, case, LEAN_MATHS[at % 3], **other):
+            check(shape, case, LEAN_MATHS[at % 3], seed=at, save=2 if (k // 2 + i) % 2 else 1, **other)
         monkeypatch.undo()
 
 
@@ -111,7 +111,7 @@ def test_several_spans_a_warp(hostsim_library, monkeypatch, case):
 @pytest.mark.parametrize("k", range(3))
 @pytest.mark.parametrize("case", LEAN_WIDE, ids=str)
 def test_several_spans_a_warp_on_every_shape(hostsim_library, monkeypatch, case, k):
-    _on_each_shape(monkeypatch, case, k, LEAN)
+    _on_each_shape(monkeypatch, case, k, LEAN, flags=hostsim.SOME)
 
 
 def test_lean_adds_up_the_gates_gradients_of_each_row_block(hostsim_library, monkeypatch):
@@ -135,8 +135,8 @@ def test_lean_adds_up_the_gates_gradients_of_each_row_block(hostsim_library, mon
 )
 def test_lean_with_weights_in_shared_memory(hostsim_library, shape, case, save):
     """What a lane cannot keep in registers: half of its spans forward (of two groups) and backward (of four parts)."""
-    assert fits(shape, case, TF32)
-    check(shape, case, TF32, seed=save, save=save)
+    assert fits(shape, case, TF32, flags=hostsim.SOME)
+    check(shape, case, TF32, seed=save, save=save, flags=hostsim.SOME)
 
 
 @pytest.mark.parametrize("case", WIDE, ids=str)
