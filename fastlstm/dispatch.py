@@ -280,6 +280,23 @@ def backward_layers(
         return None
 
 
+def decoding_backend(sizes: tuple[int, int, int, int], stored: torch.dtype, device: torch.device) -> str | None:
+    """Return the backend whose sampling loop draws from a model, or None where it is drawn in torch operations.
+
+    One that was not asked for by name must have passed `fastlstm doctor --verify` with that loop. Raises BackendError where
+    a requested one cannot. sizes: layers, units, features of h, ids; stored: the type of the weights.
+    """
+    name = requested_backend()
+    if name is not None:
+        reason = backends.load(name).cannot_decode(sizes, stored, device)
+        if reason is not None:
+            raise BackendError(f"backend '{name}' was asked for and cannot decode: {reason}")
+        return name
+    if device.type != "cuda" or backends.load("cuda").cannot_decode(sizes, stored, device) is not None:
+        return None
+    return "cuda" if _verify_module().has_passed(device, "cuda", "decode", "float32") else None
+
+
 def backward(inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
     """Run the op's backward on the chosen backend; returns as `fastlstm.ops.reference.backward`."""
     return _run(inputs.spec(), "backward", inputs, saved, grads)

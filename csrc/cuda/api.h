@@ -5,6 +5,8 @@
 
 namespace fastlstm::cuda {
 
+struct DecodeArgs;  // decode_args.h
+
 // Part of step s.begin, `rows` sequences running. `products`: type of hw, dh_unprojected and dh_state (float, or the
 // call's type).
 int per_step_forward(Type type, Type products, const ForwardArgs& args, int rows, void* stream);
@@ -25,6 +27,9 @@ int lean_layers_forward(Type type, const LayersArgs& args, const int64_t* first,
 int lean_layers_backward(Type type, const LayersBackwardArgs& args, const int64_t* first, const int64_t* rows,
                          void* stream);
 int lean_backward(Type type, const BackwardArgs& args, int64_t first, int64_t rows, void* stream);
+
+// The sampling loop; weights: f32 or bf16 (kInvalidValue else), aligned to 16 bytes; args.plan by plan_decode.
+int decode(Type weights, const DecodeArgs& args, void* stream);
 
 const char* describe_error(int code);
 int timeout_ms();  // how long a block waits for another

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "api.h"
+#include "decode_args.h"
 #include "layout.h"
 
 namespace py = pybind11;
@@ -72,6 +73,36 @@ void bind_args(py::module_& m) {
   pointer(b, "bias", &BackwardArgs::bias), pointer(b, "partial", &BackwardArgs::partial),
       pointer(b, "status", &BackwardArgs::status);
   b.def_readwrite("P", &BackwardArgs::P).def_readwrite("exchange_width", &BackwardArgs::exchange_width);
+}
+
+void bind_decode_args(py::module_& m) {
+  py::class_<DecodeArgs> d(m, "DecodeArgs", py::module_local());
+  d.def(py::init([] { return DecodeArgs{}; }));
+  d.def_readwrite("L", &DecodeArgs::L).def_readwrite("H", &DecodeArgs::H).def_readwrite("V", &DecodeArgs::V);
+  d.def_readwrite("B", &DecodeArgs::B)
+      .def_readwrite("known", &DecodeArgs::known)
+      .def_readwrite("fed", &DecodeArgs::fed);
+  d.def_readwrite("T", &DecodeArgs::T).def_readwrite("first_stream", &DecodeArgs::first_stream);
+  d.def_readwrite("plan", &DecodeArgs::plan).def_readwrite("temperature", &DecodeArgs::temperature);
+  d.def_readwrite("top_p", &DecodeArgs::top_p).def_readwrite("top_k", &DecodeArgs::top_k);
+  d.def_readwrite("stop_count", &DecodeArgs::stop_count).def_readwrite("drawn", &DecodeArgs::drawn);
+  d.def_readwrite("states", &DecodeArgs::states).def_readwrite("seed", &DecodeArgs::seed);
+  d.def_readwrite("position", &DecodeArgs::position);
+  pointer(d, "stops", &DecodeArgs::stops), pointer(d, "stop_ends", &DecodeArgs::stop_ends);
+  pointer(d, "follows", &DecodeArgs::follows), pointer(d, "ids", &DecodeArgs::ids);
+  pointer(d, "log_probs", &DecodeArgs::log_probs), pointer(d, "h", &DecodeArgs::h), pointer(d, "c", &DecodeArgs::c);
+  pointer(d, "ended_before", &DecodeArgs::ended_before), pointer(d, "state_before", &DecodeArgs::state_before);
+  pointer(d, "ended", &DecodeArgs::ended), pointer(d, "state", &DecodeArgs::state);
+  pointer(d, "h_words", &DecodeArgs::h_words), pointer(d, "score_words", &DecodeArgs::score_words);
+  pointer(d, "id_words", &DecodeArgs::id_words), pointer(d, "status", &DecodeArgs::status);
+  d.def(
+      "set_layer",
+      [](DecodeArgs& self, int l, uintptr_t weights, uintptr_t start) {
+        if (l < 0 || l > kMostDecodeLayers) throw py::index_error("layer " + std::to_string(l));
+        self.weights[l] = reinterpret_cast<const void*>(weights);
+        self.start[l] = reinterpret_cast<const float*>(start);
+      },
+      "Weights and starts of layer l, or of the output layer, which is number L.");
 }
 
 void check(const char* what, int code) {
@@ -151,6 +182,7 @@ void bind_cuda(py::module_& parent) {
   py::module_ m = parent.def_submodule("cuda", "Launchers of the CUDA kernels; use them through fastlstm.LSTM.");
   py::register_local_exception<RefusedLaunch>(m, "RefusedLaunchError", PyExc_RuntimeError);
   bind_args(m);
+  bind_decode_args(m);
   m.attr("timeout_ms") = timeout_ms();
   m.def("partial_words", &partial_words, "Words of the partial sums that blocks of a tiling exchange in one step.");
   m.def("per_step_forward", step("per_step_forward", per_step_forward));
@@ -164,6 +196,9 @@ void bind_cuda(py::module_& parent) {
   m.def("lean_layers_forward", layers_launch<LayersArgs, ForwardArgs>("lean_layers_forward", lean_layers_forward));
   m.def("lean_layers_backward",
         layers_launch<LayersBackwardArgs, BackwardArgs>("lean_layers_backward", lean_layers_backward));
+  m.def("decode", [](int weights, const DecodeArgs& args, uintptr_t stream) {
+    check_cooperative("decode", decode(Type(weights), args, reinterpret_cast<void*>(stream)));
+  });
   m.attr("most_layers") = kMostLayers;
   m.def("lean_backward", cooperative_launch("lean_backward", lean_backward));
 }

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "decode_args.h"
 #include "plan.h"
 
 namespace py = pybind11;
@@ -115,6 +116,24 @@ int kernel_number(const std::string& name) {
   throw py::value_error("kernel is '" + name + "', expected per_step, single_block, cooperative or lean");
 }
 
+void bind_decode(py::module_& m) {
+  py::class_<DecodePlan>(m, "DecodePlan", py::module_local())
+      .def_readonly("units", &DecodePlan::units)
+      .def_readonly("blocks", &DecodePlan::blocks)
+      .def_readonly("tile", &DecodePlan::tile)
+      .def_readonly("keeps_h", &DecodePlan::keeps_h)
+      .def_readonly("everywhere", &DecodePlan::everywhere)
+      .def_readonly("bytes", &DecodePlan::bytes)
+      .def("place", [](const DecodePlan& self, int l) { return self.place[l]; });
+  m.def("plan_decode", &plan_decode, "How the sampling loop is spread over a GPU (csrc/cuda/decode_args.h).",
+        py::arg("sms"), py::arg("shared_bytes"), py::arg("type_bytes"), py::arg("L"), py::arg("H"), py::arg("V"),
+        py::arg("B"), py::arg("longest_stop"));
+  m.def("decode_columns", &decode_columns, "Columns of a vector with its padding.", py::arg("H"),
+        py::arg("type_bytes"));
+  m.attr("most_decode_layers") = kMostDecodeLayers;
+  m.attr("most_decode_streams") = kMostDecodeStreams;
+}
+
 }  // namespace
 
 void bind_plan(py::module_& parent) {
@@ -123,6 +142,7 @@ void bind_plan(py::module_& parent) {
   bind_work(m);
   bind_model(m);
   bind_choice(m);
+  bind_decode(m);
   m.def(
       "choose",
       [](const Gpu& gpu, int type, int H, int B, bool backward, bool projected, const std::string& only) {

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fastlstm.backends.decoding import DecoderRun, DecoderWeights
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 
 _registered: dict[str, Backend] = {}
@@ -133,6 +134,19 @@ class Backend:
             dx, None, dw_x, dbias, dw_hh, dw_hr, dh0, dc0; None for each that is not wanted.
         """
         return None
+
+    def cannot_decode(self, sizes: tuple[int, int, int, int], stored: torch.dtype, device: torch.device) -> str | None:
+        """Why it has no sampling loop for a model, or None.
+
+        Args:
+            sizes: layers, units, features of h, ids.
+            stored: the type of the weights.
+        """
+        return f"backend '{self.name}' has no sampling loop"
+
+    def decoder(self, weights: DecoderWeights) -> DecoderRun:
+        """The sampling loop with these weights, in which later changes of the model do not show."""
+        raise NotImplementedError
 
 
 def register(name: str) -> Callable[[type[Backend]], type[Backend]]:

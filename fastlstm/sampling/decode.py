@@ -1,8 +1,9 @@
 """`fastlstm.decode`: ids drawn from a TokenLSTM and an output layer, one after another, for one or many streams at once.
 
-On the CPU the whole loop is one native call (csrc/cpu/sampling.h); `plain.py` is the same in torch operations, and the
-definition. Noise comes from a counter-based generator, so a stream is the same text for the same seed whatever the number
-of threads, of streams beside it, or of calls that it is drawn in.
+On the CPU the whole loop is one native call (csrc/cpu/sampling.h), on a GPU one launch where `fastlstm doctor --verify`
+passed it (csrc/cuda/decode.cuh); `plain.py` is the same in torch operations, and the definition. Noise comes from a
+counter-based generator, so a stream is the same text for the same seed whatever the number of threads, of streams beside
+it, or of calls that it is drawn in.
 
     ids, state, _ = fastlstm.decode(model, out.weight, out.bias, prime, 1000, temperature=0.8)
 
@@ -24,12 +25,13 @@ from fastlstm import dispatch
 from fastlstm.dispatch import BackendError
 from fastlstm.modules.checks import State
 from fastlstm.modules.token_lstm import TokenLSTM
-from fastlstm.sampling import kernel, plain
+from fastlstm.sampling import gpu, kernel, plain
 from fastlstm.sampling.options import FAILED, Options, Streams, is_int
 from fastlstm.sampling.weights import Weights, collect
 
 __all__ = ["Decoded", "Decoder", "Decoding", "decode"]
 
+Engine = kernel.NativeEngine | gpu.LaunchEngine | plain.TorchEngine
 ROWS_PER_CALL = 256  # rows a native call: between calls Ctrl-C is heard
 
 
@@ -60,8 +62,7 @@ class Decoder:
     ) -> None:
         with torch.no_grad():
             weights = collect(model, weight, bias, dtype)
-            engine = kernel.NativeEngine if _takes_native(weights) else plain.TorchEngine
-            self._engine: kernel.NativeEngine | plain.TorchEngine = engine(weights)
+            self._engine = _engine(weights)
         self.sizes = weights.sizes
 
     def start(
@@ -99,7 +100,7 @@ class Decoding:
 
     def __init__(
         self,
-        engine: kernel.NativeEngine | plain.TorchEngine,
+        engine: Engine,
         options: Options,
         prime: Tensor | Sequence[int],
         state: State | None,
@@ -171,13 +172,16 @@ def decode(
     return drawing.draw(length, log_probs)
 
 
-def _takes_native(weights: Weights) -> bool:
-    """Whether the native loop runs. Raises BackendError where a forced backend cannot."""
-    name, reason = dispatch.requested_backend(), kernel.unsupported_reason(weights)
+def _engine(weights: Weights) -> Engine:
+    """What draws. Raises BackendError where a requested backend cannot."""
+    name, sizes, device = dispatch.requested_backend(), weights.sizes, weights.w_out.device
     if name in ("torch", "reference"):
-        return False
-    if name not in (None, "cpu"):
-        raise BackendError(f"backend '{name}' was asked for, and there is no decoder of it; use 'cpu' or 'reference'")
-    if name == "cpu" and reason is not None:
-        raise BackendError(f"backend 'cpu' was asked for and cannot decode: {reason}")
-    return reason is None
+        return plain.TorchEngine(weights)
+    if name in (None, "cpu"):
+        reason = kernel.unsupported_reason(weights)
+        if reason is None:
+            return kernel.NativeEngine(weights)
+        if name == "cpu":
+            raise BackendError(f"backend 'cpu' was asked for and cannot decode: {reason}")
+    backend = dispatch.decoding_backend(sizes, weights.stored, device)
+    return plain.TorchEngine(weights) if backend is None else gpu.LaunchEngine(weights, backend)

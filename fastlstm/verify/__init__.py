@@ -14,6 +14,6 @@ Dispatch imports this package for CUDA tensors, so only `record` is loaded here.
 
 from __future__ import annotations
 
-from fastlstm.verify.record import all_passed, choice
+from fastlstm.verify.record import all_passed, choice, has_passed
 
-__all__ = ["all_passed", "choice"]
+__all__ = ["all_passed", "choice", "has_passed"]

@@ -121,6 +121,11 @@ def all_passed(device: torch.device, spec: Spec, backend: str, kernels: tuple[st
     return _passed(gpu_name(device), backend, math_of(spec.dtype)).issuperset(kernels)
 
 
+def has_passed(device: torch.device, backend: str, kernel: str, math: str) -> bool:
+    """Return whether a kernel of a backend that multiplies so passed on this GPU model."""
+    return kernel in _passed(gpu_name(device), backend, math)
+
+
 @lru_cache(maxsize=256)
 def _passed(gpu: str, backend: str, math: str) -> frozenset[str]:
     return _kernels("passed", gpu, backend, math) - wrong_kernels(gpu, backend, math)

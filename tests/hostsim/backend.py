@@ -18,12 +18,14 @@ from torch import Tensor
 
 from fastlstm.backends import cost_model, load, native
 from fastlstm.backends.base import Backend, BackendError, UnfitError, register
+from fastlstm.backends.cuda import decode as cuda_decode
 from fastlstm.backends.cuda import launch as cuda_launch
 from fastlstm.backends.cuda import launch_backward
 from fastlstm.backends.cuda import layers as cuda_layers
 from fastlstm.backends.cuda import planner as cuda_planner
 from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.backends.cuda.launch import LaunchPlan
+from fastlstm.backends.decoding import DecodeCall, DecoderRun, DecoderWeights
 from fastlstm.memory import is_array
 from fastlstm.ops.arguments import Grads, OpInputs, Saved, Spec
 from tests.hostsim import build
@@ -76,7 +78,8 @@ def settings(**changes) -> Iterator[None]:
 def library(flags: tuple[str, ...] = FEW, csrc: Path = build.CSRC, only: tuple[str, ...] = ()) -> ModuleType:
     """The simulation with the kernels in a csrc folder; flags: further compiler flags; only: stems, empty for all."""
     cuda = build.CSRC / "cuda"
-    bindings = [cuda / name for name in ("bindings_cuda.cpp", "bindings_plan.cpp", "plan.cpp", "cost_model.cpp")]
+    planner = ("bindings_plan.cpp", "plan.cpp", "plan_decode.cpp", "cost_model.cpp")
+    bindings = [cuda / name for name in ("bindings_cuda.cpp", *planner)]
     names = sorted(f.name for f in cuda.glob("*.cu"))
     kernels = [(csrc / "cuda" if not only or Path(n).stem in only else cuda) / n for n in names]
     return build.load("hostsim_kernels", kernels, bindings, flags=["-DFASTLSTM_HOSTSIM", *flags])
@@ -227,6 +230,31 @@ class HostSimulation(Backend):
     def backward(self, inputs: OpInputs, saved: Saved, grads: Grads) -> tuple[Tensor, ...]:
         with simulated() as rt:
             return launch_backward.backward(rt, choose(inputs.spec(), rt.module.plan), inputs, saved, grads)
+
+    def cannot_decode(self, sizes: tuple[int, int, int, int], stored: torch.dtype, device: torch.device) -> str | None:
+        return cuda_decode.unfit(_library().plan, _settings.sms, _settings.shared_kib, sizes, stored)
+
+    def decoder(self, weights: DecoderWeights) -> DecoderRun:
+        return _Decoder(weights)
+
+
+class _Decoder:
+    """The sampling loop on the simulated device, as the settings of each call say."""
+
+    def __init__(self, weights: DecoderWeights):
+        lib = _library().plan
+        self.weights, self.packed, self.most_streams = (
+            weights,
+            cuda_decode.Packed(lib, weights),
+            lib.most_decode_streams,
+        )
+
+    def run(self, call: DecodeCall) -> str:
+        B, longest = call.ids.shape[1], max(map(len, call.stop), default=0)
+        with simulated() as rt:
+            chosen = cuda_decode.plan(rt.module.plan, _settings.sms, _settings.shared_kib, self.weights, B, longest)
+            cuda_decode.run(rt, chosen, self.packed, call)
+        return f"hostsim: {cuda_decode.sentence(chosen, self.packed, B)}"
 
 
 BACKEND = load("hostsim")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from fastlstm.testing.cases import Case
 from tests.hostsim import backend as hostsim
 from tests.hostsim import build
 from tests.hostsim.apart import apart
+from tests.hostsim.decoding import Run, decode, expected
 from tests.hostsim.mutations import CLASSES, MUTATIONS, ORDER, ROW, TAIL, Mutation
 from tests.hostsim.shapes import BF16, COOPERATIVE, F32, LEAN, PER_STEP, SINGLE_BLOCK, Shape, check, check_bias, dense
+from tests.sampling.models import make_model
 
 # Rows of a multiple of 16 bytes and not, tails of units and sequences, resets, several tiles and phases
 CASES = (dense(4, 19, 40, initial=True), dense(3, 9, 21, initial=True, reset=True))
@@ -33,6 +36,12 @@ LEAN_RUNS = {
     "lean_backward": ((LEAN[2], SMALL), (LEAN[0], dense(3, 9, 136, initial=True, reset=True))),
 }
 LEAN_INSTANCES = {"lean_forward": "X(1, 2, 1) X(2, 2, 2)", "lean_backward": "X(1, 4) X(4, 1)"}
+DECODE = "decode"  # the sampling loop, in the instances for 1, 2 and 8 streams
+DECODE_RUNS = (
+    Run(2, sms=9, shared_kib=227, options={"stop": [3], "top_k": 4}),
+    Run(5, sms=3, options={"stop": [[1, 0], 2], "top_p": 0.9}),
+    Run(11, length=4, options={"stop": [4], "top_k": 5}),
+)
 LAYERS = ("lean_layers_forward", "lean_layers_backward")
 LAYER_CASES = (dense(4, 9, 24), dense(3, 3, 40, reset=True, reverse=True))
 SMS = 40
@@ -60,7 +69,10 @@ def _copy(stem: str, cpp: str, folder: Path) -> Path:
     kernel, other = csrc / "cuda" / f"{stem}.cu", ONE_TYPE.format(cpp=cpp)
     if stem in LEAN_INSTANCES:
         other = FEW_INSTANCES.format(macro=f"FASTLSTM_{stem.upper()}", instances=LEAN_INSTANCES[stem]) + other
-    if stem != "per_step":
+    if stem == DECODE:
+        text = kernel.read_text().replace("decode_kernel<W, 4>", "decode_kernel<W, 8>").replace("<bfloat_t>", "<float>")
+        kernel.write_text(text)
+    elif stem != "per_step":
         kernel.write_text(kernel.read_text().replace("namespace fastlstm::cuda {", other, 1))
     return csrc
 
@@ -82,8 +94,8 @@ def _runs(stem: str) -> list[tuple[Shape, Case]]:
 def _failure(stem: str, csrc: Path, math: str) -> str | None:
     """What the first run that fails says."""
     for seed in SEEDS:
-        if stem.startswith("lean_layers"):
-            failure = _failure_of_layers(seed, csrc, stem)
+        if stem.startswith("lean_layers") or stem == DECODE:
+            failure = (_failure_of_decoding if stem == DECODE else _failure_of_layers)(seed, csrc, stem)
             if failure is not None:
                 return failure
             continue
@@ -107,6 +119,19 @@ def _failure_of_layers(seed: int, csrc: Path, stem: str) -> str | None:
     return None
 
 
+def _failure_of_decoding(seed: int, csrc: Path, stem: str) -> str | None:
+    torch.manual_seed(seed)
+    model = make_model(6, None, 21, 2)
+    for run in DECODE_RUNS:
+        run = replace(run, seed=seed)
+        try:
+            drawn, right = decode(model, run, csrc=csrc, only=(stem,)), expected(model, run)
+            torch.testing.assert_close(drawn, right, rtol=2e-5, atol=2e-5)
+        except (hostsim.Fault, ValueError, AssertionError) as error:
+            return str(error)
+    return None
+
+
 PAIRS = [(m, stem) for m in MUTATIONS for stem in m.kernels.split()]
 
 
@@ -120,7 +145,7 @@ def test_a_fault_is_found(hostsim_library, tmp_path, mutation, stem):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", [*LEAN_RUNS, *LAYERS])
+@pytest.mark.parametrize("stem", [*LEAN_RUNS, *LAYERS, DECODE])
 def test_without_a_fault_the_few_instances_pass(hostsim_library, tmp_path, stem):
     assert _failure(stem, _copy(stem, "bfloat_t", tmp_path), BF16) is None
 
@@ -136,6 +161,7 @@ def test_every_kernel_has_mutations_of_every_class_that_concerns_it(hostsim_libr
     """And every mutation still finds the text that it changes."""
     has = {(stem, m.what) for m, stem in PAIRS}
     assert has >= {("per_step", what) for what in (ROW, TAIL)}
+    assert has >= {("decode", what) for what in CLASSES}
     for direction in ("forward", "backward"):
         assert has >= {(f"cooperative_{direction}", what) for what in CLASSES}
         assert has >= {(f"lean_{direction}", what) for what in CLASSES}

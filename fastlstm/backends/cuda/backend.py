@@ -20,9 +20,10 @@ from torch import Tensor
 from fastlstm._torch_compat import current_cuda_stream, dynamo_skip
 from fastlstm.backends import blocklist, cost_model, native
 from fastlstm.backends.base import Backend, RefusedError, UnfitError, forced_kernels, register
-from fastlstm.backends.cuda import launch, launch_backward, layers, planner, status
+from fastlstm.backends.cuda import decode, launch, launch_backward, layers, planner, status
 from fastlstm.backends.cuda.launch import LaunchPlan
 from fastlstm.backends.cuda.status import KERNELS
+from fastlstm.backends.decoding import DecodeCall, DecoderRun, DecoderWeights
 from fastlstm.backends.device import (
     MATHS,
     math_of,
@@ -36,6 +37,7 @@ from fastlstm.ops import weight_gradients
 from fastlstm.ops.arguments import SAVE_CELLS, Grads, OpInputs, Saved, Spec
 
 NAME, LAYERS = "cuda", "lean_layers"  # LAYERS: the kernel `lean` with several layers in one launch
+DECODE = "decode"  # the sampling loop, always in float32; not a kernel of the op
 _MOST_LEAN_ROWS = 2**31  # kernel `lean` counts rows in 32 bits, with a sign
 _FUSED_BIAS_BYTES = 16 << 20  # of d_gates, from which on `lean` adds up the bias gradient itself
 
@@ -44,7 +46,7 @@ _FUSED_BIAS_BYTES = 16 << 20  # of d_gates, from which on `lean` adds up the bia
 class Cuda(Backend):
     """The kernels of csrc/cuda on the current stream of the tensors' device."""
 
-    kernel_names = KERNELS
+    kernel_names = tuple(kernel for kernel in KERNELS if kernel != DECODE)
 
     def unsupported_call(self, spec: Spec) -> str | None:
         if spec.dtype in launch.TYPE_CODES:
@@ -105,6 +107,17 @@ class Cuda(Backend):
         with _on_layers(index, spec) as gpu:
             return layers.backward(gpu, chosen, inputs, saved, grads, chained)
 
+    def cannot_decode(self, sizes: tuple[int, int, int, int], stored: torch.dtype, device: torch.device) -> str | None:
+        if reason := self.unavailable(device):
+            return reason
+        index = _index(device)
+        if reason := blocklist.blocked(NAME, index, _gpu(index).name, "float32").get(DECODE):
+            return reason
+        return decode.unfit(native.load().plan, _gpu(index).sms, _gpu(index).shared_kib, sizes, stored)
+
+    def decoder(self, weights: DecoderWeights) -> DecoderRun:
+        return _Decoder(weights)
+
     def forward(self, inputs: OpInputs) -> tuple[Tensor, ...]:
         return _run(self, inputs.spec(), 0, lambda gpu, chosen: launch.forward(gpu, chosen, inputs))
 
@@ -126,6 +139,27 @@ class Cuda(Backend):
         d_gates, dh_proj, dh0, dc0 = _run(self, inputs.spec(), 1, call)
         dbias = None if bias is None else bias.sum(0).to(d_gates.dtype)
         return *weight_gradients.of_weights(needs_grad, d_gates, dh_proj, inputs, saved, dbias), dh0, dc0
+
+
+class _Decoder:
+    """The sampling loop on the GPU of the weights; launches of at most `most_streams` streams."""
+
+    def __init__(self, weights: DecoderWeights):
+        lib = native.load().plan
+        self.weights, self.packed, self.most_streams = weights, decode.Packed(lib, weights), lib.most_decode_streams
+
+    def run(self, call: DecodeCall) -> str:
+        index = _index(call.ids.device)
+        gpu, (_, B) = _gpu(index), call.ids.shape
+        longest = max(map(len, call.stop), default=0)
+        chosen = decode.plan(native.load().plan, gpu.sms, gpu.shared_kib, self.weights, B, longest)
+        with _on(index, torch.float32, DECODE, "float32") as rt:
+            try:
+                decode.run(rt, chosen, self.packed, call)
+            except _lib().RefusedLaunchError as error:
+                blocklist.block(NAME, index, DECODE, MATHS, f"the GPU refused its launch ({error}); is it shared?")
+                raise RefusedError(f"the GPU refused the launch of the sampling loop: {error}") from error
+        return f"cuda: {decode.sentence(chosen, self.packed, B)}"
 
 
 def _bias_sums(chosen: LaunchPlan, h: Tensor) -> Tensor | None:

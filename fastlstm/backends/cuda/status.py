@@ -18,7 +18,7 @@ from fastlstm.backends import blocklist, native
 from fastlstm.backends.base import BackendError
 from fastlstm.backends.device import MATHS
 
-KERNELS = ("per_step", "single_block", "cooperative", "lean", "lean_layers")
+KERNELS = ("per_step", "single_block", "cooperative", "lean", "lean_layers", "decode")
 TIMED_OUT, BAD_ID = 1, 2  # values of a word (csrc/cuda/args.h)
 
 

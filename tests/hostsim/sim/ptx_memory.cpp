@@ -31,6 +31,25 @@ void store(Frame& frame) {
   for (size_t i = 0; i < Words; ++i) words[i] = uint32_t(frame.get(1, i, "r"));
 }
 
+// One word of 64 bits: read and written whole.
+void load_long(Frame& frame) {
+  frame.expect({1, 1});
+  Engine& e = engine();
+  const auto where = uintptr_t(frame.get(1, 0, "l"));
+  if (where % 8) e.fault("misaligned: " + frame.code.opcode + " at " + at(frame.site));
+  e.yield(State::polling, "a load that other blocks answer", frame.site);
+  check_anywhere({where, 8, Kind::read, true, nullptr});
+  frame.set(0, 0, "l", *reinterpret_cast<const volatile uint64_t*>(where));
+}
+
+void store_long(Frame& frame) {
+  frame.expect({1, 1});
+  const auto where = uintptr_t(frame.get(0, 0, "l"));
+  if (where % 8) engine().fault("misaligned: " + frame.code.opcode + " at " + at(frame.site));
+  check_anywhere({where, 8, Kind::write, true, nullptr});
+  *reinterpret_cast<volatile uint64_t*>(where) = frame.get(1, 0, "l");
+}
+
 void mark(const Copy& copy, Byte state) {
   Region& shared = engine().current->block->shared;
   for (uint32_t i = 0; i < copy.bytes; ++i) shared.bytes[copy.to - shared.base + i] = state;
@@ -94,11 +113,13 @@ const Entry entries[] = {
     {"ld.relaxed.gpu.global.b32", load<1, relaxed>},
     {"ld.relaxed.gpu.global.v2.b32", load<2, relaxed>},
     {"ld.relaxed.gpu.global.v4.b32", load<4, relaxed>},
+    {"ld.relaxed.gpu.global.b64", load_long},
     {"ld.acquire.gpu.global.b32", load<1, ordered>},
     {"st.relaxed.gpu.global.b32", store<1, relaxed>},
     {"st.relaxed.gpu.global.v2.b32", store<2, relaxed>},
     {"st.relaxed.gpu.global.v4.b32", store<4, relaxed>},
     {"st.relaxed.sys.global.b32", store<1, relaxed>},
+    {"st.relaxed.gpu.global.b64", store_long},
     {"st.release.gpu.global.b32", store<1, ordered>},
     {"cp.async.cg.shared.global", copy<16>},
     {"cp.async.ca.shared.global", copy<0>},
