@@ -120,13 +120,16 @@ def _row(capability: int, name: str, code: sass.Code, spilled: int) -> CudaKerne
     kernel, arguments = name[:-1].split("<")
     first, *rest = arguments.split(", ")
     lean, one_step = kernel.startswith("lean"), kernel in ("lean_forward", "lean_backward")
-    tile, options = lean_words(kernel, rest) if lean else _words(rest)
+    if kernel == "decode":
+        tile, options = f"{rest[0]} stream{'' if rest[0] == '1' else 's'}", f"weights in {TYPES[first]}"
+    else:
+        tile, options = lean_words(kernel, rest) if lean else _words(rest)
     limit = next(d.shared_bytes for d in cost_model.KNOWN.values() if d.capability == capability)
     return CudaKernelRow(
         backend="cuda",
         capability=capability,
         kernel=kernel,
-        math=TYPES[first],
+        math="float32" if kernel == "decode" else TYPES[first],
         tile=tile,
         options=options,
         registers=code.registers,

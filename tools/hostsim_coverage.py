@@ -29,6 +29,8 @@ from tests.hostsim.shapes import COOPERATIVE, LEAN, LEAN_MATHS, MATHS, PER_STEP,
 from tests.hostsim.shapes import check, check_bias, dense, even, fits
 from tests.hostsim.backend import BACKEND, settings
 from fastlstm.testing import cases, layers
+from tests.hostsim.decoding import Run, decode
+from tests.sampling.models import make_model
 for k, case in enumerate([dense(3, 19, 40, initial=True, reset=True), *cases.SHORT]):
     for i, shape in enumerate((PER_STEP, *SINGLE_BLOCK, *COOPERATIVE)):
         math = MATHS[(k + i) % 4]
@@ -47,6 +49,14 @@ check(LEAN[2], dense(2, 3, 520, initial=True), TF32, seed=0, flags={flags!r})  #
 for k, case in enumerate((dense(3, 9, 24), dense(3, 3, 40, reset=True))):
     with settings(sms=40, shared_kib=227, seed=k, flags={flags!r}):
         layers.check(BACKEND, case, torch.bfloat16, count=2, chained=True)
+follows = torch.tensor([[0, 1, 0, -1, 1, 0], [0, -1, 1, 0, -1, 1]])
+for k, (num, options) in enumerate([
+    (1, dict(temperature=0, stop=[3])), (2, dict(top_k=3)), (4, dict(stop=[[1, 0], 2], top_p=0.9)),
+    (11, dict(stop=[4], top_k=5, top_p=0.8)), (3, dict(automaton=(follows, 0))),
+]):
+    for dtype in (None, torch.bfloat16):
+        run = Run(num, seed=k, sms=(3, 9)[k % 2], dtype=dtype, options=options)
+        decode(make_model(6, None, 21, 2), run, flags={flags!r})
 """
 
 

@@ -40,6 +40,7 @@ class Backend:
 
     name: ClassVar[str]
     kernel_names: ClassVar[tuple[str, ...]] = ("",)  # that `force` takes; one without a name where there is no choice
+    decodes: ClassVar[bool] = False  # whether it has a sampling loop (`decoder`)
 
     def unsupported_reason(self, spec: Spec) -> str | None:
         """Why this backend cannot run the call, with what to do, or None."""

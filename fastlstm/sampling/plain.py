@@ -87,7 +87,7 @@ class TorchEngine:
             live = (streams.ended == 0).nonzero()[:, 0]
             if len(live) == 0:
                 break
-            h = self._step(ids[row, live], streams, live)
+            h = self.step(ids[row, live], streams, live)
             if row + 1 < known:
                 continue
             scores, t = F.linear(h, self.weights.w_out, self.weights.b_out), row + 1 - known
@@ -101,7 +101,7 @@ class TorchEngine:
             _advance(streams, options, ids[streams.before : row + 2], live)
         dispatch.record_plan(f"reference: decode, {ids.shape[1]} streams, step by step in torch operations")
 
-    def _step(self, ids: Tensor, streams: Streams, live: Tensor) -> Tensor:
+    def step(self, ids: Tensor, streams: Streams, live: Tensor) -> Tensor:
         """Feed (B,) ids to the streams `live`, (B,): their state is updated; the last layer's h (B, P) is returned."""
         y = None
         for k, layer in enumerate(self.weights.layers):

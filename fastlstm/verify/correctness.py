@@ -15,12 +15,13 @@ from fastlstm.backends import blocklist
 from fastlstm.backends.base import Backend
 from fastlstm.backends.cuda.status import GaveUpError
 from fastlstm.ops.arguments import Spec
-from fastlstm.testing import accuracy, layers
+from fastlstm.testing import accuracy, decoding, layers
 from fastlstm.testing.cases import FULL, SHORT, Case
 from fastlstm.verify.stages import Started
 
 MATHS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYERS = "lean_layers"  # a kernel of several layers in one launch, checked as such
+DECODE = "decode"  # the sampling loop, not a kernel of the op: it has cases of its own, in float32
 DRAWS = 3  # an error above what is allowed counts when that many draws of a case all have one
 
 
@@ -77,7 +78,7 @@ class CaseRun:
 
     kernel: str
     math: str
-    case: Case
+    case: Case | decoding.DecodeCase
     save: int
 
 
@@ -125,11 +126,13 @@ def runs(backend: str, table: Table) -> tuple[CaseRun, ...]:
     """All runs of a table. Those of a case and type are side by side: they share its reference."""
     names = table.kernels or backends.load(backend).kernel_names
     order = sorted(table.maths, key=lambda math: list(MATHS.values()).index(MATHS[math]))
-    return tuple(
+    of_op = (
         CaseRun(kernel, math, case, save)
         for _, of_type in groupby(order, MATHS.__getitem__)
         for case, math, kernel, save in product(table.cases, list(of_type), names, table.saves)
     )
+    draws = backends.load(backend).decodes and not table.kernels
+    return (*of_op, *(CaseRun(DECODE, "float32", case, 0) for case in decoding.CASES if draws))
 
 
 def run(case_runs: tuple[CaseRun, ...], backend: str, device: torch.device) -> Iterator[Started | Outcome]:
@@ -148,11 +151,8 @@ def outcome_of(backend: Backend, case_run: CaseRun, device: torch.device) -> Out
     """Do one run."""
     labels = (backend.name, case_run.kernel, case_run.math, case_run.case.id)
     try:
-        with backend.force(case_run.kernel), tf32(case_run.math == "tf32"):
-            spec = _spec(case_run.case, MATHS[case_run.math], case_run.save, device)
-            reason = backend.unsupported_reason(spec)
-            if reason is None and case_run.kernel == LAYERS and _together(backend, spec) < 2:
-                reason = "no launch of several layers fits"
+        with backend.force("" if case_run.kernel == DECODE else case_run.kernel), tf32(case_run.math == "tf32"):
+            reason = _reason_to_skip(backend, case_run, device)
             if reason is not None:
                 return Outcome(*labels, Verdict.SKIPPED, reason)
             wrong, ratios = _compare(backend, case_run, device)
@@ -162,6 +162,16 @@ def outcome_of(backend: Backend, case_run: CaseRun, device: torch.device) -> Out
         flags = _flags(error) if is_fatal(error) else _pending_flags(backend, device)
         return Outcome(*labels, Verdict.FAILED, one_line(error), **flags)
     return Outcome(*labels, Verdict.WRONG if wrong else Verdict.PASSED, wrong, ratios)
+
+
+def _reason_to_skip(backend: Backend, case_run: CaseRun, device: torch.device) -> str | None:
+    if isinstance(case_run.case, decoding.DecodeCase):
+        return decoding.unfit(backend, case_run.case, device)
+    spec = _spec(case_run.case, MATHS[case_run.math], case_run.save, device)
+    reason = backend.unsupported_reason(spec)
+    if reason is None and case_run.kernel == LAYERS and _together(backend, spec) < 2:
+        return "no launch of several layers fits"
+    return reason
 
 
 def _pending_flags(backend: Backend, device: torch.device) -> dict[str, bool]:
@@ -213,8 +223,11 @@ def _compare(backend: Backend, case_run: CaseRun, device: torch.device) -> tuple
     """
     ratios, wrong, options = [], "", {"save": case_run.save, "device": device, "tf32": case_run.math == "tf32"}
     for draw in range(DRAWS):
-        of = _layer_errors if case_run.kernel == LAYERS else accuracy.errors
-        errors = of(backend, case_run.case, MATHS[case_run.math], seed=1000 * draw, **options)
+        if case_run.kernel == DECODE:
+            errors = decoding.errors(backend, case_run.case, 1000 * draw, device)
+        else:
+            of = _layer_errors if case_run.kernel == LAYERS else accuracy.errors
+            errors = of(backend, case_run.case, MATHS[case_run.math], seed=1000 * draw, **options)
         backend.check(device)
         name, (measured, allowed) = max(errors.items(), key=lambda item: _ratio(*item[1]))
         ratios.append(_ratio(measured, allowed))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import fastlstm
 from fastlstm.backends.cuda import decode as cuda_decode
+from fastlstm.testing import decoding
 from tests.hostsim import backend as hostsim
 from tests.hostsim.decoding import Run, decode, expected
 from tests.sampling.models import Model, make_model
@@ -174,3 +177,29 @@ def test_plans_of_usual_models():
             assert (one.blocks - 1) * one.units < H <= one.blocks * one.units
             assert one.blocks <= 132
     assert plan(1, 16, 65).bytes == 0
+
+
+def test_verification_judges_the_launch(hostsim_library):
+    """What `fastlstm doctor --verify` runs on a GPU: right on the simulated one; a wrong draw and a wrong state are found."""
+    case, device = (
+        decoding.DecodeCase("small", 2, 24, 11, 3, 5, options={"top_k": 7, "top_p": 0.9}),
+        torch.device("cpu"),
+    )
+    for seed, stored in enumerate((torch.float32, torch.bfloat16)):
+        errors = decoding.errors(hostsim.BACKEND, replace(case, stored=stored), seed, device)
+        assert set(errors) == {"ids", "h", "c", "log_probs"}
+        assert all(error <= allowed for error, allowed in errors.values()), errors
+    assert {case.id for case in decoding.CASES if decoding.unfit(hostsim.BACKEND, case, device)} == set()
+
+
+@pytest.mark.parametrize(("marker", "old", "new", "wrong"), [("decode-least", "own < least", "own > least", "ids")])
+def test_verification_finds_a_wrong_draw(hostsim_library, tmp_path, marker, old, new, wrong):
+    """A launch that draws only what top-k and top-p leave out."""
+    from tests.hostsim.mutations import ROW, Mutation
+    from tests.hostsim.test_mutations import mutated
+
+    csrc = mutated(Mutation(ROW, "decode", marker, old, new), "decode", tmp_path)
+    case = decoding.DecodeCase("small", 1, 24, 11, 2, 5, options={"top_k": 5, "top_p": 0.9})
+    with hostsim.settings(csrc=csrc, only=("decode",)):
+        errors = decoding.errors(hostsim.BACKEND, case, 0, torch.device("cpu"))
+    assert errors[wrong][0] > errors[wrong][1]

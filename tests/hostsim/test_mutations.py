@@ -77,7 +77,7 @@ def _copy(stem: str, cpp: str, folder: Path) -> Path:
     return csrc
 
 
-def _mutated(mutation: Mutation, stem: str, folder: Path) -> Path:
+def mutated(mutation: Mutation, stem: str, folder: Path) -> Path:
     """A copy of csrc in which one kernel file sees the fault; the others include it too but are not compiled anew."""
     csrc = _copy(stem, mutation.cpp, folder)
     file, _, text = mutation.find(csrc / "cuda")
@@ -138,7 +138,7 @@ PAIRS = [(m, stem) for m in MUTATIONS for stem in m.kernels.split()]
 @pytest.mark.slow
 @pytest.mark.parametrize(("mutation", "stem"), PAIRS, ids=[f"{stem}-{k}-{m.what}" for k, (m, stem) in enumerate(PAIRS)])
 def test_a_fault_is_found(hostsim_library, tmp_path, mutation, stem):
-    csrc = _mutated(mutation, stem, tmp_path)
+    csrc = mutated(mutation, stem, tmp_path)
     failure = apart(LIMIT, _failure, stem, csrc, F32 if mutation.cpp == "float" else BF16)
     assert failure is not None, f"{stem} with {mutation.new!r} for {mutation.old!r} passed everything"
     print(f"{stem}, {mutation.what}: {failure.splitlines()[0]}")

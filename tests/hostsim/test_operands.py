@@ -13,7 +13,9 @@ from fastlstm.backends.cuda import status as cuda_status
 from fastlstm.ops.arguments import OpInputs
 from fastlstm.testing.cases import make
 from tests.hostsim import backend as hostsim
+from tests.hostsim.decoding import Run, decode, expected
 from tests.hostsim.shapes import BF16, COOPERATIVE, F16, F32, LEAN, SINGLE_BLOCK, TF32, check, dense, plan_of, settings
+from tests.sampling.models import make_model
 
 CASE = dense(3, 9, 24, initial=True)
 RUNS = [
@@ -30,6 +32,9 @@ BARE = ("cp.async.commit_group;", "trap;")  # no operands
 def _runs() -> None:
     for shape, math in RUNS:
         check(shape, CASE, math, seed=0)
+    torch.manual_seed(0)
+    model, run = make_model(5, None, 9, 2), Run(3, length=4)
+    assert torch.equal(decode(model, run).ids, expected(model, run).ids)
 
 
 def _times_out(lib) -> None:

@@ -8,7 +8,6 @@ from torch import nn
 
 import fastlstm
 from fastlstm.backends import native
-from fastlstm.sampling import decode as decoding
 
 KERNELS = native.load().int8_isa_names() if native.unavailable() is None else []
 
@@ -63,11 +62,11 @@ def test_streams_threads_and_calls_change_no_id(num: int) -> None:
     assert torch.equal(drawn[0][:, :1], alone)
 
 
-def test_the_definition_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_definition_draws_the_same() -> None:
     model, out = _model(8, 2, 33, 5)
     expected = fastlstm.decode(model, out.weight, out.bias, [0, 2], 12, num=4, seed=1, log_probs=True)
-    monkeypatch.setattr(decoding, "_takes_native", lambda weights: False)
-    plain = fastlstm.decode(model, out.weight, out.bias, [0, 2], 12, num=4, seed=1, log_probs=True)
+    with fastlstm.backend("reference"):
+        plain = fastlstm.decode(model, out.weight, out.bias, [0, 2], 12, num=4, seed=1, log_probs=True)
     assert torch.equal(plain.ids, expected.ids)
     torch.testing.assert_close(plain.log_probs, expected.log_probs, rtol=0, atol=0.02)
     torch.testing.assert_close(plain.state, expected.state, rtol=0, atol=0.02)

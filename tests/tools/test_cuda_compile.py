@@ -160,6 +160,7 @@ def test_compiled_kernels_have_no_spills_and_the_expected_instructions(capabilit
         "per_step_forward",
         "per_step_backward",
         "per_step_backward_sum",
+        "decode",
     }
     for row in rows:
         assert (row.spill_bytes, row.spills, row.stack) == (0, 0, 0), row
@@ -186,6 +187,8 @@ def test_every_instance_of_lean_issues_its_loads_together_and_few_instructions(c
     for row in rows:
         spans, *others = (int(number) for number in re.findall(r"\d+", row.tile))
         together = spans * others[1] if row.kernel == "lean_forward" else max(spans, others[0] if others[0] > 1 else 0)
+        if (row.kernel, spans, row.math, row.options) == ("lean_backward", 16, "tf32", "rows"):
+            together = 8  # in two batches: registers are short
         assert row.in_flight == together, row
         assert row.tensor > 0, row
         assert 0 < row.send_instructions <= MOST_TO_SEND or row.kernel == "lean_backward", row

@@ -47,6 +47,7 @@ class Cuda(Backend):
     """The kernels of csrc/cuda on the current stream of the tensors' device."""
 
     kernel_names = tuple(kernel for kernel in KERNELS if kernel != DECODE)
+    decodes = True
 
     def unsupported_call(self, spec: Spec) -> str | None:
         if spec.dtype in launch.TYPE_CODES:
