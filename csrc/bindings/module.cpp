@@ -23,7 +23,7 @@ void bind_device(py::module_& m);
 #endif
 
 PYBIND11_MODULE(_C, m) {
-  m.attr("interface") = 4;  // INTERFACE in fastlstm/backends/native.py
+  m.attr("interface") = 5;  // INTERFACE in fastlstm/backends/native.py
   m.doc() = "Native kernels of fastlstm; use them through fastlstm.LSTM.";
 #if defined(FASTLSTM_WITH_CPU)
   bind_boundary(m);

@@ -18,7 +18,7 @@ from fastlstm._torch_compat import constant_for_dynamo, dynamo_skip, native_boun
 
 # What the package calls; a module without one of them was built from older sources (tests/backends/test_native.py holds the
 # lists). A build with FASTLSTM_CPU=off has no CPU kernels and says so in `no_cpu`.
-INTERFACE = 4  # `interface` of csrc/bindings/module.cpp; raise both where the keywords of a native function change
+INTERFACE = 5  # `interface` of csrc/bindings/module.cpp; raise both where what it offers changes
 _NAMES = ("plan",)
 _CPU_NAMES = (
     *(
