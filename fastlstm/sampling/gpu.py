@@ -17,44 +17,46 @@ class LaunchEngine:
     """Draws with a backend that has the loop as a kernel; step by step in torch operations once a launch was refused."""
 
     def __init__(self, weights: Weights, backend: str) -> None:
-        self.weights = weights
-        layers = [DecoderLayer(layer.start, layer.w_ih, layer.w_hh) for layer in weights.layers]
-        self._decoder = backends.load(backend).decoder(
-            DecoderWeights(layers, weights.w_out, weights.b_out, weights.stored)
-        )
+        self._plain = TorchEngine(weights)  # copies the weights, and takes over once a launch was refused
+        self.weights = own = self._plain.weights
+        self._backend, self._device = backends.load(backend), own.w_out.device
+        layers = [DecoderLayer(layer.start, layer.w_ih, layer.w_hh) for layer in own.layers]
+        self._decoder = self._backend.decoder(DecoderWeights(layers, own.w_out, own.b_out, own.stored))
         self._requested = dispatch.requested_backend() == backend
         self._follows: Tensor | None = None  # of the options of the last call, on the device
         self._of: Options | None = None
-        self._instead: TorchEngine | None = None
+        self._launches = True
 
     def run(self, streams: Streams, options: Options, ids: Tensor, log_probs: Tensor | None) -> None:
         """Feed the rows of `ids` that `streams` has not fed yet and draw the others, for every stream that has not ended."""
-        if self._instead is None:
+        if self._launches:
             try:
                 self._launch(streams, options, ids, log_probs)
                 return
-            except UnfitError:  # nothing was done, by the first launch of a call
+            except UnfitError:  # nothing was done to the streams
                 if self._requested:
                     raise
-                self._instead = TorchEngine(self.weights)
-        self._instead.run(streams, options, ids, log_probs)
+                self._launches = False
+        self._plain.run(streams, options, ids, log_probs)
 
     def _launch(self, streams: Streams, options: Options, ids: Tensor, log_probs: Tensor | None) -> None:
+        """All streams, in as many launches as they take; what they change is written when all have ended well."""
         B, most = ids.shape[1], self._decoder.most_streams
+        changed = {"ids": ids, "h": streams.h, "c": streams.c, "ended": streams.ended}
+        if streams.states is not None:
+            changed["states"] = streams.states
+        if log_probs is not None:
+            changed["log_probs"] = log_probs
         follows = None if streams.states is None else self._follows_of(options)
+        done, line = [], ""
         for first in range(0, B, most):
-            part = slice(first, min(first + most, B))
-            whole = most >= B
-            own = {
-                "ids": ids if whole else ids[:, part].contiguous(),
-                "h": streams.h if whole else streams.h[:, part].contiguous(),
-                "c": streams.c if whole else streams.c[:, part].contiguous(),
-                "log_probs": log_probs if whole or log_probs is None else log_probs[:, part].contiguous(),
-                "ended": streams.ended[part],
-                "states": None if streams.states is None else streams.states[part],
-            }
+            of_part = [slice(None), slice(first, min(first + most, B))]
+            at = {name: of_part[1:] if value.dim() == 1 else of_part for name, value in changed.items()}
+            own = {name: value[tuple(at[name])].clone() for name, value in changed.items()}
+            own = {name: value.contiguous() for name, value in own.items()}
             line = self._decoder.run(
                 DecodeCall(
+                    **{"states": None, "log_probs": None, **own},
                     known=len(streams.ids),
                     fed=streams.fed,
                     drawn=streams.before,
@@ -66,14 +68,14 @@ class LaunchEngine:
                     position=options.position + streams.steps,
                     stop=options.stop,
                     follows=follows,
-                    **own,
                 )
             )
-            if not whole:
-                ids[:, part], streams.h[:, part], streams.c[:, part] = own["ids"], own["h"], own["c"]
-                if log_probs is not None:
-                    log_probs[:, part] = own["log_probs"]
-        dispatch.record_plan(line if whole else f"{line} of {B}")
+            done.append((at, own))
+        self._backend.check(self._device)  # what went wrong in a launch belongs to this call
+        for at, own in done:
+            for name, value in own.items():
+                changed[name][tuple(at[name])] = value
+        dispatch.record_plan(line if most >= B else f"{line} of {B}")
 
     def _follows_of(self, options: Options) -> Tensor:
         if self._of is not options:

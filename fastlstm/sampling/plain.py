@@ -92,7 +92,7 @@ class TorchEngine:
                 continue
             scores, t = F.linear(h, self.weights.w_out, self.weights.b_out), row + 1 - known
             drawn = choose(
-                _allowed(scores, streams, options, live), options, options.position + streams.steps + t, live
+                self.allowed(scores, streams, options, live), options, options.position + streams.steps + t, live
             )
             ids[row + 1, live] = drawn
             if log_probs is not None:
@@ -113,18 +113,19 @@ class TorchEngine:
             streams.h[k, live], streams.c[k, live] = y, c
         return y
 
+    @staticmethod
+    def allowed(scores: Tensor, streams: Streams, options: Options, live: Tensor) -> Tensor:
+        """The scores (B, V), -inf where the automaton forbids an id."""
+        if streams.states is None:
+            return scores
+        follows = options.follows.to(scores.device)[streams.states[live].long()]
+        return scores.masked_fill(follows < 0, -torch.inf)
+
 
 def _linear(x: Tensor, w: Tensor | Matrix, bias: Tensor | None = None) -> Tensor:
     if not isinstance(w, Matrix):
         return F.linear(x, w, bias)
     return int8.product(x, w) if bias is None else int8.product(x, w) + bias
-
-
-def _allowed(scores: Tensor, streams: Streams, options: Options, live: Tensor) -> Tensor:
-    if streams.states is None:
-        return scores
-    follows = options.follows.to(scores.device)[streams.states[live].long()]
-    return scores.masked_fill(follows < 0, -torch.inf)
 
 
 def _advance(streams: Streams, options: Options, rows: Tensor, live: Tensor) -> None:

@@ -48,7 +48,9 @@ def path(gpu: str) -> Path:
 def identity() -> str:
     """A hash of what was verified: the native module, the Python around the kernels, torch's version."""
     package = Path(__file__).parent.parent
-    files = sorted([*package.glob("_C*.so"), *(package / "backends").rglob("*.py")])
+    files = sorted(
+        [*package.glob("_C*.so"), *(package / "backends").rglob("*.py"), *(package / "sampling").glob("*.py")]
+    )
     digest = hashlib.sha256(torch.__version__.encode())
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())

@@ -152,6 +152,8 @@ class _Decoder:
     def run(self, call: DecodeCall) -> str:
         index = _index(call.ids.device)
         gpu, (_, B) = _gpu(index), call.ids.shape
+        if reason := blocklist.blocked(NAME, index, gpu.name, "float32").get(DECODE):
+            raise UnfitError(f"backend 'cuda' cannot decode: {reason}")
         longest = max(map(len, call.stop), default=0)
         chosen = decode.plan(native.load().plan, gpu.sms, gpu.shared_kib, self.weights, B, longest)
         with _on(index, torch.float32, DECODE, "float32") as rt:
