@@ -141,7 +141,6 @@ struct Draw {
     });
     const Pair largest = largest_ranks(worst, best);
     worst = largest.a, best = largest.b;
-    // MUTATE: decode-not-finite
     if (uint32_t(worst >> 32) >= kInfinityOrder || uint32_t(best >> 32) <= kMinusInfinityOrder) return -2;
     if (p.temperature == 0) return id_of(best);
     const float top = scores[id_of(best)];

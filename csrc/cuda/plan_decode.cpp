@@ -6,7 +6,7 @@
 namespace fastlstm::cuda {
 namespace {
 
-constexpr int kStreamsDrawnEverywhere = 2;  // a draw takes about half as long as sending an id to all blocks
+constexpr int kStreamsDrawnEverywhere = 2;  // a guess: a draw takes less time than sending an id to all blocks
 
 // Puts the weights of as many layers as fit into shared memory; returns whether all do.
 bool place(DecodePlan& plan, int shared_bytes, int type_bytes, int L, int H, int V) {

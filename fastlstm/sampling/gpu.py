@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fastlstm import backends, dispatch
@@ -52,8 +53,7 @@ class LaunchEngine:
         for first in range(0, B, most):
             of_part = [slice(None), slice(first, min(first + most, B))]
             at = {name: of_part[1:] if value.dim() == 1 else of_part for name, value in changed.items()}
-            own = {name: value[tuple(at[name])].clone() for name, value in changed.items()}
-            own = {name: value.contiguous() for name, value in own.items()}
+            own = {name: _copy(value[tuple(at[name])]) for name, value in changed.items()}
             line = self._decoder.run(
                 DecodeCall(
                     **{"states": None, "log_probs": None, **own},
@@ -81,6 +81,10 @@ class LaunchEngine:
         if self._of is not options:
             self._of, self._follows = options, options.follows.to(self.weights.w_out.device)
         return self._follows
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 dynamo_skip(__name__)

@@ -243,16 +243,12 @@ class _Decoder:
 
     def __init__(self, weights: DecoderWeights):
         lib = _library().plan
-        self.weights, self.packed, self.most_streams = (
-            weights,
-            cuda_decode.Packed(lib, weights),
-            lib.most_decode_streams,
-        )
+        self.packed, self.most_streams = cuda_decode.Packed(lib, weights), lib.most_decode_streams
 
     def run(self, call: DecodeCall) -> str:
         B, longest = call.ids.shape[1], max(map(len, call.stop), default=0)
         with simulated() as rt:
-            chosen = cuda_decode.plan(rt.module.plan, _settings.sms, _settings.shared_kib, self.weights, B, longest)
+            chosen = cuda_decode.plan(rt.module.plan, _settings.sms, _settings.shared_kib, self.packed, B, longest)
             cuda_decode.run(rt, chosen, self.packed, call)
         return f"hostsim: {cuda_decode.sentence(chosen, self.packed, B)}"
 

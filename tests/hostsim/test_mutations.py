@@ -41,6 +41,7 @@ DECODE_RUNS = (
     Run(2, sms=9, shared_kib=227, options={"stop": [3], "top_k": 4}),
     Run(5, sms=3, options={"stop": [[1, 0], 2], "top_p": 0.9}),
     Run(11, length=4, options={"stop": [4], "top_k": 5}),
+    Run(5, options={"automaton": (torch.tensor([[0, 1, 0, -1, 1, 0], [0, -1, 1, 0, -1, 1]]), 0)}),
 )
 LAYERS = ("lean_layers_forward", "lean_layers_backward")
 LAYER_CASES = (dense(4, 9, 24), dense(3, 3, 40, reset=True, reverse=True))

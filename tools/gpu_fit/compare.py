@@ -52,7 +52,7 @@ def sections(cost: CostConstants = ()) -> list[str]:
 
 def _unmeasured(steps: Sequence[MeasuredStep]) -> frozenset[str]:
     """The recurrent kernels of which no step was measured."""
-    return frozenset(KERNELS) - {"per_step"} - {step.kernel for step in steps}
+    return frozenset(KERNELS) - {"per_step", "decode"} - {step.kernel for step in steps}  # decode has no step of the op
 
 
 def _residuals(steps: Sequence[MeasuredStep], cost: CostConstants) -> str:

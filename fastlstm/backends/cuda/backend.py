@@ -147,7 +147,7 @@ class _Decoder:
 
     def __init__(self, weights: DecoderWeights):
         lib = native.load().plan
-        self.weights, self.packed, self.most_streams = weights, decode.Packed(lib, weights), lib.most_decode_streams
+        self.packed, self.most_streams = decode.Packed(lib, weights), lib.most_decode_streams
 
     def run(self, call: DecodeCall) -> str:
         index = _index(call.ids.device)
@@ -155,7 +155,7 @@ class _Decoder:
         if reason := blocklist.blocked(NAME, index, gpu.name, "float32").get(DECODE):
             raise UnfitError(f"backend 'cuda' cannot decode: {reason}")
         longest = max(map(len, call.stop), default=0)
-        chosen = decode.plan(native.load().plan, gpu.sms, gpu.shared_kib, self.weights, B, longest)
+        chosen = decode.plan(native.load().plan, gpu.sms, gpu.shared_kib, self.packed, B, longest)
         with _on(index, torch.float32, DECODE, "float32") as rt:
             try:
                 decode.run(rt, chosen, self.packed, call)

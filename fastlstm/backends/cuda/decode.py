@@ -12,19 +12,6 @@ from fastlstm.backends.cuda.launch import TYPE_CODES, Runtime
 from fastlstm.backends.decoding import DecodeCall, DecoderWeights
 
 
-def plan(lib: Any, sms: int, shared_kib: int, weights: DecoderWeights, B: int, longest_stop: int) -> Any:
-    """How `B` streams are drawn on a GPU (csrc/cuda/decode_args.h); its `bytes` is 0 where the sizes do not fit."""
-    V, H = weights.w_out.shape
-    sizes = {"L": len(weights.layers), "H": H, "V": V, "B": B}
-    return lib.plan_decode(
-        sms=sms,
-        shared_bytes=shared_kib << 10,
-        type_bytes=weights.stored.itemsize,
-        longest_stop=longest_stop,
-        **sizes,
-    )
-
-
 def unfit(lib: Any, sms: int, shared_kib: int, sizes: tuple[int, int, int, int], stored: torch.dtype) -> str | None:
     """Why no launch takes a model, or None. sizes: layers, units, features of h, ids."""
     L, H, P, V = sizes
@@ -69,6 +56,20 @@ class Packed:
             for part in parts
         ]
         return torch.cat(chunks, 1).contiguous()
+
+
+def plan(lib: Any, sms: int, shared_kib: int, packed: Packed, B: int, longest_stop: int) -> Any:
+    """How `B` streams are drawn on a GPU (csrc/cuda/decode_args.h)."""
+    return lib.plan_decode(
+        sms=sms,
+        shared_bytes=shared_kib << 10,
+        type_bytes=packed.stored.itemsize,
+        L=packed.L,
+        H=packed.H,
+        V=packed.V,
+        B=B,
+        longest_stop=longest_stop,
+    )
 
 
 def run(rt: Runtime, chosen: Any, packed: Packed, call: DecodeCall) -> None:
